@@ -1,0 +1,11 @@
+//! Service discovery as data: nodes, services, checks, and the view that every face reads.
+//! Nothing here knows SQL, sockets or JSON's spelling of these things.
+
+pub mod command;
+pub mod model;
+pub mod rows;
+pub mod view;
+
+pub use command::{CheckDefinition, CheckKind, CheckRegistration, Command};
+pub use model::{Check, Node, NodeKey, Service, ServiceAddress, Status, Weights};
+pub use view::{Instance, NodeEntry, ServiceEntry, Topic, View};

@@ -1,0 +1,13 @@
+//! What wins when two writes meet: changes, the merge order, and the life and death of a row.
+//! Nothing here knows how changes are stored on disk or travel between nodes.
+
+pub mod change;
+pub mod merge;
+pub mod pack;
+pub mod storage;
+pub mod table;
+
+pub use change::{
+    Batch, CellChange, Changeset, Class, Commit, Key, Life, Name, Piece, Refusal, RowChange,
+    RowEvent, RowOp, Stamp, TableChanges, TableEvents, TableInfo,
+};

@@ -1,0 +1,5 @@
+//! The `tribune` command.
+
+fn main() -> std::process::ExitCode {
+    tribune::cli::run()
+}

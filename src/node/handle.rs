@@ -1,0 +1,138 @@
+//! All that faces and sources may do to a node.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::watch;
+
+use crate::catalog::{CheckDefinition, Command, View};
+use crate::crdt::Refusal;
+use crate::live::Feed;
+use crate::store::{Statement, Transacted};
+use crate::types::NodeId;
+
+/// A node, as its faces and sources hold it. Cloning is cheap; all clones are the same node.
+#[derive(Clone)]
+pub struct Handle {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    local: Local,
+    feed: Arc<Feed>,
+    definitions: watch::Sender<u64>,
+}
+
+/// Who this node is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Local {
+    pub id: NodeId,
+    pub name: String,
+    pub datacenter: String,
+    /// The address that other hosts reach this one under: IP or host name.
+    pub address: String,
+    /// Where it listens for gossip, as others reach it.
+    pub gossip: std::net::SocketAddr,
+}
+
+/// Why a command was not carried out. Nothing was written.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    /// The command itself is at fault.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The disk or the database is at fault; the command may be sent again.
+    #[error("the database failed: {0}")]
+    Failed(String),
+    /// Too many writes are waiting; send it again a little later.
+    #[error("too many writes are waiting; try again in a second")]
+    Busy,
+    /// The node is going down.
+    #[error("this node is shutting down")]
+    Stopping,
+}
+
+/// Why an SQL transaction was not carried out. Nothing was written.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TransactError {
+    /// A statement failed, or may not be run here: its place in the list, and why.
+    #[error("{message}")]
+    Statement { index: usize, message: String },
+    /// The deadline passed.
+    #[error("interrupted: the transaction took longer than its time limit")]
+    TimedOut,
+    /// See [`SubmitError`].
+    #[error(transparent)]
+    Node(#[from] SubmitError),
+}
+
+impl Handle {
+    /// Returns who this node is.
+    pub fn local(&self) -> &Local {
+        &self.shared.local
+    }
+
+    /// Returns the feed of commits and views.
+    pub fn feed(&self) -> &Arc<Feed> {
+        &self.shared.feed
+    }
+
+    /// Returns the catalog as it is now.
+    pub fn view(&self) -> Arc<View> {
+        self.shared.feed.view()
+    }
+
+    /// Carries out a command of this node. When it returns, the change is on disk and in
+    /// [`Handle::view`].
+    pub async fn submit(&self, _command: Command) -> Result<(), SubmitError> {
+        unimplemented!()
+    }
+
+    /// Runs statements as one transaction, all or none. When it returns, they are on disk.
+    pub async fn transact(
+        &self,
+        _statements: Vec<Statement>,
+        _deadline: Option<Instant>,
+    ) -> Result<Transacted, TransactError> {
+        unimplemented!()
+    }
+
+    /// Returns the definitions of this node's checks, by check id.
+    pub async fn check_definitions(&self) -> Result<Vec<(String, CheckDefinition)>, SubmitError> {
+        unimplemented!()
+    }
+
+    /// Changes whenever [`Handle::check_definitions`] may have.
+    pub fn definitions_changed(&self) -> watch::Receiver<u64> {
+        self.shared.definitions.subscribe()
+    }
+
+    /// Lists the members of the cluster that this node knows of, itself first.
+    pub fn members(&self) -> Vec<MemberStatus> {
+        unimplemented!()
+    }
+}
+
+/// What this node knows of a member.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MemberStatus {
+    pub id: NodeId,
+    /// Its row in `nodes`, once that has arrived.
+    pub name: Option<String>,
+    pub gossip: std::net::SocketAddr,
+    pub state: MemberState,
+    /// The smallest round trip of late, once one was measured.
+    pub round_trip: Option<std::time::Duration>,
+    /// How many versions of other nodes this node knows of and does not hold yet.
+    pub versions_behind: u64,
+}
+
+/// What SWIM holds of a member.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MemberState {
+    Alive,
+    Suspect,
+    Down,
+    /// It said goodbye.
+    Left,
+}

@@ -1,0 +1,12 @@
+//! The words that every other room speaks: identities, versions, time and SQLite's values.
+//! Nothing here knows how a change travels, merges or is stored.
+
+pub mod id;
+pub mod time;
+pub mod value;
+pub mod version;
+
+pub use id::{ClusterId, NodeId, Origin, ParseIdError, Scope};
+pub use time::{Hlc, Time, Wall};
+pub use value::Value;
+pub use version::{Epoch, Seq, Version};
