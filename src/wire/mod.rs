@@ -6,7 +6,15 @@ use std::time::Duration;
 use crate::crdt::Piece;
 use crate::types::{Origin, Version};
 
+pub mod change;
+pub mod codec;
 pub mod frame;
+pub mod message;
+
+pub use change::{changeset_bytes, piece_bytes};
+pub use codec::DecodeError;
+pub use frame::{FrameError, FrameReader, encode_frame};
+pub use message::{decode, encode};
 
 /// The first byte of every message. A node drops, and counts, what begins with another.
 pub const PROTOCOL_VERSION: u8 = 1;
