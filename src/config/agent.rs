@@ -8,12 +8,12 @@ use std::time::Duration;
 use super::ConfigError;
 use super::file::{self, File};
 use super::parse;
+use crate::node::GOSSIP_PORT;
 use crate::types::{NodeId, Scope};
 
 /// Ports, as product and clients know them.
 pub const HTTP_PORT: u16 = 8500;
 pub const DNS_PORT: u16 = 8600;
-pub const GOSSIP_PORT: u16 = 7401;
 
 /// The flags of `tribune agent`, each with its environment variable.
 #[derive(clap::Args, Clone, Debug, Default, PartialEq)]

@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 use super::engine::Happened;
 use crate::crdt::{Batch, RowOp};
 use crate::node::{SubmitError, TransactError};
+use crate::replica::BatchId;
 use crate::store::{Statement, Transacted};
 use crate::types::Epoch;
 
@@ -32,8 +33,8 @@ pub(super) enum Job {
         deadline: Option<Instant>,
         reply: oneshot::Sender<Result<Transacted, TransactError>>,
     },
-    /// Changes from other nodes. `id` is the replica's name for the batch.
-    Apply { id: u64, batch: Batch },
+    /// Changes from other nodes.
+    Apply { id: BatchId, batch: Batch },
     /// The replica found that this node's tail was lost: a peer knows more of it than it does.
     BeginEpoch { above: Epoch },
 }

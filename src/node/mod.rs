@@ -1,6 +1,210 @@
 //! Where the core meets the world: the engine that drives membership and replication, the thread
-//! that writes, and the handle through which every face and source works.
+//! that writes, and the handle through which every face and source works. It decides neither what
+//! wins nor what travels, and knows no protocol of a face.
 
+mod engine;
 pub mod handle;
+mod join;
+mod loader;
+mod mailbox;
+mod writer;
 
-pub use handle::{Handle, Local, SubmitError, TransactError};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tracing::warn;
+
+pub use handle::{Handle, Local, MemberState, MemberStatus, SubmitError, TransactError};
+
+use self::engine::Engine;
+use self::join::Join;
+use self::mailbox::{Job, Mailbox};
+use crate::catalog::{Command, Node as NodeRow, View, rows};
+use crate::crdt::storage::StorageError;
+use crate::live::Feed;
+use crate::net::{Event, Net};
+use crate::replica::{self, Replica};
+use crate::store::Store;
+use crate::swim::{self, Identity, Swim};
+
+/// The port for gossip, unless said otherwise.
+pub const GOSSIP_PORT: u16 = 7401;
+
+/// How long the writer may take to finish what waits and fold the log into the database.
+const WRITER_DRAIN: Duration = Duration::from_secs(10);
+
+/// What a node needs to know of itself beyond its store and its network.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Config {
+    pub local: Local,
+    pub meta: BTreeMap<String, String>,
+    pub tagged_addresses: BTreeMap<String, String>,
+    /// Whom to join by: `host`, `host:port`; one that answers is enough.
+    pub join: Vec<String>,
+    pub swim: swim::Config,
+    pub replica: replica::Config,
+    /// Makes the choices of membership and overlay differ from node to node.
+    pub seed: u64,
+}
+
+/// What the engine counts, for metrics.
+#[derive(Clone, Debug, Default)]
+pub struct Stats {
+    pub replica: replica::Stats,
+    /// Batches from other nodes that could not be written.
+    pub failed_applies: u64,
+    /// Versions of all origins that are known to exist and are not held.
+    pub behind: u64,
+}
+
+/// A node that runs.
+pub struct Node {
+    handle: Handle,
+    stats: Arc<ArcSwap<Stats>>,
+    mailbox: Arc<Mailbox>,
+    leave: mpsc::Sender<oneshot::Sender<()>>,
+    writer: Option<thread::JoinHandle<Store>>,
+}
+
+impl Node {
+    /// Starts the writer and the loader, and returns the node with its engine, which the caller
+    /// runs: it ends when the node leaves, or when it cannot go on.
+    ///
+    /// The node's own row is written before this returns.
+    pub async fn start(
+        config: Config,
+        store: Store,
+        net: Net,
+        events: mpsc::Receiver<Event>,
+    ) -> Result<(Self, impl Future<Output = ()> + Send + 'static), StorageError> {
+        let feed = Arc::new(Feed::new(first_view(&config.local, &store)?));
+        let readers = store.readers();
+        let mailbox = Arc::new(Mailbox::default());
+        let (reports, reported) = mpsc::channel(engine::REPORTS_MAX);
+        let (leave, leaving) = mpsc::channel(1);
+        let members = Arc::new(ArcSwap::default());
+        let stats = Arc::new(ArcSwap::<Stats>::default());
+        let start = Instant::now();
+        let me = Identity::new(config.local.id, config.local.gossip, writer::wall_now().millis());
+        let engine = Engine {
+            me: config.local.id,
+            swim: Swim::new(me, config.swim.clone(), config.seed),
+            replica: Replica::new(
+                store.origin(),
+                store.heads()?,
+                config.replica.clone(),
+                config.seed,
+            ),
+            net,
+            events,
+            reports: reported,
+            mailbox: Arc::clone(&mailbox),
+            loads: loader::Loads::start(store.loader()?, reports.clone()).map_err(thread_failed)?,
+            feed: Arc::clone(&feed),
+            members: Arc::clone(&members),
+            join: Join::new(config.join.clone(), config.local.gossip),
+            stats: Arc::clone(&stats),
+            leave: leaving,
+            start,
+        };
+        let handle = Handle::new(
+            config.local.clone(),
+            Arc::clone(&feed),
+            readers,
+            Arc::clone(&mailbox),
+            members,
+        );
+        let writer = spawn_writer(store, Arc::clone(&mailbox), feed, reports)?;
+        let node = Self { handle, stats, mailbox, leave, writer: Some(writer) };
+        node.announce(&config).await?;
+        Ok((node, engine.run()))
+    }
+
+    /// Returns the handle for faces and sources.
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// Returns the engine's counters, renewed about once a second.
+    pub fn stats(&self) -> Arc<ArcSwap<Stats>> {
+        Arc::clone(&self.stats)
+    }
+
+    /// Says goodbye to the cluster. Returns once that was sent, or at once when the engine is gone.
+    pub async fn leave(&self) {
+        let (done, farewell) = oneshot::channel();
+        if self.leave.send(done).await.is_ok() {
+            let _ = farewell.await;
+        }
+    }
+
+    /// Lets the writer finish what waits, and folds the log into the database. Every handle's
+    /// commands are refused from now on.
+    pub async fn close(mut self) {
+        self.mailbox.close();
+        let Some(writer) = self.writer.take() else { return };
+        let finished = tokio::task::spawn_blocking(move || {
+            writer.join().map(|mut store| store.close())
+        });
+        match tokio::time::timeout(WRITER_DRAIN, finished).await {
+            Ok(Ok(Ok(Ok(())))) => {}
+            Ok(Ok(Ok(Err(error)))) => warn!(%error, "The database was not closed in order; nothing is lost"),
+            Ok(Ok(Err(_)) | Err(_)) => warn!("The writer had failed"),
+            Err(_) => warn!("The writer did not finish in time; nothing acknowledged is lost"),
+        }
+    }
+
+    async fn announce(&self, config: &Config) -> Result<(), StorageError> {
+        let row = NodeRow {
+            name: config.local.name.clone(),
+            address: config.local.address.clone(),
+            datacenter: config.local.datacenter.clone(),
+            tagged_addresses: config.tagged_addresses.clone(),
+            meta: config.meta.clone(),
+            gossip: config.local.gossip.to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        self.handle
+            .submit(Command::Announce(row))
+            .await
+            .map_err(|error| StorageError::Failed(error.to_string()))
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.mailbox.close();
+    }
+}
+
+/// Folds what the database holds into a first view.
+fn first_view(local: &Local, store: &Store) -> Result<View, StorageError> {
+    let mut view = View::new(local.id);
+    for table in rows::TABLES {
+        let commit = store.snapshot_of(table, writer::wall_now())?;
+        view = view.fold(&commit).0;
+    }
+    Ok(view)
+}
+
+fn spawn_writer(
+    store: Store,
+    mailbox: Arc<Mailbox>,
+    feed: Arc<Feed>,
+    reports: mailbox::Reports,
+) -> Result<thread::JoinHandle<Store>, StorageError> {
+    thread::Builder::new()
+        .name("tribune-writer".to_owned())
+        .spawn(move || writer::run(store, &mailbox, &feed, &reports))
+        .map_err(thread_failed)
+}
+
+fn thread_failed(error: std::io::Error) -> StorageError {
+    StorageError::Failed(format!("a thread cannot be started: {error}"))
+}

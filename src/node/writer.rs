@@ -15,6 +15,7 @@ use super::{SubmitError, TransactError};
 use crate::crdt::Commit;
 use crate::crdt::storage::StorageError;
 use crate::live::Feed;
+use crate::replica::BatchId;
 use crate::store::{SqlError, Store, Transacted};
 use crate::types::{Origin, Wall};
 
@@ -22,7 +23,7 @@ use crate::types::{Origin, Wall};
 enum Outcome {
     Ops(oneshot::Sender<Result<(), SubmitError>>, Result<(), StorageError>),
     Sql(oneshot::Sender<Result<Transacted, TransactError>>, Result<Transacted, SqlError>),
-    Applied(u64, Result<Arc<Commit>, StorageError>),
+    Applied(BatchId, Result<Arc<Commit>, StorageError>),
     Epoch(Result<Origin, StorageError>),
 }
 
