@@ -25,7 +25,7 @@ async fn what_one_node_learns_every_node_answers() {
         node.wait_dig("blue.web.internal", &["10.9.8.7"]).await;
         node.wait_dig("web-1.web.internal", &[&n1.ip.to_string()]).await;
         node.wait_dig("n1.node.internal", &[&n1.ip.to_string()]).await;
-        node.wait_dig("-x 10.9.8.7", &["web.service.dc1.internal."]).await;
+        node.wait_dig("-x 10.9.8.7", &["web.service.dc1.consul."]).await;
         let srv = node.dig("_web._tcp.internal SRV");
         assert_eq!(srv, ["1 1 8080 n1.node.dc1.internal.", "1 1 8081 0a090807.addr.dc1.internal."]);
         assert!(node.dig_raw("nothing.internal").contains("status: NXDOMAIN"));
