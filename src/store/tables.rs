@@ -9,16 +9,18 @@ use rusqlite::{Connection, OptionalExtension};
 
 use super::affinity::Affinity;
 use super::values::{BadValue, Bound, quote, read};
-use crate::crdt::{Class, Name, TableInfo};
+use crate::crdt::{Class, ColumnId, Name, TableInfo};
 use crate::types::Value;
 
 /// The prefix of this node's own tables, which no user may read or write.
 pub const INTERNAL_PREFIX: &str = "__tribune_";
 
+/// How many columns a table may have had over all time and in all schemas of the fleet: far above
+/// what tables have, and a peer that makes names up goes no further.
+pub const COLUMN_NAMES_MAX: usize = 4_096;
+
 /// A number that stands for a table's name on this node.
 pub type TableId = u32;
-/// A number that stands for a column's name within its table on this node.
-pub type ColumnId = u32;
 
 /// A replicated table as SQLite has it.
 #[derive(Debug)]
@@ -63,7 +65,7 @@ impl Table {
 
     /// Returns the place in [`Table::columns`] of a column's number.
     pub fn place(&self, column: ColumnId) -> Option<usize> {
-        self.places.get(column as usize).copied().flatten()
+        self.places.get(usize::from(column.0)).copied().flatten()
     }
 
     /// Makes a row of a key and defaults.
@@ -182,20 +184,25 @@ impl Tables {
     }
 
     /// Returns the column's number; an unheard-of name gets the table's next one.
+    ///
+    /// `None`: the table has [`COLUMN_NAMES_MAX`] names already.
     pub fn number_column(
         &mut self,
         conn: &Connection,
         table: TableId,
         name: &Name,
-    ) -> rusqlite::Result<ColumnId> {
+    ) -> rusqlite::Result<Option<ColumnId>> {
         let columns = &mut self.entries[table as usize].columns;
         if let Some(id) = columns.iter().position(|held| held == name) {
-            return Ok(as_id(id));
+            return Ok(Some(as_column(id)));
         }
-        let id = as_id(columns.len());
+        if columns.len() >= COLUMN_NAMES_MAX {
+            return Ok(None);
+        }
+        let id = as_column(columns.len());
         columns.push(Arc::clone(name));
-        conn.prepare_cached(INSERT_COLUMN_NAME)?.execute((table, id, &**name))?;
-        Ok(id)
+        conn.prepare_cached(INSERT_COLUMN_NAME)?.execute((table, id.0, &**name))?;
+        Ok(Some(id))
     }
 
     /// Finds a table that SQLite has.
@@ -230,6 +237,10 @@ fn as_id(index: usize) -> u32 {
     u32::try_from(index).expect("a database holds fewer than four thousand million names")
 }
 
+fn as_column(index: usize) -> ColumnId {
+    ColumnId(u16::try_from(index).expect("Tables::number_column keeps below the limit"))
+}
+
 /// A column as `PRAGMA table_xinfo` shows it.
 #[derive(Clone, PartialEq, Debug)]
 pub struct ColumnShape {
@@ -257,15 +268,19 @@ pub fn all_columns_of(conn: &Connection, table: &str) -> rusqlite::Result<Vec<Co
         .query_map([table], |row| {
             Ok(ColumnShape {
                 name: row.get(0)?,
-                cid: row.get(1)?,
+                cid: place(row, 1)?,
                 declared: row.get(2)?,
                 is_not_null: row.get(3)?,
                 default: row.get(4)?,
-                key_place: row.get(5)?,
+                key_place: place(row, 5)?,
                 is_generated: row.get::<_, i64>(6)? != 0,
             })
         })?
         .collect()
+}
+
+fn place(row: &rusqlite::Row<'_>, index: usize) -> rusqlite::Result<usize> {
+    Ok(row.get::<_, u32>(index)? as usize)
 }
 
 /// Lists a table's replicated columns.
@@ -299,7 +314,7 @@ fn read_table(conn: &Connection, id: TableId, entry: &Entry) -> rusqlite::Result
         names.push(Arc::clone(&entry.columns[id]));
         let affinity = Affinity::of(&shape.declared, is_strict);
         columns.push(Column {
-            id: as_id(id),
+            id: as_column(id),
             cid: shape.cid,
             affinity,
             default: probe.value_of(shape.default.as_deref(), affinity)?,
