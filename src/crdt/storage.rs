@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::change::{Batch, Commit, Piece, Refusal, RowOp};
-use crate::types::{Origin, Version, Wall};
+use crate::types::{Epoch, Origin, Version, Wall};
 
 /// Why a storage did not do what it was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -15,6 +15,17 @@ pub enum StorageError {
     /// Nothing was written; the disk or the database is at fault. The same call may be repeated.
     #[error("the database failed: {0}")]
     Failed(String),
+}
+
+/// What [`Storage::load`] cut out of one snapshot.
+///
+/// The rows of the piece are those that were left at `head`. Only who has applied everything up to
+/// `head` sees the origin's rows as they once were; a piece that ends below it is a part.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Extract {
+    pub piece: Piece,
+    /// The origin's head in the same snapshot; the piece's `through` when nothing was cut off.
+    pub head: Version,
 }
 
 /// A node's replicated tables and the heads of every origin it holds.
@@ -29,15 +40,21 @@ pub trait Storage {
     fn apply(&mut self, now: Wall, batch: &Batch) -> Result<Commit, StorageError>;
 
     /// Returns what is left of an origin's versions after `after`, from one snapshot: at most
-    /// about `bytes_max` bytes of values, but always at least one version when there is one.
-    fn load(&self, origin: Origin, after: Version, bytes_max: usize)
-    -> Result<Piece, StorageError>;
+    /// about `bytes_max` bytes of keys, values and 16 bytes for each row and cell, but always at
+    /// least one version when there is one.
+    fn load(
+        &self,
+        origin: Origin,
+        after: Version,
+        bytes_max: usize,
+    ) -> Result<Extract, StorageError>;
 
     /// Returns the held head of every origin.
     fn heads(&self) -> Result<Vec<(Origin, Version)>, StorageError>;
 
-    /// Begins a new epoch for this node's own writes and returns the new origin.
-    fn begin_epoch(&mut self) -> Result<Origin, StorageError>;
+    /// Begins a new epoch for this node's own writes and returns the new origin. Its epoch is
+    /// greater than `above`, than the one that ends and than every one it holds versions of.
+    fn begin_epoch(&mut self, above: Epoch) -> Result<Origin, StorageError>;
 
     /// Returns a hash over all rows, live and dead, and their clocks: equal on two nodes that
     /// hold the same versions.

@@ -1,0 +1,191 @@
+//! The configuration file as it is written: TOML, every key optional, unknown keys refused.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::ConfigError;
+use super::parse::Span;
+
+/// The whole file. `contrib/config.example.toml` lists every key with its default.
+#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct File {
+    /// The node's name. Default: the certificate's, else the host's.
+    pub node: Option<String>,
+    /// The node's id, a UUID. Default: the certificate's, else the one in the data directory.
+    pub node_id: Option<String>,
+    /// Default `dc1`.
+    pub datacenter: Option<String>,
+    /// The address under which others reach this host: an IP address or a host name.
+    /// Default: the gossip address, or the one this host would use to reach the outside.
+    pub address: Option<String>,
+    /// Where the database lives. Default `/var/lib/tribune`.
+    pub data_dir: Option<PathBuf>,
+    /// Files, or directories of `*.sql` files, with tables beside the fixed ones.
+    pub schema: Option<Vec<PathBuf>>,
+    /// Facts about the host that catalog readers can filter by.
+    pub node_meta: BTreeMap<String, String>,
+    pub log: Log,
+    pub http: Http,
+    pub dns: Dns,
+    pub gossip: Gossip,
+    pub consul: Consul,
+    pub checks: Checks,
+}
+
+/// What is logged, and how. Logs go to the standard error output.
+#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// A level (`error`, `warn`, `info`, `debug`, `trace`), or a filter such as
+    /// `info,tribune::dns=debug`. Default `info`.
+    pub level: Option<String>,
+    /// `plain` or `json`. Default `plain`.
+    pub format: Option<String>,
+}
+
+#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Http {
+    /// Default `["127.0.0.1:8500"]`.
+    pub listen: Option<Vec<String>>,
+}
+
+#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Dns {
+    /// Default `["127.0.0.1:8600"]`, and port 53 of both loopback addresses where the system
+    /// permits it.
+    pub listen: Option<Vec<String>>,
+    /// The zone that answers belong to. Default `internal`.
+    pub domain: Option<String>,
+    /// Zones with the same content. Default `["consul"]`.
+    pub alt_domains: Option<Vec<String>>,
+    /// Leaves out instances that warn, too. Default false.
+    pub only_passing: Option<bool>,
+    /// TTL of answers about nodes. Default `0s`.
+    pub node_ttl: Option<Span>,
+    /// TTLs of answers about services: by name, by `prefix*`, or `*`. Default none: 0.
+    pub service_ttl: BTreeMap<String, Span>,
+    /// At most this many A or AAAA records an answer; 0: no limit. Default 0.
+    pub a_record_limit: Option<usize>,
+    /// At most this many records in an answer over UDP; 0: as many as fit. Default 0.
+    pub udp_answer_limit: Option<usize>,
+    /// Sets the truncation flag when an answer over UDP was cut. Default true.
+    pub enable_truncate: Option<bool>,
+    /// SRV targets stay in `consul.` whatever zone was asked, as Consul 1.8 has it. Default false.
+    pub srv_targets_in_consul: Option<bool>,
+    /// Node meta as TXT records beside SRV answers. Default true.
+    pub additional_node_meta_txt: Option<bool>,
+    pub soa: Soa,
+}
+
+/// The SOA record's times.
+#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Soa {
+    /// Default `1h`.
+    pub refresh: Option<Span>,
+    /// Default `10m`.
+    pub retry: Option<Span>,
+    /// Default `24h`.
+    pub expire: Option<Span>,
+    /// How long a resolver may remember that a name does not exist. Default `0s`.
+    pub min_ttl: Option<Span>,
+}
+
+#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Gossip {
+    /// Default `0.0.0.0:7401`, or `127.0.0.1:7401` without certificates.
+    pub listen: Option<String>,
+    /// The address that other nodes should dial, when it is not the one listened on.
+    pub advertise: Option<String>,
+    /// Members to join by: `host:port` or `host`, any one of which is enough.
+    pub join: Option<Vec<String>>,
+    /// The cluster's CA certificate, this node's certificate and its key, as PEM files.
+    pub ca: Option<PathBuf>,
+    pub cert: Option<PathBuf>,
+    pub key: Option<PathBuf>,
+    /// The number of this node's region. Default 0.
+    pub scope: Option<u16>,
+}
+
+#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Consul {
+    /// The Consul agent on this host, such as `http://127.0.0.1:8500`. Default: none is read.
+    pub url: Option<String>,
+    pub token: Option<String>,
+    /// A file that holds the token, in place of `token`.
+    pub token_file: Option<PathBuf>,
+    /// How often the agent is read where it cannot be waited on. Default `1s`.
+    pub interval: Option<Span>,
+    /// For how long an agent must keep saying that most of its services are gone. Default `30s`.
+    pub grace: Option<Span>,
+}
+
+#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Checks {
+    /// Runs script checks whoever registered them. Anyone who can reach the HTTP port can then
+    /// run programs on this host. Default false.
+    pub enable_script_checks: Option<bool>,
+    /// Runs script checks that come from files on this host. Default false.
+    pub enable_local_script_checks: Option<bool>,
+    /// Longest output kept of a check, in bytes. Default 4096.
+    pub output_bytes_max: Option<usize>,
+    /// How often a changed output is replicated while the status stays the same. Default `5m`.
+    pub update_interval: Option<Span>,
+}
+
+impl File {
+    /// Reads a file. The error names the file, the line, and the key that is wrong.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            ConfigError::new(format!(
+                "cannot read the configuration file {}: {error}",
+                path.display()
+            ))
+        })?;
+        Self::parse(&text)
+            .map_err(|error| ConfigError::new(format!("{}: {}", path.display(), error.0)))
+    }
+
+    /// Reads the text of a file.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        toml::from_str(text).map_err(|error| ConfigError::new(error.to_string().trim_end()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_line() {
+        let error = File::parse("node = \"a\"\n[dns]\nlisten_on = []\n").unwrap_err().to_string();
+        assert!(error.contains("line 3") && error.contains("listen_on"), "{error}");
+    }
+
+    #[test]
+    fn a_wrong_duration_says_how_to_write_one() {
+        let error = File::parse("[dns]\nnode_ttl = \"5 parsecs\"\n").unwrap_err().to_string();
+        assert!(error.contains("write it like 500ms"), "{error}");
+    }
+
+    #[test]
+    fn the_example_lists_every_default_and_parses() {
+        let example = include_str!("../../contrib/config.example.toml");
+        let uncommented: String = example
+            .lines()
+            .map(|line| line.strip_prefix("#: ").unwrap_or(line))
+            .flat_map(|line| [line, "\n"])
+            .collect();
+        File::parse(example).expect("the example as it stands");
+        let all = File::parse(&uncommented).expect("the example with every setting switched on");
+        assert!(all.consul.url.is_some() && all.checks.update_interval.is_some());
+    }
+}
