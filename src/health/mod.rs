@@ -2,8 +2,8 @@
 //! what changed. What a check's state means for an answer is not decided here but in the catalog,
 //! and checks of other nodes are never run here.
 //!
-//! [`schedule`], [`verdict`] and [`rounds`] are pure: they are told the time and what happened.
-//! [`runner`] is the task that gives them both, and carries out what they ask for.
+//! `schedule`, `verdict` and `rounds` are pure: they are told the time and what happened.
+//! `runner` is the task that gives them both, and carries out what they ask for.
 
 mod http;
 mod output;
@@ -13,6 +13,7 @@ mod schedule;
 mod script;
 mod tcp;
 mod verdict;
+mod work;
 
 use std::time::Duration;
 
