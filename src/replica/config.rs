@@ -14,7 +14,8 @@ pub struct Config {
     pub eager_max: usize,
     /// How many of the neighbours are chosen for a short round trip; the others by lot.
     pub eager_near: usize,
-    /// How many peers get digests of the heads that changed.
+    /// How many peers get digests of the heads that moved: others than the neighbours, as long as
+    /// there are others.
     pub lazy_target: usize,
     /// How often a peer gets a digest, at most.
     pub digest_every: Duration,
@@ -30,7 +31,8 @@ pub struct Config {
     pub loads_max: usize,
     /// How much one answer to a want carries, in bytes: some ten milliseconds on a link.
     pub piece_bytes_max: usize,
-    /// How often the whole ledger is compared with one random member.
+    /// How often the whole ledger is compared with one random member, which then gets digests in
+    /// the place of another.
     pub compare_every: Duration,
     /// How often one link by lot is exchanged, so that the overlay stays a random one.
     pub shuffle_every: Duration,
@@ -47,6 +49,8 @@ pub struct Config {
     /// How many bytes of one origin's pulled parts are kept until they are whole. At the brim
     /// what is there is applied, and the origin's rows are for a while no true prefix.
     pub staged_origin_bytes_max: usize,
+    /// How many bytes of pulled parts of all origins are kept until they are whole.
+    pub staged_bytes_max: usize,
 }
 
 impl Default for Config {
@@ -72,6 +76,7 @@ impl Default for Config {
             early_origin_bytes_max: 256 * 1024,
             early_bytes_max: 16 * 1024 * 1024,
             staged_origin_bytes_max: 8 * 1024 * 1024,
+            staged_bytes_max: 64 * 1024 * 1024,
         }
     }
 }

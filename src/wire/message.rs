@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::change::{read_piece, write_piece};
 use super::codec::{DecodeError, Reader, Writer};
-use super::{BUCKETS, BucketSet, Message, Neighbour, PROTOCOL_VERSION, RequestId};
+use super::{BucketSet, Message, Neighbour, PROTOCOL_VERSION, RequestId};
+use crate::ledger::BUCKETS;
 use crate::types::{Origin, Version};
 
 /// An origin and the shortest varint.

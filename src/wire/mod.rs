@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use crate::crdt::Piece;
+use crate::ledger::BUCKETS;
 use crate::types::{Origin, Version};
 
 pub mod change;
@@ -18,10 +19,6 @@ pub use message::{decode, encode};
 
 /// The first byte of every message. A node drops, and counts, what begins with another.
 pub const PROTOCOL_VERSION: u8 = 1;
-
-/// How many buckets a ledger is hashed into: 2 KiB of hashes tell which of thousands of origins
-/// two nodes differ in to within a few.
-pub const BUCKETS: usize = 256;
 
 /// Everything that one replica may say to another.
 ///
