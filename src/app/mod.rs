@@ -3,6 +3,7 @@
 
 mod identity;
 mod metrics;
+mod reports;
 mod settings;
 pub mod tasks;
 
@@ -16,11 +17,12 @@ use tracing::{info, warn};
 
 pub use tasks::Task;
 
+use self::reports::Reports;
 use self::tasks::Tasks;
 use crate::config::Agent;
 use crate::dns::Dns;
 use crate::health::Health;
-use crate::http::Http;
+use crate::http::{Http, own, sql};
 use crate::ingest::{self, Ingest};
 use crate::live::Queries;
 use crate::net::Net;
@@ -29,7 +31,7 @@ use crate::node::{self, Handle, Local, Node};
 use crate::replica;
 use crate::store::{OpenConfig, Store};
 use crate::swim;
-use crate::telemetry::metrics::Registry;
+use crate::telemetry::Metrics;
 
 /// How long the faces may take to finish what they are answering.
 const DRAIN_WITHIN: Duration = Duration::from_secs(3);
@@ -67,7 +69,7 @@ impl App {
     /// Starts a node. Ports are bound first, so that one that is taken stops the start before
     /// anything is written.
     pub async fn start(agent: Agent, options: Options) -> Result<Self, StartError> {
-        let http = Http::bind(&agent.http).await.map_err(StartError::of)?;
+        let http = Http::bind(&settings::http(&agent)).map_err(StartError::of)?;
         let dns = Dns::bind(settings::dns(&agent)?).map_err(StartError::of)?;
         let identity = identity::find(&agent, options.identity)?;
         let is_alone = agent.gossip.tls.is_none() && identity.is_own;
@@ -115,28 +117,20 @@ impl App {
             token.child_token(),
         );
         let health = Health::new(settings::health(&agent.checks)).map_err(StartError::of)?;
-        let registry = Registry::new();
+        let metrics = Arc::new(Metrics::default());
         let mut faces = Tasks::new(token.clone());
         let mut engine_task = Tasks::new(engine_token.clone());
-        let mut engine = Some(engine);
-        engine_task.spawn(Task::Engine, move || {
-            // By its policy the engine is never started again.
-            let engine = engine.take();
-            async move {
-                if let Some(engine) = engine {
-                    engine.await;
-                }
-            }
-        });
+        engine_task.spawn_once(Task::Engine, engine);
         spawn_health(&mut faces, &health, &handle, &token);
         let ingest = spawn_ingest(&mut faces, &agent, &handle, &token)?;
         metrics::register(
-            &registry,
+            &metrics,
             metrics::Sources {
                 handle: handle.clone(),
                 stats: node.stats(),
                 net: net_counters,
                 dns: dns.counters(),
+                http: http.stats(),
                 health: health.clone(),
                 queries: Arc::clone(&queries),
                 ingest,
@@ -144,18 +138,13 @@ impl App {
         );
         log_start(&agent, &handle, &http, &dns, is_alone);
         spawn_dns(&mut faces, dns, &handle, &token);
-        let routes = http.routes(crate::http::Parts {
-            handle: handle.clone(),
-            health,
-            queries: Arc::clone(&queries),
-            registry,
-        });
-        let http = Arc::new(http);
-        let http_token = token.clone();
-        faces.spawn(Task::Http, move || {
-            let (http, routes, token) = (Arc::clone(&http), routes.clone(), http_token.clone());
-            async move { http.run(routes, token).await }
-        });
+        let further = own::routes(handle.clone())
+            .merge(sql::routes(handle.clone(), Arc::clone(&queries)));
+        let reports = Arc::new(Reports::new(health));
+        faces.spawn_once(
+            Task::Http,
+            http.run(Arc::new(handle), reports, metrics, further, token.clone()),
+        );
         Ok(Self { node, queries, faces, engine: engine_task, token, engine_token })
     }
 

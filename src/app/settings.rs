@@ -6,7 +6,7 @@ use super::StartError;
 use crate::config::parse::Span;
 use crate::config::{Agent, file};
 use crate::dns::config::{ServiceTtl, Soa, Zone};
-use crate::{dns, health};
+use crate::{dns, health, http};
 
 /// Returns how this node answers DNS.
 pub(super) fn dns(agent: &Agent) -> Result<dns::Config, StartError> {
@@ -44,6 +44,11 @@ pub(super) fn dns(agent: &Agent) -> Result<dns::Config, StartError> {
         }
     }
     Ok(config)
+}
+
+/// Returns where and how this node answers HTTP.
+pub(super) fn http(agent: &Agent) -> http::Config {
+    http::Config { addresses: agent.http.clone(), ..http::Config::default() }
 }
 
 /// Returns how this node's checks are run.

@@ -90,6 +90,23 @@ impl Tasks {
         });
     }
 
+    /// Runs a task that is never started again: its policy is [`Policy::StopNode`].
+    pub fn spawn_once<Work>(&mut self, task: Task, work: Work)
+    where
+        Work: Future<Output = ()> + Send + 'static,
+    {
+        assert_eq!(task.policy(), Policy::StopNode, "a task that restarts needs to be made anew");
+        let mut work = Some(work);
+        self.spawn(task, move || {
+            let work = work.take();
+            async move {
+                if let Some(work) = work {
+                    work.await;
+                }
+            }
+        });
+    }
+
     /// Waits for a task whose end ends the node, and names it. Pends while there is none.
     pub async fn fatal(&mut self) -> Task {
         loop {

@@ -5,11 +5,11 @@ use tracing::{info, warn};
 use super::Failure;
 use crate::app::{App, Options};
 use crate::config::{Agent, Flags};
+use crate::telemetry;
 
 pub(super) fn run(flags: Flags) -> Result<(), Failure> {
     let agent = Agent::from_flags(flags)?;
-    crate::telemetry::init(&agent.log_level, agent.log_json)
-        .map_err(|error| Failure::Usage(error.to_string()))?;
+    start_log(&agent.log_level, agent.log_json)?;
     runtime()?.block_on(async {
         // Signals are caught before anything is started, so that none ends the node half-way.
         let stop = Stop::catch()?;
@@ -18,6 +18,13 @@ pub(super) fn run(flags: Flags) -> Result<(), Failure> {
             .map_err(|error| Failure::Usage(error.to_string()))?;
         serve(app, stop).await
     })
+}
+
+/// Sends the log to the standard error output.
+pub(super) fn start_log(filter: &str, is_json: bool) -> Result<(), Failure> {
+    let format = if is_json { telemetry::Format::Json } else { telemetry::Format::Plain };
+    telemetry::start(&telemetry::Config { filter: filter.to_owned(), format })
+        .map_err(|error| Failure::Usage(error.to_string()))
 }
 
 /// Makes the runtime that a node lives on.

@@ -56,7 +56,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> Result<(), Failure> {
-    crate::telemetry::init(&args.log, false).map_err(|error| Failure::Usage(error.to_string()))?;
+    super::agent::start_log(&args.log, false)?;
     runtime()?.block_on(async {
         let mut stop = Stop::catch()?;
         let home = Home::make()?;

@@ -8,14 +8,17 @@ pub mod consul;
 mod error;
 mod guard;
 mod host;
+pub mod own;
 mod routes;
 mod seats;
 mod serve;
+pub mod sql;
 mod stats;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use axum::Router;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -93,13 +96,14 @@ impl Http {
         Arc::clone(&self.stats)
     }
 
-    /// Answers until `stopping`. Then it accepts nobody, lets the answers that are on their way
+    /// Answers until `stopping`. `further` are routes beside Consul's. Then it accepts nobody, lets the answers that are on their way
     /// end, and after two seconds cuts off the rest.
     pub async fn run(
         self,
         host: Arc<dyn Host>,
         reports: Arc<dyn Reports>,
         metrics: Arc<Metrics>,
+        further: Router,
         stopping: CancellationToken,
     ) {
         let face = Arc::new(Face {
@@ -110,7 +114,7 @@ impl Http {
             stopping: stopping.clone(),
         });
         let guard = guard::Guard { stats: Arc::clone(&self.stats), hosts: self.hosts };
-        let router = routes::router(face, guard);
+        let router = routes::router(face, further, guard);
         serve::serve(self.listeners, router, self.limits, self.stats, stopping).await;
     }
 }

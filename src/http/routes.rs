@@ -25,12 +25,14 @@ type Routes = Router<Arc<Face>>;
 type Methods = MethodRouter<Arc<Face>>;
 
 /// Builds the router of the whole face.
-pub fn router(face: Arc<Face>, shared: Guard) -> Router {
+///
+/// `further` are routes with a state of their own. They stand past compression, since they stream.
+pub fn router(face: Arc<Face>, further: Router, shared: Guard) -> Router {
     let compression = CompressionLayer::new().compress_when(SizeAbove::new(GZIP_BYTES_MIN));
-    let consul = consul().layer(compression).with_state(face);
-    // The SQL API joins here, past compression, since it streams:
-    // let consul = consul.merge(super::sql::routes(...));
-    consul
+    consul()
+        .layer(compression)
+        .with_state(face)
+        .merge(further)
         .fallback(|| async { Fault::not_found("") })
         .layer(axum::middleware::from_fn_with_state(shared, guard))
 }

@@ -27,7 +27,7 @@ use crate::crdt::{Changeset, Commit};
 use crate::live::Feed;
 use crate::net::{self, Net};
 use crate::replica::{self, ApplyOutcome, BatchId, LoadId, Replica};
-use crate::swim::{self, Swim};
+use crate::swim::{self, Identity, Swim};
 use crate::types::{NodeId, Origin, Time};
 use crate::wire;
 
@@ -87,7 +87,17 @@ struct Memory {
     survey_at: Instant,
     epoch_retry: Option<(Instant, crate::types::Epoch)>,
     epoch_above: crate::types::Epoch,
-    failed_applies: u64,
+}
+
+impl From<swim::State> for MemberState {
+    fn from(state: swim::State) -> Self {
+        match state {
+            swim::State::Alive => Self::Alive,
+            swim::State::Suspect => Self::Suspect,
+            swim::State::Down => Self::Down,
+            swim::State::Left => Self::Left,
+        }
+    }
 }
 
 impl Engine {
@@ -100,7 +110,6 @@ impl Engine {
             survey_at: Instant::now(),
             epoch_retry: None,
             epoch_above: crate::types::Epoch::default(),
-            failed_applies: 0,
         };
         loop {
             let wake = self.wake_at(&memory);
@@ -166,7 +175,6 @@ impl Engine {
                 let outcome = match result {
                     Ok(commit) => ApplyOutcome::Done { heads: commit.heads.clone() },
                     Err(error) => {
-                        memory.failed_applies += 1;
                         warn!(%error, "Changes from other nodes could not be written; trying again");
                         ApplyOutcome::Failed
                     }
@@ -254,12 +262,14 @@ impl Engine {
         match effect {
             swim::Effect::Send { to, address, bytes } => self.net.datagram(to, address, bytes),
             swim::Effect::Up(member) => {
-                info!(node = %member.node, name = self.name_of(member.node), address = %member.address, "A member is up");
+                let identity = member.identity;
+                info!(node = %identity.node, name = self.name_of(identity.node), address = %identity.address, "A member is up");
                 self.is_up(memory, &member);
                 self.survey(memory);
             }
             swim::Effect::Renewed(member) => {
-                self.replica.handle(self.now(), replica::Input::PeerDown(member.node));
+                let gone = replica::Input::PeerDown(member.identity.node);
+                self.replica.handle(self.now(), gone);
                 self.is_up(memory, &member);
             }
             swim::Effect::Down { node, left } => {
@@ -287,13 +297,13 @@ impl Engine {
     }
 
     fn is_up(&mut self, memory: &mut Memory, member: &swim::Member) {
-        memory.addresses.insert(member.node, member.address);
+        let Identity { node, address, .. } = member.identity;
+        memory.addresses.insert(node, address);
         if !memory.is_settled && memory.settles_at.is_none() {
             memory.settles_at = Some(Instant::now() + SETTLED_AFTER);
         }
-        self.feed.publish_liveness(wall_now(), Liveness::Up(member.node));
-        let up =
-            replica::Input::PeerUp { node: member.node, round_trip: member.round_trip };
+        self.feed.publish_liveness(wall_now(), Liveness::Up(node));
+        let up = replica::Input::PeerUp { node, round_trip: member.round_trip };
         self.replica.handle(self.now(), up);
     }
 
@@ -333,24 +343,30 @@ impl Engine {
             gossip: self.swim.me().address,
             state: MemberState::Alive,
             round_trip: None,
-            versions_behind: self.replica.behind(self.me),
+            versions_behind: 0,
         }];
+        let behind = self.replica.behind_of();
         for member in self.swim.members() {
-            let entry = view.node_by_key(&key_of(member.node));
+            let Identity { node, address, .. } = member.identity;
+            let entry = view.node_by_key(&key_of(node));
             list.push(MemberStatus {
-                id: member.node,
+                id: node,
                 name: entry.map(|entry| entry.info.node.name.clone()),
-                gossip: member.address,
+                gossip: address,
                 state: member.state.into(),
                 round_trip: member.round_trip,
-                versions_behind: self.replica.behind(member.node),
+                versions_behind: behind.get(&node).copied().unwrap_or(0),
             });
         }
         self.members.store(Arc::new(list));
         self.stats.store(Arc::new(super::Stats {
-            replica: self.replica.stats().clone(),
-            failed_applies: memory.failed_applies,
-            behind: self.replica.behind_all(),
+            replica: *self.replica.stats(),
+            swim: self.swim.counters(),
+            behind: self.replica.behind(),
+            waiting_bytes: self.replica.waiting_bytes(),
+            members: self.swim.active_count() + 1,
+            neighbours: self.replica.neighbours().count(),
+            health: self.swim.health(),
         }));
     }
 

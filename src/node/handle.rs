@@ -8,7 +8,8 @@ use arc_swap::ArcSwap;
 use tokio::sync::{oneshot, watch};
 
 use super::mailbox::{Job, Mailbox};
-use crate::catalog::{CheckDefinition, Command, View, rows};
+use crate::catalog::model::key_of;
+use crate::catalog::{CheckDefinition, Command, NodeKey, View, rows};
 use crate::crdt::Refusal;
 use crate::live::Feed;
 use crate::store::{Readers, Statement, Transacted};
@@ -22,6 +23,7 @@ pub struct Handle {
 
 struct Shared {
     local: Local,
+    key: NodeKey,
     feed: Arc<Feed>,
     readers: Arc<Readers>,
     mailbox: Arc<Mailbox>,
@@ -81,7 +83,8 @@ impl Handle {
         members: Arc<ArcSwap<Vec<MemberStatus>>>,
     ) -> Self {
         let definitions = watch::Sender::new(0);
-        Self { shared: Arc::new(Shared { local, feed, readers, mailbox, definitions, members }) }
+        let key = key_of(local.id);
+        Self { shared: Arc::new(Shared { local, key, feed, readers, mailbox, definitions, members }) }
     }
 
     /// Returns who this node is.
@@ -108,7 +111,7 @@ impl Handle {
     /// Carries out a command of this node. When it returns, the change is on disk and in
     /// [`Handle::view`].
     pub async fn submit(&self, command: Command) -> Result<(), SubmitError> {
-        let ops = rows::plan(self.shared.local.id, &command);
+        let ops = rows::plan(&self.shared.key, &command);
         let (reply, answer) = oneshot::channel();
         self.shared.mailbox.submit(Job::Ops { ops, reply })?;
         answer.await.map_err(|_| SubmitError::Stopping)??;
@@ -146,8 +149,8 @@ impl Handle {
     }
 
     /// Lists the members of the cluster that this node knows of, itself first.
-    pub fn members(&self) -> Arc<Vec<MemberStatus>> {
-        self.shared.members.load_full()
+    pub fn members(&self) -> Vec<MemberStatus> {
+        self.shared.members.load().to_vec()
     }
 
     /// Returns how many writes wait for the disk.

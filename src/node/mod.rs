@@ -57,10 +57,17 @@ pub struct Config {
 #[derive(Clone, Debug, Default)]
 pub struct Stats {
     pub replica: replica::Stats,
-    /// Batches from other nodes that could not be written.
-    pub failed_applies: u64,
-    /// Versions of all origins that are known to exist and are not held.
-    pub behind: u64,
+    pub swim: swim::Counters,
+    /// What is known to exist and is not held.
+    pub behind: replica::Behind,
+    /// Bytes that wait to be applied: those in order, and those that came too early.
+    pub waiting_bytes: (usize, usize),
+    /// Members that can be spoken to, this node among them.
+    pub members: usize,
+    /// Peers that this node pushes to.
+    pub neighbours: usize,
+    /// How much this node distrusts itself: 0 not at all, 8 the most.
+    pub health: u8,
 }
 
 /// A node that runs.
