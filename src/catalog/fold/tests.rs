@@ -99,6 +99,10 @@ impl Model {
 
     /// The checks of a node (`""`) or an instance, as anybody may see them.
     fn checks_of(&self, key: &str, service_id: Option<&str>) -> Vec<Check> {
+        if service_id == Some("") {
+            // What names no instance speaks for the node, never for an instance without an id.
+            return Vec::new();
+        }
         let wanted = service_id.unwrap_or("");
         let is_member = member_of(key).is_some();
         let mut checks: Vec<Check> = self
@@ -414,13 +418,13 @@ fn writes() -> impl Strategy<Value = Write> {
     let addresses = ["", "10.0.0.1", "10.0.0.2", "db.example"];
     let node = (texts(&["a", "A", "b", "c"]), texts(&addresses), texts(&["", "1.0"]))
         .prop_map(|(name, address, version)| Node { name, address, version, ..Node::default() });
-    let sources = pick(&[Source::Api, Source::Consul]);
+    let sources = || pick(&[Source::Api, Source::Consul]);
     let service = (
         texts(&["web", "Web", "db"]),
         texts(&addresses),
         pick(&[80, 81]),
         proptest::collection::vec(texts(&["v1", "v2"]), 0..2),
-        sources.clone(),
+        sources(),
     )
         .prop_map(|(name, address, port, tags, source)| Service {
             name,
@@ -434,7 +438,7 @@ fn writes() -> impl Strategy<Value = Write> {
         pick(&[Status::Passing, Status::Warning, Status::Critical]),
         texts(&["", "ok", "refused"]),
         texts(&["", "", "x", "y"]),
-        sources,
+        sources(),
     )
         .prop_map(|(status, output, service_id, source)| Check {
             status,
