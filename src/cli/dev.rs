@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use axum::Router;
 use axum::routing::get;
@@ -15,8 +15,10 @@ use crate::app::{App, Options};
 use crate::catalog::{CheckDefinition, CheckKind, CheckRegistration, Command, Service};
 use crate::catalog::{Check, Status};
 use crate::config::agent::{Agent, DNS_PORT, Flags, HTTP_PORT};
-use crate::net::tls::Authority;
+use crate::net::certificates::{Ca, NODE_DAYS, NodeRequest};
+use crate::net::tls::Identity;
 use crate::node::{GOSSIP_PORT, Handle};
+use crate::types::NodeId;
 
 /// More nodes than this on one machine show nothing that these do not.
 const NODES_MAX: u8 = 20;
@@ -88,7 +90,7 @@ struct Cluster {
 impl Cluster {
     /// Starts everything, says what to try, and runs until a node fails.
     async fn work(&mut self, args: &Args, home: &Home) -> Result<(), Failure> {
-        let authority = Authority::make().map_err(|error| Failure::Failed(error.to_string()))?;
+        let authority = Ca::new(SystemTime::now())?;
         for k in 1..=args.nodes {
             let app = start_node(args, home, &authority, k).await?;
             if !args.no_app {
@@ -165,7 +167,7 @@ impl Cluster {
 async fn start_node(
     args: &Args,
     home: &Home,
-    authority: &Authority,
+    authority: &Ca,
     k: u8,
 ) -> Result<App, Failure> {
     let ip = address_of(k);
@@ -182,11 +184,19 @@ async fn start_node(
         ..Flags::default()
     };
     let agent = Agent::from_flags(flags)?;
-    let identity = authority
-        .issue(&name, None, Authority::DAYS)
-        .map_err(|error| Failure::Failed(error.to_string()))?;
+    let identity = identity(authority, &name)?;
     let options = Options { identity: Some(identity), swim: crate::swim::Config::local() };
     App::start(agent, options).await.map_err(|error| Failure::Usage(error.to_string()))
+}
+
+/// Makes a node's throw-away certificate. Its files are never written.
+fn identity(authority: &Ca, name: &str) -> Result<Identity, Failure> {
+    let node = NodeId(uuid::Uuid::new_v4().into_bytes());
+    let now = SystemTime::now();
+    let request = NodeRequest { node, name: name.to_owned(), days: NODE_DAYS };
+    let pems = authority.issue(&request, now)?;
+    Identity::from_pem(authority.certificate(), &pems.certificate, &pems.key, now)
+        .map_err(|error| Failure::Failed(error.to_string()))
 }
 
 fn address_of(k: u8) -> IpAddr {

@@ -35,7 +35,7 @@ fn a_start_that_cannot_work_says_why_and_exits_with_2() {
     refused(&with(&["--config", &at("none.toml")]), &["none.toml"]);
     refused(&tribune(&["agent", "--http", "nowhere"]), &["'nowhere' is not an address"]);
     refused(&tribune(&["agent", "--gossip", "0.0.0.0:7401"]), &["needs certificates"]);
-    refused(&with(&["--ca", &at("none.crt"), "--cert", &at("n.crt"), "--key", &at("n.key")]), &["none.crt"]);
+    refused(&with(&["--ca", &at("none.pem"), "--cert", &at("n.pem"), "--key", &at("n-key.pem")]), &["none.pem"]);
 
     let held = TcpListener::bind(&http).expect("a listener");
     refused(&with(&[]), &[&http, "--http"]);
@@ -53,8 +53,8 @@ fn a_start_that_cannot_work_says_why_and_exits_with_2() {
         .output()
         .expect("tribune runs");
     assert!(made.status.success(), "{made:?}");
-    let (cert, key) = (format!("{foreign}/n1.crt"), format!("{foreign}/n1.key"));
-    refused(&with(&["--ca", &at("ca.crt"), "--cert", &cert, "--key", &key]), &["n1.crt", "ca.crt"]);
+    let (cert, key) = (format!("{foreign}/n1.pem"), format!("{foreign}/n1-key.pem"));
+    refused(&with(&["--ca", &at("ca.pem"), "--cert", &cert, "--key", &key]), &["n1.pem", "ca.pem"]);
 
     fs::create_dir_all(&data).expect("a directory");
     let database = format!("{data}/tribune.db");

@@ -82,7 +82,7 @@ impl Cluster {
     /// Starts node `k` without waiting.
     pub fn spawn(&self, k: u8, further: &[&str]) -> Agent {
         let name = format!("n{k}");
-        if !self.home().join(format!("{name}.crt")).exists() {
+        if !self.home().join(format!("{name}.pem")).exists() {
             self.tls(&["node", &name]);
         }
         let ip = self.address(k);
@@ -95,8 +95,8 @@ impl Cluster {
             .args(["agent", "--node", &name, "--data-dir", &format!("{name}.data")])
             .args(["--http", &format!("{ip}:8500"), "--dns", &format!("{ip}:8600")])
             .args(["--gossip", &format!("{ip}:7401"), "--log", "info,tribune=debug"])
-            .args(["--ca", "ca.crt", "--cert", &format!("{name}.crt"), "--key"])
-            .arg(format!("{name}.key"))
+            .args(["--ca", "ca.pem", "--cert", &format!("{name}.pem"), "--key"])
+            .arg(format!("{name}-key.pem"))
             .args(further)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
