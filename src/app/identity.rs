@@ -75,10 +75,15 @@ fn make_own(directory: &Path, id: Option<NodeId>, name: &str) -> Result<(), Star
     let ca = Ca::load(&directory.join("ca.pem"), &directory.join("ca-key.pem"))
         .map_err(StartError::of)?;
     let node = id.unwrap_or_else(|| NodeId(uuid::Uuid::new_v4().into_bytes()));
-    let pems = ca
-        .issue(&NodeRequest { node, name: name.to_owned(), days: OWN_DAYS }, now)
-        .map_err(StartError::of)?;
-    certificates::write_node(directory, "node", &pems).map_err(StartError::of)
+    let request = NodeRequest { node, name: name.to_owned(), days: OWN_DAYS };
+    let written =
+        certificates::make_node(&ca, &request, directory, true, now).map_err(StartError::of)?;
+    // Under names that do not depend on the node's. The certificate last: where it is, all is.
+    std::fs::rename(written.key, directory.join("node-key.pem"))
+        .and_then(|()| std::fs::rename(written.certificate, directory.join("node.pem")))
+        .map_err(|error| {
+            StartError(format!("cannot write to {}: {error}", directory.display()))
+        })
 }
 
 /// Returns the host's name, up to its first dot.

@@ -23,7 +23,7 @@ use crate::config::Agent;
 use crate::dns::Dns;
 use crate::health::Health;
 use crate::http::{Http, own, sql};
-use crate::ingest::{self, Ingest};
+use crate::ingest::Ingest;
 use crate::live::Queries;
 use crate::net::Net;
 use crate::net::tls::Identity;
@@ -193,19 +193,12 @@ fn spawn_ingest(
     agent: &Agent,
     handle: &Handle,
     token: &CancellationToken,
-) -> Result<Option<Arc<Ingest>>, StartError> {
+) -> Result<Option<Ingest>, StartError> {
     let Some(consul) = &agent.consul else { return Ok(None) };
-    let config = ingest::Config {
-        url: consul.url.clone(),
-        token: consul.token.clone(),
-        interval: consul.interval,
-        grace: consul.grace,
-        ..ingest::Config::default()
-    };
-    let ingest = Arc::new(Ingest::new(config).map_err(StartError::of)?);
-    let (run, handle, token) = (Arc::clone(&ingest), handle.clone(), token.clone());
+    let ingest = Ingest::new(settings::ingest(consul)).map_err(StartError::of)?;
+    let (run, handle, token) = (ingest.clone(), handle.clone(), token.clone());
     faces.spawn(Task::Ingest, move || {
-        let (ingest, handle, token) = (Arc::clone(&run), handle.clone(), token.clone());
+        let (ingest, handle, token) = (run.clone(), handle.clone(), token.clone());
         async move { ingest.run(handle, token).await }
     });
     Ok(Some(ingest))
@@ -215,7 +208,11 @@ fn spawn_dns(faces: &mut Tasks, dns: Dns, handle: &Handle, token: &CancellationT
     let (dns, feed, token) = (Arc::new(dns), Arc::clone(handle.feed()), token.clone());
     faces.spawn(Task::Dns, move || {
         let (dns, feed, token) = (Arc::clone(&dns), Arc::clone(&feed), token.clone());
-        async move { dns.run(feed, token).await }
+        async move {
+            if let Err(error) = dns.run(feed, token).await {
+                warn!(%error, "DNS has stopped answering");
+            }
+        }
     });
 }
 

@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use super::StartError;
 use crate::config::parse::Span;
+use crate::config::agent::Consul;
 use crate::config::{Agent, file};
 use crate::dns::config::{ServiceTtl, Soa, Zone};
-use crate::{dns, health, http};
+use crate::ingest::Token;
+use crate::{dns, health, http, ingest};
 
 /// Returns how this node answers DNS.
 pub(super) fn dns(agent: &Agent) -> Result<dns::Config, StartError> {
@@ -78,4 +80,13 @@ fn soa(options: &file::Soa, defaults: Soa) -> Soa {
 /// DNS counts whole seconds.
 fn seconds(duration: Duration) -> u32 {
     u32::try_from(duration.as_secs()).unwrap_or(u32::MAX)
+}
+
+/// Returns how the host's Consul agent is mirrored.
+pub(super) fn ingest(consul: &Consul) -> ingest::Config {
+    let mut config = ingest::Config::new(&consul.url);
+    config.token = consul.token.clone().map(Token);
+    config.interval = consul.interval;
+    config.guard.period = consul.grace;
+    config
 }
