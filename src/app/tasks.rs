@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, warn};
 
 /// Every task that lives as long as the node.
@@ -68,7 +69,7 @@ impl Tasks {
             let mut pause = RESTART_FIRST;
             loop {
                 // A task of its own, so that a panic in it is an end like any other.
-                let ended = tokio::spawn(start()).await;
+                let ended = AbortOnDropHandle::new(tokio::spawn(start())).await;
                 if token.is_cancelled() {
                     return task;
                 }
