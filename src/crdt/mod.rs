@@ -10,6 +10,8 @@ pub mod pack;
 pub mod record;
 pub mod row;
 pub mod storage;
+#[doc(hidden)]
+pub mod suite;
 pub mod table;
 
 pub use change::{
