@@ -9,6 +9,7 @@ pub mod merge;
 pub mod pack;
 pub mod record;
 pub mod row;
+mod sheet;
 pub mod storage;
 #[doc(hidden)]
 pub mod suite;
