@@ -57,9 +57,9 @@ fn a_node_whose_disk_was_rolled_back_begins_a_new_epoch_before_it_writes() {
     let node = NodeIndex(2);
     let at = |millis: u64| Time(millis * 1_000);
     scenario.faults = vec![
-        (at(1_000), Fault::Image(node)),
-        (at(3_000), Fault::Crash(node)),
-        (at(3_200), Fault::RollBack(node)),
+        (at(4_000), Fault::Image(node)),
+        (at(6_000), Fault::Crash(node)),
+        (at(6_200), Fault::RollBack(node)),
     ];
     must(scenario);
 }
