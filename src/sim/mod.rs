@@ -505,7 +505,8 @@ impl Cluster {
         this.read_heads();
         let heads = this.heads.clone();
         let config = self.scenario.replica.clone();
-        this.replica = Some(Replica::new(this.storage.origin(), heads, config, seed));
+        let replica = Replica::new(this.storage.origin(), heads, config, seed);
+        this.replica = Some(Box::new(replica));
         let life = this.life;
         this.wake_at = Some(self.now);
         self.agenda.enter(self.now, Event::Wake { node, life });

@@ -1,7 +1,7 @@
 //! Clusters in virtual time: fixed seeds in seconds, more on request.
 //!
-//! `SIM_SEED=7 cargo test --test sim` plays one seed of the drawn scenarios, `SIM_NODES=1000` the
-//! large one with so many nodes.
+//! `SIM_SEED=7 cargo test --test sim` plays one seed of the drawn scenarios, with `SIM_SEEDS=5000`
+//! so many from there on; `SIM_NODES=1000` plays the large one with so many nodes.
 
 use std::time::Duration;
 
@@ -19,12 +19,14 @@ fn must(scenario: Scenario) -> Report {
 
 #[test]
 fn small_clusters_survive_whatever_is_drawn_for_them() {
-    if let Some(seed) = from_environment("SIM_SEED") {
-        println!("{}", must(Scenario::drawn(seed)));
-        return;
-    }
-    for seed in 0..200 {
-        must(Scenario::drawn(seed));
+    let asked = from_environment("SIM_SEED");
+    let seeds = from_environment("SIM_SEEDS").unwrap_or(if asked.is_some() { 1 } else { 200 });
+    let first = asked.unwrap_or(0);
+    for seed in first..first + seeds {
+        let report = must(Scenario::drawn(seed));
+        if asked.is_some() {
+            println!("{report}");
+        }
     }
 }
 
