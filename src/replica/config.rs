@@ -63,7 +63,7 @@ impl Default for Config {
             lazy_target: 6,
             digest_every: Duration::from_millis(500),
             pull_after: Duration::from_millis(300),
-            pull_timeout: Duration::from_secs(3),
+            pull_timeout: Duration::from_secs(1),
             pulls_max: 16,
             pulls_per_peer_max: 4,
             loads_max: 8,

@@ -342,12 +342,13 @@ impl Replica {
     fn run(&mut self, now: Time) {
         self.overlay.run(now, &mut self.rng);
         self.on_overlay_events();
-        self.pulls.run(now, &mut self.stats);
-        self.pull(now);
-        self.tell(now);
+        // A batch that leaves makes room for what is pulled.
         if let Some((id, batch)) = self.intake.next_batch(now) {
             self.effects.push_back(Effect::Apply { id, batch });
         }
+        self.pulls.run(now, &mut self.stats);
+        self.pull(now);
+        self.tell(now);
     }
 
     fn on_overlay_events(&mut self) {

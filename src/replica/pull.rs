@@ -25,7 +25,7 @@ const SOURCES_MAX: usize = 4;
 const MISSES_MAX: u32 = 3;
 
 /// How long a source that disappointed is left alone: the first time, doubling.
-const MISS_DELAY: Duration = Duration::from_millis(500);
+const MISS_DELAY: Duration = Duration::from_millis(250);
 
 /// The range of pauses that a busy peer may ask for.
 const BUSY_MIN: Duration = Duration::from_millis(50);

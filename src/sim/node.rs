@@ -17,7 +17,7 @@ pub(super) struct VirtualNode {
     /// Counts its processes: what was meant for an earlier one does not reach the present one.
     pub(super) life: u32,
     /// The process; `None` while it is down.
-    pub(super) replica: Option<Replica>,
+    pub(super) replica: Option<Box<Replica>>,
     pub(super) storage: Table,
     /// The storage's heads, counted here too.
     pub(super) heads: BTreeMap<Origin, Version>,
@@ -79,7 +79,7 @@ impl VirtualNode {
     }
 
     pub(super) fn may_write(&self) -> bool {
-        let confirmed = self.replica.as_ref().map_or(0, Replica::confirmations);
+        let confirmed = self.replica.as_ref().map_or(0, |replica| replica.confirmations());
         confirmed >= self.confirmations_needed
     }
 }

@@ -19,6 +19,8 @@ pub struct Scenario {
     pub nodes: usize,
     /// How many transactions all nodes together begin.
     pub writes: usize,
+    /// From when on they do. It takes [`Scenario::detection`] until the nodes know each other.
+    pub writes_from: Time,
     /// Until when they do.
     pub writes_until: Time,
     pub network: NetworkConfig,
@@ -43,7 +45,8 @@ impl Scenario {
             seed,
             nodes,
             writes,
-            writes_until: Time(5_000_000),
+            writes_from: Time(3_000_000),
+            writes_until: Time(8_000_000),
             network: NetworkConfig::default(),
             disk: DiskConfig::default(),
             replica: Config::default(),
@@ -61,6 +64,7 @@ impl Scenario {
             if rng.random_bool(0.7) { rng.random_range(3..7) } else { rng.random_range(7..13) };
         let until = Time(6_000_000);
         let mut scenario = Self::calm(seed, nodes, rng.random_range(8..30));
+        scenario.writes_from = Time(0);
         scenario.writes_until = until;
         scenario.network.loss = [0.0, 0.0, 0.01, 0.05, 0.2][rng.random_range(0..5)];
         scenario.network.loss_is_noticed = rng.random_bool(0.5);
@@ -85,14 +89,14 @@ impl Scenario {
         scenario.is_thorough = false;
         let at = |millis: u64| Time(millis * 1_000);
         let sides = (0..nodes).map(|node| u8::from(node % 3 == 0)).collect();
-        scenario.faults.push((at(1_000), Fault::Partition(sides)));
+        scenario.faults.push((at(4_000), Fault::Partition(sides)));
         for _ in 0..nodes / 20 {
             let node = NodeIndex(rng.random_range(0..nodes));
-            let down = rng.random_range(500..3_000);
+            let down = rng.random_range(3_000..6_000);
             scenario.faults.push((at(down), Fault::Crash(node)));
             scenario.faults.push((at(down + rng.random_range(10..2_500)), Fault::Restart(node)));
         }
-        scenario.faults.push((at(6_000), Fault::Heal));
+        scenario.faults.push((at(8_000), Fault::Heal));
         scenario.faults.sort_by_key(|(at, _)| *at);
         scenario
     }

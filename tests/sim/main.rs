@@ -1,7 +1,7 @@
 //! Clusters in virtual time: fixed seeds in seconds, more on request.
 //!
-//! `SIM_SEED=7 cargo test --test sim` plays one seed of the drawn scenarios, `SIM_NODES=1000` the
-//! large one with so many nodes.
+//! `SIM_SEED=7 cargo test --test sim` plays one seed of the drawn scenarios, with `SIM_SEEDS=5000`
+//! so many from there on; `SIM_NODES=1000` plays the large one with so many nodes.
 
 use std::time::Duration;
 
@@ -19,12 +19,14 @@ fn must(scenario: Scenario) -> Report {
 
 #[test]
 fn small_clusters_survive_whatever_is_drawn_for_them() {
-    if let Some(seed) = from_environment("SIM_SEED") {
-        println!("{}", must(Scenario::drawn(seed)));
-        return;
-    }
-    for seed in 0..200 {
-        must(Scenario::drawn(seed));
+    let asked = from_environment("SIM_SEED");
+    let seeds = from_environment("SIM_SEEDS").unwrap_or(if asked.is_some() { 1 } else { 200 });
+    let first = asked.unwrap_or(0);
+    for seed in first..first + seeds {
+        let report = must(Scenario::drawn(seed));
+        if asked.is_some() {
+            println!("{report}");
+        }
     }
 }
 
@@ -57,9 +59,9 @@ fn a_node_whose_disk_was_rolled_back_begins_a_new_epoch_before_it_writes() {
     let node = NodeIndex(2);
     let at = |millis: u64| Time(millis * 1_000);
     scenario.faults = vec![
-        (at(1_000), Fault::Image(node)),
-        (at(3_000), Fault::Crash(node)),
-        (at(3_200), Fault::RollBack(node)),
+        (at(4_000), Fault::Image(node)),
+        (at(6_000), Fault::Crash(node)),
+        (at(6_200), Fault::RollBack(node)),
     ];
     must(scenario);
 }
