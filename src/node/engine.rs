@@ -23,12 +23,12 @@ use super::{MemberState, MemberStatus};
 use crate::catalog::model::key_of;
 use crate::catalog::view::Liveness;
 use crate::crdt::storage::{Extract, StorageError};
-use crate::crdt::{Changeset, Commit};
+use crate::crdt::Changeset;
 use crate::live::Feed;
 use crate::net::{self, Net};
 use crate::replica::{self, ApplyOutcome, BatchId, LoadId, Replica};
 use crate::swim::{self, Identity, Swim};
-use crate::types::{NodeId, Origin, Time};
+use crate::types::{Epoch, NodeId, Origin, Time, Version};
 use crate::wire;
 
 /// How many reports of the writer and the loader may wait. The engine empties the queue whenever
@@ -55,7 +55,7 @@ const FAREWELL: Duration = Duration::from_millis(300);
 #[derive(Debug)]
 pub(super) enum Happened {
     Committed(Arc<Changeset>),
-    Applied { id: BatchId, result: Result<Arc<Commit>, StorageError> },
+    Applied { id: BatchId, result: Result<Vec<(Origin, Version)>, StorageError> },
     EpochBegun(Result<Origin, StorageError>),
     Loaded { id: LoadId, extract: Option<Extract> },
 }
@@ -85,8 +85,8 @@ struct Memory {
     settles_at: Option<Instant>,
     is_settled: bool,
     survey_at: Instant,
-    epoch_retry: Option<(Instant, crate::types::Epoch)>,
-    epoch_above: crate::types::Epoch,
+    epoch_retry: Option<(Instant, Epoch)>,
+    epoch_above: Epoch,
 }
 
 impl From<swim::State> for MemberState {
@@ -109,7 +109,7 @@ impl Engine {
             is_settled: false,
             survey_at: Instant::now(),
             epoch_retry: None,
-            epoch_above: crate::types::Epoch::default(),
+            epoch_above: Epoch::default(),
         };
         loop {
             let wake = self.wake_at(&memory);
@@ -173,7 +173,7 @@ impl Engine {
             Happened::Loaded { id, extract } => replica::Input::Loaded { id, extract },
             Happened::Applied { id, result } => {
                 let outcome = match result {
-                    Ok(commit) => ApplyOutcome::Done { heads: commit.heads.clone() },
+                    Ok(heads) => ApplyOutcome::Done { heads },
                     Err(error) => {
                         warn!(%error, "Changes from other nodes could not be written; trying again");
                         ApplyOutcome::Failed

@@ -12,18 +12,17 @@ use tracing::{error, warn};
 use super::engine::Happened;
 use super::mailbox::{Job, Mailbox, Reports};
 use super::{SubmitError, TransactError};
-use crate::crdt::Commit;
 use crate::crdt::storage::StorageError;
 use crate::live::Feed;
 use crate::replica::BatchId;
 use crate::store::{SqlError, Store, Transacted};
-use crate::types::{Origin, Wall};
+use crate::types::{Origin, Version, Wall};
 
 /// What a job has earned, to be told once the group is on disk.
 enum Outcome {
     Ops(oneshot::Sender<Result<(), SubmitError>>, Result<(), StorageError>),
     Sql(oneshot::Sender<Result<Transacted, TransactError>>, Result<Transacted, SqlError>),
-    Applied(BatchId, Result<Arc<Commit>, StorageError>),
+    Applied(BatchId, Result<Vec<(Origin, Version)>, StorageError>),
     Epoch(Result<Origin, StorageError>),
 }
 
@@ -49,7 +48,7 @@ fn write_group(store: &mut Store, jobs: Vec<Job>, feed: &Feed, reports: &Reports
     let mut outcomes = Vec::with_capacity(jobs.len());
     for job in jobs {
         outcomes.push(match job {
-            Job::Ops { ops, reply } => Outcome::Ops(reply, group.ops(&ops)),
+            Job::Ops { ops, reply } => Outcome::Ops(reply, group.ops(&ops).map(drop)),
             Job::Sql { statements, deadline, reply } => {
                 Outcome::Sql(reply, group.sql(&statements, deadline))
             }
@@ -108,7 +107,7 @@ fn all<T>(own: Result<T, StorageError>, group: Option<&StorageError>) -> Result<
 fn failed(job: Job, failure: &StorageError) -> Outcome {
     match job {
         Job::Ops { reply, .. } => Outcome::Ops(reply, Err(failure.clone())),
-        Job::Sql { reply, .. } => Outcome::Sql(reply, Err(SqlError::Storage(failure.clone()))),
+        Job::Sql { reply, .. } => Outcome::Sql(reply, Err(SqlError::Failed(failure.to_string()))),
         Job::Apply { id, .. } => Outcome::Applied(id, Err(failure.clone())),
         Job::BeginEpoch { .. } => Outcome::Epoch(Err(failure.clone())),
     }
@@ -127,6 +126,16 @@ impl From<StorageError> for SubmitError {
         match error {
             StorageError::Refused(refusal) => Self::Refused(refusal),
             StorageError::Failed(text) => Self::Failed(text),
+        }
+    }
+}
+
+impl From<SqlError> for TransactError {
+    fn from(error: SqlError) -> Self {
+        match error {
+            SqlError::Statement { index, message } => Self::Statement { index, message },
+            SqlError::TimedOut => Self::TimedOut,
+            SqlError::Failed(text) => Self::Node(SubmitError::Failed(text)),
         }
     }
 }
