@@ -11,8 +11,8 @@ use tracing::debug;
 use super::backoff::Backoff;
 use super::client::{Client, ClientError};
 
-/// The shortest time between two questions: a check that flaps wakes us ten times a second.
-const PAUSE: Duration = Duration::from_millis(100);
+/// The shortest time between two questions: a check that flaps wakes us forty times a second.
+const PAUSE: Duration = Duration::from_millis(25);
 
 /// Waits on one list of a node for ever, and wakes whoever waits at `wake` when it changed.
 ///
