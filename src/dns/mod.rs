@@ -20,6 +20,10 @@ pub mod tcp;
 pub mod udp;
 pub mod wire;
 
+#[cfg(test)]
+mod golden;
+#[cfg(test)]
+mod testing;
 
 pub use answer::{Outcome, Reply, Request, Transport, answer};
 pub use config::{Config, ServiceTtl, Soa, Zone};
