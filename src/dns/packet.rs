@@ -113,3 +113,79 @@ fn text_of(name: &Spelling) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dns::testing::question;
+
+    /// Reads a packet and says in a word what it was.
+    fn check(packet: &[u8], expected: &str) {
+        let found = match read(packet) {
+            Packet::Query(query) => query.text,
+            Packet::Refused(code) => format!("{code:?}"),
+            Packet::Ignored => "silence".to_owned(),
+        };
+        assert_eq!(found, expected, "{packet:?}");
+    }
+
+    fn with(place: usize, value: u8) -> Vec<u8> {
+        let mut packet = question("App.internal. A", 1_232);
+        packet[place] = value;
+        packet
+    }
+
+    #[test]
+    fn a_question_is_read_in_lower_case() {
+        check(&question("App.internal. A", 0), "app.internal");
+        check(&question(". A", 0), "");
+    }
+
+    #[test]
+    fn too_short_packets_and_replies_are_not_answered() {
+        let packet = question("app.internal. A", 0);
+        check(&packet[..11], "silence");
+        check(&[], "silence");
+        check(&with(2, 0x80), "silence");
+    }
+
+    #[test]
+    fn only_one_whole_question_is_read() {
+        let packet = question("app.internal. A", 1_232);
+        (12..packet.len()).for_each(|length| check(&packet[..length], "FormErr"));
+        check(&with(5, 0), "FormErr");
+        check(&with(5, 2), "FormErr");
+        check(&[&packet[..], &[0]].concat(), "FormErr");
+        check(&[&packet[..], &[0; QUERY_BYTES_MAX]].concat(), "FormErr");
+        // A name that points to itself.
+        let itself = [&packet[..12], &[0xc0, 12, 0, 1, 0, 1]].concat();
+        check(&[&itself[..11], &[0], &itself[12..]].concat(), "FormErr");
+    }
+
+    #[test]
+    fn other_opcodes_are_refused_unread() {
+        for (opcode, expected) in
+            [(1, "NotImp"), (2, "NotImp"), (4, "Refused"), (5, "Refused"), (15, "NotImp")]
+        {
+            check(&with(2, opcode << 3), expected);
+            check(&with(2, opcode << 3)[..12], expected);
+        }
+    }
+
+    #[test]
+    fn a_second_opt_record_is_a_format_error() {
+        let packet = question("app.internal. A", 1_232);
+        let mut two = [&packet[..], &packet[packet.len() - 11..]].concat();
+        two[11] = 2;
+        check(&two, "FormErr");
+    }
+
+    #[test]
+    fn odd_bytes_in_labels_match_nothing() {
+        let mut packet = question("aXb.internal. A", 0);
+        for (odd, expected) in [(b'.', "a\u{1}b.internal"), (0xff, "a\u{1}b.internal")] {
+            packet[14] = odd;
+            check(&packet, expected);
+        }
+    }
+}

@@ -384,3 +384,115 @@ fn hash_label(hash: u32, label: &[u8]) -> u32 {
     let length = u8::try_from(label.len()).expect("a label has at most 63 bytes");
     label.iter().fold(step(hash, length), |hash, byte| step(hash, *byte))
 }
+
+#[cfg(test)]
+mod tests {
+    use hickory_proto::op::Message;
+
+    use super::*;
+    use crate::dns::testing::{Catalog, ask, data_of, question};
+
+    fn big(instances: usize) -> Catalog {
+        let meta = [("rack", "r1"), ("note", "something of some length")];
+        let catalog = Catalog::empty().node(crate::dns::testing::ME, "n1", "127.0.0.1", &meta);
+        let line = |n: usize| format!("big big-{n} 10.{}.{}.{}:9000", n >> 16, (n >> 8) & 255, n & 255);
+        (0..instances).fold(catalog, |catalog, n| catalog.instance(&line(n)))
+    }
+
+    fn check(
+        catalog: &Catalog,
+        config: &Config,
+        text: &str,
+        edns: u16,
+        expected: [usize; 2],
+        is_cut: bool,
+    ) {
+        let reply = ask(&catalog.view, config, &question(text, edns), Transport::Udp);
+        let counts = [reply.answers.len(), reply.additionals.len()];
+        assert_eq!((counts, reply.metadata.truncation), (expected, is_cut), "{text} {edns}");
+    }
+
+    #[test]
+    fn an_answer_that_does_not_fit_is_cut_and_says_so() {
+        let (catalog, config) = (big(100), Config::default());
+        check(&catalog, &config, "big.internal. A", 0, [30, 0], true);
+        check(&catalog, &config, "big.internal. A", 1_232, [74, 0], true);
+        check(&catalog, &config, "big.internal. A", 65_535, [74, 0], true);
+        check(&catalog, &config, "big.internal. SRV", 1_232, [19, 19], true);
+    }
+
+    #[test]
+    fn like_consul_an_answer_is_cut_without_a_word() {
+        let (catalog, config) = (big(100), Config::default().like_consul());
+        check(&catalog, &config, "big.internal. A", 0, [3, 0], false);
+        check(&catalog, &config, "big.internal. A", 512, [3, 0], false);
+        check(&catalog, &config, "big.internal. SRV", 0, [3, 3], false);
+        check(&catalog, &config, "big.internal. A", 4_096, [100, 0], false);
+        let config = Config { a_record_limit: 2, ..config };
+        check(&catalog, &config, "big.internal. A", 4_096, [2, 0], false);
+        check(&catalog, &config, "big.internal. SRV", 0, [3, 3], false);
+    }
+
+    #[test]
+    fn what_is_beside_the_answers_goes_before_an_answer_does() {
+        let (catalog, config) = (big(10), Config::default());
+        check(&catalog, &config, "big.internal. SRV", 4_096, [10, 10], false);
+        check(&big(3), &config, "big.internal. SRV", 4_096, [3, 9], false);
+    }
+
+    #[test]
+    fn over_tcp_everything_comes_up_to_the_longest_message() {
+        let tcp = |instances: usize, text: &str| -> Message {
+            ask(&big(instances).view, &Config::default(), &question(text, 0), Transport::Tcp)
+        };
+        let whole = tcp(500, "big.internal. SRV");
+        assert_eq!((whole.answers.len(), whole.additionals.len()), (500, 1_500));
+        let cut = tcp(5_000, "big.internal. A");
+        assert_eq!((cut.answers.len(), cut.metadata.truncation), (4_094, false));
+    }
+
+    #[test]
+    fn each_instance_is_as_likely_as_any_other_to_survive_the_cut() {
+        let (catalog, packet) = (big(24), question("big.internal. A", 0));
+        let config = Config::default().like_consul();
+        let mut counts = std::collections::BTreeMap::<String, usize>::new();
+        for seed in 0..800 {
+            let super::super::Reply::Bytes(bytes) =
+                super::super::answer(&catalog.view, &config, &packet, Transport::Udp, seed, 1)
+            else {
+                panic!("no reply");
+            };
+            for record in &Message::from_vec(&bytes).unwrap().answers {
+                *counts.entry(data_of(record)).or_default() += 1;
+            }
+        }
+        assert_eq!(counts.len(), 24);
+        assert!(counts.values().all(|count| (60..145).contains(count)), "{counts:?}");
+    }
+
+    #[test]
+    fn without_compression_every_name_stands_in_full() {
+        let packet = question("big.internal. SRV", 4_096);
+        let ask = |config: &Config| ask(&big(3).view, config, &packet, Transport::Udp);
+        let in_full = Config { disable_compression: true, ..Config::default() };
+        let sorted = |mut message: Message| {
+            message.answers.sort();
+            message.additionals.sort();
+            message
+        };
+        assert_eq!(sorted(ask(&in_full)), sorted(ask(&Config::default())));
+    }
+
+    #[test]
+    fn meta_is_quoted_by_rfc_1464_and_split_at_255_bytes() {
+        let long = "x".repeat(300);
+        let meta = [(" a=b` ", "c=`d"), ("long", &*long), ("RFC1035-raw", "just=this")];
+        let catalog = Catalog::empty().node(crate::dns::testing::ME, "n1", "127.0.0.1", &meta);
+        let packet = question("n1.node.internal. TXT", 4_096);
+        let reply = ask(&catalog.view, &Config::default(), &packet, Transport::Udp);
+        let mut texts: Vec<String> = reply.answers.iter().map(data_of).collect();
+        texts.sort();
+        let split = format!("\"long={}\" \"{}\"", "x".repeat(250), "x".repeat(50));
+        assert_eq!(texts, ["\"` a`=b``` =c=``d\"", "\"just=this\"", &split]);
+    }
+}

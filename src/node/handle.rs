@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::sync::{oneshot, watch};
+use tracing::warn;
 
 use super::mailbox::{Job, Mailbox};
 use crate::catalog::model::key_of;
@@ -140,7 +141,14 @@ impl Handle {
             .await
             .map_err(|_| SubmitError::Stopping)?
             .map_err(|error| SubmitError::Failed(error.to_string()))?;
-        Ok(rows::definitions(rows))
+        let read = |(id, json): (String, String)| match rows::definition_from_json(&id, &json) {
+            Ok(definition) => Some((id, definition)),
+            Err(error) => {
+                warn!(%error, "A check is not run");
+                None
+            }
+        };
+        Ok(rows.into_iter().filter_map(read).collect())
     }
 
     /// Changes whenever [`Handle::check_definitions`] may have.

@@ -193,7 +193,7 @@ impl Drop for Node {
 /// Folds what the database holds into a first view.
 fn first_view(local: &Local, store: &Store) -> Result<View, StorageError> {
     let mut view = View::new(local.id);
-    for table in rows::TABLES {
+    for table in [rows::NODES, rows::SERVICES, rows::CHECKS] {
         let commit = store.snapshot_of(table, writer::wall_now())?;
         view = view.fold(&commit).0;
     }
