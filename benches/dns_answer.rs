@@ -1,6 +1,3 @@
-<<<<<<< HEAD
-fn main() {}
-=======
 //! What one DNS answer costs: 1,000 services of 3 instances each, asked one after the other.
 //!
 //! `cargo bench --bench dns_answer`; with `--test` it runs small and only checks that all answer.
@@ -103,4 +100,3 @@ fn fold(
     let at = Hlc(view.index_max() + 1);
     view.fold(&Commit { seq: Seq(at.0), at, tables, changeset: None, heads: Vec::new() }).0
 }
->>>>>>> dns

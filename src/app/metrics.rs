@@ -11,6 +11,7 @@ use crate::health::Health;
 use crate::http;
 use crate::ingest::Ingest;
 use crate::live::Queries;
+use crate::net::Net;
 use crate::node::{Handle, Stats};
 use crate::telemetry::{Family, Metrics};
 
@@ -18,7 +19,7 @@ use crate::telemetry::{Family, Metrics};
 pub(super) struct Sources {
     pub(super) handle: Handle,
     pub(super) stats: Arc<ArcSwap<Stats>>,
-    pub(super) net: Arc<crate::net::Counters>,
+    pub(super) net: Net,
     pub(super) dns: Arc<dns::Counters>,
     pub(super) http: Arc<http::Stats>,
     pub(super) health: Health,
@@ -39,7 +40,7 @@ pub(super) fn register(metrics: &Metrics, sources: Sources) {
     let replica = Arc::clone(&stats);
     metrics.add("replica", move || of_replica(&replica.load()));
     metrics.add("swim", move || of_swim(&stats.load()));
-    metrics.add("net", move || net.families());
+    metrics.add("net", move || of_net(&net));
     metrics.add("dns", move || of_dns(&dns));
     metrics.add("http", move || http.families());
     metrics.add("health", move || of_health(&health));
@@ -141,6 +142,27 @@ fn of_swim(stats: &Stats) -> Vec<Family> {
         Family::counter("suspected", "Times this node had to defend itself.", swim.suspected),
         Family::counter("rejoins", "Times the cluster had declared this node dead.", swim.rejoins),
         Family::counter("stalls", "Times this node came more than a second late.", swim.stalls),
+    ]
+}
+
+fn of_net(net: &Net) -> Vec<Family> {
+    let counts = net.counts();
+    vec![
+        Family::gauge("connections", "Connections to other nodes.", counts.links as f64),
+        Family::counter("dials", "Connections begun by this node.", counts.dials),
+        Family::counter("dials_failed", "Of these, those that failed.", counts.dials_failed),
+        Family::counter("accepted", "Connections of others taken.", counts.accepted),
+        Family::counter("refused", "Connections of others refused.", counts.refused),
+        Family::counter("evicted", "Connections closed to make room.", counts.evicted),
+        Family::counter("frames_sent", "Frames sent.", counts.frames_sent),
+        Family::counter("frames_received", "Frames received.", counts.frames_received),
+        Family::counter("frames_dropped", "Frames not sent for want of room.", counts.frames_dropped),
+        Family::counter("frames_sent", "Bytes of frames sent.", counts.frame_bytes_sent).unit("bytes"),
+        Family::counter("frames_received", "Bytes of frames received.", counts.frame_bytes_received)
+            .unit("bytes"),
+        Family::counter("datagrams_sent", "Membership datagrams sent.", counts.datagrams_sent),
+        Family::counter("datagrams_received", "Membership datagrams received.", counts.datagrams_received),
+        Family::counter("datagrams_dropped", "Membership datagrams dropped.", counts.datagrams_dropped),
     ]
 }
 

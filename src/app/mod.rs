@@ -25,7 +25,7 @@ use crate::health::Health;
 use crate::http::{Http, own, sql};
 use crate::ingest::Ingest;
 use crate::live::Queries;
-use crate::net::Net;
+use crate::net::{self, Net};
 use crate::net::tls::Identity;
 use crate::node::{self, Handle, Local, Node};
 use crate::replica;
@@ -48,7 +48,7 @@ impl StartError {
 }
 
 /// What a starter may have in place of files and defaults.
-#[derive(Clone, Debug, Default)]
+#[derive(Default)]
 pub struct Options {
     /// The certificates, where they are not in files.
     pub identity: Option<Identity>,
@@ -83,7 +83,7 @@ impl App {
             scope: agent.gossip.scope,
             schema: agent.schema.clone(),
         };
-        let store = tokio::task::spawn_blocking(move || Store::open(open))
+        let store = tokio::task::spawn_blocking(move || Store::open(&open))
             .await
             .map_err(StartError::of)?
             .map_err(StartError::of)?;
@@ -95,8 +95,8 @@ impl App {
             gossip: agent.gossip.advertise,
         };
         let (net, events) =
-            Net::bind(agent.gossip.listen, &identity, net_seed()).map_err(StartError::of)?;
-        let net_counters = net.counters();
+            Net::bind(net::Config::new(agent.gossip.listen), &identity).map_err(StartError::of)?;
+        let net_face = net.clone();
         let config = node::Config {
             tagged_addresses: tagged_addresses(&local.address),
             meta: agent.node_meta.clone(),
@@ -128,7 +128,7 @@ impl App {
             metrics::Sources {
                 handle: handle.clone(),
                 stats: node.stats(),
-                net: net_counters,
+                net: net_face,
                 dns: dns.counters(),
                 http: http.stats(),
                 health: health.clone(),

@@ -27,7 +27,7 @@ impl Client {
                 )));
             }
         };
-        crate::net::tls::install_default_provider();
+        crate::net::tls::install_provider();
         let http = reqwest::Client::builder()
             .connect_timeout(CONNECT_WITHIN)
             .no_proxy()

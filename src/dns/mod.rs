@@ -20,14 +20,11 @@ pub mod tcp;
 pub mod udp;
 pub mod wire;
 
-<<<<<<< HEAD
-=======
 #[cfg(test)]
 mod golden;
 #[cfg(test)]
 mod testing;
 
->>>>>>> dns
 pub use answer::{Outcome, Reply, Request, Transport, answer};
 pub use config::{Config, ServiceTtl, Soa, Zone};
 pub use counters::Counters;

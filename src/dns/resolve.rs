@@ -221,8 +221,6 @@ impl<'a> Resolver<'a, '_> {
         Record { owner: Name::Zone(self.zone), ttl: times.min_ttl, data }
     }
 }
-<<<<<<< HEAD
-=======
 
 #[cfg(test)]
 mod tests {
@@ -474,4 +472,3 @@ mod tests {
         assert_eq!(shown("none.internal. A"), "NXDomain  | internal. 15 SOA");
     }
 }
->>>>>>> dns

@@ -21,7 +21,9 @@ use uuid::Uuid;
 use super::feed::Feed;
 use super::rows::{Change, Row, Rows};
 use crate::crdt::Commit;
-use crate::store::{QueryEvent, Readers, Statement};
+use crate::store::readers::{Described, QueryError, QueryEvent};
+use crate::store::{Params, Readers, Statement};
+use crate::types::Value;
 
 /// How many distinct queries may be live on one node. Beyond it new ones are refused.
 const QUERIES_MAX: usize = 1_000;
@@ -137,15 +139,14 @@ impl Queries {
         from: Option<u64>,
         skip_rows: bool,
     ) -> Result<Subscription, SubscribeError> {
-        let expanded = self.expand(statement).await?;
-        let id = Uuid::new_v5(&ID_SPACE, expanded.sql.as_bytes());
+        let id = id_of(&statement);
         if let Some(query) = self.find(id) {
             return Ok(query.subscribe(from, skip_rows));
         }
         if from.is_some() {
             return Err(SubscribeError::NothingToResume);
         }
-        let query = self.begin(id, expanded).await?;
+        let query = self.begin(id, statement).await?;
         Ok(query.subscribe(from, skip_rows))
     }
 
@@ -179,14 +180,6 @@ impl Queries {
         live.get(&id).filter(|query| lock(&query.state).end.is_none()).map(Arc::clone)
     }
 
-    /// Puts the parameters into the text, so that equal queries are equal texts.
-    async fn expand(&self, statement: Statement) -> Result<Statement, SubscribeError> {
-        let readers = Arc::clone(&self.readers);
-        let sql = blocking(move || readers.expand(&statement)).await?;
-        let sql = sql.map_err(|error| SubscribeError::Refused(error.to_string()))?;
-        Ok(Statement { sql, params: crate::store::Params::None })
-    }
-
     async fn begin(
         self: &Arc<Self>,
         id: Uuid,
@@ -199,18 +192,22 @@ impl Queries {
         let commits = self.feed.follow();
         let readers = Arc::clone(&self.readers);
         let sql = statement.sql.clone();
-        let described = blocking(move || readers.describe(&sql))
-            .await?
-            .map_err(|error| SubscribeError::Refused(error.to_string()))?;
+        let (described, key) = blocking(move || {
+            let described = readers.describe(&sql)?;
+            let key = key_of(&described, |table| readers.key_of(table))?;
+            Ok((described, key))
+        })
+        .await?
+        .map_err(|error: QueryError| SubscribeError::Refused(error.to_string()))?;
         let begun = Instant::now();
         let first = self.look(&statement).await?;
-        let mut rows = Rows::new(described.key());
+        let mut rows = Rows::new(key);
         rows.begin(first);
         let query = Arc::new(LiveQuery {
             id,
             statement,
-            tables: described.tables().into_iter().collect(),
-            columns: described.columns,
+            tables: described.tables().into_iter().map(str::to_owned).collect(),
+            columns: described.columns.into_iter().map(|column| column.name).collect(),
             state: Mutex::new(State { rows, log: VecDeque::new(), end: None }),
             news: watch::Sender::new(0),
             subscribers: AtomicUsize::new(0),
@@ -285,7 +282,7 @@ impl Queries {
             Ok((rows, is_too_long))
         })
         .await?
-        .map_err(|error: crate::store::QueryError| SubscribeError::Refused(error.to_string()))
+        .map_err(|error: QueryError| SubscribeError::Refused(error.to_string()))
         .and_then(|(rows, is_too_long)| match is_too_long {
             true => Err(SubscribeError::Refused(format!(
                 "the query has more than {ROWS_MAX} rows, too many to keep live; narrow it"
@@ -425,6 +422,45 @@ impl Drop for Subscription {
     fn drop(&mut self) {
         self.query.subscribers.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// Returns a query's id: the same for the same text and parameters on every node.
+fn id_of(statement: &Statement) -> Uuid {
+    let mut name = statement.sql.trim().trim_end_matches(';').trim_end().to_owned();
+    match &statement.params {
+        Params::None => {}
+        Params::Positional(values) => {
+            for value in values {
+                name.push_str(&format!("\0{value}"));
+            }
+        }
+        Params::Named(values) => {
+            let sorted: BTreeMap<&String, &Value> = values.iter().map(|(n, v)| (n, v)).collect();
+            for (parameter, value) in sorted {
+                name.push_str(&format!("\0{parameter}={value}"));
+            }
+        }
+    }
+    Uuid::new_v5(&ID_SPACE, name.as_bytes())
+}
+
+/// Finds the result columns by which a row is known again: those of every primary key that the
+/// result shows whole. None: the row is known by all of its values.
+fn key_of(
+    described: &Described,
+    primary_key: impl Fn(&str) -> Result<Vec<String>, QueryError>,
+) -> Result<Vec<usize>, QueryError> {
+    let mut key = Vec::new();
+    for table in described.tables() {
+        let shown = |column: &String| {
+            let wanted = (table.to_owned(), column.clone());
+            described.columns.iter().position(|shown| shown.origin.as_ref() == Some(&wanted))
+        };
+        let columns: Option<Vec<usize>> = primary_key(table)?.iter().map(shown).collect();
+        key.extend(columns.unwrap_or_default());
+    }
+    key.sort_unstable();
+    Ok(key)
 }
 
 async fn blocking<T: Send + 'static>(

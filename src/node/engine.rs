@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
@@ -25,7 +26,7 @@ use crate::catalog::view::Liveness;
 use crate::crdt::storage::{Extract, StorageError};
 use crate::crdt::Changeset;
 use crate::live::Feed;
-use crate::net::{self, Net};
+use crate::net::{self, Net, SendError};
 use crate::replica::{self, ApplyOutcome, BatchId, LoadId, Replica};
 use crate::swim::{self, Identity, Swim};
 use crate::types::{Epoch, NodeId, Origin, Time, Version};
@@ -66,7 +67,7 @@ pub(super) struct Engine {
     pub(super) swim: Swim,
     pub(super) replica: Replica,
     pub(super) net: Net,
-    pub(super) events: mpsc::Receiver<net::Event>,
+    pub(super) events: net::Events,
     pub(super) reports: mpsc::Receiver<Happened>,
     pub(super) mailbox: Arc<Mailbox>,
     pub(super) loads: Loads,
@@ -81,6 +82,7 @@ pub(super) struct Engine {
 
 /// What the loop remembers between turns.
 struct Memory {
+    is_net_lost: bool,
     addresses: BTreeMap<NodeId, SocketAddr>,
     settles_at: Option<Instant>,
     is_settled: bool,
@@ -104,6 +106,7 @@ impl Engine {
     /// Runs until told to leave, or until the writer is gone.
     pub(super) async fn run(mut self) {
         let mut memory = Memory {
+            is_net_lost: false,
             addresses: BTreeMap::new(),
             settles_at: None,
             is_settled: false,
@@ -124,7 +127,7 @@ impl Engine {
                     None => { error!("The writer is gone"); false }
                 },
                 event = self.events.recv() => match event {
-                    Some(event) => { self.heard(&mut memory, event); true }
+                    Some(event) => { self.heard(&mut memory, event); !memory.is_net_lost }
                     None => { error!("The network is gone"); false }
                 },
                 () = tokio::time::sleep_until(wake) => true,
@@ -143,7 +146,7 @@ impl Engine {
         for _ in 0..INPUTS_PER_TURN {
             if let Ok(happened) = self.reports.try_recv() {
                 self.happened(memory, happened);
-            } else if let Ok(event) = self.events.try_recv() {
+            } else if let Some(event) = self.events.try_recv() {
                 self.heard(memory, event);
             } else {
                 return;
@@ -201,7 +204,7 @@ impl Engine {
             net::Event::Datagram { from, bytes } => {
                 self.swim.handle(now, swim::Input::Datagram { from, bytes });
             }
-            net::Event::Frame { from, bytes } => match wire::decode(&bytes) {
+            net::Event::Frame { from, lane: _, bytes } => match wire::decode(&bytes) {
                 Ok(message) => {
                     self.replica.handle(now, replica::Input::Received { from, message });
                 }
@@ -209,18 +212,30 @@ impl Engine {
             },
             net::Event::Connected { node, name, address, round_trip } => {
                 debug!(%node, name, %address, ?round_trip, "Connected");
-                if self.join.is_target(address) || !memory.addresses.contains_key(&node) {
-                    self.swim.handle(now, swim::Input::Found { node, address });
-                }
                 self.swim.handle(now, swim::Input::RoundTrip { node, round_trip });
+            }
+            net::Event::Answered { node, address } => {
+                self.swim.handle(now, swim::Input::Found { node, address });
             }
             net::Event::RoundTrip { node, round_trip } => {
                 self.swim.handle(now, swim::Input::RoundTrip { node, round_trip });
             }
-            net::Event::Disconnected { node } | net::Event::Overrun { node } => {
+            net::Event::Disconnected { node, why } => {
+                debug!(%node, ?why, "Disconnected");
                 self.replica.handle(now, replica::Input::Overrun(node));
             }
-            net::Event::DialFailed { address, error } => self.join.failed(address, &error),
+            net::Event::DialFailed { address, node: None, error } => {
+                self.join.failed(address, &error.to_string());
+            }
+            net::Event::DialFailed { address, node: Some(node), error } => {
+                debug!(%node, %address, %error, "A member could not be reached");
+            }
+            net::Event::Twin { address } => error!(
+                %address,
+                "Another process runs with this node's certificate: a copied data directory. Stop \
+                 one of them"
+            ),
+            net::Event::EndpointLost => memory.is_net_lost = true,
         }
     }
 
@@ -244,7 +259,7 @@ impl Engine {
         }
         if memory.survey_at <= Instant::now() {
             memory.survey_at = Instant::now() + SURVEY_EVERY;
-            self.survey(memory);
+            self.survey();
         }
     }
 
@@ -265,7 +280,7 @@ impl Engine {
                 let identity = member.identity;
                 info!(node = %identity.node, name = self.name_of(identity.node), address = %identity.address, "A member is up");
                 self.is_up(memory, &member);
-                self.survey(memory);
+                self.survey();
             }
             swim::Effect::Renewed(member) => {
                 let gone = replica::Input::PeerDown(member.identity.node);
@@ -278,7 +293,7 @@ impl Engine {
                 memory.addresses.remove(&node);
                 self.feed.publish_liveness(wall_now(), Liveness::Down(node));
                 self.replica.handle(self.now(), replica::Input::PeerDown(node));
-                self.survey(memory);
+                self.survey();
             }
             swim::Effect::Guard { on: true } => warn!(
                 "Many members seem to have failed at once; more likely this node is cut off. None \
@@ -296,6 +311,19 @@ impl Engine {
         }
     }
 
+    fn send(&mut self, memory: &Memory, peer: NodeId, lane: replica::Lane, frame: Bytes) {
+        // A peer that has just gone down has no address any more.
+        let Some(address) = memory.addresses.get(&peer) else { return };
+        match self.net.send(peer, *address, lane, frame) {
+            Ok(()) => {}
+            Err(SendError::Overrun | SendError::Unreachable) => {
+                self.replica.handle(self.now(), replica::Input::Overrun(peer));
+            }
+            // The replica cuts what it sends to the frame's limit; this is a bug of ours.
+            Err(error @ SendError::TooLong) => error!(%peer, %error, "A message was not sent"),
+        }
+    }
+
     fn is_up(&mut self, memory: &mut Memory, member: &swim::Member) {
         let Identity { node, address, .. } = member.identity;
         memory.addresses.insert(node, address);
@@ -310,12 +338,9 @@ impl Engine {
     fn perform_replica(&mut self, memory: &mut Memory, effect: replica::Effect) {
         match effect {
             replica::Effect::Send { to, message, lane } => {
-                let bytes = wire::encode(&message);
+                let frame = wire::frame::encode_frame(&message);
                 for peer in to {
-                    // A peer that has just gone down has no address any more.
-                    if let Some(address) = memory.addresses.get(&peer) {
-                        self.net.send(peer, *address, lane, bytes.clone());
-                    }
+                    self.send(memory, peer, lane, frame.clone());
                 }
             }
             replica::Effect::Apply { id, batch } => self.mailbox.push(Job::Apply { id, batch }),
@@ -334,7 +359,7 @@ impl Engine {
     }
 
     /// Renews what `members` and metrics show.
-    fn survey(&mut self, memory: &Memory) {
+    fn survey(&mut self) {
         let view = self.feed.view();
         let own = view.own();
         let mut list = vec![MemberStatus {
@@ -376,7 +401,7 @@ impl Engine {
         self.perform(memory);
         self.swim.handle(self.now(), swim::Input::Leave);
         self.perform(memory);
-        self.net.close(FAREWELL).await;
+        self.net.clone().close(FAREWELL).await;
         if let Some(farewell) = farewell {
             // Whoever waited may have given up.
             let _ = farewell.send(());

@@ -141,7 +141,7 @@ impl Handle {
             .await
             .map_err(|_| SubmitError::Stopping)?
             .map_err(|error| SubmitError::Failed(error.to_string()))?;
-        let read = |(id, json): (String, String)| match rows::definition_from_json(&id, &json) {
+        let read = |(id, _service, json): (String, String, String)| match rows::definition_from_json(&id, &json) {
             Ok(definition) => Some((id, definition)),
             Err(error) => {
                 warn!(%error, "A check is not run");

@@ -65,11 +65,6 @@ impl Join {
         addresses
     }
 
-    /// Tells whether an address is one of the targets.
-    pub(super) fn is_target(&self, address: SocketAddr) -> bool {
-        self.addresses().contains(&address)
-    }
-
     /// Takes note of a failure, and logs it unless it is the same as before.
     pub(super) fn failed(&mut self, address: SocketAddr, error: &str) {
         if self.failures.get(&address).is_none_or(|told| told != error) {

@@ -27,11 +27,11 @@ pub(super) struct Loads {
 
 impl Loads {
     /// Starts the thread. It ends when the asking side and the engine are gone.
-    pub(super) fn start(loader: Loader, reports: Reports) -> std::io::Result<Self> {
+    pub(super) fn start(mut loader: Loader, reports: Reports) -> std::io::Result<Self> {
         let (asks, asked) = mpsc::channel();
         thread::Builder::new()
             .name("tribune-loader".to_owned())
-            .spawn(move || run(&loader, &asked, &reports))?;
+            .spawn(move || run(&mut loader, &asked, &reports))?;
         Ok(Self { asks })
     }
 
@@ -42,7 +42,7 @@ impl Loads {
     }
 }
 
-fn run(loader: &Loader, asked: &mpsc::Receiver<Ask>, reports: &Reports) {
+fn run(loader: &mut Loader, asked: &mpsc::Receiver<Ask>, reports: &Reports) {
     while let Ok(Ask { id, origin, after, bytes_max }) = asked.recv() {
         let extract = loader
             .load(origin, after, bytes_max)

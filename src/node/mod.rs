@@ -10,7 +10,6 @@ mod mailbox;
 mod writer;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -24,14 +23,17 @@ pub use handle::{Handle, Local, MemberState, MemberStatus, SubmitError, Transact
 
 use self::engine::Engine;
 use self::join::Join;
-use self::mailbox::{Job, Mailbox};
+use self::mailbox::Mailbox;
 use crate::catalog::{Command, Node as NodeRow, View, rows};
-use crate::crdt::storage::StorageError;
+use crate::crdt::storage::{Storage, StorageError};
+use crate::crdt::{Commit, RowEvent, TableEvents};
 use crate::live::Feed;
-use crate::net::{Event, Net};
+use crate::net::{Events, Net};
 use crate::replica::{self, Replica};
-use crate::store::Store;
+use crate::store::readers::{QueryError, READERS_DEFAULT};
+use crate::store::{Loader, Readers, Store};
 use crate::swim::{self, Identity, Swim};
+use crate::types::{Hlc, Seq};
 
 /// The port for gossip, unless said otherwise.
 pub const GOSSIP_PORT: u16 = 7401;
@@ -88,10 +90,12 @@ impl Node {
         config: Config,
         store: Store,
         net: Net,
-        events: mpsc::Receiver<Event>,
+        events: Events,
     ) -> Result<(Self, impl Future<Output = ()> + Send + 'static), StorageError> {
-        let feed = Arc::new(Feed::new(first_view(&config.local, &store)?));
-        let readers = store.readers();
+        let database = store.path().ok_or_else(|| in_memory())?.to_owned();
+        let readers = Readers::open(&database, READERS_DEFAULT).map_err(reader_failed)?;
+        let readers = Arc::new(readers);
+        let feed = Arc::new(Feed::new(first_view(&config.local, &readers)?));
         let mailbox = Arc::new(Mailbox::default());
         let (reports, reported) = mpsc::channel(engine::REPORTS_MAX);
         let (leave, leaving) = mpsc::channel(1);
@@ -103,7 +107,7 @@ impl Node {
             me: config.local.id,
             swim: Swim::new(me, config.swim.clone(), config.seed),
             replica: Replica::new(
-                store.origin(),
+                store.identity().origin(),
                 store.heads()?,
                 config.replica.clone(),
                 config.seed,
@@ -112,7 +116,8 @@ impl Node {
             events,
             reports: reported,
             mailbox: Arc::clone(&mailbox),
-            loads: loader::Loads::start(store.loader()?, reports.clone()).map_err(thread_failed)?,
+            loads: loader::Loads::start(Loader::open(&database)?, reports.clone())
+                .map_err(thread_failed)?,
             feed: Arc::clone(&feed),
             members: Arc::clone(&members),
             join: Join::new(config.join.clone(), config.local.gossip),
@@ -157,10 +162,10 @@ impl Node {
         self.mailbox.close();
         let Some(writer) = self.writer.take() else { return };
         let finished = tokio::task::spawn_blocking(move || {
-            writer.join().map(|mut store| store.close())
+            writer.join().map(|mut store| store.checkpoint())
         });
         match tokio::time::timeout(WRITER_DRAIN, finished).await {
-            Ok(Ok(Ok(Ok(())))) => {}
+            Ok(Ok(Ok(Ok(_)))) => {}
             Ok(Ok(Ok(Err(error)))) => warn!(%error, "The database was not closed in order; nothing is lost"),
             Ok(Ok(Err(_)) | Err(_)) => warn!("The writer had failed"),
             Err(_) => warn!("The writer did not finish in time; nothing acknowledged is lost"),
@@ -191,13 +196,21 @@ impl Drop for Node {
 }
 
 /// Folds what the database holds into a first view.
-fn first_view(local: &Local, store: &Store) -> Result<View, StorageError> {
-    let mut view = View::new(local.id);
-    for table in [rows::NODES, rows::SERVICES, rows::CHECKS] {
-        let commit = store.snapshot_of(table, writer::wall_now())?;
-        view = view.fold(&commit).0;
+fn first_view(local: &Local, readers: &Readers) -> Result<View, StorageError> {
+    let mut tables = Vec::new();
+    for name in [rows::NODES, rows::SERVICES, rows::CHECKS] {
+        let Some((table, rows)) = readers.rows_of(name).map_err(reader_failed)? else { continue };
+        let rows = rows.into_iter().map(|row| RowEvent {
+            key: table.key.iter().map(|index| row[*index].clone()).collect(),
+            existed: false,
+            row: Some(row),
+        });
+        tables.push(TableEvents { rows: rows.collect(), table });
     }
-    Ok(view)
+    let at = Hlc::default().tick(writer::wall_now());
+    let commit =
+        Commit { seq: Seq::default(), at, tables, changeset: None, heads: Vec::new() };
+    Ok(View::new(local.id).fold(&commit).0)
 }
 
 fn spawn_writer(
@@ -210,6 +223,14 @@ fn spawn_writer(
         .name("tribune-writer".to_owned())
         .spawn(move || writer::run(store, &mailbox, &feed, &reports))
         .map_err(thread_failed)
+}
+
+fn in_memory() -> StorageError {
+    StorageError::Failed("a node needs a database on disk".to_owned())
+}
+
+fn reader_failed(error: QueryError) -> StorageError {
+    StorageError::Failed(error.to_string())
 }
 
 fn thread_failed(error: std::io::Error) -> StorageError {

@@ -30,7 +30,7 @@ enum Outcome {
 pub(super) fn run(mut store: Store, mailbox: &Mailbox, feed: &Feed, reports: &Reports) -> Store {
     while let Some(jobs) = mailbox.take() {
         write_group(&mut store, jobs, feed, reports);
-        if let Err(error) = store.checkpoint_if_due() {
+        if let Err(error) = store.maintain() {
             warn!(%error, "The write-ahead log could not be folded into the database; trying again after the next commit");
         }
     }
@@ -38,13 +38,7 @@ pub(super) fn run(mut store: Store, mailbox: &Mailbox, feed: &Feed, reports: &Re
 }
 
 fn write_group(store: &mut Store, jobs: Vec<Job>, feed: &Feed, reports: &Reports) {
-    let mut group = match store.group(wall_now()) {
-        Ok(group) => group,
-        Err(failure) => {
-            let outcomes = jobs.into_iter().map(|job| failed(job, &failure)).collect();
-            return answer(outcomes, None, reports);
-        }
-    };
+    let mut group = store.group(wall_now());
     let mut outcomes = Vec::with_capacity(jobs.len());
     for job in jobs {
         outcomes.push(match job {
@@ -101,15 +95,6 @@ fn all<T>(own: Result<T, StorageError>, group: Option<&StorageError>) -> Result<
     match group {
         Some(failure) => Err(failure.clone()),
         None => own,
-    }
-}
-
-fn failed(job: Job, failure: &StorageError) -> Outcome {
-    match job {
-        Job::Ops { reply, .. } => Outcome::Ops(reply, Err(failure.clone())),
-        Job::Sql { reply, .. } => Outcome::Sql(reply, Err(SqlError::Failed(failure.to_string()))),
-        Job::Apply { id, .. } => Outcome::Applied(id, Err(failure.clone())),
-        Job::BeginEpoch { .. } => Outcome::Epoch(Err(failure.clone())),
     }
 }
 

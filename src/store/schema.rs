@@ -184,6 +184,10 @@ impl Schema {
         if table.to_ascii_lowercase().starts_with(INTERNAL_PREFIX) {
             return Err(rule(None, "names that begin with __tribune_ are this program's own"));
         }
+        if has_words(&object.sql, ["on", "conflict"]) {
+            let reason = "it says ON CONFLICT; what a merge writes must be stored or refused, nothing else";
+            return Err(rule(None, reason));
+        }
         let columns = all_columns_of(&self.conn, table)?;
         if columns.len() > COLUMNS_MAX {
             return Err(rule(None, &format!("it has more than {COLUMNS_MAX} columns")));
@@ -256,9 +260,7 @@ impl Schema {
                 return Err("it has a UNIQUE constraint beside the primary key; two nodes can each insert a row, and both rows stay".to_owned());
             }
             if origin == "c" && is_unique {
-                return Err(format!(
-                    "the index {name} is UNIQUE; two nodes can each insert a row, and both rows stay"
-                ));
+                return Err(format!("the index {name} is UNIQUE; two nodes can each insert a row, and both rows stay"));
             }
             if origin == "pk" && has_collation {
                 return Err("the primary key has a collation other than BINARY; two spellings of one key would be one row here and two elsewhere".to_owned());
@@ -281,9 +283,7 @@ impl Schema {
                     change.tables_added.push(object.name.clone());
                 }
                 Some(name) if *name != object.name => {
-                    let reason = format!(
-                        "the database spells it {name}; a name's letters cannot be changed"
-                    );
+                    let reason = format!("the database spells it {name}; a name's letters cannot be changed");
                     return Err(object.destructive(None, reason));
                 }
                 Some(_) => self.alter(conn, object, &mut change)?,
@@ -311,14 +311,10 @@ impl Schema {
             return Ok(());
         }
         if flags_of(conn, table)? != flags_of(&self.conn, table)? {
-            return Err(
-                object.destructive(None, "STRICT and WITHOUT ROWID cannot be changed".into())
-            );
+            return Err(object.destructive(None, "STRICT and WITHOUT ROWID cannot be changed".into()));
         }
         if words(&held_sql, "check") != words(&object.sql, "check") {
-            return Err(
-                object.destructive(None, "CHECK constraints cannot be added or removed".into())
-            );
+            return Err(object.destructive(None, "CHECK constraints cannot be added or removed".into()));
         }
         let held = all_columns_of(conn, table)?;
         let wanted = all_columns_of(&self.conn, table)?;
@@ -425,9 +421,10 @@ fn apply_index(
     change: &mut SchemaChange,
 ) -> Result<(), SchemaError> {
     let sql = "SELECT tbl_name, sql FROM sqlite_schema WHERE type = 'index' AND name = ?1";
-    let held: Option<(String, Option<String>)> = rusqlite::OptionalExtension::optional(
-        conn.query_row(sql, [&object.name], |row| Ok((row.get(0)?, row.get(1)?))),
-    )?;
+    let held: Option<(String, Option<String>)> =
+        rusqlite::OptionalExtension::optional(conn.query_row(sql, [&object.name], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        }))?;
     match held {
         Some((_, Some(sql))) if sql == object.sql => return Ok(()),
         Some((table, _)) if table != object.table => {
@@ -579,9 +576,20 @@ fn leading_blank(text: &str) -> usize {
 
 /// Counts a word, whatever its case, standing alone.
 fn words(text: &str, word: &str) -> usize {
-    text.split(|c: char| !(c.is_alphanumeric() || c == '_'))
-        .filter(|part| part.eq_ignore_ascii_case(word))
-        .count()
+    split_words(text).filter(|part| part.eq_ignore_ascii_case(word)).count()
+}
+
+/// Tells whether two words follow each other.
+fn has_words(text: &str, [first, second]: [&str; 2]) -> bool {
+    let mut words = split_words(text).skip(1);
+    split_words(text).any(|word| {
+        let next = words.next().unwrap_or_default();
+        word.eq_ignore_ascii_case(first) && next.eq_ignore_ascii_case(second)
+    })
+}
+
+fn split_words(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|c: char| !(c.is_alphanumeric() || c == '_')).filter(|word| !word.is_empty())
 }
 
 fn shown(declared: &str) -> String {
@@ -592,11 +600,7 @@ fn shown(declared: &str) -> String {
 fn literal(value: &Value) -> String {
     match value {
         Value::Real(number) if number.is_infinite() => {
-            if *number > 0.0 {
-                "9e999".into()
-            } else {
-                "-9e999".into()
-            }
+            if *number > 0.0 { "9e999".into() } else { "-9e999".into() }
         }
         other => other.to_string(),
     }

@@ -13,9 +13,11 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::{CHUNK_BYTES, SqlState, admit, json, read_json, refuse, timeout_of, unprocessable};
-use crate::store::{QueryError, QueryEvent, Readers, Statement};
+use crate::store::readers::{QUERY_MAX, QueryError, QueryEvent};
+use crate::store::{Readers, Statement};
 
-/// How long a query may take unless its client says otherwise, in seconds; 0 is for ever.
+/// How long a query may take unless its client says otherwise, in seconds; 0 asks for the longest
+/// that is allowed, [`QUERY_MAX`].
 const TIMEOUT_SECONDS: u64 = 60;
 
 /// How many chunks may wait for a slow client. Then the query waits, and runs out of time.
@@ -67,6 +69,7 @@ fn run(
     tell: &mpsc::Sender<Told>,
 ) {
     let begun = Instant::now();
+    let until = deadline.unwrap_or(begun + QUERY_MAX);
     let mut lines = Vec::new();
     let mut row_number: u64 = 0;
     let mut sent_at = begun;
@@ -87,26 +90,35 @@ fn run(
         }
         sent_at = Instant::now();
         let chunk = Bytes::from(std::mem::take(&mut lines));
-        match tell.blocking_send(Told::Lines(chunk)) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(_) => ControlFlow::Break(()),
+        if send(tell, Told::Lines(chunk), until) {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
         }
     });
     let last = match result {
-        Ok(()) => {
+        // The client went away or was too slow; nobody reads an end.
+        Ok(end) if end.is_stopped => return,
+        Ok(_) => {
             let time = begun.elapsed().as_secs_f64();
             json::push_line(&mut lines, &json!({ "eoq": { "time": time } }));
             Told::Lines(Bytes::from(lines))
         }
         Err(error) => {
             if !lines.is_empty() {
-                let _ = tell.blocking_send(Told::Lines(Bytes::from(lines)));
+                send(tell, Told::Lines(Bytes::from(lines)), until);
             }
             Told::Failed(error)
         }
     };
-    // A client who went away hears no end.
-    let _ = tell.blocking_send(last);
+    send(tell, last, until);
+}
+
+/// Waits until the client has room for this, but not beyond the query's time: a client who stops
+/// reading must not keep the connection that others wait for. Tells whether it was taken.
+fn send(tell: &mpsc::Sender<Told>, told: Told, until: Instant) -> bool {
+    let sending = tokio::time::timeout_at(until.into(), tell.send(told));
+    tokio::runtime::Handle::current().block_on(sending).is_ok_and(|sent| sent.is_ok())
 }
 
 /// Goes on after the first chunk; an error now is the last line, since the status is out.
@@ -127,5 +139,10 @@ fn lines(
 }
 
 fn status_of(error: &QueryError) -> StatusCode {
-    if error.is_refusal() { StatusCode::BAD_REQUEST } else { StatusCode::INTERNAL_SERVER_ERROR }
+    match error {
+        QueryError::Prepare(_) | QueryError::Forbidden(_) => StatusCode::BAD_REQUEST,
+        QueryError::Bind(_) | QueryError::Run(_) | QueryError::TimedOut | QueryError::Failed(_) => {
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
+    }
 }

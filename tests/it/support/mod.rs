@@ -133,7 +133,7 @@ impl Cluster {
 
 /// Makes an HTTP client.
 pub fn client() -> reqwest::Client {
-    tribune::net::tls::install_default_provider();
+    tribune::net::tls::install_provider();
     reqwest::Client::builder().no_proxy().build().expect("an HTTP client")
 }
 
