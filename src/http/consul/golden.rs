@@ -90,10 +90,65 @@ async fn answers_are_those_of_the_recorded_consul() {
     assert_eq!(compared, recordings["requests"].as_array().unwrap().len() - DEVIATIONS.len());
 }
 
+#[tokio::test]
+async fn fields_are_sent_in_the_recorded_order() {
+    let scenario = golden("scenario.json");
+    let text = golden_text("http.json");
+    for (id, phase, path) in [
+        ("h002", "base", "/v1/catalog/nodes"),
+        ("h009", "base", "/v1/catalog/service/web"),
+        ("h018", "base", "/v1/catalog/node/n2"),
+        ("h022", "base", "/v1/catalog/node-services/Ext-Mixed"),
+        ("h027", "base", "/v1/health/service/web"),
+        ("h055", "base", "/v1/health/state/critical"),
+        ("h060", "base", "/v1/agent/services"),
+        ("h063", "base", "/v1/agent/service/web-1"),
+        ("h066", "base", "/v1/agent/checks"),
+        ("h068", "base", "/v1/agent/health/service/id/web-1"),
+    ] {
+        let reply = bench(&scenario, phase, "n1", path).get(path).await;
+        assert_eq!(keys(&reply.text), keys(recorded_body(&text, id)), "{id} {path}");
+    }
+}
+
+/// Finds the text of a recorded body.
+fn recorded_body<'a>(recordings: &'a str, id: &str) -> &'a str {
+    let from = recordings.find(&format!("\"id\": \"{id}\"")).expect("it was recorded");
+    let from = from + recordings[from..].find("\"body_json\":").expect("it has a JSON body");
+    let from = from + "\"body_json\":".len();
+    let mut bodies = serde_json::Deserializer::from_str(&recordings[from..]).into_iter::<Value>();
+    bodies.next().expect("something follows").unwrap();
+    &recordings[from..from + bodies.byte_offset()]
+}
+
+/// Lists the keys of a JSON text in their order.
+fn keys(text: &str) -> Vec<&str> {
+    let mut keys = Vec::new();
+    let mut rest = text;
+    while let Some(begin) = rest.find('"') {
+        let string = &rest[begin + 1..];
+        let mut escaped = false;
+        let end = string.find(|c| {
+            let is_end = c == '"' && !escaped;
+            escaped = c == '\\' && !escaped;
+            is_end
+        });
+        let end = end.expect("strings end");
+        rest = &string[end + 1..];
+        if rest.trim_start().starts_with(':') {
+            keys.push(&string[..end]);
+        }
+    }
+    keys
+}
+
 fn golden(name: &str) -> Value {
+    serde_json::from_str(&golden_text(name)).unwrap()
+}
+
+fn golden_text(name: &str) -> String {
     let path = format!("{}/tests/golden/consul/{name}", env!("CARGO_MANIFEST_DIR"));
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
-    serde_json::from_str(&text).unwrap()
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
 fn bench(scenario: &Value, phase: &str, agent: &str, path: &str) -> Bench {
