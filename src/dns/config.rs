@@ -125,7 +125,9 @@ pub struct Zone {
 
 /// The text cannot be the name of a zone.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("'{0}' cannot be a DNS domain: it needs letters, digits, '-' and '_', at most 63 between dots")]
+#[error(
+    "'{0}' cannot be a DNS domain: it needs letters, digits, '-' and '_', at most 63 between dots"
+)]
 pub struct ZoneError(pub String);
 
 /// Leaves 155 bytes of the 255 for what stands before a zone.

@@ -20,7 +20,6 @@ pub mod tcp;
 pub mod udp;
 pub mod wire;
 
-
 pub use answer::{Outcome, Reply, Request, Transport, answer};
 pub use config::{Config, ServiceTtl, Soa, Zone};
 pub use counters::Counters;

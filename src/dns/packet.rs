@@ -1,6 +1,8 @@
 //! Packets as they come: read whole, or refused with the code that RFC 1035, 6891 and 8906 want.
 
-use hickory_proto::op::{Header, Message, MessageType, OpCode, Query as HickoryQuery, ResponseCode};
+use hickory_proto::op::{
+    Header, Message, MessageType, OpCode, Query as HickoryQuery, ResponseCode,
+};
 use hickory_proto::rr::{DNSClass, RecordType};
 use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
 
@@ -91,10 +93,8 @@ fn read_query(header: &Header, decoder: &mut BinDecoder<'_>) -> Option<Query> {
         name,
         kind: question.query_type(),
         class: question.query_class(),
-        edns: edns.map(|edns| Edns {
-            payload_bytes_max: edns.max_payload(),
-            version: edns.version(),
-        }),
+        edns: edns
+            .map(|edns| Edns { payload_bytes_max: edns.max_payload(), version: edns.version() }),
     })
 }
 

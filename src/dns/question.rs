@@ -248,7 +248,8 @@ mod tests {
     fn check(name: &str, expected: &str) {
         let zones = ["internal", "consul", "svc.internal"].map(|zone| Zone::parse(zone).unwrap());
         let question = read(name, &zones);
-        let dc = |datacenter: Option<&str>| datacenter.map_or(String::new(), |dc| format!(" in {dc}"));
+        let dc =
+            |datacenter: Option<&str>| datacenter.map_or(String::new(), |dc| format!(" in {dc}"));
         let shown = match question.lookup {
             Lookup::Service { service, select: Select::All, datacenter } => {
                 format!("service {service}{}", dc(datacenter))

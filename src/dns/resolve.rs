@@ -47,11 +47,7 @@ pub fn resolve<'a>(
 
 /// Not our zone. As with Consul the reply carries no OPT record even when the question did.
 fn refused_outside<'a>() -> Sections<'a> {
-    Sections {
-        is_authoritative: false,
-        has_edns: false,
-        ..Sections::empty(ResponseCode::Refused)
-    }
+    Sections { is_authoritative: false, has_edns: false, ..Sections::empty(ResponseCode::Refused) }
 }
 
 /// What it takes to answer one question.
@@ -226,4 +222,3 @@ impl<'a> Resolver<'a, '_> {
         Record { owner: Name::Zone(self.zone), ttl: times.min_ttl, data }
     }
 }
-

@@ -108,7 +108,8 @@ impl Dns {
             }
             let acceptor = listener.tcp.try_clone().map_err(failed)?;
             let acceptor = tokio::net::TcpListener::from_std(acceptor).map_err(failed)?;
-            let (shared, feed, token) = (Arc::clone(&self.shared), Arc::clone(&feed), token.clone());
+            let (shared, feed, token) =
+                (Arc::clone(&self.shared), Arc::clone(&feed), token.clone());
             tasks.spawn(async move { tcp::run(acceptor, shared, feed, token).await });
         }
         drop(ended);

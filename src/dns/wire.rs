@@ -78,9 +78,8 @@ fn bytes_max(query: &Query, transport: Transport, config: &Config) -> usize {
 
 fn answers_max(query: &Query, transport: Transport, config: &Config, limit: usize) -> usize {
     let fitting = limit / RECORD_BYTES_MIN;
-    let is_plain = query
-        .edns
-        .is_none_or(|edns| usize::from(edns.payload_bytes_max) <= PLAIN_UDP_BYTES_MAX);
+    let is_plain =
+        query.edns.is_none_or(|edns| usize::from(edns.payload_bytes_max) <= PLAIN_UDP_BYTES_MAX);
     if transport == Transport::Udp && is_plain && config.udp_answer_limit > 0 {
         return fitting.min(config.udp_answer_limit);
     }
@@ -101,7 +100,10 @@ fn largest(most: usize, mut fits: impl FnMut(usize) -> bool) -> usize {
 enum Cut {
     Whole,
     /// So many answers, with one address for each.
-    Down { answers: usize, is_truncated: bool },
+    Down {
+        answers: usize,
+        is_truncated: bool,
+    },
 }
 
 fn encode(out: &mut Vec<u8>, query: &Query, sections: &Sections<'_>, cut: &Cut, config: &Config) {
@@ -110,7 +112,8 @@ fn encode(out: &mut Vec<u8>, query: &Query, sections: &Sections<'_>, cut: &Cut, 
         Cut::Down { answers, is_truncated } => (&sections.answers[..answers], is_truncated),
     };
     out.clear();
-    let mut writer = Writer { out, names: Vec::with_capacity(32), compress: !config.disable_compression };
+    let mut writer =
+        Writer { out, names: Vec::with_capacity(32), compress: !config.disable_compression };
     writer.header(query, sections, is_truncated);
     writer.question(query);
     let answer_count = writer.records(answers.iter());
@@ -329,7 +332,8 @@ impl Writer<'_> {
             at = self.follow(at);
             let label = spelling.label(index);
             let end = at + 1 + label.len();
-            if usize::from(self.out[at]) != label.len() || self.out.get(at + 1..end) != Some(label) {
+            if usize::from(self.out[at]) != label.len() || self.out.get(at + 1..end) != Some(label)
+            {
                 return false;
             }
             at = end;

@@ -128,15 +128,11 @@ impl Log {
     fn log_row(&mut self, row: &RowChanging<'_>, table: &Arc<Table>) -> Result<(), String> {
         let old = match row.action {
             RowAction::Insert => None,
-            RowAction::Update | RowAction::Delete => {
-                Some(self.side(table, |cid| row.old(cid))?)
-            }
+            RowAction::Update | RowAction::Delete => Some(self.side(table, |cid| row.old(cid))?),
         };
         let new = match row.action {
             RowAction::Delete => None,
-            RowAction::Insert | RowAction::Update => {
-                Some(self.side(table, |cid| row.new(cid))?)
-            }
+            RowAction::Insert | RowAction::Update => Some(self.side(table, |cid| row.new(cid))?),
         };
         self.events.push(Event { table: Arc::clone(table), old, new });
         Ok(())
@@ -159,7 +155,8 @@ impl Log {
             ));
         }
         if table.class == Class::Owned && !owns(self.me, &values[table.info.key[0]]) {
-            let (column, value) = (&table.info.columns[table.info.key[0]], &values[table.info.key[0]]);
+            let (column, value) =
+                (&table.info.columns[table.info.key[0]], &values[table.info.key[0]]);
             return Err(format!(
                 "the row with {column} = {value} belongs to another node; only that node may write it"
             ));

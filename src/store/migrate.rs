@@ -65,8 +65,7 @@ mod tests {
         let mut conn = Connection::open_in_memory().unwrap();
         migrate(&mut conn, "memory").unwrap();
         migrate(&mut conn, "memory").unwrap();
-        let version: i32 =
-            conn.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
+        let version: i32 = conn.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
         assert_eq!(version, VERSION);
     }
 

@@ -256,7 +256,9 @@ impl Schema {
                 return Err("it has a UNIQUE constraint beside the primary key; two nodes can each insert a row, and both rows stay".to_owned());
             }
             if origin == "c" && is_unique {
-                return Err(format!("the index {name} is UNIQUE; two nodes can each insert a row, and both rows stay"));
+                return Err(format!(
+                    "the index {name} is UNIQUE; two nodes can each insert a row, and both rows stay"
+                ));
             }
             if origin == "pk" && has_collation {
                 return Err("the primary key has a collation other than BINARY; two spellings of one key would be one row here and two elsewhere".to_owned());
@@ -279,7 +281,9 @@ impl Schema {
                     change.tables_added.push(object.name.clone());
                 }
                 Some(name) if *name != object.name => {
-                    let reason = format!("the database spells it {name}; a name's letters cannot be changed");
+                    let reason = format!(
+                        "the database spells it {name}; a name's letters cannot be changed"
+                    );
                     return Err(object.destructive(None, reason));
                 }
                 Some(_) => self.alter(conn, object, &mut change)?,
@@ -307,10 +311,14 @@ impl Schema {
             return Ok(());
         }
         if flags_of(conn, table)? != flags_of(&self.conn, table)? {
-            return Err(object.destructive(None, "STRICT and WITHOUT ROWID cannot be changed".into()));
+            return Err(
+                object.destructive(None, "STRICT and WITHOUT ROWID cannot be changed".into())
+            );
         }
         if words(&held_sql, "check") != words(&object.sql, "check") {
-            return Err(object.destructive(None, "CHECK constraints cannot be added or removed".into()));
+            return Err(
+                object.destructive(None, "CHECK constraints cannot be added or removed".into())
+            );
         }
         let held = all_columns_of(conn, table)?;
         let wanted = all_columns_of(&self.conn, table)?;
@@ -417,10 +425,9 @@ fn apply_index(
     change: &mut SchemaChange,
 ) -> Result<(), SchemaError> {
     let sql = "SELECT tbl_name, sql FROM sqlite_schema WHERE type = 'index' AND name = ?1";
-    let held: Option<(String, Option<String>)> =
-        rusqlite::OptionalExtension::optional(conn.query_row(sql, [&object.name], |row| {
-            Ok((row.get(0)?, row.get(1)?))
-        }))?;
+    let held: Option<(String, Option<String>)> = rusqlite::OptionalExtension::optional(
+        conn.query_row(sql, [&object.name], |row| Ok((row.get(0)?, row.get(1)?))),
+    )?;
     match held {
         Some((_, Some(sql))) if sql == object.sql => return Ok(()),
         Some((table, _)) if table != object.table => {
@@ -585,7 +592,11 @@ fn shown(declared: &str) -> String {
 fn literal(value: &Value) -> String {
     match value {
         Value::Real(number) if number.is_infinite() => {
-            if *number > 0.0 { "9e999".into() } else { "-9e999".into() }
+            if *number > 0.0 {
+                "9e999".into()
+            } else {
+                "-9e999".into()
+            }
         }
         other => other.to_string(),
     }

@@ -70,7 +70,8 @@ impl Table {
 
     /// Makes a row of a key and defaults.
     pub fn blank(&self, key: &[Value]) -> Vec<Value> {
-        let mut row: Vec<Value> = self.columns.iter().map(|column| column.default.clone()).collect();
+        let mut row: Vec<Value> =
+            self.columns.iter().map(|column| column.default.clone()).collect();
         for (&place, value) in self.info.key.iter().zip(key) {
             row[place] = value.clone();
         }

@@ -363,11 +363,8 @@ impl Swim {
 
     fn on_leave(&mut self) {
         let bytes = codec::leaving(&self.me());
-        let told: Vec<Identity> = self
-            .roster
-            .active()
-            .map(|member| member.identity)
-            .sample(&mut self.rng, GOODBYES_MAX);
+        let told: Vec<Identity> =
+            self.roster.active().map(|member| member.identity).sample(&mut self.rng, GOODBYES_MAX);
         told.into_iter().for_each(|to| self.send(to, bytes.clone()));
         self.has_left = true;
     }

@@ -200,8 +200,9 @@ mod tests {
         roster.forget_older_than(Time(0) + ms(10), ms(11));
         assert_eq!(roster.iter().count(), 2);
         roster.forget_older_than(Time(0) + ms(10), ms(10));
-        assert_eq!(roster.iter().map(|member| member.identity.node).collect::<Vec<_>>(), [NodeId(
-            [1; 16]
-        )]);
+        assert_eq!(
+            roster.iter().map(|member| member.identity.node).collect::<Vec<_>>(),
+            [NodeId([1; 16])]
+        );
     }
 }

@@ -292,9 +292,7 @@ fn a_cut_through_the_middle_heals() {
     for seed in 0..5 {
         let mut cluster = Cluster::joined(6, seed);
         cluster.island = (0..3).collect();
-        cluster.run_until("both sides know", secs(30), |c| {
-            c.agrees_on(0..3) && c.agrees_on(3..6)
-        });
+        cluster.run_until("both sides know", secs(30), |c| c.agrees_on(0..3) && c.agrees_on(3..6));
         cluster.island.clear();
         cluster.run_until("all are one again", secs(40), |c| c.agrees_on(0..6));
         cluster.run(secs(30));
@@ -327,9 +325,9 @@ fn a_restart_before_anyone_noticed_is_told_as_a_new_life() {
     cluster.find(2, 0);
     let took = cluster.run_until("the new life is known", secs(3), |c| {
         c.agrees_on(0..5)
-            && [0, 1, 3, 4].iter().all(|by| {
-                c.swim(*by).member(id(2)).unwrap().identity.generation == START + 1_000
-            })
+            && [0, 1, 3, 4]
+                .iter()
+                .all(|by| c.swim(*by).member(id(2)).unwrap().identity.generation == START + 1_000)
     });
     assert!(took <= secs(2), "{took:?}");
     assert!(cluster.downs().is_empty());
@@ -397,9 +395,10 @@ fn two_processes_with_one_identity_are_reported_once_a_minute() {
         let bytes = gossip(&cluster, 0, 1, foca::Member::alive(clone));
         cluster.input(1, Input::Datagram { from: id(0), bytes });
     }
-    let told = cluster.log.iter().filter(|(_, by, effect)| {
-        *by == 1 && *effect == Effect::Conflict { address: elsewhere }
-    });
+    let told = cluster
+        .log
+        .iter()
+        .filter(|(_, by, effect)| *by == 1 && *effect == Effect::Conflict { address: elsewhere });
     assert_eq!(told.count(), 1);
 }
 
