@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use bind::BindError;
 pub use error::Fault;
-pub use host::{Host, ReportError, Reports};
+pub use host::{Host, Reports};
 pub use seats::Limits;
 pub use serve::Ends;
 pub use stats::Stats;

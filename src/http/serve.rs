@@ -202,7 +202,7 @@ mod tests {
     async fn server(limits: Limits) -> Server {
         let router = Router::new()
             .route("/", get(|| async { ([("x-consul-index", "7")], "hello") }))
-            .route("/never", get(|| std::future::pending::<()>()))
+            .route("/never", get(std::future::pending::<()>))
             .route(
                 "/stream",
                 get(|| async {

@@ -13,11 +13,12 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::guard::Guard;
-use super::{Face, Host, ReportError, Reports, routes};
+use super::{Face, Host, Reports, routes};
 use crate::catalog::model::{Check, Node, Service, key_of};
 use crate::catalog::rows::{CHECKS, NODES, SERVICES, check_row, node_row, service_row};
 use crate::catalog::{Command, Status, View};
 use crate::crdt::{Commit, RowEvent, TableEvents, TableInfo};
+use crate::health::ReportError;
 use crate::live::Feed;
 use crate::node::handle::{MemberState, MemberStatus};
 use crate::node::{Local, SubmitError};
@@ -25,7 +26,10 @@ use crate::types::{Hlc, NodeId, Seq, Value};
 
 /// The catalog's rows at one moment: table and key to the row.
 #[derive(Clone, Default)]
-pub struct Rows(BTreeMap<(&'static str, Vec<Value>), Vec<(&'static str, Value)>>);
+pub struct Rows(BTreeMap<Place, Row>);
+
+type Place = (&'static str, Vec<Value>);
+type Row = Vec<(&'static str, Value)>;
 
 impl Rows {
     pub fn node(&mut self, key: &str, node: &Node) {
@@ -40,7 +44,7 @@ impl Rows {
         self.put(CHECKS, 2, check_row(node, check));
     }
 
-    fn put(&mut self, table: &'static str, keys: usize, row: Vec<(&'static str, Value)>) {
+    fn put(&mut self, table: &'static str, keys: usize, row: Row) {
         let key = row[..keys].iter().map(|(_, value)| value.clone()).collect();
         self.0.insert((table, key), row);
     }
@@ -137,6 +141,8 @@ pub struct FakeHost {
     pub refusal: Mutex<Option<SubmitError>>,
     /// Reports as they came in; only TTL checks named here take any.
     pub reports: Mutex<Vec<(String, Status, String)>>,
+    /// The checks that were registered.
+    pub registered: Mutex<Vec<String>>,
     pub ttl_checks: Vec<&'static str>,
     pub outputs: BTreeMap<&'static str, &'static str>,
 }
@@ -184,6 +190,11 @@ impl Reports for FakeHost {
         Box::pin(std::future::ready(result))
     }
 
+    fn registered(&self, check_ids: Vec<String>) -> BoxFuture<'_, ()> {
+        self.registered.lock().unwrap().extend(check_ids);
+        Box::pin(std::future::ready(()))
+    }
+
     fn output(&self, check_id: &str) -> Option<String> {
         self.outputs.get(check_id).map(|output| (*output).to_owned())
     }
@@ -213,6 +224,7 @@ impl Bench {
             commands: Mutex::default(),
             refusal: Mutex::default(),
             reports: Mutex::default(),
+            registered: Mutex::default(),
             ttl_checks: vec!["web-1-ttl"],
             outputs: BTreeMap::from([("web-1-ttl", "all good")]),
         });

@@ -19,7 +19,6 @@ use crate::catalog::{Command, Status};
 use crate::http::Face;
 use crate::http::body::{BODY_BYTES_MAX, REGISTER_BYTES_MAX, read};
 use crate::http::error::Fault;
-use crate::http::host::ReportError;
 
 /// `GET /v1/agent/checks`: all but `serfHealth`, which is not the agent's own, with the latest
 /// outputs.
@@ -72,7 +71,9 @@ pub async fn register(
     if !id.is_empty() && !own(&face.host.feed().view()).any(|one| one.service.id == *id) {
         return Err(Fault::internal(format!("ServiceID {id:?} does not exist")));
     }
+    let check_id = registration.check.id.clone();
     face.host.submit(Command::RegisterCheck(registration)).await?;
+    face.reports.registered(vec![check_id]).await;
     Ok(done())
 }
 
@@ -127,11 +128,8 @@ async fn report(
     status: Status,
     output: String,
 ) -> Result<Response, Fault> {
-    match face.reports.report(check_id, status, output).await {
-        Ok(()) => Ok(done()),
-        Err(error @ ReportError::NotTtl(_)) => Err(Fault::internal(error.to_string())),
-        Err(ReportError::Submit(error)) => Err(error.into()),
-    }
+    face.reports.report(check_id, status, output).await?;
+    Ok(done())
 }
 
 #[cfg(test)]

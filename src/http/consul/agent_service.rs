@@ -92,7 +92,9 @@ pub async fn register(
         register::service(&body, face.script_checks)?
     };
     let replace_checks = matches!(query.first("replace-existing-checks"), Some("" | "true"));
+    let check_ids = checks.iter().map(|one| one.check.id.clone()).collect();
     face.host.submit(Command::Register { service, checks, replace_checks }).await?;
+    face.reports.registered(check_ids).await;
     Ok(done())
 }
 
@@ -118,7 +120,7 @@ pub async fn maintenance(
     }
     let query = Query::of(&uri);
     let enable = enable(&query)?;
-    let reason = reason(&query, "service");
+    let reason = reason(&query);
     if !own(&face.host.feed().view()).any(|instance| instance.service.id == id) {
         return Err(Fault::not_found(format!("No service registered with ID {id:?}")));
     }
@@ -287,6 +289,7 @@ mod tests {
         };
         assert_eq!((service.id.as_str(), service.port, replace_checks), ("db", 5432, true));
         assert_eq!(checks[0].check.id, "service:db");
+        assert_eq!(*bench.host.registered.lock().unwrap(), ["service:db"]);
     }
 
     #[tokio::test]
@@ -329,7 +332,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn maintenance_needs_an_instance_and_has_a_reason() {
+    async fn maintenance_needs_an_instance() {
         let bench = bench();
         let reply = bench.put("/v1/agent/service/maintenance/web-1?enable=true", "").await;
         assert_eq!(reply.status, 200);
@@ -338,7 +341,7 @@ mod tests {
             panic!("{:?}", bench.last_command());
         };
         assert_eq!(service_id.as_deref(), Some("web-1"));
-        assert!(reason.contains("for this service, but no reason"), "{reason}");
+        assert_eq!(reason, "", "the catalog has a sentence for this");
         for (path, status, text) in [
             ("/", 400, "Missing service ID"),
             ("/web-1", 400, "Missing value for enable"),
