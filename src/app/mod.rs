@@ -3,7 +3,6 @@
 
 mod identity;
 mod metrics;
-mod reports;
 mod settings;
 pub mod tasks;
 
@@ -17,7 +16,6 @@ use tracing::{info, warn};
 
 pub use tasks::Task;
 
-use self::reports::Reports;
 use self::tasks::Tasks;
 use crate::config::Agent;
 use crate::dns::Dns;
@@ -140,10 +138,9 @@ impl App {
         spawn_dns(&mut faces, dns, &handle, &token);
         let further = own::routes(handle.clone())
             .merge(sql::routes(handle.clone(), Arc::clone(&queries)));
-        let reports = Arc::new(Reports::new(health));
         faces.spawn_once(
             Task::Http,
-            http.run(Arc::new(handle), reports, metrics, further, token.clone()),
+            http.run(Arc::new(handle), Arc::new(health), metrics, further, token.clone()),
         );
         Ok(Self { node, queries, faces, engine: engine_task, token, engine_token })
     }

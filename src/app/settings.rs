@@ -50,7 +50,12 @@ pub(super) fn dns(agent: &Agent) -> Result<dns::Config, StartError> {
 
 /// Returns where and how this node answers HTTP.
 pub(super) fn http(agent: &Agent) -> http::Config {
-    http::Config { addresses: agent.http.clone(), ..http::Config::default() }
+    http::Config {
+        addresses: agent.http.clone(),
+        hosts: agent.http_hosts.clone(),
+        script_checks: agent.checks.enable_script_checks.unwrap_or_default(),
+        ..http::Config::default()
+    }
 }
 
 /// Returns how this node's checks are run.

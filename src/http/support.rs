@@ -237,7 +237,7 @@ impl Bench {
             script_checks: false,
         });
         let guard = Guard { stats: Arc::clone(&face.stats), hosts: Arc::new([]) };
-        let router = routes::router(Arc::clone(&face), guard);
+        let router = routes::router(Arc::clone(&face), Router::new(), guard);
         Self { router, host, face, rows: Arc::new(Mutex::new((rows, 1))) }
     }
 
