@@ -215,17 +215,18 @@ impl Rows {
         &mut self.list[place]
     }
 
-    /// Returns the key that the row now leaving `key` had when the transaction began; `None`: it
-    /// was not there then.
+    /// Returns the key that the row now leaving `key` had when the transaction began; `None`: there
+    /// was no such row then.
     fn began_as(&self, table: &Arc<Table>, key: &Key) -> Option<Key> {
         let place = *self.places.get(&(table.id, Arc::clone(key)))?;
         let row = &self.list[place];
-        if row.before.is_some() { Some(Arc::clone(key)) } else { row.moved_from.clone() }
+        row.moved_from.clone().or_else(|| row.before.is_some().then(|| Arc::clone(key)))
     }
 }
 
 fn keyed(table: &Table, row: Vec<Value>) -> Result<(Key, Vec<Value>), String> {
     let values: Vec<Value> = table.key_of(&row).cloned().collect();
+    table.check_key(&values).map_err(|reason| format!("table {}: {reason}", table.info.name))?;
     let key = pack::pack(&values).map_err(|error| format!("table {}: {error}", table.info.name))?;
     if key.len() > KEY_BYTES_MAX {
         return Err(format!(

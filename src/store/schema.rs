@@ -184,6 +184,10 @@ impl Schema {
         if table.to_ascii_lowercase().starts_with(INTERNAL_PREFIX) {
             return Err(rule(None, "names that begin with __tribune_ are this program's own"));
         }
+        if has_words(&object.sql, ["on", "conflict"]) {
+            let reason = "it says ON CONFLICT; what a merge writes must be stored or refused, nothing else";
+            return Err(rule(None, reason));
+        }
         let columns = all_columns_of(&self.conn, table)?;
         if columns.len() > COLUMNS_MAX {
             return Err(rule(None, &format!("it has more than {COLUMNS_MAX} columns")));
@@ -572,9 +576,20 @@ fn leading_blank(text: &str) -> usize {
 
 /// Counts a word, whatever its case, standing alone.
 fn words(text: &str, word: &str) -> usize {
-    text.split(|c: char| !(c.is_alphanumeric() || c == '_'))
-        .filter(|part| part.eq_ignore_ascii_case(word))
-        .count()
+    split_words(text).filter(|part| part.eq_ignore_ascii_case(word)).count()
+}
+
+/// Tells whether two words follow each other.
+fn has_words(text: &str, [first, second]: [&str; 2]) -> bool {
+    let mut words = split_words(text).skip(1);
+    split_words(text).any(|word| {
+        let next = words.next().unwrap_or_default();
+        word.eq_ignore_ascii_case(first) && next.eq_ignore_ascii_case(second)
+    })
+}
+
+fn split_words(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|c: char| !(c.is_alphanumeric() || c == '_')).filter(|word| !word.is_empty())
 }
 
 fn shown(declared: &str) -> String {
