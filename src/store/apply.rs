@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, ErrorCode};
 
+use super::clocks::{self, Times};
 use super::local::push_event;
 use super::origins::Origins;
 use super::tables::{Table, TableId, Tables};
+use super::parked;
 use super::values::{check, excerpt};
-use super::{clocks, parked};
 use crate::crdt::change::owns;
 use crate::crdt::{
     Batch, CellChange, Class, ColumnId, Fate, Incoming, Key, Piece, RowChange, RowClock, RowEvent,
@@ -32,6 +33,7 @@ pub struct Merge<'a> {
     pub refusals: u64,
     /// Rows that SQLite refused, and that were parked.
     pub quarantined: u64,
+    times: Times,
     rows: Vec<Row>,
     places: BTreeMap<(TableId, Key), usize>,
 }
@@ -61,8 +63,18 @@ impl<'a> Merge<'a> {
         has_parked: &'a mut BTreeSet<TableId>,
         me: Origin,
     ) -> Self {
-        let (rows, places) = (Vec::new(), BTreeMap::new());
-        Self { conn, tables, origins, has_parked, me, refusals: 0, quarantined: 0, rows, places }
+        Self {
+            conn,
+            tables,
+            origins,
+            has_parked,
+            me,
+            refusals: 0,
+            quarantined: 0,
+            times: Times::new(),
+            rows: Vec::new(),
+            places: BTreeMap::new(),
+        }
     }
 
     /// Merges a batch. Returns the head of every origin that it names.
@@ -91,6 +103,7 @@ impl<'a> Merge<'a> {
             if version <= head {
                 continue;
             }
+            self.times.insert(changeset.stamp, changeset.at);
             for changes in &changeset.tables {
                 self.table(changeset.stamp, changes)?;
             }
@@ -202,7 +215,8 @@ impl<'a> Merge<'a> {
         let refusal = self.write_values(&row)?;
         let place = (row.table, &*row.key);
         if row.clock != row.held {
-            clocks::write(self.conn, self.origins, place, row.held.as_ref(), clock)?;
+            let clocks = (row.held.as_ref(), clock);
+            clocks::write(self.conn, self.origins, place, clocks, &self.times)?;
         }
         if let Some(reason) = &refusal {
             self.quarantined += 1;

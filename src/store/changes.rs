@@ -23,10 +23,10 @@ const ENTRY_BYTES: usize = 16;
 
 const SELECT_ORIGIN: &str = "SELECT ordinal, head FROM __tribune_origins WHERE origin = ?1";
 // Both sides are read in the order of their index and merged; nothing is sorted.
-const SELECT_LEFT: &str = "SELECT version, tbl, key, clock FROM __tribune_rows
+const SELECT_LEFT: &str = "SELECT version, tbl, key, clock, at FROM __tribune_rows
         WHERE origin = ?1 AND version > ?2 AND version <= ?3
     UNION ALL
-    SELECT stamps.version, stamps.tbl, stamps.key, rows.clock
+    SELECT stamps.version, stamps.tbl, stamps.key, rows.clock, stamps.at
         FROM __tribune_stamps AS stamps
         JOIN __tribune_rows AS rows ON rows.tbl = stamps.tbl AND rows.key = stamps.key
         WHERE stamps.origin = ?1 AND stamps.version > ?2 AND stamps.version <= ?3
@@ -96,6 +96,9 @@ pub(super) fn load(
     let Some((ordinal, head)) = read_origin(conn, origin)? else {
         return Ok(Extract { piece, head: Version(0) });
     };
+    if after >= head {
+        return Ok(Extract { piece, head });
+    }
     let mut left = conn.prepare_cached(SELECT_LEFT)?;
     let bounds = (ordinal, after.0.cast_signed(), head.0.cast_signed());
     let mut rows = left.query(bounds)?;
@@ -116,6 +119,7 @@ pub(super) fn load(
         if bytes > bytes_max && !piece.changesets.is_empty() {
             return Ok(Extract { piece, head });
         }
+        builder.at = builder.at.max(Wall(row.get::<_, i64>(4)?.cast_unsigned()));
         builder.tables.entry(table).or_default().push(change);
     }
     builder.close(tables, &mut piece);
@@ -133,6 +137,7 @@ fn read_origin(conn: &Connection, origin: Origin) -> rusqlite::Result<Option<(Or
 /// One version's rows, while they are read.
 struct Builder {
     stamp: Stamp,
+    at: Wall,
     tables: BTreeMap<TableId, Vec<Left>>,
 }
 
@@ -153,14 +158,14 @@ impl Left {
 
 impl Builder {
     fn new(stamp: Stamp) -> Self {
-        Self { stamp, tables: BTreeMap::new() }
+        Self { stamp, at: Wall(0), tables: BTreeMap::new() }
     }
 
     fn close(self, tables: &Tables, piece: &mut Piece) {
         if self.tables.is_empty() {
             return;
         }
-        let stamp = self.stamp;
+        let Self { stamp, at, .. } = self;
         let mut changes: Vec<TableChanges> = self
             .tables
             .into_iter()
@@ -168,8 +173,7 @@ impl Builder {
             .collect();
         changes.sort_unstable_by(|a, b| a.table.cmp(&b.table));
         piece.through = stamp.version;
-        // When it was committed is not kept.
-        piece.changesets.push(Arc::new(Changeset { stamp, at: Wall(0), tables: changes }));
+        piece.changesets.push(Arc::new(Changeset { stamp, at, tables: changes }));
     }
 }
 

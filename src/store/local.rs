@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rusqlite::Connection;
 
 use super::capture::Net;
-use super::clocks;
+use super::clocks::{self, Times};
 use super::limits::{TRANSACTION_BYTES_MAX, TRANSACTION_CELLS_MAX};
 use super::origins::Origins;
 use super::parked;
@@ -55,11 +55,12 @@ pub fn record(
         };
         held.push((clocks::read(conn, net.table.id, &net.key)?, from));
     }
+    let times = Times::from([(stamp, at)]);
     let mut tables: BTreeMap<&Name, (&Table, Vec<Change<'_>>)> = BTreeMap::new();
     for (net, (held, from)) in nets.iter().zip(&held) {
         let Some(clock) = next_clock(net, held.as_ref(), from.as_ref(), stamp) else { continue };
         let place = (net.table.id, &*net.key);
-        clocks::write(conn, origins, place, held.as_ref(), &clock)?;
+        clocks::write(conn, origins, place, (held.as_ref(), &clock), &times)?;
         if has_parked.contains(&net.table.id) {
             forget_parked(conn, net, &clock, stamp)?;
         }

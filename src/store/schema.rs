@@ -597,7 +597,7 @@ fn shown(declared: &str) -> String {
 }
 
 /// Writes a value as SQL reads it.
-fn literal(value: &Value) -> String {
+pub fn literal(value: &Value) -> String {
     match value {
         Value::Real(number) if number.is_infinite() => {
             if *number > 0.0 { "9e999".into() } else { "-9e999".into() }

@@ -88,9 +88,10 @@ impl Store {
         Self::over(conn, Some(path), Some(lock), config, &schema)
     }
 
-    /// Opens an empty database in memory: for tests and small simulations.
-    pub fn in_memory(config: &OpenConfig) -> Result<Self, OpenError> {
-        let schema = Schema::parse(&read_sources(&config.schema)?)?;
+    /// Opens an empty database in memory, with the tables of `sources` and no others: for tests
+    /// and small simulations. Nothing else can read it.
+    pub fn in_memory(config: &OpenConfig, sources: &[Source]) -> Result<Self, OpenError> {
+        let schema = Schema::parse(sources)?;
         Self::over(open_memory()?, None, None, config, &schema)
     }
 
