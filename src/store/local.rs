@@ -145,18 +145,18 @@ fn check_size(nets: &[Net]) -> Result<(), RecordError> {
     let (mut cells, mut bytes) = (0, 0);
     for net in nets {
         bytes += net.key.len();
-        let Some(after) = &net.after else {
-            cells += 1;
-            continue;
-        };
+        let mut row_cells = 0;
+        let after = net.after.as_deref().unwrap_or_default();
         let is_owned = net.table.class == Class::Owned;
-        for (place, value) in after.iter().enumerate() {
+        for (place, (column, value)) in net.table.columns.iter().zip(after).enumerate() {
             let is_changed = net.before.as_ref().is_none_or(|before| before[place] != *value);
-            if is_changed || is_owned {
-                cells += 1;
+            if !column.is_key && (is_changed || is_owned) {
+                row_cells += 1;
                 bytes += value.bytes();
             }
         }
+        // A row that dies, or has only its key, counts too.
+        cells += row_cells.max(1);
     }
     if cells > TRANSACTION_CELLS_MAX {
         return Err(RecordError::Cells(cells));

@@ -25,6 +25,8 @@ mod statements;
 mod storage;
 mod store;
 mod tables;
+#[cfg(test)]
+mod trial;
 mod values;
 
 pub use changes::Loader;
