@@ -128,15 +128,11 @@ impl Log {
     fn log_row(&mut self, row: &RowChanging<'_>, table: &Arc<Table>) -> Result<(), String> {
         let old = match row.action {
             RowAction::Insert => None,
-            RowAction::Update | RowAction::Delete => {
-                Some(self.side(table, |cid| row.old(cid))?)
-            }
+            RowAction::Update | RowAction::Delete => Some(self.side(table, |cid| row.old(cid))?),
         };
         let new = match row.action {
             RowAction::Delete => None,
-            RowAction::Insert | RowAction::Update => {
-                Some(self.side(table, |cid| row.new(cid))?)
-            }
+            RowAction::Insert | RowAction::Update => Some(self.side(table, |cid| row.new(cid))?),
         };
         self.events.push(Event { table: Arc::clone(table), old, new });
         Ok(())
@@ -159,7 +155,8 @@ impl Log {
             ));
         }
         if table.class == Class::Owned && !owns(self.me, &values[table.info.key[0]]) {
-            let (column, value) = (&table.info.columns[table.info.key[0]], &values[table.info.key[0]]);
+            let (column, value) =
+                (&table.info.columns[table.info.key[0]], &values[table.info.key[0]]);
             return Err(format!(
                 "the row with {column} = {value} belongs to another node; only that node may write it"
             ));
@@ -249,7 +246,12 @@ mod tests {
     /// Runs `setup`, then `sql` as one transaction, and compares what it tells others.
     #[track_caller]
     fn check(setup: &[&str], sql: &[&str], expected: &[&str]) {
-        let mut store = in_memory(ME, &format!("{T} CREATE TABLE r (k REAL NOT NULL, s TEXT NOT NULL, n REAL, PRIMARY KEY (k, s)) WITHOUT ROWID;"));
+        let mut store = in_memory(
+            ME,
+            &format!(
+                "{T} CREATE TABLE r (k REAL NOT NULL, s TEXT NOT NULL, n REAL, PRIMARY KEY (k, s)) WITHOUT ROWID;"
+            ),
+        );
         for statement in setup {
             run(&mut store, &[statement]).unwrap();
         }
@@ -283,7 +285,11 @@ mod tests {
     #[test]
     fn replace_is_an_update_of_what_differs() {
         check(&[ONE], &["REPLACE INTO t (id, v, w) VALUES (1, 'a', 'c')"], &["t[1]@1 w:2='c'"]);
-        check(&[ONE], &["DELETE FROM t", "INSERT INTO t VALUES (1, 'x', 'b')"], &["t[1]@1 v:2='x'"]);
+        check(
+            &[ONE],
+            &["DELETE FROM t", "INSERT INTO t VALUES (1, 'x', 'b')"],
+            &["t[1]@1 v:2='x'"],
+        );
     }
 
     #[test]
@@ -336,7 +342,8 @@ mod tests {
 
     #[test]
     fn generated_columns_do_not_travel() {
-        let table = "CREATE TABLE g (a AS (k || '!'), k TEXT NOT NULL PRIMARY KEY, b AS (c) STORED, c);";
+        let table =
+            "CREATE TABLE g (a AS (k || '!'), k TEXT NOT NULL PRIMARY KEY, b AS (c) STORED, c);";
         let mut store = in_memory(ME, table);
         let (_, commit) = run(&mut store, &["INSERT INTO g (k, c) VALUES ('x', 1)"]).unwrap();
         let commit = commit.unwrap();
@@ -375,10 +382,7 @@ mod tests {
                  INSERT INTO t SELECT i + 100, zeroblob(1000000), i FROM n",
                 "changes 9000",
             ),
-            (
-                "INSERT INTO kv (key) VALUES (hex(zeroblob(600)))",
-                "the longest allowed has 1024",
-            ),
+            ("INSERT INTO kv (key) VALUES (hex(zeroblob(600)))", "the longest allowed has 1024"),
         ];
         for (sql, reason) in cases {
             let error = trial.refuse(&["INSERT INTO t (id) VALUES (50)", sql]);
@@ -406,7 +410,9 @@ mod tests {
             0 => format!("INSERT INTO t (id, v) VALUES ({id}, {value})"),
             1 => format!("INSERT OR IGNORE INTO t VALUES ({id}, {value}, {other})"),
             2 => format!("REPLACE INTO t (id, v) VALUES ({id}, {value})"),
-            3 => format!("INSERT INTO t VALUES ({id}, {value}, 'u') ON CONFLICT DO UPDATE SET w = excluded.v"),
+            3 => format!(
+                "INSERT INTO t VALUES ({id}, {value}, 'u') ON CONFLICT DO UPDATE SET w = excluded.v"
+            ),
             4 => format!("UPDATE t SET v = {value} WHERE id = {id}"),
             5 => format!("UPDATE t SET v = w, w = v WHERE id >= {id}"),
             6 => format!("UPDATE OR REPLACE t SET id = {other} WHERE id = {id}"),

@@ -257,7 +257,9 @@ impl Reader<'_> {
                 (Some(value), _) => value,
                 (None, Some(place)) => match &row {
                     Some(row) => row[place].clone(),
-                    None => home.map(|home| home.columns[place].default.clone()).unwrap_or_default(),
+                    None => {
+                        home.map(|home| home.columns[place].default.clone()).unwrap_or_default()
+                    }
                 },
                 (None, None) => Value::Null,
             }
@@ -275,5 +277,83 @@ impl Reader<'_> {
             .query_row([table], |row| row.get(0))?;
         self.has_parked.insert(table, has);
         Ok(has)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crdt::Batch;
+    use crate::crdt::storage::Storage;
+    use crate::store::trial::{NOW, T, Trial, in_memory, run};
+    use crate::types::NodeId;
+
+    #[test]
+    fn a_loader_reads_what_the_writer_would() {
+        let mut trial = Trial::new(T);
+        let mut loader = Loader::open(trial.store.path().unwrap()).unwrap();
+        let me = trial.store.origin();
+        assert_eq!(loader.load(me, Version(0), 100).unwrap().head, Version(0));
+        for sql in [
+            "INSERT INTO t (id, v) VALUES (1, 'a'), (2, 'b')",
+            "UPDATE t SET v = 'c' WHERE id = 1",
+            "INSERT INTO kv (key) VALUES ('k')",
+            "DELETE FROM t WHERE id = 2",
+        ] {
+            trial.write(&[sql]);
+        }
+        for bytes_max in [1, 60, 100_000] {
+            for after in 0..6 {
+                let here = trial.store.load(me, Version(after), bytes_max).unwrap();
+                let there = loader.load(me, Version(after), bytes_max).unwrap();
+                assert_eq!(here, there);
+                assert!(after >= 4 || !here.piece.changesets.is_empty());
+            }
+        }
+        assert_eq!(loader.heads().unwrap(), [(me, Version(4))]);
+        // Another node's table becomes known while the loader is open.
+        let mut other =
+            in_memory(NodeId([0x22; 16]), "CREATE TABLE u (a TEXT NOT NULL PRIMARY KEY, b);");
+        let (_, commit) = run(&mut other, &["INSERT INTO u VALUES ('x', 'y')"]).unwrap();
+        let changeset = commit.unwrap().changeset.unwrap();
+        let piece = Piece::of(Arc::clone(&changeset));
+        trial.store.apply(NOW, &Batch { pieces: vec![piece] }).unwrap();
+        let there = loader.load(other.origin(), Version(0), 100).unwrap();
+        assert_eq!(there.piece.changesets, [changeset]);
+    }
+
+    #[test]
+    fn a_loader_on_another_thread_never_claims_more_than_its_snapshot() {
+        let mut trial = Trial::new(T);
+        let me = trial.store.origin();
+        trial.write(&["INSERT INTO t (id) VALUES (1)"]);
+        let mut loader = Loader::open(trial.store.path().unwrap()).unwrap();
+        let reader = std::thread::spawn(move || {
+            let mut last = Version(0);
+            while last < Version(200) {
+                let extract = loader.load(me, Version(0), usize::MAX).unwrap();
+                assert!(extract.head >= last);
+                last = extract.head;
+                // Each commit overwrites the one before: of the head there is always something.
+                let newest = extract.piece.changesets.last().unwrap();
+                assert_eq!(newest.stamp.version, extract.head);
+                assert_eq!(extract.piece.through, extract.head);
+            }
+        });
+        for n in 0..199 {
+            trial.write(&[&format!("UPDATE t SET v = {n}")]);
+        }
+        reader.join().unwrap();
+    }
+
+    #[test]
+    fn what_is_left_is_found_by_the_index_and_not_sorted() {
+        let trial = Trial::new(T);
+        let plan = trial.store.conn.prepare(&format!("EXPLAIN QUERY PLAN {SELECT_LEFT}")).unwrap();
+        let mut plan = plan;
+        let lines: Vec<String> =
+            plan.query_map([1, 2, 3], |row| row.get(3)).unwrap().map(Result::unwrap).collect();
+        let plan = lines.join("\n");
+        assert!(!plan.contains("TEMP B-TREE") && !plan.contains("SCAN"), "{plan}");
     }
 }

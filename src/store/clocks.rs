@@ -41,9 +41,8 @@ pub fn read(conn: &Connection, table: TableId, key: &[u8]) -> rusqlite::Result<O
 
 /// Reads a clock's record.
 pub fn decode(record: &[u8]) -> rusqlite::Result<RowClock> {
-    RowClock::from_bytes(record).map_err(|error| {
-        rusqlite::Error::FromSqlConversionFailure(0, Type::Blob, Box::new(error))
-    })
+    RowClock::from_bytes(record)
+        .map_err(|error| rusqlite::Error::FromSqlConversionFailure(0, Type::Blob, Box::new(error)))
 }
 
 /// Writes a row's clock in place of the one that it had. `times` has the stamps that the row did
@@ -56,7 +55,8 @@ pub fn write(
     times: &Times,
 ) -> rusqlite::Result<()> {
     let stamps: Vec<Stamp> = after.stamps().into_iter().collect();
-    let held: Vec<Stamp> = before.map(|clock| clock.stamps().into_iter().collect()).unwrap_or_default();
+    let held: Vec<Stamp> =
+        before.map(|clock| clock.stamps().into_iter().collect()).unwrap_or_default();
     // The record itself carries the first stamp, which is all of them in most rows.
     let (first, further) = stamps.split_first().expect("a clock has the stamp of its life");
     let held_further = held.get(1..).unwrap_or_default();

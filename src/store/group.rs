@@ -365,7 +365,11 @@ mod tests {
         INSERT INTO t SELECT 1000 + max(i), 1, 1 FROM n";
 
     fn put(id: i64, v: &str) -> Vec<RowOp> {
-        vec![RowOp::Put { table: "kv", row: vec![("key", format!("k{id}").into()), ("value", Value::Blob(v.into()))], keep: &[] }]
+        vec![RowOp::Put {
+            table: "kv",
+            row: vec![("key", format!("k{id}").into()), ("value", Value::Blob(v.into()))],
+            keep: &[],
+        }]
     }
 
     fn soon() -> Option<Instant> {
@@ -398,7 +402,8 @@ mod tests {
         let mut trial = Trial::new(T);
         let mut group = trial.store.group(NOW);
         group.ops(&put(1, "a")).unwrap();
-        let fails = [plain("INSERT INTO t (id) VALUES (1), (2)"), plain("INSERT INTO t (id) VALUES (2)")];
+        let fails =
+            [plain("INSERT INTO t (id) VALUES (1), (2)"), plain("INSERT INTO t (id) VALUES (2)")];
         let error = group.sql(&fails, None).unwrap_err();
         let SqlError::Statement { index: 1, message } = error else { panic!("{error}") };
         assert_eq!(message, "UNIQUE constraint failed: t.id");
@@ -522,7 +527,9 @@ mod tests {
     #[test]
     fn checks_of_this_node_make_no_version() {
         let mut trial = Trial::new("");
-        let row = |id: &str| vec![("id", id.into()), ("service_id", "s".into()), ("definition", "{}".into())];
+        let row = |id: &str| {
+            vec![("id", id.into()), ("service_id", "s".into()), ("definition", "{}".into())]
+        };
         let put = |id| RowOp::Put { table: "__tribune_checks", row: row(id), keep: &[] };
         let mut group = trial.store.group(NOW);
         assert_eq!(group.ops(&[put("a"), put("b"), put("c")]).unwrap(), None);

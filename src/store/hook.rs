@@ -225,9 +225,11 @@ mod tests {
     #[test]
     fn replace_is_seen_as_delete_and_insert() {
         let sql = "INSERT INTO t VALUES (1, 'a', 'b'); REPLACE INTO t (id, v) VALUES (1, 'c')";
-        let expected = ["Insert t - > 1,'a','b'", "Delete t 1,'a','b' > -", "Insert t - > 1,'c','dw'"];
+        let expected =
+            ["Insert t - > 1,'a','b'", "Delete t 1,'a','b' > -", "Insert t - > 1,'c','dw'"];
         check(T, &[0, 1, 2], sql, &expected);
-        let without = "CREATE TABLE t (id TEXT, v, w DEFAULT 'dw', PRIMARY KEY (id)) WITHOUT ROWID;";
+        let without =
+            "CREATE TABLE t (id TEXT, v, w DEFAULT 'dw', PRIMARY KEY (id)) WITHOUT ROWID;";
         let expected =
             ["Insert t - > '1','a','b'", "Delete t '1','a','b' > -", "Insert t - > '1','c','dw'"];
         check(without, &[0, 1, 2], sql, &expected);

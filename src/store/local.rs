@@ -20,9 +20,13 @@ use crate::types::{Value, Wall};
 /// Why a transaction cannot be recorded. It must be rolled back.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
-    #[error("the transaction changes {0} cells; the most allowed are {TRANSACTION_CELLS_MAX}: write in smaller transactions")]
+    #[error(
+        "the transaction changes {0} cells; the most allowed are {TRANSACTION_CELLS_MAX}: write in smaller transactions"
+    )]
     Cells(usize),
-    #[error("the transaction changes {0} bytes; the most allowed are {TRANSACTION_BYTES_MAX}: write in smaller transactions")]
+    #[error(
+        "the transaction changes {0} bytes; the most allowed are {TRANSACTION_BYTES_MAX}: write in smaller transactions"
+    )]
     Bytes(usize),
     #[error(transparent)]
     Sqlite(#[from] rusqlite::Error),

@@ -45,9 +45,8 @@ pub(super) fn run(
         }
         let gate = store.gate.clone();
         let is_vetted = store.vetted.contains(&statement.sql);
-        let result = gate.guarded(deadline, || {
-            run_one(&store.conn, statement, is_vetted, &mut returned_bytes)
-        });
+        let result = gate
+            .guarded(deadline, || run_one(&store.conn, statement, is_vetted, &mut returned_bytes));
         let outcome = result.map_err(|fault| {
             if gate.is_late() {
                 return SqlError::TimedOut;
@@ -225,7 +224,8 @@ mod tests {
         let mut trial = Trial::new("");
         let other = "22222222-2222-2222-2222-222222222222";
         let mine = ME.to_string();
-        let insert = |node: &str| format!("INSERT INTO services (node_id, id) VALUES ('{node}', 'web')");
+        let insert =
+            |node: &str| format!("INSERT INTO services (node_id, id) VALUES ('{node}', 'web')");
         check_refused(&mut trial, &insert(other), "belongs to another node");
         trial.write(&[&insert(&mine)]);
         trial.write(&[&insert(&format!("{mine}/router"))]);
@@ -247,7 +247,8 @@ mod tests {
                 "DELETE FROM t WHERE id = 5",
             ])
             .unwrap();
-        let counts: Vec<usize> = transacted.outcomes.iter().map(|done| done.rows_affected).collect();
+        let counts: Vec<usize> =
+            transacted.outcomes.iter().map(|done| done.rows_affected).collect();
         assert_eq!(counts, [2, 2, 0, 0]);
         let returned: Vec<_> = transacted.outcomes.into_iter().map(|done| done.returned).collect();
         let rows = vec![vec![1.into(), "a".into()], vec![2.into(), "b".into()]];
@@ -299,7 +300,8 @@ mod tests {
 
     #[test]
     fn a_statement_that_fails_half_way_leaves_nothing_behind() {
-        let mut trial = Trial::new("CREATE TABLE c (id INTEGER NOT NULL PRIMARY KEY, n CHECK (n < 3));");
+        let mut trial =
+            Trial::new("CREATE TABLE c (id INTEGER NOT NULL PRIMARY KEY, n CHECK (n < 3));");
         let mut group = trial.store.group(NOW);
         let half = [plain("INSERT INTO c VALUES (1, 1), (2, 2), (3, 3)")];
         group.sql(&half, None).unwrap_err();

@@ -87,9 +87,10 @@ impl Store {
             let values =
                 if ids.is_empty() { Vec::new() } else { reader.values(table, &key, ids)? };
             let entry = self.tables.entry(table);
-            let cells = clock.cells().zip(&values).map(|((id, clock), value)| {
-                (&*entry.columns[usize::from(id.0)], clock, value)
-            });
+            let cells = clock
+                .cells()
+                .zip(&values)
+                .map(|((id, clock), value)| (&*entry.columns[usize::from(id.0)], clock, value));
             sum = sum.wrapping_add(row_hash(&entry.name, &key, clock.life(), cells));
         }
         Ok(sum)

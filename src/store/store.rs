@@ -354,3 +354,96 @@ fn read_identity(row: &rusqlite::Row<'_>) -> rusqlite::Result<Identity> {
 pub(super) fn failed(error: rusqlite::Error) -> StorageError {
     StorageError::Failed(error.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crdt::storage::Storage;
+    use crate::store::trial::{T, Trial};
+
+    #[test]
+    fn a_second_node_on_the_same_directory_is_refused() {
+        let trial = Trial::new(T);
+        let error = Store::open(&trial.config).unwrap_err();
+        assert!(matches!(error, OpenError::InUse { .. }), "{error}");
+        trial.reopen();
+    }
+
+    #[test]
+    fn the_node_keeps_its_id_and_another_one_is_refused() {
+        let trial = Trial::new(T);
+        let Trial { store, dir, config } = trial;
+        drop(store);
+        let fresh = OpenConfig { data_dir: dir.path().join("other"), node: None, ..config.clone() };
+        let made = Store::open(&fresh).unwrap().identity().node;
+        assert_eq!(Store::open(&fresh).unwrap().identity().node, made);
+        let foreign = OpenConfig { node: Some(made), ..config.clone() };
+        let error = Store::open(&foreign).unwrap_err();
+        assert!(matches!(error, OpenError::OtherNode { .. }), "{error}");
+        assert!(error.to_string().contains(&made.to_string()), "{error}");
+
+        let first = OpenConfig { cluster: Some(ClusterId([1; 16])), ..config.clone() };
+        assert_eq!(Store::open(&first).unwrap().identity().cluster, Some(ClusterId([1; 16])));
+        let second = OpenConfig { cluster: Some(ClusterId([2; 16])), ..config.clone() };
+        let error = Store::open(&second).unwrap_err();
+        assert!(matches!(error, OpenError::OtherCluster { .. }), "{error}");
+        assert_eq!(Store::open(&config).unwrap().identity().cluster, Some(ClusterId([1; 16])));
+    }
+
+    #[test]
+    fn another_scope_is_another_epoch() {
+        let mut trial = Trial::new(T);
+        trial.write(&["INSERT INTO t (id) VALUES (1)"]);
+        trial.config.scope = Scope(3);
+        let mut trial = trial.reopen();
+        let origin = trial.store.origin();
+        assert_eq!((origin.scope, origin.epoch), (Scope(3), Epoch(2)));
+        assert_eq!(
+            trial.write(&["UPDATE t SET v = 1"]).heads,
+            [(origin, crate::types::Version(1))]
+        );
+    }
+
+    #[test]
+    fn an_acknowledged_write_is_there_although_nothing_was_closed() {
+        let mut trial = Trial::new(T);
+        trial.write(&["INSERT INTO t (id, v) VALUES (1, 'a')"]);
+        // What a crashed process leaves: the database, and the log beside it.
+        let crashed = trial.dir.path().join("crashed");
+        std::fs::create_dir(&crashed).unwrap();
+        for file in ["tribune.db", "tribune.db-wal"] {
+            std::fs::copy(trial.config.data_dir.join(file), crashed.join(file)).unwrap();
+        }
+        let config = OpenConfig { data_dir: crashed, ..trial.config.clone() };
+        let store = Store::open(&config).unwrap();
+        assert_eq!(store.fingerprint().unwrap(), trial.store.fingerprint().unwrap());
+        assert_eq!(store.heads().unwrap(), trial.store.heads().unwrap());
+    }
+
+    #[test]
+    fn a_schema_that_is_wrong_is_told_before_anything_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("bad.sql");
+        std::fs::write(&file, "CREATE TABLE a (x)").unwrap();
+        let data_dir = dir.path().join("data");
+        let config =
+            OpenConfig { data_dir: data_dir.clone(), schema: vec![file], ..OpenConfig::default() };
+        let error = Store::open(&config).unwrap_err();
+        assert!(error.to_string().contains("bad.sql: table a: it has no primary key"), "{error}");
+        assert!(!data_dir.exists());
+    }
+
+    #[test]
+    fn a_database_of_another_program_is_left_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(DATABASE_FILE);
+        let other = Connection::open(&path).unwrap();
+        other.execute_batch("CREATE TABLE mine (a); INSERT INTO mine VALUES (1)").unwrap();
+        drop(other);
+        let before = std::fs::read(&path).unwrap();
+        let config = OpenConfig { data_dir: dir.path().to_owned(), ..OpenConfig::default() };
+        let error = Store::open(&config).unwrap_err();
+        assert!(matches!(error, OpenError::Foreign { .. }), "{error}");
+        assert!(std::fs::read(&path).unwrap() == before, "the file was changed");
+    }
+}

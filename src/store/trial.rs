@@ -114,9 +114,8 @@ pub fn with_fixed(node: NodeId, sql: &str) -> Store {
 
 /// Shows a commit's events: table, key, and the row after it.
 pub fn events(commit: &Commit) -> Vec<String> {
-    let words = |values: &[Value]| {
-        values.iter().map(Value::to_string).collect::<Vec<_>>().join(" ")
-    };
+    let words =
+        |values: &[Value]| values.iter().map(Value::to_string).collect::<Vec<_>>().join(" ");
     let mut shown = Vec::new();
     for events in &commit.tables {
         for event in &events.rows {
