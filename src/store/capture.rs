@@ -128,11 +128,11 @@ impl Log {
     fn log_row(&mut self, row: &RowChanging<'_>, table: &Arc<Table>) -> Result<(), String> {
         let old = match row.action {
             RowAction::Insert => None,
-            RowAction::Update | RowAction::Delete => Some(self.side(table, |cid| row.old(cid))?),
+            RowAction::Update | RowAction::Delete => Some(self.side(table, |cid| row.before(cid))?),
         };
         let new = match row.action {
             RowAction::Delete => None,
-            RowAction::Insert | RowAction::Update => Some(self.side(table, |cid| row.new(cid))?),
+            RowAction::Insert | RowAction::Update => Some(self.side(table, |cid| row.after(cid))?),
         };
         self.events.push(Event { table: Arc::clone(table), old, new });
         Ok(())

@@ -8,7 +8,7 @@ use rusqlite::Connection;
 
 use super::open::open_reader;
 use super::origins::Ordinal;
-use super::store::failed;
+use super::database::failed;
 use super::tables::{Table, TableId, Tables};
 use super::{clocks, parked};
 use crate::crdt::storage::{Extract, StorageError};

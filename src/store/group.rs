@@ -18,7 +18,7 @@ use super::local::{self, RecordError};
 use super::ops;
 use super::sql::{Statement, Transacted};
 use super::statements::{self, SqlError};
-use super::store::{Moment, Store, UPDATE_EPOCH, failed};
+use super::database::{Moment, Store, UPDATE_EPOCH, failed};
 use super::tables::Tables;
 use crate::crdt::storage::StorageError;
 use crate::crdt::{Batch, Commit, Refusal, RowOp, Stamp};

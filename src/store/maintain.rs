@@ -11,7 +11,7 @@ use rusqlite::hooks::Wal;
 
 use super::open::wal_path;
 use super::parked;
-use super::store::{Store, failed};
+use super::database::{Store, failed};
 use crate::crdt::storage::StorageError;
 
 /// From here on a checkpoint is worth its while: [`Store::maintain`] makes one. At 4 KiB a page,
@@ -147,7 +147,6 @@ fn file_bytes_of_wal(database: &Path) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::store::readers::{QueryEvent, Readers};
     use crate::store::trial::{T, Trial, plain};
 

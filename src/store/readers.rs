@@ -15,7 +15,7 @@ use super::gate::{Gate, refusal};
 use super::limits::{self, VALUE_BYTES_MAX};
 use super::open::open_reader;
 use super::sql::Statement;
-use super::store::CHECKS_TABLE;
+use super::database::CHECKS_TABLE;
 use super::tables::{Tables, read_at};
 use super::values::{quote, show};
 use crate::crdt::TableInfo;

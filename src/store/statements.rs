@@ -10,7 +10,7 @@ use rusqlite::{Connection, ErrorCode};
 use super::bind::bind;
 use super::limits::RETURNED_BYTES_MAX;
 use super::sql::{Outcome, Statement};
-use super::store::Store;
+use super::database::Store;
 use super::values::show;
 use crate::types::Value;
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::changes::{Reader, load};
 use super::clocks;
-use super::store::{Store, failed};
+use super::database::{Store, failed};
 use crate::crdt::fingerprint::row_hash;
 use crate::crdt::storage::{Extract, Inspected, Storage, StorageError};
 use crate::crdt::{Batch, ColumnId, Commit, Key, Refusal, RowOp, pack};

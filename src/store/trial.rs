@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tempfile::TempDir;
 
-use super::schema::{Source, read_sources};
+use super::schema::Source;
 use super::sql::{Params, Statement};
 use super::statements::SqlError;
 use super::{OpenConfig, Readers, Store, Transacted};
@@ -102,14 +102,6 @@ pub fn in_memory(node: NodeId, sql: &str) -> Store {
     let config = OpenConfig { node: Some(node), ..OpenConfig::default() };
     let source = Source { file: "test.sql".to_owned(), sql: sql.to_owned() };
     Store::in_memory(&config, &[source]).unwrap()
-}
-
-/// A store in memory with the fixed tables and those of `sql`.
-pub fn with_fixed(node: NodeId, sql: &str) -> Store {
-    let config = OpenConfig { node: Some(node), ..OpenConfig::default() };
-    let mut sources = read_sources(&[]).unwrap();
-    sources.push(Source { file: "test.sql".to_owned(), sql: sql.to_owned() });
-    Store::in_memory(&config, &sources).unwrap()
 }
 
 /// Shows a commit's events: table, key, and the row after it.
