@@ -106,12 +106,44 @@ mod tests {
     #[test]
     fn what_a_column_keeps_is_what_sqlite_keeps() {
         let texts = [
-            "", " ", "5", " 5 ", "5.", ".5", "5.0", "+5", "-5e3", "5e", "5e+", "1e400", "0x10",
-            "abc", "5 a", "\t5\n", ".", "-", "9223372036854775808", "1_000", "inf", "nan", "--5",
+            "",
+            " ",
+            "5",
+            " 5 ",
+            "5.",
+            ".5",
+            "5.0",
+            "+5",
+            "-5e3",
+            "5e",
+            "5e+",
+            "1e400",
+            "0x10",
+            "abc",
+            "5 a",
+            "\t5\n",
+            ".",
+            "-",
+            "9223372036854775808",
+            "1_000",
+            "inf",
+            "nan",
+            "--5",
         ];
         let numbers = [
-            0.0, 5.0, 5.5, -5.0, 1e15, 2_251_799_813_685_247.0, 2_251_799_813_685_248.0, 1e18,
-            -1e18, 9.3e18, f64::INFINITY, f64::NEG_INFINITY, f64::MIN_POSITIVE,
+            0.0,
+            5.0,
+            5.5,
+            -5.0,
+            1e15,
+            2_251_799_813_685_247.0,
+            2_251_799_813_685_248.0,
+            1e18,
+            -1e18,
+            9.3e18,
+            f64::INFINITY,
+            f64::NEG_INFINITY,
+            f64::MIN_POSITIVE,
         ];
         let integers = [0, 1, -1, i64::MAX, i64::MIN];
         let mut values: Vec<Value> = texts.into_iter().map(Value::from).collect();
@@ -141,8 +173,23 @@ mod tests {
     fn affinities_are_derived_as_sqlite_derives_them() {
         let conn = Connection::open_in_memory().unwrap();
         for declared in [
-            "", "INT", "BIGINT", "CHARINT", "VARCHAR(10)", "TEXT", "CLOB", "BLOB", "REAL", "FLOAT",
-            "DOUBLE PRECISION", "FLOATING POINT", "NUMERIC", "BOOLEAN", "DATETIME", "ANY", "STRING",
+            "",
+            "INT",
+            "BIGINT",
+            "CHARINT",
+            "VARCHAR(10)",
+            "TEXT",
+            "CLOB",
+            "BLOB",
+            "REAL",
+            "FLOAT",
+            "DOUBLE PRECISION",
+            "FLOATING POINT",
+            "NUMERIC",
+            "BOOLEAN",
+            "DATETIME",
+            "ANY",
+            "STRING",
         ] {
             conn.execute_batch(&format!("DROP TABLE IF EXISTS t; CREATE TABLE t (a {declared})"))
                 .unwrap();

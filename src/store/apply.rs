@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, ErrorCode};
 
+use super::clocks::{self, Times};
 use super::local::push_event;
 use super::origins::Origins;
+use super::parked;
 use super::tables::{Table, TableId, Tables};
 use super::values::{check, excerpt};
-use super::{clocks, parked};
 use crate::crdt::change::owns;
 use crate::crdt::{
     Batch, CellChange, Class, ColumnId, Fate, Incoming, Key, Piece, RowChange, RowClock, RowEvent,
@@ -32,6 +33,7 @@ pub struct Merge<'a> {
     pub refusals: u64,
     /// Rows that SQLite refused, and that were parked.
     pub quarantined: u64,
+    times: Times,
     rows: Vec<Row>,
     places: BTreeMap<(TableId, Key), usize>,
 }
@@ -61,8 +63,18 @@ impl<'a> Merge<'a> {
         has_parked: &'a mut BTreeSet<TableId>,
         me: Origin,
     ) -> Self {
-        let (rows, places) = (Vec::new(), BTreeMap::new());
-        Self { conn, tables, origins, has_parked, me, refusals: 0, quarantined: 0, rows, places }
+        Self {
+            conn,
+            tables,
+            origins,
+            has_parked,
+            me,
+            refusals: 0,
+            quarantined: 0,
+            times: Times::new(),
+            rows: Vec::new(),
+            places: BTreeMap::new(),
+        }
     }
 
     /// Merges a batch. Returns the head of every origin that it names.
@@ -91,6 +103,7 @@ impl<'a> Merge<'a> {
             if version <= head {
                 continue;
             }
+            self.times.insert(changeset.stamp, changeset.at);
             for changes in &changeset.tables {
                 self.table(changeset.stamp, changes)?;
             }
@@ -134,7 +147,8 @@ impl<'a> Merge<'a> {
         columns: &[Option<ColumnId>],
         change: &RowChange,
     ) -> rusqlite::Result<()> {
-        let column_of = |cell: &CellChange| columns.get(usize::from(cell.column)).copied().flatten();
+        let column_of =
+            |cell: &CellChange| columns.get(usize::from(cell.column)).copied().flatten();
         let cells = change.cells.iter();
         let cells = cells.filter_map(|cell| Some((column_of(cell)?, cell.count, &cell.value)));
         let incoming = Incoming { stamp, life: change.life, cells: cells.collect() };
@@ -170,7 +184,8 @@ impl<'a> Merge<'a> {
         };
         let had_parked = !parked.is_empty();
         let clock = held.clone();
-        let mut row = Row { table, key, home, held, clock, row: before.clone(), before, parked, had_parked };
+        let mut row =
+            Row { table, key, home, held, clock, row: before.clone(), before, parked, had_parked };
         row.place_parked();
         Ok(row)
     }
@@ -202,7 +217,8 @@ impl<'a> Merge<'a> {
         let refusal = self.write_values(&row)?;
         let place = (row.table, &*row.key);
         if row.clock != row.held {
-            clocks::write(self.conn, self.origins, place, row.held.as_ref(), clock)?;
+            let clocks = (row.held.as_ref(), clock);
+            clocks::write(self.conn, self.origins, place, clocks, &self.times)?;
         }
         if let Some(reason) = &refusal {
             self.quarantined += 1;
@@ -211,14 +227,22 @@ impl<'a> Merge<'a> {
         }
         let aside = row.values_aside(refusal.as_deref());
         if row.had_parked || !aside.is_empty() {
-            parked::write(self.conn, place, aside.iter().map(|(id, value, why)| (*id, *value, *why)))?;
+            parked::write(
+                self.conn,
+                place,
+                aside.iter().map(|(id, value, why)| (*id, *value, *why)),
+            )?;
         }
         if !aside.is_empty() {
             self.has_parked.insert(row.table);
         }
         let Some((table, key)) = row.home else { return Ok(()) };
         if refusal.is_none() && row.row != row.before {
-            push_event(events, &table, RowEvent { key, existed: row.before.is_some(), row: row.row });
+            push_event(
+                events,
+                &table,
+                RowEvent { key, existed: row.before.is_some(), row: row.row },
+            );
         }
         Ok(())
     }
@@ -329,5 +353,147 @@ impl Row {
             aside.extend(cells.map(|(column, value)| (column.id, value, Some(reason))));
         }
         aside
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::crdt::storage::Storage;
+    use crate::crdt::{Batch, Commit, Piece};
+    use crate::store::Store;
+    use crate::store::trial::{ME, NOW, T, events, in_memory, run};
+    use crate::types::{NodeId, Version};
+
+    const YOU: NodeId = NodeId([0x22; 16]);
+
+    fn hear(store: &mut Store, commit: &Commit) -> Vec<String> {
+        let piece = Piece::of(commit.changeset.clone().unwrap());
+        events(&store.apply(NOW, &Batch { pieces: vec![piece] }).unwrap())
+    }
+
+    fn say(store: &mut Store, sql: &str) -> Commit {
+        run(store, &[sql]).unwrap().1.unwrap()
+    }
+
+    /// Brings two stores to the same heads.
+    fn exchange(a: &mut Store, b: &mut Store) {
+        for _ in 0..2 {
+            for (origin, _) in a.heads().unwrap() {
+                let held = b.heads().unwrap();
+                let after = held
+                    .iter()
+                    .find(|(held, _)| *held == origin)
+                    .map_or(Version(0), |(_, head)| *head);
+                let extract = a.load(origin, after, usize::MAX).unwrap();
+                b.apply(NOW, &Batch { pieces: vec![extract.piece] }).unwrap();
+            }
+            std::mem::swap(a, b);
+        }
+    }
+
+    #[test]
+    fn applied_rows_are_not_captured_as_local_writes() {
+        let (mut a, mut b) = (in_memory(ME, T), in_memory(YOU, T));
+        let commit = say(&mut a, "INSERT INTO t (id) VALUES (1)");
+        assert_eq!(hear(&mut b, &commit), ["+t 1 NULL 'dw'"]);
+        let heads = b.heads().unwrap();
+        assert_eq!(heads, [(a.origin(), Version(1))]);
+        let next = say(&mut b, "INSERT INTO t (id) VALUES (2)");
+        assert_eq!(next.changeset.unwrap().tables[0].rows.len(), 1);
+    }
+
+    #[test]
+    fn a_merge_that_sqlite_refuses_is_kept_aside_until_it_fits() {
+        let table =
+            "CREATE TABLE c (id INTEGER NOT NULL PRIMARY KEY, lo INT DEFAULT 1, hi INT DEFAULT 5,
+            CHECK (lo <= hi)); CREATE TABLE o (id INTEGER NOT NULL PRIMARY KEY);";
+        let (mut a, mut b) = (in_memory(ME, table), in_memory(YOU, table));
+        let first = say(&mut a, "INSERT INTO c VALUES (1, 1, 5)");
+        hear(&mut b, &first);
+        let raised = say(&mut a, "UPDATE c SET lo = 4");
+        let lowered = say(&mut b, "UPDATE c SET hi = 2");
+        let beside = say(&mut a, "INSERT INTO o VALUES (7)");
+        // Neither side can show 4 <= 2; each goes on, and the rest of the batch arrives.
+        let pieces = [raised, beside].map(|commit| commit.changeset.unwrap());
+        let piece = Piece {
+            origin: a.origin(),
+            after: Version(1),
+            through: Version(3),
+            changesets: pieces.to_vec(),
+        };
+        let heard = b.apply(NOW, &Batch { pieces: vec![piece] }).unwrap();
+        assert_eq!(events(&heard), ["+o 7"]);
+        assert_eq!(heard.heads, [(a.origin(), Version(3))]);
+        assert_eq!(hear(&mut a, &lowered), Vec::<String>::new());
+        assert_eq!((a.quarantined(), b.quarantined()), (1, 1));
+        assert_eq!(b.stats().unwrap().quarantined_rows, 1);
+        assert_eq!(a.fingerprint().unwrap(), b.fingerprint().unwrap());
+
+        // A third node that hears of it all at once is in the same place.
+        let mut c = in_memory(NodeId([0x33; 16]), table);
+        exchange(&mut a, &mut c);
+        exchange(&mut b, &mut c);
+        assert_eq!(c.fingerprint().unwrap(), a.fingerprint().unwrap());
+
+        // One more write makes the row possible, and then it is the same everywhere.
+        let healed = say(&mut a, "UPDATE c SET hi = 9");
+        assert_eq!(hear(&mut b, &healed), ["=c 1 4 9"]);
+        assert_eq!(hear(&mut c, &healed), ["=c 1 4 9"]);
+        assert_eq!(b.stats().unwrap().parked_rows, 0);
+        let rows = [&a, &b, &c].map(|store| store.inspect("c", &[1.into()]).unwrap().unwrap());
+        assert_eq!(rows[0], rows[1]);
+        assert_eq!(rows[1], rows[2]);
+    }
+
+    #[test]
+    fn a_value_that_the_column_would_change_is_kept_aside() {
+        let mut a = in_memory(ME, "CREATE TABLE t (id INTEGER NOT NULL PRIMARY KEY, v TEXT);");
+        let mut b = in_memory(YOU, "CREATE TABLE t (id INTEGER NOT NULL PRIMARY KEY, v INTEGER);");
+        let commit = say(&mut a, "INSERT INTO t VALUES (1, '5')");
+        assert_eq!(hear(&mut b, &commit), Vec::<String>::new());
+        assert_eq!(b.quarantined(), 1);
+        assert_eq!(a.fingerprint().unwrap(), b.fingerprint().unwrap());
+        let commit = say(&mut a, "UPDATE t SET v = 'five'");
+        assert_eq!(hear(&mut b, &commit), ["+t 1 'five'"]);
+    }
+
+    #[test]
+    fn a_null_where_none_may_be_stops_nobody_else() {
+        let mut a = in_memory(ME, "CREATE TABLE t (id INTEGER NOT NULL PRIMARY KEY, v);");
+        let strict =
+            "CREATE TABLE t (id INTEGER NOT NULL PRIMARY KEY, v INT NOT NULL DEFAULT 0) STRICT;";
+        let mut b = in_memory(YOU, strict);
+        let commit = say(&mut a, "INSERT INTO t VALUES (1, NULL), (2, 2), (3, 'x')");
+        assert_eq!(hear(&mut b, &commit), ["+t 2 2"]);
+        assert_eq!(b.quarantined(), 2);
+        let gone = say(&mut a, "DELETE FROM t");
+        assert_eq!(hear(&mut b, &gone), ["-t 2"]);
+        assert_eq!(b.stats().unwrap().parked_rows, 0);
+    }
+
+    #[test]
+    fn a_local_write_takes_the_place_of_what_was_kept_aside() {
+        let table =
+            "CREATE TABLE c (id INTEGER NOT NULL PRIMARY KEY, n INT DEFAULT 1 CHECK (n < 9), m);";
+        let mut loose = in_memory(ME, &table.replace("CHECK (n < 9)", ""));
+        let mut b = in_memory(YOU, table);
+        let commit = say(&mut loose, "INSERT INTO c VALUES (1, 50, 'm')");
+        assert_eq!(hear(&mut b, &commit), Vec::<String>::new());
+        let written = say(&mut b, "INSERT INTO c VALUES (1, 5, 'n')");
+        assert_eq!(crate::store::trial::changes(&written), ["c[1]@1 m:2='n' n:2=5"]);
+        assert_eq!(b.stats().unwrap().parked_rows, 0);
+        assert_eq!(hear(&mut loose, &written), ["=c 1 5 'n'"]);
+        assert_eq!(b.fingerprint().unwrap(), loose.fingerprint().unwrap());
+    }
+
+    #[test]
+    fn keys_that_the_table_cannot_hold_apart_stay_aside() {
+        let mut a = in_memory(ME, "CREATE TABLE t (id REAL NOT NULL PRIMARY KEY);");
+        let mut b = in_memory(YOU, "CREATE TABLE t (id NOT NULL PRIMARY KEY);");
+        say(&mut b, "INSERT INTO t VALUES (1)");
+        let commit = say(&mut a, "INSERT INTO t VALUES (1)");
+        assert_eq!(hear(&mut b, &commit), Vec::<String>::new());
+        let left = b.load(a.origin(), Version(0), usize::MAX).unwrap().piece;
+        assert_eq!(left.changesets, [commit.changeset.unwrap()]);
     }
 }

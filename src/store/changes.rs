@@ -8,7 +8,7 @@ use rusqlite::Connection;
 
 use super::open::open_reader;
 use super::origins::Ordinal;
-use super::store::failed;
+use super::database::failed;
 use super::tables::{Table, TableId, Tables};
 use super::{clocks, parked};
 use crate::crdt::storage::{Extract, StorageError};
@@ -23,10 +23,10 @@ const ENTRY_BYTES: usize = 16;
 
 const SELECT_ORIGIN: &str = "SELECT ordinal, head FROM __tribune_origins WHERE origin = ?1";
 // Both sides are read in the order of their index and merged; nothing is sorted.
-const SELECT_LEFT: &str = "SELECT version, tbl, key, clock FROM __tribune_rows
+const SELECT_LEFT: &str = "SELECT version, tbl, key, clock, at FROM __tribune_rows
         WHERE origin = ?1 AND version > ?2 AND version <= ?3
     UNION ALL
-    SELECT stamps.version, stamps.tbl, stamps.key, rows.clock
+    SELECT stamps.version, stamps.tbl, stamps.key, rows.clock, stamps.at
         FROM __tribune_stamps AS stamps
         JOIN __tribune_rows AS rows ON rows.tbl = stamps.tbl AND rows.key = stamps.key
         WHERE stamps.origin = ?1 AND stamps.version > ?2 AND stamps.version <= ?3
@@ -96,6 +96,9 @@ pub(super) fn load(
     let Some((ordinal, head)) = read_origin(conn, origin)? else {
         return Ok(Extract { piece, head: Version(0) });
     };
+    if after >= head {
+        return Ok(Extract { piece, head });
+    }
     let mut left = conn.prepare_cached(SELECT_LEFT)?;
     let bounds = (ordinal, after.0.cast_signed(), head.0.cast_signed());
     let mut rows = left.query(bounds)?;
@@ -116,6 +119,7 @@ pub(super) fn load(
         if bytes > bytes_max && !piece.changesets.is_empty() {
             return Ok(Extract { piece, head });
         }
+        builder.at = builder.at.max(Wall(row.get::<_, i64>(4)?.cast_unsigned()));
         builder.tables.entry(table).or_default().push(change);
     }
     builder.close(tables, &mut piece);
@@ -133,6 +137,7 @@ fn read_origin(conn: &Connection, origin: Origin) -> rusqlite::Result<Option<(Or
 /// One version's rows, while they are read.
 struct Builder {
     stamp: Stamp,
+    at: Wall,
     tables: BTreeMap<TableId, Vec<Left>>,
 }
 
@@ -153,14 +158,14 @@ impl Left {
 
 impl Builder {
     fn new(stamp: Stamp) -> Self {
-        Self { stamp, tables: BTreeMap::new() }
+        Self { stamp, at: Wall(0), tables: BTreeMap::new() }
     }
 
     fn close(self, tables: &Tables, piece: &mut Piece) {
         if self.tables.is_empty() {
             return;
         }
-        let stamp = self.stamp;
+        let Self { stamp, at, .. } = self;
         let mut changes: Vec<TableChanges> = self
             .tables
             .into_iter()
@@ -168,8 +173,7 @@ impl Builder {
             .collect();
         changes.sort_unstable_by(|a, b| a.table.cmp(&b.table));
         piece.through = stamp.version;
-        // When it was committed is not kept.
-        piece.changesets.push(Arc::new(Changeset { stamp, at: Wall(0), tables: changes }));
+        piece.changesets.push(Arc::new(Changeset { stamp, at, tables: changes }));
     }
 }
 
@@ -253,7 +257,9 @@ impl Reader<'_> {
                 (Some(value), _) => value,
                 (None, Some(place)) => match &row {
                     Some(row) => row[place].clone(),
-                    None => home.map(|home| home.columns[place].default.clone()).unwrap_or_default(),
+                    None => {
+                        home.map(|home| home.columns[place].default.clone()).unwrap_or_default()
+                    }
                 },
                 (None, None) => Value::Null,
             }
@@ -271,5 +277,83 @@ impl Reader<'_> {
             .query_row([table], |row| row.get(0))?;
         self.has_parked.insert(table, has);
         Ok(has)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crdt::Batch;
+    use crate::crdt::storage::Storage;
+    use crate::store::trial::{NOW, T, Trial, in_memory, run};
+    use crate::types::NodeId;
+
+    #[test]
+    fn a_loader_reads_what_the_writer_would() {
+        let mut trial = Trial::new(T);
+        let mut loader = Loader::open(trial.store.path().unwrap()).unwrap();
+        let me = trial.store.origin();
+        assert_eq!(loader.load(me, Version(0), 100).unwrap().head, Version(0));
+        for sql in [
+            "INSERT INTO t (id, v) VALUES (1, 'a'), (2, 'b')",
+            "UPDATE t SET v = 'c' WHERE id = 1",
+            "INSERT INTO kv (key) VALUES ('k')",
+            "DELETE FROM t WHERE id = 2",
+        ] {
+            trial.write(&[sql]);
+        }
+        for bytes_max in [1, 60, 100_000] {
+            for after in 0..6 {
+                let here = trial.store.load(me, Version(after), bytes_max).unwrap();
+                let there = loader.load(me, Version(after), bytes_max).unwrap();
+                assert_eq!(here, there);
+                assert!(after >= 4 || !here.piece.changesets.is_empty());
+            }
+        }
+        assert_eq!(loader.heads().unwrap(), [(me, Version(4))]);
+        // Another node's table becomes known while the loader is open.
+        let mut other =
+            in_memory(NodeId([0x22; 16]), "CREATE TABLE u (a TEXT NOT NULL PRIMARY KEY, b);");
+        let (_, commit) = run(&mut other, &["INSERT INTO u VALUES ('x', 'y')"]).unwrap();
+        let changeset = commit.unwrap().changeset.unwrap();
+        let piece = Piece::of(Arc::clone(&changeset));
+        trial.store.apply(NOW, &Batch { pieces: vec![piece] }).unwrap();
+        let there = loader.load(other.origin(), Version(0), 100).unwrap();
+        assert_eq!(there.piece.changesets, [changeset]);
+    }
+
+    #[test]
+    fn a_loader_on_another_thread_never_claims_more_than_its_snapshot() {
+        let mut trial = Trial::new(T);
+        let me = trial.store.origin();
+        trial.write(&["INSERT INTO t (id) VALUES (1)"]);
+        let mut loader = Loader::open(trial.store.path().unwrap()).unwrap();
+        let reader = std::thread::spawn(move || {
+            let mut last = Version(0);
+            while last < Version(200) {
+                let extract = loader.load(me, Version(0), usize::MAX).unwrap();
+                assert!(extract.head >= last);
+                last = extract.head;
+                // Each commit overwrites the one before: of the head there is always something.
+                let newest = extract.piece.changesets.last().unwrap();
+                assert_eq!(newest.stamp.version, extract.head);
+                assert_eq!(extract.piece.through, extract.head);
+            }
+        });
+        for n in 0..199 {
+            trial.write(&[&format!("UPDATE t SET v = {n}")]);
+        }
+        reader.join().unwrap();
+    }
+
+    #[test]
+    fn what_is_left_is_found_by_the_index_and_not_sorted() {
+        let trial = Trial::new(T);
+        let plan = trial.store.conn.prepare(&format!("EXPLAIN QUERY PLAN {SELECT_LEFT}")).unwrap();
+        let mut plan = plan;
+        let lines: Vec<String> =
+            plan.query_map([1, 2, 3], |row| row.get(3)).unwrap().map(Result::unwrap).collect();
+        let plan = lines.join("\n");
+        assert!(!plan.contains("TEMP B-TREE") && !plan.contains("SCAN"), "{plan}");
     }
 }

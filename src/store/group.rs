@@ -18,7 +18,7 @@ use super::local::{self, RecordError};
 use super::ops;
 use super::sql::{Statement, Transacted};
 use super::statements::{self, SqlError};
-use super::store::{Moment, Store, UPDATE_EPOCH, failed};
+use super::database::{Moment, Store, UPDATE_EPOCH, failed};
 use super::tables::Tables;
 use crate::crdt::storage::StorageError;
 use crate::crdt::{Batch, Commit, Refusal, RowOp, Stamp};
@@ -350,4 +350,197 @@ impl Drop for Group<'_> {
 
 fn failed_text(message: String) -> StorageError {
     StorageError::Failed(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::crdt::storage::Storage;
+    use crate::store::trial::{ME, NOW, T, Trial, changes, events, in_memory, plain, run};
+    use crate::types::{NodeId, Value};
+
+    const ENDLESS: &str = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)
+        INSERT INTO t SELECT 1000 + max(i), 1, 1 FROM n";
+
+    fn put(id: i64, v: &str) -> Vec<RowOp> {
+        vec![RowOp::Put {
+            table: "kv",
+            row: vec![("key", format!("k{id}").into()), ("value", Value::Blob(v.into()))],
+            keep: &[],
+        }]
+    }
+
+    fn soon() -> Option<Instant> {
+        Some(Instant::now() + Duration::from_millis(30))
+    }
+
+    #[test]
+    fn callers_share_a_commit_and_get_versions_of_their_own() {
+        let mut trial = Trial::new(T);
+        let mut group = trial.store.group(NOW);
+        assert_eq!(group.ops(&put(1, "a")).unwrap(), Some(Version(1)));
+        let insert = [plain("INSERT INTO t (id) VALUES (1)")];
+        assert_eq!(group.sql(&insert, None).unwrap().version, Some(Version(2)));
+        assert_eq!(group.ops(&put(1, "a")).unwrap(), None, "nothing changed");
+        assert_eq!(group.ops(&put(1, "b")).unwrap(), Some(Version(3)));
+        let commits = group.commit().unwrap();
+        let seqs: Vec<u64> = commits.iter().map(|commit| commit.seq.0).collect();
+        assert_eq!(seqs, [1, 2, 3]);
+        assert!(commits.windows(2).all(|pair| pair[0].at < pair[1].at));
+        assert_eq!(changes(&commits[2]), ["kv['k1']@1 value:2=x'62'"]);
+
+        let trial = trial.reopen();
+        let me = trial.store.origin();
+        assert_eq!(trial.store.heads().unwrap(), [(me, Version(3))]);
+        assert_eq!(trial.rows("SELECT id, v, w FROM t"), ["1 NULL 'dw'"]);
+    }
+
+    #[test]
+    fn who_fails_is_rolled_back_alone() {
+        let mut trial = Trial::new(T);
+        let mut group = trial.store.group(NOW);
+        group.ops(&put(1, "a")).unwrap();
+        let fails =
+            [plain("INSERT INTO t (id) VALUES (1), (2)"), plain("INSERT INTO t (id) VALUES (2)")];
+        let error = group.sql(&fails, None).unwrap_err();
+        let SqlError::Statement { index: 1, message } = error else { panic!("{error}") };
+        assert_eq!(message, "UNIQUE constraint failed: t.id");
+        let missing = Refusal("no such row".to_owned());
+        let require = RowOp::Require {
+            table: "kv",
+            matching: vec![("key", "x".into())],
+            otherwise: missing.clone(),
+        };
+        let ops = [put(2, "b"), vec![require]].concat();
+        assert_eq!(group.ops(&ops), Err(StorageError::Refused(missing)));
+        group.sql(&[plain("INSERT INTO t (id) VALUES (3)")], None).unwrap();
+        let commits = group.commit().unwrap();
+        assert_eq!(commits.len(), 2);
+        assert_eq!(commits[1].heads[0].1, Version(2), "versions are dense");
+        assert_eq!(trial.rows("SELECT id FROM t"), ["3"]);
+        assert_eq!(trial.rows("SELECT key FROM kv"), ["'k1'"]);
+    }
+
+    /// Runs a group in which one caller makes SQLite roll everything back.
+    fn check_others_survive(culprit: &str, deadline: Option<Instant>, reason: &str) {
+        let mut trial = Trial::new(T);
+        trial.write(&["INSERT INTO t VALUES (1, 'a', 'b'), (2, 'a', 'b')"]);
+        let foreign = foreign_batch();
+
+        let mut group = trial.store.group(NOW);
+        group.ops(&put(1, "a")).unwrap();
+        let random = [
+            plain("UPDATE t SET v = random(), id = 7 WHERE id = 1 RETURNING v"),
+            plain("DELETE FROM t WHERE id = 2"),
+            plain("INSERT INTO t (id, v) VALUES (1, random())"),
+        ];
+        let told = group.sql(&random, None).unwrap();
+        group.apply(&foreign).unwrap();
+        let check = vec![("id", "c".into()), ("definition", "{}".into())];
+        group.ops(&[RowOp::Put { table: "__tribune_checks", row: check, keep: &[] }]).unwrap();
+        let before = group.commits.clone();
+        assert_eq!(before.len(), 3);
+
+        let error = group.sql(&[plain("INSERT INTO t (id) VALUES (50)"), plain(culprit)], deadline);
+        assert!(error.as_ref().unwrap_err().to_string().contains(reason), "{error:?}");
+        assert_eq!(group.commits, before);
+        group.ops(&put(2, "b")).unwrap();
+        let commits = group.commit().unwrap();
+        assert_eq!(commits[..3], before[..]);
+        assert_eq!(commits[3].heads[0].1, Version(4));
+
+        let (_, rows) = told.outcomes[0].returned.clone().unwrap();
+        assert_eq!(trial.rows("SELECT v FROM t WHERE id = 7"), [rows[0][0].to_string()]);
+        assert_eq!(trial.rows("SELECT id FROM t ORDER BY id"), ["1", "7", "30"]);
+        assert_eq!(trial.rows("SELECT count(*) FROM kv"), ["2"]);
+        assert_eq!(trial.rows("SELECT id FROM __tribune_checks"), ["'c'"]);
+        let fingerprint = trial.store.fingerprint().unwrap();
+        let trial = trial.reopen();
+        assert_eq!(trial.store.fingerprint().unwrap(), fingerprint);
+        assert_eq!(trial.store.heads().unwrap().len(), 2);
+    }
+
+    fn foreign_batch() -> Batch {
+        let mut other = in_memory(NodeId([0x22; 16]), T);
+        let (_, commit) = run(&mut other, &["INSERT INTO t (id) VALUES (30)"]).unwrap();
+        let changeset = commit.unwrap().changeset.unwrap();
+        Batch { pieces: vec![crate::crdt::Piece::of(changeset)] }
+    }
+
+    #[test]
+    fn an_interrupted_caller_does_not_take_the_others_along() {
+        check_others_survive(ENDLESS, soon(), "interrupted");
+    }
+
+    #[test]
+    fn a_caller_who_rolls_back_does_not_take_the_others_along() {
+        let culprit = "INSERT OR ROLLBACK INTO t (id) VALUES (50)";
+        check_others_survive(culprit, None, "UNIQUE constraint failed");
+    }
+
+    #[test]
+    fn a_deadline_that_has_passed_stops_before_the_first_statement() {
+        let mut trial = Trial::new(T);
+        let mut group = trial.store.group(NOW);
+        let past = Some(Instant::now());
+        assert_eq!(group.sql(&[plain("SELECT 1")], past), Err(SqlError::TimedOut));
+        assert_eq!(group.sql(&[plain(ENDLESS)], soon()), Err(SqlError::TimedOut));
+        assert_eq!(group.commit().unwrap(), []);
+        trial.write(&["INSERT INTO t (id) VALUES (1)"]);
+    }
+
+    #[test]
+    fn a_group_that_is_dropped_has_not_happened() {
+        let mut trial = Trial::new(T);
+        let before = trial.store.now;
+        let mut group = trial.store.group(NOW);
+        group.ops(&put(1, "a")).unwrap();
+        group.apply(&foreign_batch()).unwrap();
+        group.begin_epoch(Epoch(4)).unwrap();
+        group.ops(&put(2, "a")).unwrap();
+        drop(group);
+        assert_eq!(trial.store.now, before);
+        assert_eq!(trial.store.heads().unwrap(), []);
+        assert_eq!(trial.rows("SELECT count(*) FROM kv"), ["0"]);
+        assert_eq!(trial.write(&["INSERT INTO t (id) VALUES (1)"]).heads[0].1, Version(1));
+    }
+
+    #[test]
+    fn an_epoch_is_kept_and_starts_from_version_one() {
+        let mut trial = Trial::new(T);
+        trial.write(&["INSERT INTO t (id) VALUES (1)"]);
+        let mut group = trial.store.group(NOW);
+        let origin = group.begin_epoch(Epoch(6)).unwrap();
+        assert_eq!((origin.node, origin.epoch), (ME, Epoch(7)));
+        group.sql(&[plain("UPDATE t SET v = 1")], None).unwrap();
+        let commits = group.commit().unwrap();
+        assert_eq!(commits[0].heads, [(origin, Version(1))]);
+        assert_eq!(events(&commits[0]), ["=t 1 1 'dw'"]);
+        let trial = trial.reopen();
+        assert_eq!(trial.store.origin(), origin);
+        assert_eq!(trial.store.identity().epoch, Epoch(7));
+        assert_eq!(trial.store.heads().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn checks_of_this_node_make_no_version() {
+        let mut trial = Trial::new("");
+        let row = |id: &str| {
+            vec![("id", id.into()), ("service_id", "s".into()), ("definition", "{}".into())]
+        };
+        let put = |id| RowOp::Put { table: "__tribune_checks", row: row(id), keep: &[] };
+        let mut group = trial.store.group(NOW);
+        assert_eq!(group.ops(&[put("a"), put("b"), put("c")]).unwrap(), None);
+        let gone = RowOp::Delete {
+            table: "__tribune_checks",
+            matching: vec![("service_id", "s".into())],
+            except: Some(("id", vec!["b".into()])),
+        };
+        assert_eq!(group.ops(&[gone]).unwrap(), None);
+        assert_eq!(group.commit().unwrap(), []);
+        let definitions = trial.readers().check_definitions().unwrap();
+        assert_eq!(definitions, [("b".to_owned(), "s".to_owned(), "{}".to_owned())]);
+    }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rusqlite::Connection;
 
 use super::capture::Net;
-use super::clocks;
+use super::clocks::{self, Times};
 use super::limits::{TRANSACTION_BYTES_MAX, TRANSACTION_CELLS_MAX};
 use super::origins::Origins;
 use super::parked;
@@ -20,9 +20,13 @@ use crate::types::{Value, Wall};
 /// Why a transaction cannot be recorded. It must be rolled back.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
-    #[error("the transaction changes {0} cells; the most allowed are {TRANSACTION_CELLS_MAX}: write in smaller transactions")]
+    #[error(
+        "the transaction changes {0} cells; the most allowed are {TRANSACTION_CELLS_MAX}: write in smaller transactions"
+    )]
     Cells(usize),
-    #[error("the transaction changes {0} bytes; the most allowed are {TRANSACTION_BYTES_MAX}: write in smaller transactions")]
+    #[error(
+        "the transaction changes {0} bytes; the most allowed are {TRANSACTION_BYTES_MAX}: write in smaller transactions"
+    )]
     Bytes(usize),
     #[error(transparent)]
     Sqlite(#[from] rusqlite::Error),
@@ -55,11 +59,12 @@ pub fn record(
         };
         held.push((clocks::read(conn, net.table.id, &net.key)?, from));
     }
+    let times = Times::from([(stamp, at)]);
     let mut tables: BTreeMap<&Name, (&Table, Vec<Change<'_>>)> = BTreeMap::new();
     for (net, (held, from)) in nets.iter().zip(&held) {
         let Some(clock) = next_clock(net, held.as_ref(), from.as_ref(), stamp) else { continue };
         let place = (net.table.id, &*net.key);
-        clocks::write(conn, origins, place, held.as_ref(), &clock)?;
+        clocks::write(conn, origins, place, (held.as_ref(), &clock), &times)?;
         if has_parked.contains(&net.table.id) {
             forget_parked(conn, net, &clock, stamp)?;
         }
@@ -144,18 +149,18 @@ fn check_size(nets: &[Net]) -> Result<(), RecordError> {
     let (mut cells, mut bytes) = (0, 0);
     for net in nets {
         bytes += net.key.len();
-        let Some(after) = &net.after else {
-            cells += 1;
-            continue;
-        };
+        let mut row_cells = 0;
+        let after = net.after.as_deref().unwrap_or_default();
         let is_owned = net.table.class == Class::Owned;
-        for (place, value) in after.iter().enumerate() {
+        for (place, (column, value)) in net.table.columns.iter().zip(after).enumerate() {
             let is_changed = net.before.as_ref().is_none_or(|before| before[place] != *value);
-            if is_changed || is_owned {
-                cells += 1;
+            if !column.is_key && (is_changed || is_owned) {
+                row_cells += 1;
                 bytes += value.bytes();
             }
         }
+        // A row that dies, or has only its key, counts too.
+        cells += row_cells.max(1);
     }
     if cells > TRANSACTION_CELLS_MAX {
         return Err(RecordError::Cells(cells));

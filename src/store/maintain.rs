@@ -11,7 +11,7 @@ use rusqlite::hooks::Wal;
 
 use super::open::wal_path;
 use super::parked;
-use super::store::{Store, failed};
+use super::database::{Store, failed};
 use crate::crdt::storage::StorageError;
 
 /// From here on a checkpoint is worth its while: [`Store::maintain`] makes one. At 4 KiB a page,
@@ -134,11 +134,58 @@ impl Store {
             row.get::<_, i64>(at).map(|pages| u64::try_from(pages).unwrap_or(0))
         };
         self.conn
-            .query_row(&sql, [], |row| Ok(Checkpoint { pages: read(row, 1)?, moved: read(row, 2)? }))
+            .query_row(&sql, [], |row| {
+                Ok(Checkpoint { pages: read(row, 1)?, moved: read(row, 2)? })
+            })
             .map_err(failed)
     }
 }
 
 fn file_bytes_of_wal(database: &Path) -> u64 {
     fs::metadata(wal_path(database)).map_or(0, |metadata| metadata.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::store::readers::{QueryEvent, Readers};
+    use crate::store::trial::{T, Trial, plain};
+
+    const FILL: &str = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 6)
+        REPLACE INTO t SELECT i, randomblob(1000000), 'x' FROM n";
+
+    #[test]
+    fn the_log_is_moved_when_it_is_worth_it() {
+        let mut trial = Trial::new(T);
+        assert_eq!(trial.store.maintain().unwrap(), None);
+        trial.write(&[FILL]);
+        let checkpoint = trial.store.maintain().unwrap().unwrap();
+        assert!(checkpoint.pages > 1_000 && checkpoint.moved == checkpoint.pages, "{checkpoint:?}");
+        trial.write(&["INSERT INTO t (id) VALUES (50)"]);
+        assert_eq!(trial.store.maintain().unwrap(), None, "the log began anew");
+        let stats = trial.store.stats().unwrap();
+        assert!(stats.database_bytes > 6_000_000 && stats.wal_bytes > 4_000_000, "{stats:?}");
+        trial.store.checkpoint().unwrap();
+        assert_eq!(trial.store.stats().unwrap().wal_bytes, 0);
+    }
+
+    #[test]
+    fn a_reader_that_holds_a_snapshot_is_not_waited_for_at_once() {
+        let mut trial = Trial::new(T);
+        trial.write(&["INSERT INTO t (id) VALUES (50)"]);
+        let readers = Readers::open(trial.store.path().unwrap(), 1).unwrap();
+        readers
+            .query(&plain("SELECT id FROM t"), None, &mut |event| {
+                // The snapshot begins with the first row.
+                if !matches!(event, QueryEvent::Row(_)) {
+                    return std::ops::ControlFlow::Continue(());
+                }
+                trial.write(&[FILL]);
+                let checkpoint = trial.store.maintain().unwrap().unwrap();
+                assert!(checkpoint.moved < checkpoint.pages, "{checkpoint:?}");
+                trial.write(&["INSERT INTO t (id) VALUES (51)"]);
+                assert_eq!(trial.store.maintain().unwrap(), None, "not again for every group");
+                std::ops::ControlFlow::Break(())
+            })
+            .unwrap();
+    }
 }

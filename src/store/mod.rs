@@ -7,6 +7,7 @@ mod bind;
 mod capture;
 pub mod changes;
 mod clocks;
+mod database;
 mod gate;
 mod group;
 mod hook;
@@ -23,8 +24,10 @@ pub mod schema;
 pub mod sql;
 mod statements;
 mod storage;
-mod store;
+
 mod tables;
+#[cfg(test)]
+mod trial;
 mod values;
 
 pub use changes::Loader;
@@ -34,4 +37,4 @@ pub use readers::Readers;
 pub use schema::SchemaError;
 pub use sql::{Outcome, Params, Statement, Transacted};
 pub use statements::SqlError;
-pub use store::{CHECKS_TABLE, Identity, Store};
+pub use database::{CHECKS_TABLE, Identity, Store};

@@ -10,8 +10,8 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use super::limits;
 use super::schema::SchemaError;
+use super::{limits, migrate};
 use crate::types::{ClusterId, NodeId, Scope};
 
 /// The database's file in the data directory.
@@ -49,27 +49,47 @@ pub struct OpenConfig {
 /// Why a store was not opened. Nothing that was there before has been changed.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    #[error("cannot use the data directory {path}: {source}; choose another with --data-dir, or let this user write there")]
+    #[error(
+        "cannot use the data directory {path}: {source}; choose another with --data-dir, or let this user write there"
+    )]
     Directory { path: String, source: io::Error },
-    #[error("another tribune (process {process}) uses the data directory {path}; stop it, or give this one its own with --data-dir")]
+    #[error(
+        "another tribune (process {process}) uses the data directory {path}; stop it, or give this one its own with --data-dir"
+    )]
     InUse { path: String, process: String },
-    #[error("{path} is not an SQLite database; move it away, and the node starts over from its peers")]
+    #[error(
+        "{path} is not an SQLite database; move it away, and the node starts over from its peers"
+    )]
     NotADatabase { path: String },
-    #[error("{path} belongs to another program (application_id {application_id}); choose another --data-dir")]
+    #[error(
+        "{path} belongs to another program (application_id {application_id}); choose another --data-dir"
+    )]
     Foreign { path: String, application_id: i32 },
-    #[error("{path} was written by a newer tribune (its tables have version {found}, this program knows {known}); start that one, or restore a backup from before the upgrade")]
+    #[error(
+        "{path} was written by a newer tribune (its tables have version {found}, this program knows {known}); start that one, or restore a backup from before the upgrade"
+    )]
     Newer { path: String, found: i32, known: i32 },
     #[error("{path} is damaged ({detail}); move it away, and the node starts over from its peers")]
     Damaged { path: String, detail: String },
-    #[error("{path} is locked by another program; close whatever has it open (an sqlite3 shell, a backup)")]
+    #[error(
+        "{path} is locked by another program; close whatever has it open (an sqlite3 shell, a backup)"
+    )]
     Locked { path: String },
-    #[error("cannot read and write {path}: {detail}; check its owner, its mode and whether the disk is mounted read-only")]
+    #[error(
+        "cannot read and write {path}: {detail}; check its owner, its mode and whether the disk is mounted read-only"
+    )]
     NotWritable { path: String, detail: String },
-    #[error("{path} belongs to node {held}, but the certificate or configuration names node {wanted}; use that node's own data directory, or its own certificate")]
+    #[error(
+        "{path} belongs to node {held}, but the certificate or configuration names node {wanted}; use that node's own data directory, or its own certificate"
+    )]
     OtherNode { path: String, held: NodeId, wanted: NodeId },
-    #[error("{path} belongs to cluster {held}, but the certificate names cluster {wanted}; use another --data-dir to join that cluster")]
+    #[error(
+        "{path} belongs to cluster {held}, but the certificate names cluster {wanted}; use another --data-dir to join that cluster"
+    )]
     OtherCluster { path: String, held: ClusterId, wanted: ClusterId },
-    #[error("SQLite {found} is too old: before 3.51.3 a checkpoint can damage the database; build with the bundled one")]
+    #[error(
+        "SQLite {found} is too old: before 3.51.3 a checkpoint can damage the database; build with the bundled one"
+    )]
     TooOld { found: &'static str },
     #[error(transparent)]
     Schema(#[from] SchemaError),
@@ -142,9 +162,13 @@ pub fn open_writer(path: &Path) -> Result<Connection, OpenError> {
         | OpenFlags::SQLITE_OPEN_CREATE
         | OpenFlags::SQLITE_OPEN_NO_MUTEX
         | OpenFlags::SQLITE_OPEN_NOFOLLOW;
-    let resolved = resolve(path).map_err(|source| OpenError::Directory { path: shown.clone(), source })?;
+    let resolved =
+        resolve(path).map_err(|source| OpenError::Directory { path: shown.clone(), source })?;
     let conn = Connection::open_with_flags(resolved, flags)
         .map_err(|error| OpenError::of(&shown, error))?;
+    conn.busy_timeout(BUSY_WAIT).map_err(|error| OpenError::of(&shown, error))?;
+    // Before the first setting that would change the file.
+    migrate::check(&conn, &shown)?;
     set_up_writer(&conn, &shown)?;
     if was_left_open {
         check_whole(&conn, &shown)?;
@@ -192,7 +216,6 @@ fn check_sqlite(number: i32, found: &'static str) -> Result<(), OpenError> {
 
 fn set_up_writer(conn: &Connection, path: &str) -> Result<(), OpenError> {
     let failed = |error| OpenError::of(path, error);
-    conn.busy_timeout(BUSY_WAIT).map_err(failed)?;
     let mode: String = conn
         .pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))
         .map_err(failed)?;
@@ -287,7 +310,8 @@ mod tests {
     fn a_file_that_is_no_database_is_named_as_such() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(DATABASE_FILE);
-        std::fs::write(&path, "this is a letter to my aunt, and not a database".repeat(100)).unwrap();
+        std::fs::write(&path, "this is a letter to my aunt, and not a database".repeat(100))
+            .unwrap();
         let error = open_writer(&path).unwrap_err();
         assert!(matches!(error, OpenError::NotADatabase { .. }), "{error}");
         assert!(error.to_string().contains("tribune.db"), "{error}");

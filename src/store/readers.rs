@@ -15,7 +15,7 @@ use super::gate::{Gate, refusal};
 use super::limits::{self, VALUE_BYTES_MAX};
 use super::open::open_reader;
 use super::sql::Statement;
-use super::store::CHECKS_TABLE;
+use super::database::CHECKS_TABLE;
 use super::tables::{Tables, read_at};
 use super::values::{quote, show};
 use crate::crdt::TableInfo;
@@ -176,8 +176,8 @@ impl Readers {
         self.with_reader(Instant::now() + QUERY_MAX, |reader| {
             let read = || -> rusqlite::Result<_> {
                 let mut statement = reader.conn.prepare_cached(&sql)?;
-                let rows = statement
-                    .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+                let rows =
+                    statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
                 rows.collect()
             };
             read().map_err(failed)
@@ -187,22 +187,7 @@ impl Readers {
     /// Returns a replicated table's shape and all its rows, in the order of its key; `None`: there
     /// is no such table.
     pub fn rows_of(&self, table: &str) -> Result<Option<TableRows>, QueryError> {
-        self.with_reader(Instant::now() + QUERY_MAX, |reader| {
-            reader.rows_of(table).map_err(failed)
-        })
-    }
-
-    /// Returns the columns of a replicated table's primary key, in the key's order; none for any
-    /// other table.
-    pub fn key_of(&self, table: &str) -> Result<Vec<String>, QueryError> {
-        self.with_reader(Instant::now() + QUERY_MAX, |reader| {
-            let tables = Tables::read(&reader.conn).map_err(failed)?;
-            let key = tables.get(table).map(|table| {
-                let name = |place: &usize| table.info.columns[*place].to_string();
-                table.info.key.iter().map(name).collect()
-            });
-            Ok(key.unwrap_or_default())
-        })
+        self.with_reader(Instant::now() + QUERY_MAX, |reader| reader.rows_of(table).map_err(failed))
     }
 
     fn with_reader<T>(
@@ -319,6 +304,10 @@ fn run(
     }
     .map_err(|error| QueryError::Prepare(error.to_string()))?;
     let prepared = prepared.get();
+    // SQLite has no statement for a text without one.
+    if statement.sql.trim().is_empty() || prepared.expanded_sql().is_none() {
+        return Err(QueryError::Prepare("the statement is empty".to_owned()));
+    }
     if !prepared.readonly() {
         return Err(QueryError::Forbidden("statement is not readonly".to_owned()));
     }
@@ -405,13 +394,207 @@ fn describe(conn: &mut Connection, sql: &str) -> Result<Described, QueryError> {
 
 fn in_run(error: rusqlite::Error) -> QueryError {
     match error.sqlite_error_code() {
-        Some(
-            ErrorCode::SystemIoFailure | ErrorCode::DatabaseCorrupt | ErrorCode::OutOfMemory,
-        ) => failed(error),
+        Some(ErrorCode::SystemIoFailure | ErrorCode::DatabaseCorrupt | ErrorCode::OutOfMemory) => {
+            failed(error)
+        }
         _ => QueryError::Run(error.to_string()),
     }
 }
 
 fn failed(error: rusqlite::Error) -> QueryError {
     QueryError::Failed(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::sql::Params;
+    use crate::store::trial::{T, Trial, plain};
+
+    const ENDLESS: &str =
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n";
+
+    fn soon() -> Option<Instant> {
+        Some(Instant::now() + Duration::from_millis(50))
+    }
+
+    fn rows(readers: &Readers, sql: &str) -> Result<Vec<Vec<Value>>, QueryError> {
+        let mut rows = Vec::new();
+        readers.query(&plain(sql), None, &mut |event| {
+            if let QueryEvent::Row(row) = event {
+                rows.push(row);
+            }
+            ControlFlow::Continue(())
+        })?;
+        Ok(rows)
+    }
+
+    #[test]
+    fn columns_come_first_and_rows_follow_until_somebody_stops() {
+        let mut trial = Trial::new(T);
+        trial.write(&["INSERT INTO t (id) VALUES (1), (2), (3)"]);
+        let readers = trial.readers();
+        let mut seen = Vec::new();
+        let end = readers
+            .query(&plain("SELECT id, w AS x FROM t ORDER BY id"), None, &mut |event| {
+                match event {
+                    QueryEvent::Columns(columns) => seen.push(columns.join(",")),
+                    QueryEvent::Row(row) => seen.push(row[0].to_string()),
+                }
+                if seen.len() < 3 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            })
+            .unwrap();
+        assert_eq!(seen, ["id,x", "1", "2"]);
+        assert_eq!((end.rows, end.is_stopped), (2, true));
+        trial.write(&["DELETE FROM t WHERE id = 1"]);
+        assert_eq!(rows(&readers, "SELECT count(*) FROM t").unwrap(), [[Value::Integer(2)]]);
+    }
+
+    #[test]
+    fn only_reading_is_allowed() {
+        let trial = Trial::new(T);
+        let readers = trial.readers();
+        for (sql, reason) in [
+            ("INSERT INTO t (id) VALUES (1)", "statement is not readonly"),
+            ("DELETE FROM t RETURNING id", "statement is not readonly"),
+            ("CREATE TABLE x (a)", "statement is not readonly"),
+            ("CREATE TEMP TABLE x (a)", "statement is not readonly"),
+            ("REINDEX", "statement is not readonly"),
+            ("BEGIN", "not allowed"),
+            ("COMMIT", "not allowed"),
+            ("SAVEPOINT x", "not allowed"),
+            ("ATTACH ':memory:' AS z", "ATTACH"),
+            ("VACUUM", ""),
+            ("VACUUM INTO '/tmp/x'", ""),
+            ("PRAGMA query_only = 0", "PRAGMA query_only is not allowed"),
+            ("PRAGMA user_version", "PRAGMA"),
+            ("SELECT * FROM pragma_database_list", "internal"),
+            ("SELECT * FROM dbstat", "internal"),
+            ("SELECT * FROM __tribune_node", "internal"),
+            ("SELECT 1 WHERE EXISTS (SELECT 1 FROM __TRIBUNE_rows)", "internal"),
+            ("SELECT id, service_id, definition FROM __tribune_checks ORDER BY id", "internal"),
+            ("SELECT load_extension('x')", "load_extension"),
+        ] {
+            for _ in 0..2 {
+                let error = rows(&readers, sql).unwrap_err();
+                assert!(matches!(error, QueryError::Forbidden(_)), "{sql}: {error:?}");
+                assert!(error.to_string().contains(reason), "{sql}: {error}");
+                readers.check_definitions().unwrap();
+            }
+        }
+        assert_eq!(rows(&readers, "VALUES (1)").unwrap().len(), 1);
+        assert_eq!(rows(&readers, "SELECT value FROM json_each('[1,2]')").unwrap().len(), 2);
+        assert!(!rows(&readers, "EXPLAIN QUERY PLAN SELECT * FROM t").unwrap().is_empty());
+        assert!(!rows(&readers, "SELECT name FROM sqlite_schema").unwrap().is_empty());
+    }
+
+    #[test]
+    fn faults_before_the_run_are_told_from_faults_in_it() {
+        let trial = Trial::new(T);
+        let readers = trial.readers();
+        let prepare = |sql: &str| match rows(&readers, sql).unwrap_err() {
+            QueryError::Prepare(message) => message,
+            other => panic!("{sql}: {other:?}"),
+        };
+        assert_eq!(prepare("selec"), "near \"selec\": syntax error in selec at offset 0");
+        assert!(prepare("SELECT * FROM nope").contains("no such table: nope"));
+        assert_eq!(prepare("SELECT 1; SELECT 2"), "Multiple statements provided");
+        assert_eq!(prepare(""), "the statement is empty");
+        let statement = Statement { sql: "SELECT ?".to_owned(), params: Params::None };
+        let error =
+            readers.query(&statement, None, &mut |_| ControlFlow::Continue(())).unwrap_err();
+        assert!(matches!(error, QueryError::Bind(BindError::Count { got: 0, needed: 1 })));
+        for sql in [
+            "SELECT abs(-9223372036854775808)",
+            "SELECT length(randomblob(1000000000))",
+            "SELECT length(printf('%1000000000d', 1))",
+            "SELECT zeroblob(5000000)",
+        ] {
+            let error = rows(&readers, sql).unwrap_err();
+            assert!(matches!(error, QueryError::Run(_)), "{sql}: {error:?}");
+        }
+    }
+
+    #[test]
+    fn the_deadline_is_for_the_whole_query_and_for_waiting() {
+        let trial = Trial::new(T);
+        let readers = Readers::open(trial.store.path().unwrap(), 1).unwrap();
+        let count = plain(&format!("SELECT count(*) FROM ({ENDLESS})"));
+        for _ in 0..2 {
+            let error = readers.query(&count, soon(), &mut |_| ControlFlow::Continue(()));
+            assert_eq!(error, Err(QueryError::TimedOut));
+        }
+        let mut streamed = 0;
+        let error = readers.query(&plain(ENDLESS), soon(), &mut |_| {
+            streamed += 1;
+            ControlFlow::Continue(())
+        });
+        assert_eq!(error, Err(QueryError::TimedOut));
+        assert!(streamed > 100);
+        let mut waited = None;
+        let nested = readers.query(&plain("SELECT 1"), None, &mut |_| {
+            // The only connection is in use: by this query.
+            waited =
+                Some(readers.query(&plain("SELECT 2"), soon(), &mut |_| ControlFlow::Continue(())));
+            ControlFlow::Break(())
+        });
+        assert_eq!(waited, Some(Err(QueryError::TimedOut)));
+        assert!(nested.unwrap().is_stopped);
+        assert_eq!(rows(&readers, "SELECT 1").unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_panic_in_the_reader_of_rows_costs_no_connection() {
+        let trial = Trial::new(T);
+        let readers = Readers::open(trial.store.path().unwrap(), 1).unwrap();
+        let panicking = std::panic::AssertUnwindSafe(|| {
+            readers.query(&plain("SELECT 1"), None, &mut |_| panic!("the client is gone"))
+        });
+        assert!(std::panic::catch_unwind(panicking).is_err());
+        assert_eq!(rows(&readers, "SELECT 1").unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_description_says_what_is_read_and_where_columns_are_from() {
+        let trial = Trial::new(T);
+        let readers = trial.readers();
+        let described = readers
+            .describe(
+                "SELECT t.id, upper(v) AS big, key FROM t JOIN kv ON kv.flags = t.id WHERE w > ?",
+            )
+            .unwrap();
+        let origins: Vec<_> = described
+            .columns
+            .iter()
+            .map(|column| (column.name.as_str(), column.origin.clone()))
+            .collect();
+        let of = |table: &str, column: &str| Some((table.to_owned(), column.to_owned()));
+        assert_eq!(origins, [("id", of("t", "id")), ("big", None), ("key", of("kv", "key"))]);
+        let reads: Vec<String> =
+            described.reads.iter().map(|(table, column)| format!("{table}.{column}")).collect();
+        assert_eq!(reads, ["kv.flags", "kv.key", "t.id", "t.v", "t.w"]);
+        assert_eq!(described.parameter_count, 1);
+        assert!(described.is_deterministic());
+        assert!(
+            !readers.describe("SELECT id FROM t WHERE v > random()").unwrap().is_deterministic()
+        );
+        assert!(!readers.describe("SELECT CURRENT_TIMESTAMP").unwrap().is_deterministic());
+        let count = readers.describe("SELECT count(*) FROM t").unwrap();
+        assert_eq!(count.tables(), BTreeSet::from(["t"]));
+        assert!(matches!(readers.describe("DELETE FROM t"), Err(QueryError::Forbidden(_))));
+        assert!(matches!(readers.describe("SELECT nope"), Err(QueryError::Prepare(_))));
+    }
+
+    #[test]
+    fn a_tables_rows_come_in_the_order_of_its_columns() {
+        let mut trial =
+            Trial::new("CREATE TABLE o (b TEXT, g AS (b), a INTEGER NOT NULL PRIMARY KEY);");
+        trial.write(&["INSERT INTO o (a, b) VALUES (2, 'x'), (1, 'y')"]);
+        let readers = trial.readers();
+        let (info, rows) = readers.rows_of("o").unwrap().unwrap();
+        assert_eq!(info.columns.iter().map(|name| &**name).collect::<Vec<_>>(), ["b", "a"]);
+        assert_eq!(rows, [vec!["y".into(), 1.into()], vec!["x".into(), 2.into()]]);
+        assert!(readers.rows_of("__tribune_node").unwrap().is_none());
+        assert!(readers.rows_of("nodes").unwrap().unwrap().1.is_empty());
+    }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::changes::{Reader, load};
 use super::clocks;
-use super::store::{Store, failed};
+use super::database::{Store, failed};
 use crate::crdt::fingerprint::row_hash;
 use crate::crdt::storage::{Extract, Inspected, Storage, StorageError};
 use crate::crdt::{Batch, ColumnId, Commit, Key, Refusal, RowOp, pack};
@@ -87,9 +87,10 @@ impl Store {
             let values =
                 if ids.is_empty() { Vec::new() } else { reader.values(table, &key, ids)? };
             let entry = self.tables.entry(table);
-            let cells = clock.cells().zip(&values).map(|((id, clock), value)| {
-                (&*entry.columns[usize::from(id.0)], clock, value)
-            });
+            let cells = clock
+                .cells()
+                .zip(&values)
+                .map(|((id, clock), value)| (&*entry.columns[usize::from(id.0)], clock, value));
             sum = sum.wrapping_add(row_hash(&entry.name, &key, clock.life(), cells));
         }
         Ok(sum)
@@ -112,5 +113,86 @@ impl Store {
                 .map(|(id, cell)| (Arc::clone(&columns[usize::from(id.0)]), cell))
                 .collect(),
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::crdt::definition::Definition;
+    use crate::crdt::suite::{self, Bench, histories};
+    use crate::crdt::table::Table;
+    use crate::store::OpenConfig;
+    use crate::store::schema::{Source, literal};
+    use crate::store::values::quote;
+    use crate::types::NodeId;
+
+    /// Stores in memory, whose tables are written as SQL.
+    struct Sqlite;
+
+    impl Bench for Sqlite {
+        type Disk = Store;
+
+        fn open(&mut self, node: NodeId, definitions: &[Definition]) -> Store {
+            let config = OpenConfig { node: Some(node), ..OpenConfig::default() };
+            let sources: Vec<Source> = definitions.iter().map(source).collect();
+            Store::in_memory(&config, &sources).unwrap()
+        }
+
+        fn define(&mut self, disk: &mut Store, definition: &Definition) {
+            disk.apply_schema(suite::NOW, &[source(definition)]).unwrap();
+        }
+    }
+
+    fn source(definition: &Definition) -> Source {
+        let info = definition.info();
+        let columns = info.columns.iter().enumerate().zip(definition.defaults());
+        let mut parts: Vec<String> = columns
+            .map(|((place, name), default)| {
+                let rule = if info.key.contains(&place) {
+                    "NOT NULL".to_owned()
+                } else {
+                    format!("DEFAULT {}", literal(default))
+                };
+                format!("{} {rule}", quote(name))
+            })
+            .collect();
+        let key: Vec<String> = info.key.iter().map(|place| quote(&info.columns[*place])).collect();
+        parts.push(format!("PRIMARY KEY ({})", key.join(", ")));
+        let sql = format!("CREATE TABLE {} ({})", quote(&info.name), parts.join(", "));
+        Source { file: "test.sql".to_owned(), sql }
+    }
+
+    crate::storage_suite!(Sqlite);
+
+    /// The reference.
+    struct Memory;
+
+    impl Bench for Memory {
+        type Disk = Table;
+
+        fn open(&mut self, node: NodeId, definitions: &[Definition]) -> Table {
+            Table::new(suite::origin(node), definitions).unwrap()
+        }
+
+        fn define(&mut self, disk: &mut Table, definition: &Definition) {
+            disk.define(suite::NOW, definition).unwrap();
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        #[test]
+        fn a_history_ends_alike_in_sqlite_and_in_memory(
+            replica_count in 2..5_usize,
+            words in prop::collection::vec(any::<u32>(), 0..80),
+        ) {
+            let here = histories::play(&mut Sqlite, replica_count, &words);
+            let there = histories::play(&mut Memory, replica_count, &words);
+            prop_assert_eq!(here, there);
+        }
     }
 }

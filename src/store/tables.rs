@@ -101,7 +101,8 @@ impl Table {
 
     /// Makes a row of a key and defaults.
     pub fn blank(&self, key: &[Value]) -> Vec<Value> {
-        let mut row: Vec<Value> = self.columns.iter().map(|column| column.default.clone()).collect();
+        let mut row: Vec<Value> =
+            self.columns.iter().map(|column| column.default.clone()).collect();
         for (&place, value) in self.info.key.iter().zip(key) {
             row[place] = value.clone();
         }
@@ -132,8 +133,7 @@ impl Table {
     /// Writes all columns of the row with the same key.
     pub fn update_row(&self, conn: &Connection, row: &[Value]) -> rusqlite::Result<()> {
         let Some(update) = &self.sql.update else { return Ok(()) };
-        conn.prepare_cached(update)?
-            .execute(rusqlite::params_from_iter(row.iter().map(Bound)))?;
+        conn.prepare_cached(update)?.execute(rusqlite::params_from_iter(row.iter().map(Bound)))?;
         Ok(())
     }
 
