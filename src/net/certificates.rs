@@ -120,10 +120,14 @@ impl Ca {
             Ok((Subject::Node(_), _)) => return Err(not_a_ca("it is that of a node".to_owned())),
             Err(error) => return Err(not_a_ca(error.to_string())),
         };
-        let key_pair = KeyPair::from_pem(&read(key)?)
-            .map_err(|error| CertificateError::NotAKey { file: key.into(), why: error.to_string() })?;
+        let key_pair = KeyPair::from_pem(&read(key)?).map_err(|error| {
+            CertificateError::NotAKey { file: key.into(), why: error.to_string() }
+        })?;
         if !is_key_of(&der, &key_pair) {
-            return Err(CertificateError::KeyMismatch { cert: certificate.into(), key: key.into() });
+            return Err(CertificateError::KeyMismatch {
+                cert: certificate.into(),
+                key: key.into(),
+            });
         }
         let issuer = Issuer::from_ca_cert_der(&der, key_pair)?;
         Ok(Self { cluster, certificate: pem, issuer })
@@ -167,7 +171,8 @@ pub fn make_ca(
     force: bool,
     now: SystemTime,
 ) -> Result<(ClusterId, Written), CertificateError> {
-    let files = Written { certificate: directory.join("ca.pem"), key: directory.join("ca-key.pem") };
+    let files =
+        Written { certificate: directory.join("ca.pem"), key: directory.join("ca-key.pem") };
     refuse_existing(&files, force)?;
     let ca = Ca::new(now)?;
     let key = ca.issuer.key().serialize_pem();
@@ -233,8 +238,9 @@ fn dns_name(name: &str) -> Option<SanType> {
 
 fn is_key_of(certificate: &CertificateDer<'_>, key: &KeyPair) -> bool {
     use x509_parser::prelude::FromDer;
-    x509_parser::certificate::X509Certificate::from_der(certificate)
-        .is_ok_and(|(_, parsed)| *parsed.public_key().subject_public_key.data == *key.public_key_raw())
+    x509_parser::certificate::X509Certificate::from_der(certificate).is_ok_and(|(_, parsed)| {
+        *parsed.public_key().subject_public_key.data == *key.public_key_raw()
+    })
 }
 
 /// A node's name can hold what a file's name cannot.

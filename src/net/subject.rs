@@ -45,7 +45,9 @@ pub(super) enum SubjectError {
     NoUri,
     #[error("it names more than one node or cluster")]
     ManyUris,
-    #[error("its URI '{0}' is not of the form tribune://CLUSTER/ca or tribune://CLUSTER/node/ID/NAME")]
+    #[error(
+        "its URI '{0}' is not of the form tribune://CLUSTER/ca or tribune://CLUSTER/node/ID/NAME"
+    )]
     BadUri(String),
 }
 
@@ -143,8 +145,7 @@ pub(super) fn shortened(text: &str) -> String {
 fn system_time(seconds: i64) -> SystemTime {
     let distance = Duration::from_secs(seconds.unsigned_abs());
     let epoch = SystemTime::UNIX_EPOCH;
-    let time =
-        if seconds < 0 { epoch.checked_sub(distance) } else { epoch.checked_add(distance) };
+    let time = if seconds < 0 { epoch.checked_sub(distance) } else { epoch.checked_add(distance) };
     time.unwrap_or(epoch)
 }
 

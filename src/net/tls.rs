@@ -188,6 +188,25 @@ impl Identity {
     }
 }
 
+#[cfg(test)]
+impl Identity {
+    /// Returns this node as it would be if its CA file held another cluster's CA as well, which
+    /// loading refuses.
+    pub(super) fn trusting(&self, other: &super::certificates::Ca) -> Self {
+        let mut roots = (*self.roots).clone();
+        let pem = other.certificate().as_bytes();
+        roots.add(CertificateDer::from_pem_slice(pem).unwrap()).unwrap();
+        Self {
+            subject: self.subject.clone(),
+            not_after: self.not_after,
+            warnings: Vec::new(),
+            roots: Arc::new(roots),
+            chain: self.chain.clone(),
+            key: self.key.clone_key(),
+        }
+    }
+}
+
 impl Source {
     fn read(file: &PathBuf, remedy: &'static str) -> Result<Self, TlsError> {
         let name = file.display().to_string();
@@ -205,10 +224,7 @@ impl Source {
     }
 
     /// Returns at least one certificate.
-    fn certificates(
-        &self,
-        remedy: &'static str,
-    ) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    fn certificates(&self, remedy: &'static str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
         let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&self.pem).collect();
         let certificates = certificates.unwrap_or_default();
         if certificates.is_empty() {
@@ -312,11 +328,8 @@ fn private_key(
     key: &Source,
     chain: &[CertificateDer<'static>],
 ) -> Result<PrivateKeyDer<'static>, TlsError> {
-    let not_pem = |_| TlsError::NotPem {
-        file: key.name.clone(),
-        what: "private key",
-        remedy: MAKE_NODE,
-    };
+    let not_pem =
+        |_| TlsError::NotPem { file: key.name.clone(), what: "private key", remedy: MAKE_NODE };
     let der = PrivateKeyDer::from_pem_slice(&key.pem).map_err(not_pem)?;
     match CertifiedKey::from_der(chain.to_vec(), der.clone_key(), &provider()) {
         Ok(_) => Ok(der),
@@ -563,8 +576,7 @@ mod tests {
         let (_, ca_files) = certificates::make_ca(directory.path(), false, now).unwrap();
         let ca = Ca::load(&ca_files.certificate, &ca_files.key).unwrap();
         let request = NodeRequest { node: NodeId([7; 16]), name: "n".to_owned(), days: 9 };
-        let node =
-            certificates::make_node(&ca, &request, directory.path(), false, now).unwrap();
+        let node = certificates::make_node(&ca, &request, directory.path(), false, now).unwrap();
         let files = Files { ca: ca_files.certificate, cert: node.certificate, key: node.key };
         assert!(Identity::load(&files, now).unwrap().warnings().is_empty());
         let load = |mode| {
