@@ -202,10 +202,14 @@ impl Replica {
             Message::Push { hops, piece } => self.on_push(now, from, hops, piece),
             Message::Heads(heads) => self.learn(now, from, &heads),
             Message::Buckets(hashes) => {
+                if *hashes != *self.ledger.hashes() {
+                    self.digests.on_difference(now, &mut self.rng);
+                }
                 let answer = compare::answer_hashes(&self.ledger, &hashes);
                 self.send(vec![from], answer, Lane::Control);
             }
             Message::BucketHeads { buckets, heads } => {
+                self.digests.on_difference(now, &mut self.rng);
                 self.learn(now, from, &heads);
                 let answer = compare::answer_heads(&self.ledger, &buckets, &heads);
                 self.send(vec![from], answer, Lane::Control);

@@ -56,10 +56,12 @@ impl Truths {
         self.acknowledged.insert(origin, version);
     }
 
-    /// A disk was lost: what nobody else has of these origins need not come back.
-    pub(super) fn excuse(&mut self, origin: Origin, survived: Version) {
-        if let Some(version) = self.acknowledged.get_mut(&origin) {
-            *version = survived.min(*version);
+    /// A disk was lost: what nobody else has of this node's origins need not come back.
+    pub(super) fn excuse(&mut self, node: NodeId, survived: impl Fn(Origin) -> Version) {
+        for (origin, version) in &mut self.acknowledged {
+            if origin.node == node {
+                *version = survived(*origin).min(*version);
+            }
         }
     }
 
@@ -198,7 +200,8 @@ pub(super) fn has_converged(nodes: &[VirtualNode]) -> bool {
     let first = nodes[0].heads_hash();
     nodes.iter().all(|node| {
         let is_told = node.replica.as_ref().is_some_and(|replica| {
-            replica.behind().versions == 0 && replica.waiting_bytes() == (0, 0)
+            // What follows a version that a restored disk lost may wait for it in vain.
+            replica.behind().versions == 0 && replica.waiting_bytes().0 == 0
         });
         is_told && node.disk.is_idle() && node.heads_hash() == first
     })

@@ -529,18 +529,9 @@ impl Cluster {
         let Some(image) = self.nodes[node.0].image.clone() else { return };
         self.nodes[node.0].storage = image;
         self.nodes[node.0].read_heads();
-        let id = self.nodes[node.0].id;
-        let origins: Vec<Origin> = self
-            .nodes
-            .iter()
-            .flat_map(|other| other.heads.keys().copied())
-            .chain([first_origin(node)])
-            .filter(|origin| origin.node == id)
-            .collect();
-        for origin in origins {
-            let survived = self.nodes.iter().map(|other| other.head(origin)).max();
-            self.truths.excuse(origin, survived.unwrap_or_default());
-        }
+        let nodes = &self.nodes;
+        let survived = |origin| nodes.iter().map(|other| other.head(origin)).max();
+        self.truths.excuse(nodes[node.0].id, |origin| survived(origin).unwrap_or_default());
         self.note(node, "is rolled back", None, 0);
     }
 

@@ -127,10 +127,10 @@ fn draw_caps(rng: &mut SmallRng) -> Config {
         config.pulls_max = 2;
     }
     if rng.random_bool(0.2) {
-        config.eager_target = 2;
-        config.eager_floor = 1;
-        config.eager_max = 3;
-        config.lazy_target = 1;
+        config.eager_target = 3;
+        config.eager_floor = 2;
+        config.eager_max = 4;
+        config.lazy_target = 2;
     }
     config
 }

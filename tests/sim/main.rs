@@ -25,7 +25,7 @@ fn small_clusters_survive_whatever_is_drawn_for_them() {
     for seed in first..first + seeds {
         let report = must(Scenario::drawn(seed));
         if asked.is_some() {
-            println!("{report}");
+            println!("{:?}\n{report}", Scenario::drawn(seed));
         }
     }
 }
