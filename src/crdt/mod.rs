@@ -2,8 +2,13 @@
 //! Nothing here knows how changes are stored on disk or travel between nodes.
 
 pub mod change;
+pub mod definition;
+mod draft;
+pub mod fingerprint;
 pub mod merge;
 pub mod pack;
+pub mod record;
+pub mod row;
 pub mod storage;
 pub mod table;
 
@@ -11,3 +16,7 @@ pub use change::{
     Batch, CellChange, Changeset, Class, Commit, Key, Life, Name, Piece, Refusal, RowChange,
     RowEvent, RowOp, Stamp, TableChanges, TableEvents, TableInfo,
 };
+pub use definition::Definition;
+pub use row::{ColumnId, Fate, Incoming, Merged, RowClock};
+pub use storage::{Extract, Inspected, Storage, StorageError};
+pub use table::Table;

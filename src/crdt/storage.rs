@@ -1,10 +1,12 @@
 //! What a replica needs of its disk, as a trait with two implementations: SQLite (`store`) and the
 //! map model of [`crate::crdt::table`], which the simulator uses. `suite` holds both to the same law.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::change::{Batch, Commit, Piece, Refusal, RowOp};
-use crate::types::{Epoch, Origin, Version, Wall};
+use super::change::{Batch, Commit, Life, Name, Piece, Refusal, RowOp};
+use super::merge::CellClock;
+use crate::types::{Epoch, Origin, Value, Version, Wall};
 
 /// Why a storage did not do what it was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -28,20 +30,41 @@ pub struct Extract {
     pub head: Version,
 }
 
+/// A row with its clock, as tests and repair see it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Inspected {
+    /// The row in the order of [`super::TableInfo::columns`]; `None`: it is dead.
+    pub row: Option<Vec<Value>>,
+    pub life: Life,
+    /// The clocks of the cells that were written in this life; of parked columns too.
+    pub cells: BTreeMap<Name, CellClock>,
+}
+
 /// A node's replicated tables and the heads of every origin it holds.
 pub trait Storage {
+    /// Returns the origin of this node's own writes.
+    fn origin(&self) -> Origin;
+
     /// Carries out a local transaction: all of `ops` or nothing. `None` when nothing changed.
     fn commit(&mut self, now: Wall, ops: &[RowOp]) -> Result<Option<Commit>, StorageError>;
 
     /// Merges a batch and moves the heads to each piece's `through`, in one transaction.
     ///
     /// A piece that does not join (its `after` is above the held head) or that is wholly held
-    /// already is skipped; the heads in the answer say what is true now.
+    /// already is skipped. So is one of this node's present origin: nobody else writes that
+    /// stream. Should peers know more of it, begin a new epoch; then it is an origin like any
+    /// other. The answer has the head of every origin that the batch names, moved or not.
+    ///
+    /// Nothing in a piece makes this fail. A row that the origin may not write, or that cannot
+    /// be a row, is left out and counted ([`Storage::refusals`]); the rest of the piece is
+    /// applied. Unknown tables and columns are parked: kept with their clocks, passed on by
+    /// [`Storage::load`], and part of their table as soon as it has a place for them.
     fn apply(&mut self, now: Wall, batch: &Batch) -> Result<Commit, StorageError>;
 
     /// Returns what is left of an origin's versions after `after`, from one snapshot: at most
     /// about `bytes_max` bytes of keys, values and 16 bytes for each row and cell, but always at
-    /// least one version when there is one.
+    /// least one version when there is one. Where a commit's time is not known any more,
+    /// [`super::Changeset::at`] is 0.
     fn load(
         &self,
         origin: Origin,
@@ -56,9 +79,18 @@ pub trait Storage {
     /// greater than `above`, than the one that ends and than every one it holds versions of.
     fn begin_epoch(&mut self, above: Epoch) -> Result<Origin, StorageError>;
 
-    /// Returns a hash over all rows, live and dead, and their clocks: equal on two nodes that
-    /// hold the same versions.
+    /// Returns a hash over all rows, live and dead, parked ones too, and their clocks (see
+    /// [`crate::crdt::fingerprint`]): equal on two nodes that hold the same versions and nothing
+    /// else.
     fn fingerprint(&self) -> Result<u64, StorageError>;
+
+    /// Returns a row of a table that is here, live or dead, with its clock; `None`: nobody ever
+    /// wrote it.
+    fn inspect(&self, table: &str, key: &[Value]) -> Result<Option<Inspected>, StorageError>;
+
+    /// Returns how many rows of received pieces were left out since the storage was opened:
+    /// those of a foreign owner, and those whose key is none.
+    fn refusals(&self) -> u64;
 }
 
 /// A commit as it is shared by all who learn of it.

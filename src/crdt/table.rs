@@ -1,1 +1,590 @@
-//! (being built)
+//! A node's replicated tables in memory: the reference for every storage, and the disk of
+//! simulated nodes. It keeps cells as the merge sees them, under names; a table's definition only
+//! says which of them are shown. So nothing has to be done to park what is not known yet.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use imbl::{OrdMap, OrdSet};
+
+use super::change::{
+    Batch, CellChange, Changeset, Class, Commit, Key, Name, Piece, Refusal, RowChange, RowEvent,
+    RowOp, Stamp, TableChanges, TableEvents, owns,
+};
+use super::definition::Definition;
+use super::draft::{Draft, Write};
+use super::fingerprint::row_hash;
+use super::pack;
+use super::row::{ColumnId, Fate, Incoming, RowClock};
+use super::storage::{Extract, Inspected, Storage, StorageError};
+use crate::types::{Epoch, Hlc, Origin, Seq, Value, Version, Wall};
+
+/// What a row and a cell weigh in [`Storage::load`], beside their key and value: bytes.
+const ENTRY_BYTES: usize = 16;
+
+/// All replicated tables of one node, in memory. A clone shares what neither side changes.
+#[derive(Clone, Debug)]
+pub struct Table {
+    origin: Origin,
+    seq: Seq,
+    at: Hlc,
+    heads: OrdMap<Origin, Version>,
+    sheets: OrdMap<Name, Sheet>,
+    /// Each row under each of its [`RowClock::stamps`].
+    index: OrdSet<(Stamp, Name, Key)>,
+    /// When the commits in the index were made, where that is known.
+    times: OrdMap<Stamp, Wall>,
+    /// The sum of all rows' hashes.
+    fingerprint: u64,
+    refusals: u64,
+}
+
+/// One table: all that was ever written to it, whether it is defined here or not.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Sheet {
+    shape: Option<Shape>,
+    /// Every column that anybody wrote, by id.
+    columns: Vec<Name>,
+    rows: OrdMap<Key, Arc<Row>>,
+}
+
+#[derive(Clone, Debug)]
+struct Shape {
+    definition: Definition,
+    /// The id of each column, in the order of the table; key columns have one too, for nothing.
+    ids: Vec<ColumnId>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Row {
+    clock: RowClock,
+    /// One value for each cell that has a clock.
+    values: BTreeMap<ColumnId, Value>,
+}
+
+impl Table {
+    /// Makes the empty storage of a node that writes as `origin`.
+    pub fn new(origin: Origin, definitions: &[Definition]) -> Result<Self, Refusal> {
+        let mut table = Self {
+            origin,
+            seq: Seq::default(),
+            at: Hlc::default(),
+            heads: OrdMap::new(),
+            sheets: OrdMap::new(),
+            index: OrdSet::new(),
+            times: OrdMap::new(),
+            fingerprint: 0,
+            refusals: 0,
+        };
+        for definition in definitions {
+            table.grow(definition)?;
+        }
+        Ok(table)
+    }
+
+    /// Adds a table, or columns to a table, and shows what was parked for them. The commit has the
+    /// rows that became visible or show a value they did not show before.
+    pub fn define(&mut self, now: Wall, definition: &Definition) -> Result<Commit, Refusal> {
+        let rows = self.grow(definition)?;
+        let table = Arc::clone(definition.info());
+        let tables = if rows.is_empty() { vec![] } else { vec![TableEvents { table, rows }] };
+        Ok(self.conclude(now, tables, None, vec![]))
+    }
+
+    /// Forgets what a process forgets when it ends: the counters. Rows and heads stay.
+    pub fn restart(&mut self) {
+        self.seq = Seq::default();
+        self.refusals = 0;
+    }
+
+    pub(super) fn sheet(&self, table: &str) -> Option<(&Name, &Sheet)> {
+        self.sheets.get_key_value(table)
+    }
+
+    /// Returns a row as the table shows it; `None`: it is not there.
+    pub(super) fn image(&self, table: &str, key: &Key) -> Option<Vec<Value>> {
+        let (_, sheet) = self.sheet(table)?;
+        sheet.image(key, sheet.rows.get(key)?)
+    }
+}
+
+impl Storage for Table {
+    fn origin(&self) -> Origin {
+        self.origin
+    }
+
+    fn commit(&mut self, now: Wall, ops: &[RowOp]) -> Result<Option<Commit>, StorageError> {
+        let mut draft = Draft::new(self);
+        for op in ops {
+            draft.carry_out(op)?;
+        }
+        let writes = draft.net(self.origin.node)?;
+        if writes.is_empty() {
+            return Ok(None);
+        }
+        let version = self.head(self.origin).next();
+        let stamp = Stamp { origin: self.origin, version };
+        let mut touched = Touched::default();
+        for write in &writes {
+            touched.note(&write.table, &write.key, || write.before.clone());
+            self.write(stamp, write);
+        }
+        self.times.insert(stamp, now);
+        self.heads.insert(self.origin, version);
+        let changeset = Some(Arc::new(self.extract(stamp).0));
+        let events = self.events(touched);
+        Ok(Some(self.conclude(now, events, changeset, vec![(self.origin, version)])))
+    }
+
+    fn apply(&mut self, now: Wall, batch: &Batch) -> Result<Commit, StorageError> {
+        let mut touched = Touched::default();
+        for piece in &batch.pieces {
+            let head = self.head(piece.origin);
+            let joins = piece.after <= head && head < piece.through;
+            if joins && piece.origin != self.origin {
+                self.apply_piece(piece, head, &mut touched);
+                self.heads.insert(piece.origin, piece.through);
+            }
+        }
+        let named: BTreeSet<Origin> = batch.pieces.iter().map(|piece| piece.origin).collect();
+        let heads = named.into_iter().map(|origin| (origin, self.head(origin))).collect();
+        let events = self.events(touched);
+        Ok(self.conclude(now, events, None, heads))
+    }
+
+    fn load(
+        &self,
+        origin: Origin,
+        after: Version,
+        bytes_max: usize,
+    ) -> Result<Extract, StorageError> {
+        let head = self.head(origin);
+        let mut piece = Piece { origin, after, through: after, changesets: Vec::new() };
+        let mut bytes = 0;
+        while let Some(stamp) = self.next_stamp(origin, piece.through, head) {
+            let (changeset, changeset_bytes) = self.extract(stamp);
+            bytes += changeset_bytes;
+            if bytes > bytes_max && !piece.changesets.is_empty() {
+                return Ok(Extract { piece, head });
+            }
+            piece.through = stamp.version;
+            piece.changesets.push(Arc::new(changeset));
+        }
+        piece.through = after.max(head);
+        Ok(Extract { piece, head })
+    }
+
+    fn heads(&self) -> Result<Vec<(Origin, Version)>, StorageError> {
+        Ok(self.heads.iter().map(|(origin, head)| (*origin, *head)).collect())
+    }
+
+    fn begin_epoch(&mut self, above: Epoch) -> Result<Origin, StorageError> {
+        let mine = |origin: &&Origin| origin.node == self.origin.node;
+        let held = self.heads.keys().filter(mine).map(|origin| origin.epoch).max();
+        let last = above.max(self.origin.epoch).max(held.unwrap_or_default());
+        let epoch = last.0.checked_add(1).ok_or_else(|| {
+            StorageError::Failed("this node has used up its epochs; give it a new id".to_owned())
+        })?;
+        self.origin.epoch = Epoch(epoch);
+        Ok(self.origin)
+    }
+
+    fn fingerprint(&self) -> Result<u64, StorageError> {
+        Ok(self.fingerprint)
+    }
+
+    fn inspect(&self, table: &str, key: &[Value]) -> Result<Option<Inspected>, StorageError> {
+        let key = pack::pack(key).map_err(|error| Refusal(error.to_string()))?;
+        Ok(self.sheet(table).and_then(|(_, sheet)| sheet.inspect(&key)))
+    }
+
+    fn refusals(&self) -> u64 {
+        self.refusals
+    }
+}
+
+/// Rows that a commit wrote, each with what it was before, in the order in which they were
+/// written first.
+#[derive(Default)]
+struct Touched {
+    order: Vec<(Name, Key)>,
+    before: BTreeMap<(Name, Key), Option<Vec<Value>>>,
+}
+
+impl Touched {
+    fn note(&mut self, table: &Name, key: &Key, before: impl FnOnce() -> Option<Vec<Value>>) {
+        let place = (Arc::clone(table), Arc::clone(key));
+        let order = &mut self.order;
+        self.before.entry(place.clone()).or_insert_with(|| {
+            order.push(place);
+            before()
+        });
+    }
+}
+
+/// Local writes, and what is told of any commit.
+impl Table {
+    fn write(&mut self, stamp: Stamp, write: &Write) {
+        let (_, sheet) = self.sheet(&write.table).expect("the draft found the table");
+        let shape = sheet.shape.as_ref().expect("the draft found it defined");
+        let held = sheet.rows.get(&write.key);
+        let held_clock = held.map(|row| &row.clock);
+        let is_owned = Class::of(&write.table) == Class::Owned;
+        let row = match (held, &write.now) {
+            (Some(held), None) => {
+                let mut clock = held.clock.clone();
+                clock.deleted(stamp);
+                Row { clock, values: BTreeMap::new() }
+            }
+            (Some(held), Some(now)) if held.clock.is_alive() => {
+                let before = write.before.as_ref().expect("a live row of a defined table shows");
+                let mut row = Row::clone(held);
+                let mut changed: Vec<_> = shape.cells(now).collect();
+                if is_owned {
+                    row.clock.replaced(stamp, changed.iter().map(|(id, _)| *id));
+                } else {
+                    let unchanged: BTreeMap<_, _> = shape.cells(before).collect();
+                    changed.retain(|(id, value)| unchanged[id] != *value);
+                    row.clock.updated(stamp, changed.iter().map(|(id, _)| *id));
+                }
+                row.values.extend(changed.into_iter().map(|(id, value)| (id, value.clone())));
+                row
+            }
+            (_, Some(now)) => {
+                let ids = shape.cells(now).map(|(id, _)| id);
+                let clock = match &write.from {
+                    Some(from) if !is_owned => RowClock::moved(held_clock, from, stamp, ids),
+                    Some(_) | None => RowClock::inserted(held_clock, stamp, ids),
+                };
+                let values = shape.cells(now).map(|(id, value)| (id, value.clone())).collect();
+                Row { clock, values }
+            }
+            (None, None) => unreachable!("the sides of a write differ"),
+        };
+        self.put_row(&write.table, &write.key, row);
+    }
+
+    fn events(&self, touched: Touched) -> Vec<TableEvents> {
+        let mut tables: Vec<TableEvents> = Vec::new();
+        let Touched { order, mut before } = touched;
+        for place in order {
+            let before = before.remove(&place).flatten();
+            let (name, key) = &place;
+            let row = self.image(name, key);
+            let shape = self.sheet(name).and_then(|(_, sheet)| sheet.shape.as_ref());
+            let Some(shape) = shape.filter(|_| before != row) else { continue };
+            let key = pack::unpack(key).expect("a key is checked before its row is kept");
+            let event = RowEvent { key, existed: before.is_some(), row };
+            match tables.iter_mut().find(|events| events.table.name == *name) {
+                Some(events) => events.rows.push(event),
+                None => tables.push(TableEvents {
+                    table: Arc::clone(shape.definition.info()),
+                    rows: vec![event],
+                }),
+            }
+        }
+        tables
+    }
+
+    fn conclude(
+        &mut self,
+        now: Wall,
+        tables: Vec<TableEvents>,
+        changeset: Option<Arc<Changeset>>,
+        heads: Vec<(Origin, Version)>,
+    ) -> Commit {
+        self.seq = Seq(self.seq.0 + 1);
+        self.at = self.at.tick(now);
+        Commit { seq: self.seq, at: self.at, tables, changeset, heads }
+    }
+
+    fn head(&self, origin: Origin) -> Version {
+        self.heads.get(&origin).copied().unwrap_or_default()
+    }
+}
+
+/// Remote changes.
+impl Table {
+    fn apply_piece(&mut self, piece: &Piece, head: Version, touched: &mut Touched) {
+        for changeset in &piece.changesets {
+            let Stamp { origin, version } = changeset.stamp;
+            if origin != piece.origin || version > piece.through {
+                self.refusals += changeset.tables.iter().map(|t| t.rows.len() as u64).sum::<u64>();
+            } else if version > head {
+                changeset.tables.iter().for_each(|t| self.apply_table(changeset.stamp, t, touched));
+                if self.next_stamp(origin, Version(version.0 - 1), version).is_some() {
+                    self.times.insert(changeset.stamp, changeset.at);
+                }
+            }
+        }
+    }
+
+    fn apply_table(&mut self, stamp: Stamp, changes: &TableChanges, touched: &mut Touched) {
+        let name = &changes.table;
+        let sheet = self.sheets.entry(Arc::clone(name)).or_default();
+        let key_columns = sheet.definition().map(|definition| definition.info().key.len());
+        let ids: Vec<Option<ColumnId>> =
+            changes.columns.iter().map(|column| sheet.column_or_new(column)).collect();
+        for change in &changes.rows {
+            if !may_write(stamp.origin, name, &change.key, key_columns) {
+                self.refusals += 1;
+                continue;
+            }
+            touched.note(name, &change.key, || self.image(name, &change.key));
+            self.apply_row(stamp, name, &ids, change);
+        }
+    }
+
+    fn apply_row(
+        &mut self,
+        stamp: Stamp,
+        table: &Name,
+        ids: &[Option<ColumnId>],
+        change: &RowChange,
+    ) {
+        let cell = |cell: &'_ CellChange| ids.get(usize::from(cell.column)).copied().flatten();
+        let cells = change
+            .cells
+            .iter()
+            .filter_map(|change| Some((cell(change)?, change.count, &change.value)))
+            .collect();
+        let incoming = Incoming { stamp, life: change.life, cells };
+        let held = self.sheets[table].rows.get(&change.key).cloned();
+        let mut clock = held.as_ref().map(|row| row.clock.clone());
+        let held_value = |id| &held.as_ref().expect("it has a clock, so it is held").values[&id];
+        let merged = RowClock::merge(&mut clock, &incoming, held_value);
+        let Some(clock) = clock.filter(|_| merged.is_clock_changed) else { return };
+        let mut values = match (merged.fate, &held) {
+            (Fate::Stay, Some(held)) => held.values.clone(),
+            (Fate::Stay | Fate::Appear | Fate::StartOver | Fate::Vanish, _) => BTreeMap::new(),
+        };
+        values.extend(merged.take.into_iter().map(|(id, value)| (id, value.clone())));
+        self.put_row(table, &change.key, Row { clock, values });
+    }
+}
+
+/// Tells whether a change by `origin` may make a row of this key. Except for the number of key
+/// columns, which a parked table learns later, all nodes decide alike.
+fn may_write(origin: Origin, table: &str, key: &Key, key_columns: Option<usize>) -> bool {
+    let Ok(columns) = pack::unpack(key) else { return false };
+    let is_key = key_columns.is_none_or(|count| count == columns.len());
+    let is_owner = match Class::of(table) {
+        Class::Owned => owns(origin.node, &columns[0]),
+        Class::Shared => true,
+    };
+    is_key && is_owner && !columns.contains(&Value::Null)
+}
+
+/// What is left of a commit.
+impl Table {
+    /// Returns the first stamp of the origin with rows left, after `after` and up to `through`.
+    fn next_stamp(&self, origin: Origin, after: Version, through: Version) -> Option<Stamp> {
+        if after >= through {
+            return None;
+        }
+        let from = Stamp { origin, version: after.next() };
+        let (stamp, _, _) = self.index.range(first_place(from)..).next()?;
+        (stamp.origin == origin && stamp.version <= through).then_some(*stamp)
+    }
+
+    /// Returns what is left of a commit, and how much it weighs in bytes.
+    fn extract(&self, stamp: Stamp) -> (Changeset, usize) {
+        let mut rows: BTreeMap<&Name, Vec<&Key>> = BTreeMap::new();
+        let of_stamp = self.index.range(first_place(stamp)..);
+        for (_, table, key) in of_stamp.take_while(|(other, _, _)| *other == stamp) {
+            rows.entry(table).or_default().push(key);
+        }
+        let at = self.times.get(&stamp).copied().unwrap_or_default();
+        let tables: Vec<TableChanges> = rows
+            .into_iter()
+            .map(|(table, keys)| self.sheets[table].extract(stamp, table, &keys))
+            .collect();
+        let bytes = tables.iter().flat_map(|table| &table.rows).map(row_bytes).sum();
+        (Changeset { stamp, at, tables }, bytes)
+    }
+
+    /// Keeps a row, and all that is derived from rows in line with it.
+    fn put_row(&mut self, table: &Name, key: &Key, row: Row) {
+        let sheet = self.sheets.get_mut(table).expect("whoever has a row for it has the table");
+        let hash = sheet.hash(table, key, &row);
+        let stamps = row.clock.stamps();
+        let old = sheet.rows.insert(Arc::clone(key), Arc::new(row));
+        let old_hash = old.as_ref().map_or(0, |old| sheet.hash(table, key, old));
+        let old_stamps = old.map(|old| old.clock.stamps()).unwrap_or_default();
+        self.fingerprint = self.fingerprint.wrapping_sub(old_hash).wrapping_add(hash);
+        self.unlink(table, key, old_stamps.difference(&stamps));
+        for stamp in stamps.difference(&old_stamps) {
+            self.index.insert((*stamp, Arc::clone(table), Arc::clone(key)));
+        }
+    }
+
+    fn unlink<'a>(&mut self, table: &Name, key: &Key, stamps: impl Iterator<Item = &'a Stamp>) {
+        for stamp in stamps {
+            self.index.remove(&(*stamp, Arc::clone(table), Arc::clone(key)));
+            let before = Version(stamp.version.0.saturating_sub(1));
+            if self.next_stamp(stamp.origin, before, stamp.version).is_none() {
+                self.times.remove(stamp);
+            }
+        }
+    }
+}
+
+fn first_place(stamp: Stamp) -> (Stamp, Name, Key) {
+    (stamp, Name::from(""), Key::default())
+}
+
+fn row_bytes(row: &RowChange) -> usize {
+    let cells = row.cells.iter().map(|cell| cell.value.bytes() + ENTRY_BYTES);
+    row.key.len() + ENTRY_BYTES + cells.sum::<usize>()
+}
+
+/// New tables and columns.
+impl Table {
+    fn grow(&mut self, definition: &Definition) -> Result<Vec<RowEvent>, Refusal> {
+        let name = &definition.info().name;
+        let sheet = self.sheets.entry(Arc::clone(name)).or_default();
+        let old = sheet.shape.clone();
+        if let Some(old) = &old {
+            old.definition.check_growth(definition)?;
+        }
+        let ids = definition.info().columns.iter().map(|column| sheet.column_or_new(column));
+        let ids = ids
+            .collect::<Option<_>>()
+            .ok_or_else(|| Refusal(format!("table {name}: too many columns were written to it")))?;
+        let shape = Shape { definition: definition.clone(), ids };
+        let is_new = |id: &ColumnId| old.as_ref().is_none_or(|old| !old.ids.contains(id));
+        let new_ids: Vec<ColumnId> = shape.ids.iter().copied().filter(is_new).collect();
+        sheet.shape = Some(shape);
+        self.drop_impossible_rows(name, definition.info().key.len());
+        Ok(self.sheets[name].rows_shown_by(old.is_none(), &new_ids))
+    }
+
+    /// Leaves out rows that were parked before anybody here knew how many columns their key has.
+    fn drop_impossible_rows(&mut self, table: &Name, key_columns: usize) {
+        let sheet = self.sheets[table].clone();
+        for (key, row) in &sheet.rows {
+            let count = pack::unpack(key).map_or(0, |columns| columns.len());
+            if count != key_columns {
+                self.refusals += 1;
+                self.sheets[table].rows.remove(key);
+                self.fingerprint = self.fingerprint.wrapping_sub(sheet.hash(table, key, row));
+                self.unlink(table, key, row.clock.stamps().iter());
+            }
+        }
+    }
+}
+
+impl Shape {
+    /// Lists the non-key columns of a row with their values.
+    fn cells<'a>(&'a self, row: &'a [Value]) -> impl Iterator<Item = (ColumnId, &'a Value)> {
+        let key = &self.definition.info().key;
+        let cells = self.ids.iter().copied().zip(row).enumerate();
+        cells.filter(|(place, _)| !key.contains(place)).map(|(_, cell)| cell)
+    }
+}
+
+impl Sheet {
+    pub(super) fn definition(&self) -> Option<&Definition> {
+        self.shape.as_ref().map(|shape| &shape.definition)
+    }
+
+    pub(super) fn clock(&self, key: &Key) -> Option<&RowClock> {
+        self.rows.get(key).map(|row| &row.clock)
+    }
+
+    /// Lists the rows whose keys begin with `prefix`.
+    pub(super) fn rows_from<'a>(
+        &'a self,
+        prefix: &'a Key,
+    ) -> impl Iterator<Item = (&'a Key, &'a Arc<Row>)> {
+        self.rows.range(Arc::clone(prefix)..).take_while(|(key, _)| key.starts_with(prefix))
+    }
+
+    /// Returns a row as the table shows it; `None`: it is dead, or the table is not defined.
+    pub(super) fn image(&self, key: &Key, row: &Row) -> Option<Vec<Value>> {
+        let shape = self.shape.as_ref().filter(|_| row.clock.is_alive())?;
+        let mut image = shape.definition.defaults().to_vec();
+        for (place, id) in shape.ids.iter().enumerate() {
+            if let Some(value) = row.values.get(id) {
+                image[place] = value.clone();
+            }
+        }
+        // The key comes last: no cell, however named, may show in its place.
+        let columns = pack::unpack(key).ok()?;
+        for (place, value) in shape.definition.info().key.iter().zip(columns) {
+            image[*place] = value;
+        }
+        Some(image)
+    }
+
+    fn inspect(&self, key: &Key) -> Option<Inspected> {
+        let row = self.rows.get(key).filter(|_| self.shape.is_some())?;
+        let name = |(id, clock): (ColumnId, _)| (Arc::clone(self.name(id)), clock);
+        Some(Inspected {
+            row: self.image(key, row),
+            life: row.clock.life(),
+            cells: row.clock.cells().map(name).collect(),
+        })
+    }
+
+    fn extract(&self, stamp: Stamp, table: &Name, keys: &[&Key]) -> TableChanges {
+        let mut used = BTreeSet::new();
+        let mut rows = Vec::new();
+        for key in keys {
+            let row = &self.rows[*key];
+            let mut cells: Vec<(ColumnId, u64)> = row.clock.cells_of(stamp).collect();
+            cells.sort_unstable();
+            used.extend(cells.iter().map(|(id, _)| *id));
+            rows.push((*key, row, cells));
+        }
+        let used: Vec<ColumnId> = used.into_iter().collect();
+        let place = |id: &ColumnId| used.partition_point(|other| other < id) as u16;
+        let rows = rows.into_iter().map(|(key, row, cells)| RowChange {
+            key: Arc::clone(key),
+            life: row.clock.life(),
+            cells: cells
+                .iter()
+                .map(|(id, count)| CellChange {
+                    column: place(id),
+                    count: *count,
+                    value: row.values[id].clone(),
+                })
+                .collect(),
+        });
+        TableChanges {
+            table: Arc::clone(table),
+            rows: rows.collect(),
+            columns: used.iter().map(|id| Arc::clone(self.name(*id))).collect(),
+        }
+    }
+
+    /// Returns events for all live rows, or for those that show a cell of the `new` columns.
+    fn rows_shown_by(&self, all: bool, new: &[ColumnId]) -> Vec<RowEvent> {
+        let shows = |row: &Row| all || new.iter().any(|id| row.values.contains_key(id));
+        let event = |(key, row): (&Key, &Arc<Row>)| {
+            let image = self.image(key, row).filter(|_| shows(row))?;
+            let key = pack::unpack(key).ok()?;
+            Some(RowEvent { key, existed: !all, row: Some(image) })
+        };
+        self.rows.iter().filter_map(event).collect()
+    }
+
+    fn hash(&self, table: &str, key: &Key, row: &Row) -> u64 {
+        let cell = |(id, clock): (ColumnId, _)| (&**self.name(id), clock, &row.values[&id]);
+        row_hash(table, key, row.clock.life(), row.clock.cells().map(cell))
+    }
+
+    fn name(&self, id: ColumnId) -> &Name {
+        &self.columns[usize::from(id.0)]
+    }
+
+    /// Returns a column's id, a new one if need be; `None` when all numbers are taken.
+    fn column_or_new(&mut self, column: &Name) -> Option<ColumnId> {
+        let known = self.columns.iter().position(|name| name == column);
+        let id = u16::try_from(known.unwrap_or(self.columns.len())).ok()?;
+        if known.is_none() {
+            self.columns.push(Arc::clone(column));
+        }
+        Some(ColumnId(id))
+    }
+}

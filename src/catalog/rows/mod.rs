@@ -3,13 +3,18 @@
 
 mod plan;
 mod read;
+#[cfg(test)]
+mod tests;
 mod write;
 
 use serde::{Deserialize, Serialize};
 
 pub use plan::plan;
-pub use read::{check_from_row, node_from_row, node_key, owned_key, service_from_row};
-pub use write::{check_row, node_row, service_row};
+pub use read::{
+    DefinitionError, check_from_row, definition_from_json, node_from_row, node_key, owned_key,
+    service_from_row,
+};
+pub use write::{Row, check_row, node_row, service_row};
 
 /// The replicated tables that the catalog reads and writes.
 pub const NODES: &str = "nodes";

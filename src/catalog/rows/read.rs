@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::AddressJson;
+use crate::catalog::command::CheckDefinition;
 use crate::catalog::model::{Check, Node, NodeKey, Service, ServiceAddress, Source, Status};
 use crate::crdt::{Name, RowEvent};
 use crate::types::Value;
@@ -90,6 +91,24 @@ pub fn check_from_row(columns: &[Name], row: &[Value]) -> Check {
         }
     }
     check
+}
+
+/// A stored definition that this version cannot read: it was written by a newer one, or edited.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the definition of check '{check_id}' cannot be read: {why}")]
+pub struct DefinitionError {
+    pub check_id: String,
+    pub why: String,
+}
+
+/// Reads what a row of `__tribune_checks` says that a check does. An error is about this check
+/// alone; the others can still be run.
+pub fn definition_from_json(
+    check_id: &str,
+    json: &str,
+) -> Result<CheckDefinition, DefinitionError> {
+    serde_json::from_str(json)
+        .map_err(|error| DefinitionError { check_id: check_id.to_owned(), why: error.to_string() })
 }
 
 fn text(value: &Value) -> String {
