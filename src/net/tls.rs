@@ -188,6 +188,13 @@ impl Identity {
     }
 }
 
+/// Makes ring the process's cryptography for HTTP clients, which take the default one. The first
+/// call counts; later ones change nothing.
+pub fn install_provider() {
+    // An error says that there is one already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
 #[cfg(test)]
 impl Identity {
     /// Returns this node as it would be if its CA file held another cluster's CA as well, which
@@ -589,11 +596,4 @@ mod tests {
         let refusal = Identity::load(&missing, now).map(|_| ()).unwrap_err().to_string();
         assert!(refusal.starts_with("cannot read /nowhere/n.pem: there is no such file."));
     }
-}
-
-/// Makes ring the process's cryptography for HTTP clients, which take the default one. The first
-/// call counts; later ones change nothing.
-pub fn install_provider() {
-    // An error says that there is one already.
-    let _ = rustls::crypto::ring::default_provider().install_default();
 }
