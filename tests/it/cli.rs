@@ -38,10 +38,10 @@ fn a_start_that_cannot_work_says_why_and_exits_with_2() {
     refused(&with(&["--ca", &at("none.pem"), "--cert", &at("n.pem"), "--key", &at("n-key.pem")]), &["none.pem"]);
 
     let held = TcpListener::bind(&http).expect("a listener");
-    refused(&with(&[]), &[&http, "--http"]);
+    refused(&with(&[]), &["HTTP port 8500", &ip, "--http"]);
     drop(held);
     let held = TcpListener::bind(&dns).expect("a listener");
-    refused(&with(&[]), &[&dns, "--dns"]);
+    refused(&with(&[]), &["8600", &ip, "--dns"]);
     drop(held);
 
     // A certificate of another cluster's CA.
