@@ -1,0 +1,66 @@
+//! What a transaction, a statement and an answer may take. Each limit says what happens beyond it.
+
+use rusqlite::Connection;
+use rusqlite::limits::Limit;
+
+/// The largest single text or blob, in bytes. Beyond it a local statement fails; what arrives from
+/// another node is set aside in `__tribune_parked`.
+pub const VALUE_BYTES_MAX: usize = 4 << 20;
+
+/// The longest packed primary key, in bytes: keys are copied into two trees of metadata.
+pub const KEY_BYTES_MAX: usize = 1 << 10;
+
+/// The most cells that one local transaction may change; beyond it the transaction fails. A change
+/// travels whole, so this bounds what every node must hold in memory at once.
+pub const TRANSACTION_CELLS_MAX: usize = 50_000;
+
+/// The most bytes of changed values in one local transaction; beyond it the transaction fails.
+pub const TRANSACTION_BYTES_MAX: usize = 8 << 20;
+
+/// The most bytes of rows, before and after, that a local transaction may touch; beyond it the
+/// transaction fails. Above [`TRANSACTION_BYTES_MAX`] since an update of one cell shows its row.
+pub const TOUCHED_BYTES_MAX: usize = 64 << 20;
+
+/// The most bytes that `RETURNING` and `SELECT` may hand back in one transaction.
+pub const RETURNED_BYTES_MAX: usize = 8 << 20;
+
+/// The longest SQL text, in bytes.
+pub const SQL_BYTES_MAX: usize = 64 << 10;
+
+/// The most parameters of one statement.
+pub const PARAMETERS_MAX: usize = 1_000;
+
+/// The most columns of one table or one answer.
+pub const COLUMNS_MAX: usize = 200;
+
+/// The largest row, in bytes. Rows are merged cell by cell, so a row may grow larger than any
+/// transaction that wrote to it.
+pub const ROW_BYTES_MAX: usize = 64 << 20;
+
+/// Every how many steps of SQLite's virtual machine a deadline is looked at: about 20 µs.
+pub const DEADLINE_STEPS: std::ffi::c_int = 2_000;
+
+const _: () = assert!(VALUE_BYTES_MAX <= TRANSACTION_BYTES_MAX);
+const _: () = assert!(TRANSACTION_BYTES_MAX < TOUCHED_BYTES_MAX);
+
+/// Sets what a connection that runs users' SQL may use.
+pub fn limit(conn: &Connection, length_max: usize) -> rusqlite::Result<()> {
+    let limits = [
+        (Limit::SQLITE_LIMIT_LENGTH, length_max),
+        (Limit::SQLITE_LIMIT_SQL_LENGTH, SQL_BYTES_MAX),
+        (Limit::SQLITE_LIMIT_COLUMN, COLUMNS_MAX),
+        (Limit::SQLITE_LIMIT_EXPR_DEPTH, 100),
+        (Limit::SQLITE_LIMIT_COMPOUND_SELECT, 20),
+        (Limit::SQLITE_LIMIT_VDBE_OP, 250_000),
+        (Limit::SQLITE_LIMIT_FUNCTION_ARG, 32),
+        (Limit::SQLITE_LIMIT_ATTACHED, 0),
+        (Limit::SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 1_000),
+        (Limit::SQLITE_LIMIT_VARIABLE_NUMBER, PARAMETERS_MAX),
+        (Limit::SQLITE_LIMIT_TRIGGER_DEPTH, 10),
+        (Limit::SQLITE_LIMIT_WORKER_THREADS, 0),
+    ];
+    for (limit, value) in limits {
+        conn.set_limit(limit, i32::try_from(value).expect("every limit above is small"))?;
+    }
+    Ok(())
+}
