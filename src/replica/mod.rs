@@ -307,6 +307,7 @@ impl Replica {
             return;
         }
         if self.intake.take(now, &self.ledger, from, piece) == Taken::Next {
+            self.digests.on_pulled(origin);
             self.reached(origin);
         }
     }
@@ -386,19 +387,7 @@ impl Replica {
     /// Sends the digests and comparisons that are due.
     fn tell(&mut self, now: Time) {
         if self.digests.is_digest_due(now) {
-            let mut more = false;
-            let mut digests = Vec::new();
-            for (node, told) in self.overlay.lazy() {
-                let (heads, cursor) = self.ledger.moved_since(*told, compare::DIGEST_HEADS_MAX);
-                more |= cursor < self.ledger.cursor();
-                *told = cursor;
-                digests.push((node, Message::Heads(heads)));
-            }
-            for (node, digest) in digests {
-                self.stats.digests += 1;
-                self.send(vec![node], digest, Lane::Control);
-            }
-            self.digests.on_told(now, more);
+            self.send_digests(now);
         }
         if self.digests.is_compare_due(now, &mut self.rng)
             && let Some(node) = self.overlay.exchange_lazy(&mut self.rng)
@@ -409,6 +398,27 @@ impl Replica {
         for node in self.digests.overrun_due(now) {
             self.compare(node);
         }
+    }
+
+    fn send_digests(&mut self, now: Time) {
+        let mut more = false;
+        let mut digests = Vec::new();
+        for (node, told) in self.overlay.lazy() {
+            let (heads, cursor) = self.ledger.moved_since(*told, compare::DIGEST_HEADS_MAX);
+            more |= cursor < self.ledger.cursor();
+            *told = cursor;
+            digests.push((vec![node], heads));
+        }
+        let (intake, ledger) = (&self.intake, &self.ledger);
+        let is_on_disk = |origin| intake.reached(ledger, origin) == ledger.head(origin);
+        let pulled = self.digests.take_pulled(is_on_disk);
+        let pulled = pulled.into_iter().map(|origin| (origin, ledger.head(origin)));
+        digests.push((self.overlay.eager_only().collect(), pulled.collect()));
+        for (to, heads) in digests.into_iter().filter(|(_, heads)| !heads.is_empty()) {
+            self.stats.digests += to.len() as u64;
+            self.send(to, Message::Heads(heads), Lane::Control);
+        }
+        self.digests.on_told(now, more);
     }
 
     /// Begins a comparison of ledgers with a peer, which tells it all that this node holds.

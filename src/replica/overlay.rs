@@ -87,6 +87,11 @@ impl Overlay {
         self.eager.keys().copied()
     }
 
+    /// Returns the neighbours that get no digests.
+    pub(super) fn eager_only(&self) -> impl Iterator<Item = NodeId> {
+        self.eager().filter(|node| !self.lazy.contains_key(node))
+    }
+
     /// Returns the peers that get digests, with what they were told.
     pub(super) fn lazy(&mut self) -> impl Iterator<Item = (NodeId, &mut Cursor)> {
         self.lazy.iter_mut().map(|(node, told)| (*node, told))
