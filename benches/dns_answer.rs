@@ -2,6 +2,8 @@
 //!
 //! `cargo bench --bench dns_answer`; with `--test` it runs small and only checks that all answer.
 
+#![expect(clippy::print_stdout, reason = "a benchmark prints what it measured")]
+
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -52,7 +54,7 @@ fn question(service: usize, kind: RecordType) -> Vec<u8> {
     message.to_vec().expect("a question")
 }
 
-pub fn view(services: usize) -> View {
+fn view(services: usize) -> View {
     let nodes: Vec<NodeId> = (1..=3).map(|n| NodeId([n; 16])).collect();
     let mut view = View::new(nodes[0]);
     for (index, id) in nodes.iter().enumerate() {

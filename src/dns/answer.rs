@@ -4,7 +4,7 @@ use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{DNSClass, RecordType};
 
 use super::config::Config;
-use super::packet::{self, Packet, Query};
+use super::packet::{self, Query, Unread};
 use super::record::Sections;
 use super::resolve::resolve;
 use super::wire;
@@ -70,12 +70,12 @@ pub fn answer_into(
     out: &mut Vec<u8>,
 ) -> Option<Outcome> {
     let query = match packet::read(request.packet) {
-        Packet::Query(query) => query,
-        Packet::Refused(code) => {
+        Ok(query) => query,
+        Err(Unread::Refused(code)) => {
             wire::write_header(out, request.packet, code);
             return Some(Outcome { kind: None, code, is_truncated: false });
         }
-        Packet::Ignored => return None,
+        Err(Unread::Ignored) => return None,
     };
     let sections = match refusal(&query) {
         Some(code) => Sections { is_authoritative: false, ..Sections::empty(code) },

@@ -68,6 +68,7 @@ impl<'a> Resolver<'a, '_> {
             return self.no_such_name();
         }
         let mut sections = Sections::empty(ResponseCode::NoError);
+        sections.answers.reserve(chosen.instances.len());
         if self.query.kind == RecordType::SRV {
             self.push_srv(&chosen, &mut sections);
         } else {

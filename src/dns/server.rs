@@ -54,9 +54,9 @@ pub struct BindError {
 
 /// A listener ended by itself. The sockets are still bound: `run` may be called again.
 #[derive(Debug, thiserror::Error)]
-#[error("the DNS listener on {address} ended: {reason}")]
+#[error("the DNS listener on {listener} ended: {reason}")]
 pub struct RunError {
-    pub address: SocketAddr,
+    listener: String,
     reason: io::Error,
 }
 
@@ -94,7 +94,7 @@ impl Dns {
         let mut tasks = JoinSet::new();
         for listener in &self.listeners {
             let address = listener.address;
-            let failed = move |reason| RunError { address, reason };
+            let failed = move |reason| RunError { listener: format!("UDP {address}"), reason };
             for endpoint in &listener.udp {
                 let worker = Worker::new(Arc::clone(&self.shared), Arc::clone(&feed));
                 let (endpoint, token, ended) = (Arc::clone(endpoint), token.clone(), ended.clone());
@@ -116,6 +116,11 @@ impl Dns {
         tokio::select! {
             () = token.cancelled() => {}
             Some(result) = endings.recv() => result?,
+            // It ends by the token, else by a panic.
+            Some(Err(panic)) = tasks.join_next() => {
+                let reason = io::Error::other(panic);
+                return Err(RunError { listener: "TCP".to_owned(), reason });
+            }
         }
         token.cancel();
         while tasks.join_next().await.is_some() {}
