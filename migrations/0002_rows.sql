@@ -21,7 +21,9 @@ CREATE TABLE __tribune_rows (
     -- One of the stamps that the clock holds: the only one, in most rows.
     origin  INTEGER NOT NULL,
     version INTEGER NOT NULL,
-    -- The life and the cells' counts and stamps: see store/clocks.rs.
+    -- When that stamp's commit was made, in microseconds since 1970; 0: not known.
+    at      INTEGER NOT NULL,
+    -- The life and the cells' counts and stamps: see crdt/record.rs.
     clock   BLOB    NOT NULL,
     PRIMARY KEY (tbl, key)
 ) WITHOUT ROWID;
@@ -35,5 +37,6 @@ CREATE TABLE __tribune_stamps (
     version INTEGER NOT NULL,
     tbl     INTEGER NOT NULL,
     key     BLOB    NOT NULL,
+    at      INTEGER NOT NULL,
     PRIMARY KEY (origin, version, tbl, key)
 ) WITHOUT ROWID;

@@ -40,6 +40,21 @@ pub enum Topic {
     NodeChecks(NodeKey),
 }
 
+/// Topics of services by a name as people spell it.
+impl Topic {
+    pub fn health(service: &str) -> Self {
+        Self::Health(lower(service).into())
+    }
+
+    pub fn instances(service: &str) -> Self {
+        Self::Instances(lower(service).into())
+    }
+
+    pub fn service_checks(service: &str) -> Self {
+        Self::ServiceChecks(lower(service).into())
+    }
+}
+
 /// A change of what membership knows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Liveness {
@@ -59,7 +74,7 @@ pub type Checks = Arc<[Arc<CheckEntry>]>;
 /// All of the catalog at one moment.
 ///
 /// The first three maps are the tables, row by row; the others follow from them and from what
-/// membership says. `fold.rs` alone changes any of them, and its tests hold them together.
+/// membership says. `fold` alone changes any of them, and its tests hold them together.
 #[derive(Clone, Debug)]
 pub struct View {
     pub(super) me: NodeId,

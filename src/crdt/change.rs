@@ -122,7 +122,8 @@ pub struct Commit {
     pub tables: Vec<TableEvents>,
     /// What to tell the other nodes: for a local commit that changed something.
     pub changeset: Option<Arc<Changeset>>,
-    /// Heads that this commit moved.
+    /// The heads, as they now are, of the origins that this commit was about: this node's own, or
+    /// those that the batch named.
     pub heads: Vec<(Origin, Version)>,
 }
 
@@ -157,13 +158,17 @@ pub struct RowEvent {
 /// A write to the fixed tables, said in rows: what typed commands become.
 ///
 /// Only `catalog/rows.rs` makes these, only a [`storage::Storage`](crate::crdt::storage::Storage)
-/// carries them out. A list of them is one transaction: all or none.
+/// carries them out. A list of them is one transaction: all or none. What counts is its net
+/// effect: a row that is inserted and deleted is nothing, one that is deleted and inserted again
+/// is updated. Values are equal as [`Value`]s are, so NULL equals NULL.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum RowOp {
-    /// Writes the whole row. Where it exists already, the columns named in `keep` stay as they
-    /// are. A row that is equal already is not touched.
+    /// Writes the whole row; columns that it does not name take their defaults. Where the row
+    /// exists already, the columns named in `keep` stay as they are. A row that is equal already
+    /// is not touched.
     Put { table: &'static str, row: Vec<(&'static str, Value)>, keep: &'static [&'static str] },
-    /// Sets columns of every row whose columns equal `matching`.
+    /// Sets columns of every row whose columns equal `matching`. Key columns too: the row moves to
+    /// the new key, where none may be.
     Set {
         table: &'static str,
         matching: Vec<(&'static str, Value)>,

@@ -8,7 +8,8 @@ use super::change::{Class, Key, Name, Refusal, RowOp, owns};
 use super::definition::Definition;
 use super::pack;
 use super::row::RowClock;
-use super::table::{Sheet, Table};
+use super::sheet::Sheet;
+use super::table::Table;
 use crate::types::{NodeId, Value};
 
 /// Rows that a transaction touched, over the tables it started from.

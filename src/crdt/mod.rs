@@ -9,7 +9,10 @@ pub mod merge;
 pub mod pack;
 pub mod record;
 pub mod row;
+mod sheet;
 pub mod storage;
+#[doc(hidden)]
+pub mod suite;
 pub mod table;
 
 pub use change::{

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! There is one way to write a clock, and only that one is read. A row that its owner wrote in one
-//! piece takes about 33 bytes: an origin, four small numbers and a bit for each column.
+//! piece takes some 36 bytes: an origin, a few small numbers and a bit for each column.
 
 use std::collections::BTreeSet;
 
@@ -178,5 +178,118 @@ impl<'a> Reader<'a> {
             columns.extend(bits.map(|bit| ColumnId(place * 8 + bit)));
         }
         Ok(columns)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::crdt::row::tests::{State, changes};
+    use crate::types::{Epoch, NodeId, Scope};
+
+    fn stamp(node: u8, version: u64) -> Stamp {
+        let origin = Origin { scope: Scope(0), node: NodeId([node; 16]), epoch: Epoch(1) };
+        Stamp { origin, version: Version(version) }
+    }
+
+    fn columns(range: std::ops::Range<u16>) -> impl Iterator<Item = ColumnId> {
+        range.map(ColumnId)
+    }
+
+    #[test]
+    fn a_record_has_golden_bytes() {
+        let mut clock = RowClock::inserted(None, stamp(7, 300), columns(0..9));
+        clock.updated(stamp(8, 1), columns(0..1));
+        let mut golden = vec![FORMAT, 1, 0];
+        golden.extend(stamp(7, 0).origin.to_bytes());
+        golden.extend([0xac, 2, 2, 1]);
+        golden.extend(stamp(8, 0).origin.to_bytes());
+        golden.extend([1, 1, 0b1, 1, 0, 0xac, 2, 2, 0b1111_1110, 0b1]);
+        assert_eq!(clock.to_bytes(), golden);
+        assert_eq!(RowClock::from_bytes(&golden), Ok(clock));
+    }
+
+    #[test]
+    fn a_row_written_in_one_piece_takes_few_bytes() {
+        let clock = RowClock::inserted(None, stamp(7, 1_000_000), columns(2..13));
+        assert_eq!(clock.to_bytes().len(), 36);
+    }
+
+    #[test]
+    fn extremes_survive() {
+        let mut clock = RowClock::inserted(None, stamp(1, u64::MAX), [ColumnId(u16::MAX)]);
+        assert_eq!(RowClock::from_bytes(&clock.to_bytes()), Ok(clock.clone()));
+        clock.deleted(stamp(1, 0));
+        assert_eq!(RowClock::from_bytes(&clock.to_bytes()), Ok(clock));
+    }
+
+    #[test]
+    fn damaged_records_are_refused() {
+        let dead = |tail: &[u8]| {
+            let mut clock = RowClock::inserted(None, stamp(1, 1), []);
+            clock.deleted(stamp(1, 2));
+            [&clock.to_bytes()[..], tail].concat()
+        };
+        let live = |tail: &[u8]| {
+            [&RowClock::inserted(None, stamp(1, 1), []).to_bytes()[..], tail].concat()
+        };
+        let cases: [(Vec<u8>, &str); 13] = [
+            (vec![], "its format is unknown"),
+            (vec![2], "its format is unknown"),
+            (vec![FORMAT], "it is cut"),
+            (dead(&[1, 0, 1, 1, 1]), "a dead row has cells"),
+            (live(&[1, 0, 1, 1]), "it is cut"),
+            (live(&[1, 2]), "it refers to an origin that it does not name"),
+            (live(&[1, 0, 0x81, 0, 1, 1]), "a number is not in its shortest form"),
+            (live(&[0xff; 10]), "a number is not in its shortest form"),
+            (live(&[1, 0, 1, 0]), "its columns are not in their shortest form"),
+            (live(&[1, 0, 1, 2, 1, 0]), "its columns are not in their shortest form"),
+            (live(&[1, 0, 1, 1, 2, 2, 0, 1, 1, 1]), "its groups are out of order"),
+            (live(&[1, 0, 1, 1, 1, 1, 0, 1, 1, 2]), "two groups have the same clock"),
+            (live(&[1, 0, 1, 1, 3, 2, 0, 1, 1, 2]), "a column is in two groups"),
+        ];
+        for (bytes, error) in cases {
+            assert_eq!(RowClock::from_bytes(&bytes), Err(RecordError(error)), "{bytes:02x?}");
+        }
+        let twice = live(&[&[1, 1][..], &stamp(1, 1).origin.to_bytes(), &[1, 1, 1]].concat());
+        assert_eq!(RowClock::from_bytes(&twice), Err(RecordError("it names an origin twice")));
+        let wide = live(&[1, 0, 1, 0x81, 0x40]);
+        assert_eq!(RowClock::from_bytes(&wide), Err(RecordError("it has too many columns")));
+    }
+
+    proptest! {
+        #[test]
+        fn a_clock_survives_its_bytes(changes in changes()) {
+            if let Some(clock) = State::of(&changes).clock {
+                prop_assert_eq!(RowClock::from_bytes(&clock.to_bytes()), Ok(clock));
+            }
+        }
+
+        #[test]
+        fn whatever_is_read_is_written_the_same_way(
+            changes in changes(),
+            place in any::<prop::sample::Index>(),
+            byte in 0..5_u8,
+            cut in any::<bool>(),
+        ) {
+            if let Some(clock) = State::of(&changes).clock {
+                let mut bytes = clock.to_bytes();
+                let place = place.index(bytes.len());
+                bytes[place] = byte;
+                if cut {
+                    bytes.truncate(place);
+                }
+                if let Ok(read) = RowClock::from_bytes(&bytes) {
+                    prop_assert_eq!(read.to_bytes(), bytes);
+                }
+            }
+        }
+
+        #[test]
+        fn no_bytes_make_reading_panic(bytes in prop::collection::vec(any::<u8>(), 0..60)) {
+            let _ = RowClock::from_bytes(&[&[FORMAT][..], &bytes].concat());
+        }
     }
 }

@@ -14,9 +14,9 @@ use crate::types::Value;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ColumnId(pub u16);
 
-/// The greatest length of a life and the greatest count of a cell that a change may bring. Far
-/// above what anybody can reach by writing, so that counting on from it never overflows. What lies
-/// above counts for nothing, on all nodes alike.
+/// The greatest version, length of a life and count of a cell that a change may bring. Far above
+/// what anybody can reach by writing, so that counting on from it never overflows, not even
+/// SQLite's integers. What lies above counts for nothing, on all nodes alike.
 pub const COUNT_MAX: u64 = 1 << 62;
 
 /// The life of a row and the clocks of its cells.
@@ -55,8 +55,8 @@ pub struct Merged<'a> {
     pub fate: Fate,
     /// Cells that take a new value, each column once. Empty when the row is dead.
     pub take: Vec<(ColumnId, &'a Value)>,
-    /// Whether the clock differs from before. Values never change without it.
-    pub is_clock_changed: bool,
+    /// Whether there is anything to write: the clock, or a value. Almost always both or neither.
+    pub is_changed: bool,
 }
 
 /// What becomes of the row as a whole. Whatever is not `Stay` also forgets all cells that the
@@ -110,16 +110,12 @@ impl RowClock {
     /// Returns the stamps under which this row must be found when somebody asks what is left of a
     /// range of versions.
     ///
-    /// Those are the stamps of its cells, and the life's own where no cell of the same origin with
-    /// an equal or later version brings the life along anyway.
+    /// Those are the stamps of its cells, and the life's own, even where a later cell of the same
+    /// origin brings the life along: should that cell be overwritten by another origin, the life
+    /// would come back under a version that somebody who catches up in parts has gone past.
     pub fn stamps(&self) -> BTreeSet<Stamp> {
-        let mut stamps: BTreeSet<Stamp> =
-            self.groups.iter().map(|group| group.clock.stamp).collect();
-        let life = self.life.stamp;
-        if !stamps.iter().any(|cell| cell.origin == life.origin && cell.version >= life.version) {
-            stamps.insert(life);
-        }
-        stamps
+        let cells = self.groups.iter().map(|group| group.clock.stamp);
+        cells.chain([self.life.stamp]).collect()
     }
 }
 
@@ -167,11 +163,13 @@ impl RowClock {
     }
 
     /// Notes that a local write replaced the row whole, as it does in tables whose rows have an
-    /// owner: all of `columns` share one clock, above every one before.
+    /// owner: all of `columns` share one clock, above every one before, and the life takes over
+    /// the stamp, so that nothing of the row is left under an earlier one.
     pub fn replaced(&mut self, stamp: Stamp, columns: impl IntoIterator<Item = ColumnId>) {
         assert!(self.is_alive(), "a dead row is inserted, not replaced");
         let before = self.groups.iter().map(|group| group.clock.count).max().unwrap_or(0);
         let clock = CellClock { count: before.saturating_add(1), stamp };
+        self.life.stamp = stamp;
         for column in columns {
             self.put(column, clock);
         }
@@ -202,8 +200,9 @@ impl RowClock {
         change: &Incoming<'a>,
         mut value: impl FnMut(ColumnId) -> &'v Value,
     ) -> Merged<'a> {
-        let mut merged = Merged { fate: Fate::Stay, take: Vec::new(), is_clock_changed: false };
-        if !(1..=COUNT_MAX).contains(&change.life.length) {
+        let mut merged = Merged { fate: Fate::Stay, take: Vec::new(), is_changed: false };
+        let Life { length, stamp } = change.life;
+        if !(1..=COUNT_MAX).contains(&length) || stamp.version.0 > COUNT_MAX {
             return merged;
         }
         let was_alive = held.as_ref().is_some_and(Self::is_alive);
@@ -214,12 +213,12 @@ impl RowClock {
             LifeVerdict::Same => {}
             LifeVerdict::Restamped => {
                 clock.life = change.life;
-                merged.is_clock_changed = true;
+                merged.is_changed = true;
             }
             LifeVerdict::Later => {
                 clock.life = change.life;
                 clock.groups.clear();
-                merged.is_clock_changed = true;
+                merged.is_changed = true;
                 merged.fate = match (was_alive, change.life.is_alive()) {
                     (false, false) => Fate::Stay,
                     (false, true) => Fate::Appear,
@@ -266,7 +265,7 @@ impl RowClock {
             },
         }
         self.put(column, incoming);
-        merged.is_clock_changed = true;
+        merged.is_changed = true;
     }
 }
 
@@ -303,7 +302,200 @@ impl RowClock {
 
 /// The life that a local insert begins.
 fn next_life(held: Option<&RowClock>, stamp: Stamp) -> Life {
-    let before = held.map_or(0, |clock| clock.life.length);
-    assert!(before % 2 == 0, "a live row is updated, not inserted");
-    Life { length: before.saturating_add(1), stamp }
+    let before = held.map(RowClock::life).unwrap_or_default();
+    assert!(!before.is_alive(), "a live row is updated, not inserted");
+    Life { length: before.length.saturating_add(1), stamp }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::types::{Epoch, NodeId, Origin, Scope, Version};
+
+    const V: ColumnId = ColumnId(0);
+    const W: ColumnId = ColumnId(1);
+
+    fn stamp(node: u8, version: u64) -> Stamp {
+        let origin = Origin { scope: Scope(0), node: NodeId([node; 16]), epoch: Epoch(1) };
+        Stamp { origin, version: Version(version) }
+    }
+
+    fn count(clock: &RowClock, column: ColumnId) -> Option<(u64, Stamp)> {
+        clock.cell(column).map(|cell| (cell.count, cell.stamp))
+    }
+
+    #[test]
+    fn a_row_written_in_one_piece_has_one_group() {
+        let mut clock = RowClock::inserted(None, stamp(1, 1), [W, V]);
+        assert_eq!(clock.groups().len(), 1);
+        clock.updated(stamp(1, 2), [W]);
+        assert_eq!(clock.groups().len(), 2);
+        assert_eq!(count(&clock, V), Some((1, stamp(1, 1))));
+        assert_eq!(count(&clock, W), Some((2, stamp(1, 2))));
+        clock.replaced(stamp(1, 3), [V, W]);
+        assert_eq!(clock.groups().len(), 1);
+        assert_eq!(count(&clock, V), Some((3, stamp(1, 3))));
+    }
+
+    #[test]
+    fn lives_begin_and_end() {
+        let mut clock = RowClock::inserted(None, stamp(1, 1), [V]);
+        assert_eq!(clock.life(), Life { length: 1, stamp: stamp(1, 1) });
+        clock.updated(stamp(1, 2), [V]);
+        clock.deleted(stamp(1, 3));
+        assert_eq!(clock.life(), Life { length: 2, stamp: stamp(1, 3) });
+        assert_eq!(clock.cells().count(), 0);
+        let again = RowClock::inserted(Some(&clock), stamp(1, 4), [V]);
+        assert_eq!(again.life(), Life { length: 3, stamp: stamp(1, 4) });
+        assert_eq!(count(&again, V), Some((1, stamp(1, 4))));
+    }
+
+    #[test]
+    fn a_moved_row_counts_on_under_its_new_key() {
+        let mut from = RowClock::inserted(None, stamp(1, 1), [V]);
+        from.updated(stamp(1, 2), [V]);
+        let mut held = RowClock::inserted(None, stamp(2, 1), [V, W]);
+        held.deleted(stamp(2, 2));
+        let moved = RowClock::moved(Some(&held), &from, stamp(1, 3), [V, W]);
+        assert_eq!(moved.life(), Life { length: 3, stamp: stamp(1, 3) });
+        assert_eq!(count(&moved, V), Some((3, stamp(1, 3))));
+        assert_eq!(count(&moved, W), Some((1, stamp(1, 3))));
+    }
+
+    #[test]
+    fn a_row_is_found_under_its_cells_and_always_under_its_life() {
+        let mut clock = RowClock::inserted(None, stamp(1, 5), [V, W]);
+        assert_eq!(clock.stamps(), [stamp(1, 5)].into());
+        clock.updated(stamp(2, 1), [V]);
+        assert_eq!(clock.stamps(), [stamp(1, 5), stamp(2, 1)].into());
+        // All cells are another's, or the same origin's but others: the life speaks for itself.
+        clock.updated(stamp(2, 2), [W]);
+        assert_eq!(clock.stamps(), [stamp(1, 5), stamp(2, 1), stamp(2, 2)].into());
+        clock.updated(stamp(1, 6), [W]);
+        assert_eq!(clock.stamps(), [stamp(1, 5), stamp(1, 6), stamp(2, 1)].into());
+        // A row that is replaced whole leaves nothing behind.
+        clock.replaced(stamp(1, 7), [V, W]);
+        assert_eq!(clock.stamps(), [stamp(1, 7)].into());
+        clock.deleted(stamp(3, 1));
+        assert_eq!(clock.stamps(), [stamp(3, 1)].into());
+    }
+
+    #[test]
+    fn two_values_under_one_clock_still_have_a_winner() {
+        // Nobody honest writes this; replicas agree on it all the same.
+        let life = Life { length: 1, stamp: stamp(1, 1) };
+        let mut clock = Some(RowClock::inserted(None, stamp(1, 1), [V]));
+        let (held, greater) = (Value::from("a"), Value::from("b"));
+        let change = Incoming { stamp: stamp(1, 1), life, cells: vec![(V, 1, &greater)] };
+        let merged = RowClock::merge(&mut clock, &change, |_| &held);
+        assert_eq!((merged.take, merged.is_changed), (vec![(V, &greater)], true));
+        let merged = RowClock::merge(&mut clock, &change, |_| &greater);
+        assert_eq!((merged.take, merged.is_changed), (vec![], false));
+    }
+
+    /// A row as a storage keeps it: the clock, and what [`Merged`] made of its values.
+    #[derive(Clone, PartialEq, Eq, Debug, Default)]
+    pub(crate) struct State {
+        pub(crate) clock: Option<RowClock>,
+        values: BTreeMap<ColumnId, Value>,
+    }
+
+    /// Changes as they may come from anywhere, even such as no honest writer would make: equal
+    /// counts and stamps with different values. The order of the merge is total all the same.
+    pub(crate) type Heard = (Stamp, Life, Vec<(ColumnId, u64, Value)>);
+
+    impl State {
+        pub(crate) fn of(changes: &[Heard]) -> Self {
+            let mut state = Self::default();
+            changes.iter().for_each(|change| state.hear(change));
+            state
+        }
+
+        fn hear(&mut self, (stamp, life, cells): &Heard) {
+            let cells = cells.iter().map(|(column, count, value)| (*column, *count, value));
+            let incoming = Incoming { stamp: *stamp, life: *life, cells: cells.collect() };
+            let before = self.clone();
+            let merged =
+                RowClock::merge(&mut self.clock, &incoming, |column| &before.values[&column]);
+            let existed = before.clock.as_ref().is_some_and(RowClock::is_alive);
+            let exists = self.clock.as_ref().is_some_and(RowClock::is_alive);
+            let should = match merged.fate {
+                Fate::Stay => (existed, existed),
+                Fate::Appear => (false, true),
+                Fate::StartOver => (true, true),
+                Fate::Vanish => (true, false),
+            };
+            assert_eq!((existed, exists), should);
+            if merged.fate != Fate::Stay {
+                self.values.clear();
+            }
+            self.values
+                .extend(merged.take.iter().map(|(column, value)| (*column, (*value).clone())));
+            assert_eq!(merged.is_changed, *self != before);
+            let cells = self.clock.iter().flat_map(RowClock::cells).count();
+            assert_eq!(cells, self.values.len(), "each cell has a clock and a value");
+        }
+
+        /// Joins two states as replicas do: by what is left of each of the other's stamps.
+        fn join(&self, other: &Self) -> Self {
+            let mut joined = self.clone();
+            let Some(clock) = &other.clock else { return joined };
+            for stamp in clock.stamps() {
+                let cell = |(column, count)| (column, count, other.values[&column].clone());
+                joined.hear(&(stamp, clock.life(), clock.cells_of(stamp).map(cell).collect()));
+            }
+            joined
+        }
+    }
+
+    pub(crate) fn changes() -> impl Strategy<Value = Vec<Heard>> {
+        let stamps = || (1..4_u8, 1..4_u64).prop_map(|(node, version)| stamp(node, version));
+        let value = prop::sample::select(vec![Value::Null, "a".into(), "b".into(), 1.into()]);
+        let cell = (0..3_u16, 0..4_u64, value);
+        let cells = prop::collection::vec(
+            cell.prop_map(|(column, count, value)| (ColumnId(column), count, value)),
+            0..4,
+        );
+        let life = (0..5_u64, stamps()).prop_map(|(length, stamp)| Life { length, stamp });
+        prop::collection::vec((stamps(), life, cells), 0..6)
+    }
+
+    proptest! {
+        #[test]
+        fn the_join_is_commutative_associative_and_idempotent(
+            a in changes(), b in changes(), c in changes(),
+        ) {
+            let [a, b, c] = [a, b, c].map(|changes| State::of(&changes));
+            prop_assert_eq!(a.join(&a), a.clone());
+            prop_assert_eq!(a.join(&b), b.join(&a));
+            prop_assert_eq!(a.join(&b).join(&c), a.join(&b.join(&c)));
+            prop_assert_eq!(a.join(&b).join(&b), a.join(&b));
+        }
+
+        #[test]
+        fn the_order_of_arrival_and_repetitions_do_not_matter(
+            changes in changes(), order in prop::collection::vec(any::<prop::sample::Index>(), 0..9),
+        ) {
+            let mut shuffled: Vec<Heard> = changes.clone();
+            shuffled.reverse();
+            if !changes.is_empty() {
+                let repeated = order.iter().map(|index| changes[index.index(changes.len())].clone());
+                shuffled.splice(0..0, repeated);
+            }
+            prop_assert_eq!(State::of(&shuffled), State::of(&changes));
+        }
+
+        #[test]
+        fn what_a_state_is_joined_from_is_in_it(a in changes(), b in changes()) {
+            // A join with a part changes nothing: nothing that was heard is ever taken back.
+            let [a, b] = [a, b].map(|changes| State::of(&changes));
+            let joined = a.join(&b);
+            prop_assert_eq!(joined.join(&a), joined.clone());
+            prop_assert_eq!(joined.join(&b), joined);
+        }
+    }
 }

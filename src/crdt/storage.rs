@@ -53,7 +53,7 @@ pub trait Storage {
     /// A piece that does not join (its `after` is above the held head) or that is wholly held
     /// already is skipped. So is one of this node's present origin: nobody else writes that
     /// stream. Should peers know more of it, begin a new epoch; then it is an origin like any
-    /// other. The answer has the head of every origin that the batch names, moved or not.
+    /// other. So is a piece that goes beyond [`super::row::COUNT_MAX`]. The answer has the head of every origin that the batch names, moved or not.
     ///
     /// Nothing in a piece makes this fail. A row that the origin may not write, or that cannot
     /// be a row, is left out and counted ([`Storage::refusals`]); the rest of the piece is

@@ -13,9 +13,9 @@ use super::change::{
 };
 use super::definition::Definition;
 use super::draft::{Draft, Write};
-use super::fingerprint::row_hash;
 use super::pack;
-use super::row::{ColumnId, Fate, Incoming, RowClock};
+use super::row::{COUNT_MAX, ColumnId, Fate, Incoming, RowClock};
+use super::sheet::{Row, Shape, Sheet};
 use super::storage::{Extract, Inspected, Storage, StorageError};
 use crate::types::{Epoch, Hlc, Origin, Seq, Value, Version, Wall};
 
@@ -37,29 +37,6 @@ pub struct Table {
     /// The sum of all rows' hashes.
     fingerprint: u64,
     refusals: u64,
-}
-
-/// One table: all that was ever written to it, whether it is defined here or not.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Sheet {
-    shape: Option<Shape>,
-    /// Every column that anybody wrote, by id.
-    columns: Vec<Name>,
-    rows: OrdMap<Key, Arc<Row>>,
-}
-
-#[derive(Clone, Debug)]
-struct Shape {
-    definition: Definition,
-    /// The id of each column, in the order of the table; key columns have one too, for nothing.
-    ids: Vec<ColumnId>,
-}
-
-#[derive(Clone, Debug)]
-pub(super) struct Row {
-    clock: RowClock,
-    /// One value for each cell that has a clock.
-    values: BTreeMap<ColumnId, Value>,
 }
 
 impl Table {
@@ -141,7 +118,7 @@ impl Storage for Table {
         for piece in &batch.pieces {
             let head = self.head(piece.origin);
             let joins = piece.after <= head && head < piece.through;
-            if joins && piece.origin != self.origin {
+            if joins && piece.through.0 <= COUNT_MAX && piece.origin != self.origin {
                 self.apply_piece(piece, head, &mut touched);
                 self.heads.insert(piece.origin, piece.through);
             }
@@ -353,7 +330,7 @@ impl Table {
         let mut clock = held.as_ref().map(|row| row.clock.clone());
         let held_value = |id| &held.as_ref().expect("it has a clock, so it is held").values[&id];
         let merged = RowClock::merge(&mut clock, &incoming, held_value);
-        let Some(clock) = clock.filter(|_| merged.is_clock_changed) else { return };
+        let Some(clock) = clock.filter(|_| merged.is_changed) else { return };
         let mut values = match (merged.fate, &held) {
             (Fate::Stay, Some(held)) => held.values.clone(),
             (Fate::Stay | Fate::Appear | Fate::StartOver | Fate::Vanish, _) => BTreeMap::new(),
@@ -474,117 +451,193 @@ impl Table {
     }
 }
 
-impl Shape {
-    /// Lists the non-key columns of a row with their values.
-    fn cells<'a>(&'a self, row: &'a [Value]) -> impl Iterator<Item = (ColumnId, &'a Value)> {
-        let key = &self.definition.info().key;
-        let cells = self.ids.iter().copied().zip(row).enumerate();
-        cells.filter(|(place, _)| !key.contains(place)).map(|(_, cell)| cell)
-    }
-}
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
 
-impl Sheet {
-    pub(super) fn definition(&self) -> Option<&Definition> {
-        self.shape.as_ref().map(|shape| &shape.definition)
-    }
+    use super::*;
+    use crate::crdt::suite::{self, Bench, histories};
+    use crate::types::NodeId;
 
-    pub(super) fn clock(&self, key: &Key) -> Option<&RowClock> {
-        self.rows.get(key).map(|row| &row.clock)
-    }
+    struct Memory;
 
-    /// Lists the rows whose keys begin with `prefix`.
-    pub(super) fn rows_from<'a>(
-        &'a self,
-        prefix: &'a Key,
-    ) -> impl Iterator<Item = (&'a Key, &'a Arc<Row>)> {
-        self.rows.range(Arc::clone(prefix)..).take_while(|(key, _)| key.starts_with(prefix))
+    impl Bench for Memory {
+        type Disk = Table;
+
+        fn open(&mut self, node: NodeId, definitions: &[Definition]) -> Table {
+            Table::new(suite::origin(node), definitions).unwrap()
+        }
+
+        fn define(&mut self, disk: &mut Table, definition: &Definition) {
+            disk.define(suite::NOW, definition).unwrap();
+        }
     }
 
-    /// Returns a row as the table shows it; `None`: it is dead, or the table is not defined.
-    pub(super) fn image(&self, key: &Key, row: &Row) -> Option<Vec<Value>> {
-        let shape = self.shape.as_ref().filter(|_| row.clock.is_alive())?;
-        let mut image = shape.definition.defaults().to_vec();
-        for (place, id) in shape.ids.iter().enumerate() {
-            if let Some(value) = row.values.get(id) {
-                image[place] = value.clone();
+    crate::storage_suite!(Memory);
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(192))]
+
+        #[test]
+        fn replicas_agree_whatever_happens_on_the_way(
+            replica_count in 3..6_usize,
+            words in prop::collection::vec(any::<u32>(), 0..120),
+        ) {
+            histories::play(&mut Checked, replica_count, &words);
+        }
+    }
+
+    /// Checks after each step that all that is derived from rows is what the rows say.
+    struct Checked;
+
+    impl Bench for Checked {
+        type Disk = CheckedTable;
+
+        fn open(&mut self, node: NodeId, definitions: &[Definition]) -> CheckedTable {
+            CheckedTable(Memory.open(node, definitions))
+        }
+
+        fn define(&mut self, disk: &mut CheckedTable, definition: &Definition) {
+            Memory.define(&mut disk.0, definition);
+        }
+    }
+
+    struct CheckedTable(Table);
+
+    impl CheckedTable {
+        fn check(&self) {
+            let table = &self.0;
+            let mut fingerprint = 0_u64;
+            let mut index = OrdSet::new();
+            for (name, sheet) in &table.sheets {
+                for (key, row) in &sheet.rows {
+                    fingerprint = fingerprint.wrapping_add(sheet.hash(name, key, row));
+                    let stamps = row.clock.stamps().into_iter();
+                    index.extend(stamps.map(|stamp| (stamp, Arc::clone(name), Arc::clone(key))));
+                }
             }
-        }
-        // The key comes last: no cell, however named, may show in its place.
-        let columns = pack::unpack(key).ok()?;
-        for (place, value) in shape.definition.info().key.iter().zip(columns) {
-            image[*place] = value;
-        }
-        Some(image)
-    }
-
-    fn inspect(&self, key: &Key) -> Option<Inspected> {
-        let row = self.rows.get(key).filter(|_| self.shape.is_some())?;
-        let name = |(id, clock): (ColumnId, _)| (Arc::clone(self.name(id)), clock);
-        Some(Inspected {
-            row: self.image(key, row),
-            life: row.clock.life(),
-            cells: row.clock.cells().map(name).collect(),
-        })
-    }
-
-    fn extract(&self, stamp: Stamp, table: &Name, keys: &[&Key]) -> TableChanges {
-        let mut used = BTreeSet::new();
-        let mut rows = Vec::new();
-        for key in keys {
-            let row = &self.rows[*key];
-            let mut cells: Vec<(ColumnId, u64)> = row.clock.cells_of(stamp).collect();
-            cells.sort_unstable();
-            used.extend(cells.iter().map(|(id, _)| *id));
-            rows.push((*key, row, cells));
-        }
-        let used: Vec<ColumnId> = used.into_iter().collect();
-        let place = |id: &ColumnId| used.partition_point(|other| other < id) as u16;
-        let rows = rows.into_iter().map(|(key, row, cells)| RowChange {
-            key: Arc::clone(key),
-            life: row.clock.life(),
-            cells: cells
-                .iter()
-                .map(|(id, count)| CellChange {
-                    column: place(id),
-                    count: *count,
-                    value: row.values[id].clone(),
-                })
-                .collect(),
-        });
-        TableChanges {
-            table: Arc::clone(table),
-            rows: rows.collect(),
-            columns: used.iter().map(|id| Arc::clone(self.name(*id))).collect(),
+            assert_eq!(table.fingerprint, fingerprint);
+            assert_eq!(table.index, index);
+            let is_indexed = |stamp: &Stamp| index.iter().any(|(other, _, _)| other == stamp);
+            assert!(table.times.keys().all(is_indexed), "times are kept no longer than rows");
         }
     }
 
-    /// Returns events for all live rows, or for those that show a cell of the `new` columns.
-    fn rows_shown_by(&self, all: bool, new: &[ColumnId]) -> Vec<RowEvent> {
-        let shows = |row: &Row| all || new.iter().any(|id| row.values.contains_key(id));
-        let event = |(key, row): (&Key, &Arc<Row>)| {
-            let image = self.image(key, row).filter(|_| shows(row))?;
-            let key = pack::unpack(key).ok()?;
-            Some(RowEvent { key, existed: !all, row: Some(image) })
-        };
-        self.rows.iter().filter_map(event).collect()
-    }
-
-    fn hash(&self, table: &str, key: &Key, row: &Row) -> u64 {
-        let cell = |(id, clock): (ColumnId, _)| (&**self.name(id), clock, &row.values[&id]);
-        row_hash(table, key, row.clock.life(), row.clock.cells().map(cell))
-    }
-
-    fn name(&self, id: ColumnId) -> &Name {
-        &self.columns[usize::from(id.0)]
-    }
-
-    /// Returns a column's id, a new one if need be; `None` when all numbers are taken.
-    fn column_or_new(&mut self, column: &Name) -> Option<ColumnId> {
-        let known = self.columns.iter().position(|name| name == column);
-        let id = u16::try_from(known.unwrap_or(self.columns.len())).ok()?;
-        if known.is_none() {
-            self.columns.push(Arc::clone(column));
+    impl Storage for CheckedTable {
+        fn origin(&self) -> Origin {
+            self.0.origin()
         }
-        Some(ColumnId(id))
+
+        fn commit(&mut self, now: Wall, ops: &[RowOp]) -> Result<Option<Commit>, StorageError> {
+            let commit = self.0.commit(now, ops);
+            self.check();
+            commit
+        }
+
+        fn apply(&mut self, now: Wall, batch: &Batch) -> Result<Commit, StorageError> {
+            let commit = self.0.apply(now, batch);
+            self.check();
+            commit
+        }
+
+        fn load(
+            &self,
+            origin: Origin,
+            after: Version,
+            bytes_max: usize,
+        ) -> Result<Extract, StorageError> {
+            self.0.load(origin, after, bytes_max)
+        }
+
+        fn heads(&self) -> Result<Vec<(Origin, Version)>, StorageError> {
+            self.0.heads()
+        }
+
+        fn begin_epoch(&mut self, above: Epoch) -> Result<Origin, StorageError> {
+            self.0.begin_epoch(above)
+        }
+
+        fn fingerprint(&self) -> Result<u64, StorageError> {
+            self.0.fingerprint()
+        }
+
+        fn inspect(&self, table: &str, key: &[Value]) -> Result<Option<Inspected>, StorageError> {
+            self.0.inspect(table, key)
+        }
+
+        fn refusals(&self) -> u64 {
+            self.0.refusals()
+        }
+    }
+
+    fn put(id: i64, w: &str) -> RowOp {
+        let row = vec![("id", id.into()), ("v", "a".into()), ("w", w.into())];
+        RowOp::Put { table: "t", row, keep: &[] }
+    }
+
+    #[test]
+    fn a_definition_tells_which_rows_show_what_they_did_not_show() {
+        let mut from = Memory.open(suite::A, &[suite::t()]);
+        from.commit(suite::NOW, &[put(1, "x"), put(2, "x")]).unwrap();
+        from.commit(
+            suite::NOW,
+            &[RowOp::Delete { table: "t", matching: vec![("id", 2.into())], except: None }],
+        )
+        .unwrap();
+        let mut to = Memory.open(suite::B, &[]);
+        let piece = from.load(from.origin(), Version(0), usize::MAX).unwrap().piece;
+        let parked = to.apply(suite::NOW, &Batch { pieces: vec![piece] }).unwrap();
+        assert_eq!(parked.tables, []);
+
+        let narrow = Definition::new("t", &[("id", Value::Null), ("v", Value::Null)], &["id"]);
+        let shown = to.define(suite::NOW, &narrow.unwrap()).unwrap();
+        assert_eq!(shown.seq.0, parked.seq.0 + 1);
+        assert_eq!(
+            shown.tables[0].rows,
+            [RowEvent {
+                key: vec![1.into()],
+                existed: false,
+                row: Some(vec![1.into(), "a".into()]),
+            }]
+        );
+
+        let columns =
+            [("w", Value::Null), ("v", Value::Null), ("u", Value::Null), ("id", Value::Null)];
+        let wide = Definition::new("t", &columns, &["id"]).unwrap();
+        let shown = to.define(suite::NOW, &wide).unwrap();
+        assert_eq!(&shown.tables[0].table, wide.info());
+        assert_eq!(
+            shown.tables[0].rows,
+            [RowEvent {
+                key: vec![1.into()],
+                existed: true,
+                row: Some(vec!["x".into(), "a".into(), Value::Null, 1.into()]),
+            }]
+        );
+        assert_eq!(to.define(suite::NOW, &wide).unwrap().tables, []);
+        to.define(suite::NOW, &suite::t()).unwrap_err();
+        assert_eq!(to.define(suite::NOW, &wide).unwrap().tables, []);
+    }
+
+    #[test]
+    fn a_clone_goes_its_own_way() {
+        let mut table = Memory.open(suite::A, &[suite::t()]);
+        table.commit(suite::NOW, &[put(1, "x")]).unwrap();
+        let before = table.clone();
+        let second = table.commit(suite::NOW, &[put(1, "y")]).unwrap().unwrap();
+        let mut crashed = before.clone();
+        crashed.restart();
+        assert_eq!(crashed.fingerprint(), before.fingerprint());
+        let again = crashed.commit(suite::NOW, &[put(1, "y")]).unwrap().unwrap();
+        assert_eq!((again.seq, again.changeset), (Seq(1), second.changeset));
+        assert!(again.at >= second.at);
+    }
+
+    #[test]
+    fn the_last_epoch_is_the_last() {
+        let mut table = Memory.open(suite::A, &[]);
+        let error = table.begin_epoch(Epoch(u32::MAX)).unwrap_err();
+        assert!(error.to_string().contains("give it a new id"), "{error}");
+        assert_eq!(table.origin(), suite::origin(suite::A));
     }
 }

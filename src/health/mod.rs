@@ -56,6 +56,11 @@ impl Default for Config {
     }
 }
 
+/// No checks can be run: no HTTP client could be made for them.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the client for HTTP checks cannot be made: {0}")]
+pub struct SetupError(String);
+
 /// Why an application's report was not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReportError {

@@ -27,9 +27,13 @@ pub const SCRIPTS_DISABLED: &str = "Script checks are disabled on this node \
 /// Whoever waits to hear that a report was taken.
 pub type Reporter = oneshot::Sender<Result<(), ReportError>>;
 
-/// Tells one registration of a check from the next under the same id.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Generation(u64);
+/// A check as it is registered now: what is asked for with it and comes back with it counts only
+/// while the check has not been registered anew.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ticket {
+    pub check_id: Arc<str>,
+    generation: u64,
+}
 
 /// What a run found out.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -42,11 +46,11 @@ pub struct Outcome {
 #[derive(Debug)]
 pub enum Effect {
     /// Run the check, and say so with [`Rounds::on_outcome`].
-    Run { check_id: Arc<str>, generation: Generation, definition: Arc<CheckDefinition> },
+    Run { ticket: Ticket, definition: Arc<CheckDefinition> },
     /// A run of the check that may be under way is of no use any more.
     Abort { check_id: Arc<str> },
     /// Write it, tell the reporters, and say so with [`Rounds::on_written`].
-    Write { check_id: Arc<str>, generation: Generation, outcome: Outcome, reporters: Vec<Reporter> },
+    Write { ticket: Ticket, outcome: Outcome, reporters: Vec<Reporter> },
     /// Remove an instance that has been critical for too long.
     Deregister { service_id: String, check_id: Arc<str> },
 }
@@ -70,7 +74,7 @@ pub struct Rounds {
 #[derive(Debug)]
 struct Watched {
     definition: Arc<CheckDefinition>,
-    generation: Generation,
+    generation: u64,
     streak: Streak,
     /// The errand that waits in the agenda.
     errand: Option<(Time, Errand)>,
@@ -156,15 +160,9 @@ impl Rounds {
     }
 
     /// A run has ended.
-    pub fn on_outcome(
-        &mut self,
-        now: Time,
-        check_id: &Arc<str>,
-        generation: Generation,
-        outcome: Outcome,
-        lookup: Lookup<'_>,
-    ) {
-        let Some(watched) = self.current(check_id, generation) else { return };
+    pub fn on_outcome(&mut self, now: Time, ticket: &Ticket, outcome: Outcome, lookup: Lookup<'_>) {
+        let check_id = &ticket.check_id;
+        let Some(watched) = self.current(ticket) else { return };
         let Some(interval) = interval_of(&watched.definition.kind) else { return };
         let takes_over = watched.streak.takes_over(&watched.definition, outcome.status);
         self.arm(check_id, next_run(now, interval), Errand::Run);
@@ -220,13 +218,13 @@ impl Rounds {
     pub fn on_written(
         &mut self,
         now: Time,
-        check_id: &Arc<str>,
-        generation: Generation,
+        ticket: &Ticket,
         outcome: Outcome,
         result: &Result<(), SubmitError>,
         lookup: Lookup<'_>,
     ) {
-        let Some(watched) = self.current(check_id, generation) else { return };
+        let check_id = &ticket.check_id;
+        let Some(watched) = self.current(ticket) else { return };
         watched.is_writing = false;
         match result {
             Ok(()) => watched.written_at = now,
@@ -274,7 +272,7 @@ impl Rounds {
         let watched = Watched {
             streak: Streak::full(&definition),
             definition: Arc::new(definition),
-            generation: Generation(self.generations),
+            generation: self.generations,
             errand: None,
             note: None,
             critical_since: None,
@@ -329,8 +327,7 @@ impl Rounds {
         let watched = self.watched(check_id);
         watched.errand = None;
         let effect = Effect::Run {
-            check_id: Arc::clone(check_id),
-            generation: watched.generation,
+            ticket: Ticket { check_id: Arc::clone(check_id), generation: watched.generation },
             definition: Arc::clone(&watched.definition),
         };
         self.effects.push_back(effect);
@@ -416,8 +413,7 @@ impl Rounds {
         }
         watched.is_writing = true;
         let effect = Effect::Write {
-            check_id: Arc::clone(check_id),
-            generation: watched.generation,
+            ticket: Ticket { check_id: Arc::clone(check_id), generation: watched.generation },
             outcome: wanted.outcome,
             reporters: wanted.reporters,
         };
@@ -440,8 +436,9 @@ impl Rounds {
         self.agenda.add(at, check_id, Errand::Rewrite);
     }
 
-    fn current(&mut self, check_id: &str, generation: Generation) -> Option<&mut Watched> {
-        self.checks.get_mut(check_id).filter(|watched| watched.generation == generation)
+    fn current(&mut self, ticket: &Ticket) -> Option<&mut Watched> {
+        (self.checks.get_mut(&ticket.check_id))
+            .filter(|watched| watched.generation == ticket.generation)
     }
 
     fn watched(&mut self, check_id: &str) -> &mut Watched {
@@ -483,8 +480,8 @@ mod tests {
         failure: Option<SubmitError>,
         is_slow: bool,
         log: Vec<String>,
-        slow: Vec<(Arc<str>, Generation, Outcome, Vec<Reporter>)>,
-        runs: Vec<(Arc<str>, Generation)>,
+        slow: Vec<(Ticket, Outcome, Vec<Reporter>)>,
+        runs: Vec<Ticket>,
     }
 
     impl Ward {
@@ -552,29 +549,29 @@ mod tests {
 
         /// Ends the oldest run that is under way.
         fn finish(&mut self, status: Status, output: &str) {
-            let (id, generation) = self.runs.remove(0);
+            let ticket = self.runs.remove(0);
             let outcome = Outcome { status, output: output.to_owned() };
             let rows = self.rows.clone();
             let lookup = |id: &str| rows.get(id).cloned();
-            self.rounds.on_outcome(self.now, &id, generation, outcome, &lookup);
+            self.rounds.on_outcome(self.now, &ticket, outcome, &lookup);
             self.drain();
         }
 
         fn drain(&mut self) {
             while let Some(effect) = self.rounds.next_effect() {
                 match effect {
-                    Effect::Run { check_id, generation, .. } => {
-                        self.log.push(format!("run {check_id}"));
-                        self.runs.push((check_id, generation));
+                    Effect::Run { ticket, .. } => {
+                        self.log.push(format!("run {}", ticket.check_id));
+                        self.runs.push(ticket);
                     }
                     Effect::Abort { .. } => {}
                     Effect::Deregister { service_id, .. } => {
                         self.log.push(format!("deregister {service_id}"));
                     }
-                    Effect::Write { check_id, generation, outcome, reporters } => {
-                        let word = outcome.status.as_str();
+                    Effect::Write { ticket, outcome, reporters } => {
+                        let (check_id, word) = (&ticket.check_id, outcome.status.as_str());
                         self.log.push(format!("{check_id} {word} {:?}", outcome.output));
-                        self.slow.push((check_id, generation, outcome, reporters));
+                        self.slow.push((ticket, outcome, reporters));
                         if !self.is_slow {
                             self.carry_out();
                         }
@@ -585,10 +582,10 @@ mod tests {
 
         /// Lets the oldest write that is under way come to its end.
         fn carry_out(&mut self) {
-            let (id, generation, outcome, reporters) = self.slow.remove(0);
+            let (ticket, outcome, reporters) = self.slow.remove(0);
             let result = self.failure.clone().map_or(Ok(()), Err);
             if result.is_ok() {
-                let row = self.rows.get_mut(&*id).unwrap();
+                let row = self.rows.get_mut(&*ticket.check_id).unwrap();
                 row.status = outcome.status;
                 row.output = outcome.output.clone();
             }
@@ -597,7 +594,7 @@ mod tests {
             }
             let rows = self.rows.clone();
             let lookup = |id: &str| rows.get(id).cloned();
-            self.rounds.on_written(self.now, &id, generation, outcome, &result, &lookup);
+            self.rounds.on_written(self.now, &ticket, outcome, &result, &lookup);
             self.drain();
         }
 

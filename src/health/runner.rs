@@ -14,9 +14,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
 use super::http::Prober;
-use super::rounds::{Effect, Generation, Outcome, Reporter, Rounds};
+use super::rounds::{Effect, Outcome, Reporter, Rounds, Ticket};
 use super::work::{UnderWay, deregister, run, write};
-use super::{Config, ReportError};
+use super::{Config, ReportError, SetupError};
 use crate::catalog::{Check, CheckDefinition, CheckKind, Command, Status};
 use crate::node::{Handle, SubmitError};
 use crate::types::Time;
@@ -118,11 +118,11 @@ impl Checked for Handle {
 }
 
 impl Health {
-    /// Prepares to run checks. Fails when no TLS client can be made.
-    pub fn new(config: Config) -> Result<Self, reqwest::Error> {
+    /// Prepares to run checks. The runner itself is started by [`Health::run`].
+    pub fn new(config: Config) -> Result<Self, SetupError> {
         let (inbox, outbox) = mpsc::channel(REPORTS_MAX);
         let shared = Shared {
-            prober: Prober::new()?,
+            prober: Prober::new().map_err(|error| SetupError(error.to_string()))?,
             config,
             counts: Counts::default(),
             inbox,
@@ -199,17 +199,8 @@ struct Runner<N> {
 
 /// What a task of the runner came to.
 pub(super) enum Done {
-    Ran {
-        check_id: Arc<str>,
-        generation: Generation,
-        outcome: Outcome,
-    },
-    Wrote {
-        check_id: Arc<str>,
-        generation: Generation,
-        outcome: Outcome,
-        result: Result<(), SubmitError>,
-    },
+    Ran { ticket: Ticket, outcome: Outcome },
+    Wrote { ticket: Ticket, outcome: Outcome, result: Result<(), SubmitError> },
     Deregistered,
 }
 
@@ -297,15 +288,15 @@ impl<N: Checked> Runner<N> {
         let node = &self.node;
         let lookup = |id: &str| node.check(id);
         match done {
-            Ok(Done::Ran { check_id, generation, outcome }) => {
+            Ok(Done::Ran { ticket, outcome }) => {
                 self.shared.counts.runs.fetch_add(1, Ordering::Relaxed);
-                self.rounds.on_outcome(now, &check_id, generation, outcome, &lookup);
+                self.rounds.on_outcome(now, &ticket, outcome, &lookup);
             }
-            Ok(Done::Wrote { check_id, generation, outcome, result }) => {
+            Ok(Done::Wrote { ticket, outcome, result }) => {
                 let counts = &self.shared.counts;
                 let count = if result.is_ok() { &counts.writes } else { &counts.write_errors };
                 count.fetch_add(1, Ordering::Relaxed);
-                self.rounds.on_written(now, &check_id, generation, outcome, &result, &lookup);
+                self.rounds.on_written(now, &ticket, outcome, &result, &lookup);
             }
             Ok(Done::Deregistered) => {}
             // Runs that are of no use any more are aborted.
@@ -327,17 +318,15 @@ impl<N: Checked> Runner<N> {
     fn carry_out(&mut self) {
         while let Some(effect) = self.rounds.next_effect() {
             match effect {
-                Effect::Run { check_id, generation, definition } => {
-                    self.spawn_run(check_id, generation, definition);
-                }
+                Effect::Run { ticket, definition } => self.spawn_run(ticket, definition),
                 Effect::Abort { check_id } => {
                     if let Some(run) = self.runs.remove(&check_id) {
                         run.abort();
                     }
                 }
-                Effect::Write { check_id, generation, outcome, reporters } => {
+                Effect::Write { ticket, outcome, reporters } => {
                     let node = self.node.clone();
-                    self.tasks.spawn(write(node, check_id, generation, outcome, reporters));
+                    self.tasks.spawn(write(node, ticket, outcome, reporters));
                 }
                 Effect::Deregister { service_id, check_id } => {
                     let (node, shared) = (self.node.clone(), Arc::clone(&self.shared));
@@ -347,12 +336,7 @@ impl<N: Checked> Runner<N> {
         }
     }
 
-    fn spawn_run(
-        &mut self,
-        check_id: Arc<str>,
-        generation: Generation,
-        definition: Arc<CheckDefinition>,
-    ) {
+    fn spawn_run(&mut self, ticket: Ticket, definition: Arc<CheckDefinition>) {
         let places = match definition.kind {
             CheckKind::Script { .. } => &self.scripts,
             CheckKind::Http { .. }
@@ -361,18 +345,18 @@ impl<N: Checked> Runner<N> {
             | CheckKind::Passive => &self.probes,
         };
         let (places, shared) = (Arc::clone(places), Arc::clone(&self.shared));
-        let id = Arc::clone(&check_id);
+        let check_id = Arc::clone(&ticket.check_id);
         let run = self.tasks.spawn(async move {
             let _under_way = UnderWay::new(&shared);
             let _place = places.acquire().await.expect("the semaphore is never closed");
             // A panic in one checker is that check's trouble, not the end of all of them.
             let run = AssertUnwindSafe(run(&shared, &definition)).catch_unwind();
             let outcome = run.await.unwrap_or_else(|_| {
-                error!(check_id = &*id, "A checker panicked");
+                error!(check_id = &*ticket.check_id, "A checker panicked");
                 let output = "the checker itself failed: see this node's log".to_owned();
                 Outcome { status: Status::Critical, output }
             });
-            Done::Ran { check_id: id, generation, outcome }
+            Done::Ran { ticket, outcome }
         });
         self.runs.insert(check_id, run);
     }

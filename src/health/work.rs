@@ -7,7 +7,7 @@ use std::time::Duration;
 use tracing::{debug, info, warn};
 
 use super::http::{self, Probe};
-use super::rounds::{Generation, Outcome, Reporter};
+use super::rounds::{Outcome, Reporter, Ticket};
 use super::runner::{Checked, Counts, Done, Shared};
 use super::{ReportError, script, tcp};
 use crate::catalog::{CheckDefinition, CheckKind, Command};
@@ -65,11 +65,11 @@ fn or_default(timeout: Duration, default: Duration) -> Duration {
 /// Writes what a check said, and tells those who reported it.
 pub async fn write<N: Checked>(
     node: N,
-    check_id: Arc<str>,
-    generation: Generation,
+    ticket: Ticket,
     outcome: Outcome,
     reporters: Vec<Reporter>,
 ) -> Done {
+    let check_id = &ticket.check_id;
     let command = Command::SetStatus {
         check_id: check_id.to_string(),
         status: outcome.status,
@@ -77,10 +77,10 @@ pub async fn write<N: Checked>(
     };
     let result = node.submit(command).await;
     match &result {
-        Ok(()) => debug!(check_id = &*check_id, status = outcome.status.as_str(), "Check written"),
+        Ok(()) => debug!(check_id = &**check_id, status = outcome.status.as_str(), "Check written"),
         // It was removed a moment ago.
         Err(SubmitError::Refused(_)) => {}
-        Err(error) => warn!(check_id = &*check_id, %error, "Cannot write what a check said"),
+        Err(error) => warn!(check_id = &**check_id, %error, "Cannot write what a check said"),
     }
     for reporter in reporters {
         // Whoever no longer waits need not hear it.
@@ -90,7 +90,7 @@ pub async fn write<N: Checked>(
             Err(error) => Err(ReportError::NotWritten(error.clone())),
         });
     }
-    Done::Wrote { check_id, generation, outcome, result }
+    Done::Wrote { ticket, outcome, result }
 }
 
 /// Removes an instance that has been critical for too long.

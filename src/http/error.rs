@@ -4,6 +4,7 @@ use axum::http::header::{ALLOW, CONTENT_TYPE, HeaderName, RETRY_AFTER};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 
+use crate::health::ReportError;
 use crate::node::SubmitError;
 
 /// The content type of every error.
@@ -44,6 +45,12 @@ impl Fault {
         Self::new(StatusCode::NOT_IMPLEMENTED, text)
     }
 
+    /// Not now, but perhaps in a second.
+    pub fn come_again(text: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, text)
+            .header(RETRY_AFTER, HeaderValue::from_static("1"))
+    }
+
     /// The path exists, but not with this method; `allow` is Consul's list of those that are.
     pub fn method_not_allowed(method: &str, allow: &'static str) -> Self {
         let text = format!("method {method} not allowed");
@@ -59,15 +66,24 @@ impl Fault {
     }
 }
 
+impl From<ReportError> for Fault {
+    fn from(error: ReportError) -> Self {
+        let text = error.to_string();
+        match error {
+            ReportError::UnknownCheck(_) | ReportError::NotTtl(_) | ReportError::NotWritten(_) => {
+                Self::internal(text)
+            }
+            ReportError::NotRunning => Self::come_again(text),
+        }
+    }
+}
+
 impl From<SubmitError> for Fault {
     fn from(error: SubmitError) -> Self {
         let text = error.to_string();
         match error {
             SubmitError::Refused(_) | SubmitError::Failed(_) => Self::internal(text),
-            SubmitError::Busy | SubmitError::Stopping => {
-                Self::new(StatusCode::SERVICE_UNAVAILABLE, text)
-                    .header(RETRY_AFTER, HeaderValue::from_static("1"))
-            }
+            SubmitError::Busy | SubmitError::Stopping => Self::come_again(text),
         }
     }
 }

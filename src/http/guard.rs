@@ -179,6 +179,24 @@ mod tests {
         assert_eq!(path("//v1///x//?a=//b"), Err((301, "/v1/x/?a=//b".to_owned())));
     }
 
+    #[tokio::test]
+    async fn a_handler_that_panics_is_an_answer() {
+        async fn broken() -> String {
+            panic!("on purpose")
+        }
+
+        use tower::ServiceExt;
+        let stats = Arc::<Stats>::default();
+        let shared = Guard { stats: Arc::clone(&stats), hosts: Arc::new([]) };
+        let router = axum::Router::new()
+            .route("/", axum::routing::get(broken))
+            .layer(axum::middleware::from_fn_with_state(shared, guard));
+        let request = Request::get("/").body(axum::body::Body::empty()).unwrap();
+        let response = router.oneshot(request).await.unwrap();
+        assert_eq!(response.status(), 500);
+        assert_eq!(stats.panics.load(Ordering::Relaxed), 1);
+    }
+
     #[test]
     fn only_a_public_name_is_suspect_on_loopback() {
         for fine in ["127.0.0.1", "::1", "localhost", "consul", "web.service.consul", "db.internal"]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 
 use crate::catalog::{Command, Status};
+use crate::health::{Health, ReportError};
 use crate::live::Feed;
 use crate::node::handle::MemberStatus;
 use crate::node::{Handle, Local, SubmitError};
@@ -43,17 +44,6 @@ impl Host for Handle {
     }
 }
 
-/// Why an application's report on a check was not taken.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ReportError {
-    /// There is no such check, or it is not one that applications report on.
-    #[error("CheckID {0:?} does not have associated TTL")]
-    NotTtl(String),
-    /// The report was not written.
-    #[error(transparent)]
-    Submit(#[from] SubmitError),
-}
-
 /// The room that runs this node's checks.
 pub trait Reports: Send + Sync {
     /// Takes what an application says of a TTL check.
@@ -64,7 +54,31 @@ pub trait Reports: Send + Sync {
         output: String,
     ) -> BoxFuture<'_, Result<(), ReportError>>;
 
+    /// Hears that an application registered these checks, perhaps not for the first time: that is
+    /// a sign of life.
+    fn registered(&self, check_ids: Vec<String>) -> BoxFuture<'_, ()>;
+
     /// Returns what a check of this node said last, where that is newer than the catalog: output
-    /// is replicated only when the status changes.
+    /// is replicated only when the status changes, or after minutes.
     fn output(&self, check_id: &str) -> Option<String>;
+}
+
+impl Reports for Health {
+    fn report(
+        &self,
+        check_id: String,
+        status: Status,
+        output: String,
+    ) -> BoxFuture<'_, Result<(), ReportError>> {
+        Box::pin(async move { Health::report(self, &check_id, status, &output).await })
+    }
+
+    fn registered(&self, check_ids: Vec<String>) -> BoxFuture<'_, ()> {
+        Box::pin(Health::registered(self, check_ids))
+    }
+
+    /// The health room does not tell outputs that it holds back, so the catalog's are shown.
+    fn output(&self, _check_id: &str) -> Option<String> {
+        None
+    }
 }

@@ -8,20 +8,25 @@ pub mod consul;
 mod error;
 mod guard;
 mod host;
+pub mod own;
 mod routes;
 mod seats;
 mod serve;
+pub mod sql;
 mod stats;
+#[cfg(test)]
+mod support;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use axum::Router;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub use bind::BindError;
 pub use error::Fault;
-pub use host::{Host, ReportError, Reports};
+pub use host::{Host, Reports};
 pub use seats::Limits;
 pub use serve::Ends;
 pub use stats::Stats;
@@ -37,6 +42,9 @@ pub struct Config {
     /// requests to a loopback address may carry. Default: none. (`http.hosts`.)
     pub hosts: Vec<String>,
     pub limits: Limits,
+    /// Whether registrations may bring script checks. Off by default: whoever reaches the port
+    /// could run any program. (`checks.enable_script_checks`.)
+    pub script_checks: bool,
 }
 
 impl Default for Config {
@@ -45,6 +53,7 @@ impl Default for Config {
             addresses: vec![SocketAddr::from(([127, 0, 0, 1], 8500))],
             hosts: Vec::new(),
             limits: Limits::default(),
+            script_checks: false,
         }
     }
 }
@@ -54,6 +63,7 @@ pub struct Http {
     listeners: Vec<TcpListener>,
     hosts: Arc<[String]>,
     limits: Limits,
+    script_checks: bool,
     stats: Arc<Stats>,
 }
 
@@ -65,6 +75,8 @@ pub struct Face {
     pub stats: Arc<Stats>,
     /// Cancelled when the node goes down: who waits or streams ends then.
     pub stopping: CancellationToken,
+    /// See [`Config::script_checks`].
+    pub script_checks: bool,
 }
 
 impl Http {
@@ -79,6 +91,7 @@ impl Http {
             listeners,
             hosts: config.hosts.iter().map(|host| host.to_ascii_lowercase()).collect(),
             limits: config.limits,
+            script_checks: config.script_checks,
             stats: Arc::default(),
         })
     }
@@ -93,13 +106,14 @@ impl Http {
         Arc::clone(&self.stats)
     }
 
-    /// Answers until `stopping`. Then it accepts nobody, lets the answers that are on their way
+    /// Answers until `stopping`. `further` are routes beside Consul's. Then it accepts nobody, lets the answers that are on their way
     /// end, and after two seconds cuts off the rest.
     pub async fn run(
         self,
         host: Arc<dyn Host>,
         reports: Arc<dyn Reports>,
         metrics: Arc<Metrics>,
+        further: Router,
         stopping: CancellationToken,
     ) {
         let face = Arc::new(Face {
@@ -108,9 +122,42 @@ impl Http {
             metrics,
             stats: Arc::clone(&self.stats),
             stopping: stopping.clone(),
+            script_checks: self.script_checks,
         });
         let guard = guard::Guard { stats: Arc::clone(&self.stats), hosts: self.hosts };
-        let router = routes::router(face, guard);
+        let router = routes::router(face, further, guard);
         serve::serve(self.listeners, router, self.limits, self.stats, stopping).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::support::{Bench, me, one_service};
+
+    #[tokio::test]
+    async fn a_bound_face_answers_until_it_is_stopped() {
+        let bench = Bench::new(me(), "n1", one_service());
+        let config = Config {
+            addresses: vec!["127.0.0.1:0".parse().unwrap(), "127.0.0.2:0".parse().unwrap()],
+            ..Config::default()
+        };
+        let http = Http::bind(&config).unwrap();
+        let addresses = http.local_addrs();
+        let stopping = CancellationToken::new();
+        let (host, reports) = (Arc::clone(&bench.face.host), Arc::clone(&bench.face.reports));
+        let running = tokio::spawn(http.run(host, reports, Arc::default(), Router::new(), stopping.clone()));
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client = reqwest::Client::new();
+        for address in addresses {
+            let url = format!("http://{address}/v1/catalog/services");
+            let reply = client.get(&url).send().await.unwrap();
+            assert_eq!(reply.headers()["x-content-type-options"], "nosniff");
+            assert_eq!(reply.text().await.unwrap(), "{\"web\":[]}");
+            let evil = client.get(&url).header("host", "evil.example.com").send().await.unwrap();
+            assert_eq!(evil.status(), 403);
+        }
+        stopping.cancel();
+        running.await.unwrap();
     }
 }

@@ -25,12 +25,14 @@ type Routes = Router<Arc<Face>>;
 type Methods = MethodRouter<Arc<Face>>;
 
 /// Builds the router of the whole face.
-pub fn router(face: Arc<Face>, shared: Guard) -> Router {
+///
+/// `further` are routes with a state of their own. They stand past compression, since they stream.
+pub fn router(face: Arc<Face>, further: Router, shared: Guard) -> Router {
     let compression = CompressionLayer::new().compress_when(SizeAbove::new(GZIP_BYTES_MIN));
-    let consul = consul().layer(compression).with_state(face);
-    // The SQL API joins here, past compression, since it streams:
-    // let consul = consul.merge(super::sql::routes(...));
-    consul
+    consul()
+        .layer(compression)
+        .with_state(face)
+        .merge(further)
         .fallback(|| async { Fault::not_found("") })
         .layer(axum::middleware::from_fn_with_state(shared, guard))
 }
@@ -106,12 +108,11 @@ fn catalog_pages(routes: Routes) -> Routes {
 /// What Consul has and this node has not answers with the reason, whatever the method.
 fn elsewhere_pages(routes: Routes) -> Routes {
     elsewhere::PLACES.iter().fold(routes, |routes, place| {
-        let fault = || async { Fault::new(place.status, place.reason) };
-        let routes = routes.route(place.path, axum::routing::any(fault));
-        if place.path.ends_with('/') {
-            return routes.route(&format!("{}{{*rest}}", place.path), axum::routing::any(fault));
-        }
-        routes.route(&format!("{}/{{*rest}}", place.path), axum::routing::any(fault))
+        let refuse = || axum::routing::any(|| async { Fault::new(place.status, place.reason) });
+        routes
+            .route(place.path, refuse())
+            .route(&format!("{}/", place.path), refuse())
+            .route(&format!("{}/{{*rest}}", place.path), refuse())
     })
 }
 
@@ -150,4 +151,144 @@ fn options(allow: &'static str) -> Response {
 
 async fn metrics_page(State(face): State<Arc<Face>>) -> Response {
     ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], face.metrics.render()).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::http::support::{Bench, me, node, one_service};
+
+    fn bench() -> Bench {
+        Bench::new(me(), "n1", one_service())
+    }
+
+    #[tokio::test]
+    async fn an_unknown_path_is_not_found_and_says_nothing() {
+        for path in ["/nosuch", "/v1/agent/services/", "/v1/agent", "/v1/health", "/ui"] {
+            let reply = bench().get(path).await;
+            assert_eq!((reply.status.as_u16(), reply.text.as_str()), (404, ""), "{path}");
+            assert!(!reply.headers.contains_key("content-type"), "{path}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_wrong_method_is_told_the_right_ones() {
+        for (method, path, allow) in [
+            ("PUT", "/v1/catalog/nodes", "OPTIONS,GET"),
+            ("HEAD", "/v1/agent/self", "OPTIONS,GET"),
+            ("GET", "/v1/agent/service/register", "OPTIONS,PUT"),
+            ("POST", "/v1/agent/service/register", "OPTIONS,PUT"),
+            ("DELETE", "/v1/health/service/web", "OPTIONS,GET"),
+        ] {
+            let reply = bench().ask(method, path, "").await;
+            assert_eq!(reply.status, 405, "{method} {path}");
+            assert_eq!(reply.header("allow"), allow, "{method} {path}");
+            if method != "HEAD" {
+                assert_eq!(reply.text, format!("method {method} not allowed"));
+            }
+        }
+        let reply = bench().ask("OPTIONS", "/v1/agent/check/register", "").await;
+        assert_eq!((reply.status.as_u16(), reply.header("allow")), (200, "OPTIONS,PUT"));
+    }
+
+    #[tokio::test]
+    async fn a_doubled_slash_and_a_missing_one_are_sent_to_the_right_path() {
+        for (path, target) in [
+            ("/v1//catalog/nodes?stale", "/v1/catalog/nodes?stale"),
+            ("/v1/health/service?passing", "/v1/health/service/?passing"),
+        ] {
+            let reply = bench().get(path).await;
+            assert_eq!((reply.status.as_u16(), reply.header("location")), (301, target));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_not_here_says_so_at_once() {
+        for (path, status) in [
+            ("/v1/kv/a/b?recurse", 501),
+            ("/v1/session/list", 501),
+            ("/v1/txn", 501),
+            ("/v1/query", 501),
+            ("/v1/query/web-q/execute", 501),
+            ("/v1/operator/raft/configuration", 501),
+            ("/v1/acl/tokens", 401),
+            ("/v1/agent/connect/ca/roots", 500),
+            ("/v1/agent/join/10.0.0.1", 405),
+        ] {
+            let reply = bench().get(path).await;
+            assert_eq!(reply.status, status, "{path}");
+            assert!(reply.text.contains(' ') && !reply.text.contains('\n'), "{}", reply.text);
+        }
+        assert_eq!(bench().put("/v1/agent/join/10.0.0.1", "").await.status, 501);
+    }
+
+    #[tokio::test]
+    async fn long_answers_are_compressed_for_those_who_ask() {
+        use axum::body::Body;
+        use axum::http::Request;
+        use tower::ServiceExt;
+
+        let bench = bench();
+        bench.change(|rows| {
+            for count in 0..20 {
+                rows.node(&format!("x/{count}"), &node(&format!("node-{count}"), "10.0.0.1"));
+            }
+        });
+        for (path, encoding) in
+            [("/v1/catalog/nodes", Some("gzip")), ("/v1/catalog/services", None)]
+        {
+            let request = Request::get(path).header("accept-encoding", "gzip");
+            let request = request.body(Body::empty()).unwrap();
+            let response = bench.router.clone().oneshot(request).await.unwrap();
+            let found = response.headers().get("content-encoding");
+            assert_eq!(found.map(|value| value.to_str().unwrap()), encoding, "{path}");
+            assert_eq!(response.headers().get_all("vary").iter().count(), 1);
+        }
+    }
+
+    #[tokio::test]
+    async fn pretty_answers_are_indented_by_four() {
+        let reply = bench().get("/v1/catalog/services?pretty").await;
+        assert_eq!(reply.text, "{\n    \"web\": []\n}\n");
+    }
+
+    #[tokio::test]
+    async fn the_node_tells_of_itself() {
+        let bench = bench();
+        let own = bench.get("/v1/agent/self").await.json();
+        assert_eq!(own["Config"]["Datacenter"], "dc1");
+        assert_eq!(own["Config"]["NodeName"], "n1");
+        assert_eq!(own["Member"]["Tags"]["segment"], "");
+        assert_eq!(own["Stats"]["agent"]["checks"], "1");
+        let members = bench.get("/v1/agent/members?segment=_all").await.json();
+        assert_eq!((&members[0]["Name"], &members[0]["Status"]), (&"n1".into(), &1.into()));
+        assert_eq!(bench.get("/v1/agent/members?segment=x").await.status, 500);
+        assert_eq!(bench.get("/v1/status/leader").await.text, "\"127.0.0.1:7401\"");
+        assert_eq!(bench.get("/v1/status/peers").await.text, "[\"127.0.0.1:7401\"]");
+        assert_eq!(bench.get("/v1/status/peers?dc=x").await.text, "No path to datacenter");
+        assert!(bench.get("/v1/agent/host").await.json()["Memory"]["total"].as_u64() > Some(0));
+        assert_eq!(bench.get("/v1/agent/version").await.json()["HumanVersion"], "1.8.7");
+    }
+
+    #[tokio::test]
+    async fn metrics_come_as_text_and_as_consuls_json() {
+        let bench = bench();
+        let stats = std::sync::Arc::clone(&bench.face.stats);
+        bench.face.metrics.add("http", move || stats.families());
+        bench.get("/nosuch").await;
+        for path in ["/metrics", "/v1/agent/metrics?format=prometheus"] {
+            let page = bench.get(path).await;
+            assert!(
+                page.text.contains("tribune_http_answers_total{class=\"4xx\"} 1"),
+                "{}",
+                page.text
+            );
+            assert!(page.header("content-type").starts_with("application/openmetrics-text"));
+        }
+        let json = bench.get("/v1/agent/metrics").await.json();
+        let counters = json["Counters"].as_array().unwrap();
+        let answers: Vec<_> =
+            counters.iter().filter(|one| one["Name"] == "tribune.http.answers").collect();
+        assert_eq!(answers[3]["Count"], 1);
+        assert_eq!(answers[3]["Labels"]["class"], "4xx");
+    }
 }

@@ -180,3 +180,133 @@ async fn silence(has_asked: &AtomicBool) {
 fn never<T>(error: Infallible) -> T {
     match error {}
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::routing::get;
+    use futures_util::StreamExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::task::JoinHandle;
+
+    use super::*;
+
+    struct Server {
+        address: SocketAddr,
+        stats: Arc<Stats>,
+        stopping: CancellationToken,
+        task: JoinHandle<()>,
+    }
+
+    /// Serves a page that answers, one that never does, and a stream that never ends.
+    async fn server(limits: Limits) -> Server {
+        let router = Router::new()
+            .route("/", get(|| async { ([("x-consul-index", "7")], "hello") }))
+            .route("/never", get(std::future::pending::<()>))
+            .route(
+                "/stream",
+                get(|| async {
+                    let first = futures_util::stream::once(async { Ok::<_, io::Error>("first\n") });
+                    Body::from_stream(first.chain(futures_util::stream::pending()))
+                }),
+            );
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stats, stopping) = (Arc::<Stats>::default(), CancellationToken::new());
+        let serving = serve(vec![listener], router, limits, Arc::clone(&stats), stopping.clone());
+        Server { address, stats, stopping, task: tokio::spawn(serving) }
+    }
+
+    async fn raw(address: SocketAddr, request: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        text
+    }
+
+    fn http2() -> reqwest::Client {
+        // Another test may have been first.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        reqwest::Client::builder().http2_prior_knowledge().build().unwrap()
+    }
+
+    #[tokio::test]
+    async fn one_port_speaks_http_1_0_and_1_1_and_cleartext_http_2() {
+        let server = server(Limits::default()).await;
+        let old = raw(server.address, "GET / HTTP/1.0\r\n\r\n").await;
+        assert!(old.starts_with("HTTP/1.0 200 OK\r\n") && old.ends_with("\r\n\r\nhello"), "{old}");
+        let usual = "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        let usual = raw(server.address, usual).await;
+        assert!(usual.starts_with("HTTP/1.1 200 OK\r\n"), "{usual}");
+        assert!(usual.contains("\r\nX-Consul-Index: 7\r\n"), "{usual}");
+        let modern = http2().get(format!("http://{}/", server.address)).send().await.unwrap();
+        assert_eq!(modern.version(), axum::http::Version::HTTP_2);
+        assert_eq!(modern.text().await.unwrap(), "hello");
+    }
+
+    #[tokio::test]
+    async fn a_head_that_is_too_long_is_refused() {
+        let server = server(Limits::default()).await;
+        let long = "x".repeat(HEAD_BYTES_MAX);
+        let request = format!("GET / HTTP/1.1\r\nHost: x\r\nX-Long: {long}\r\n\r\n");
+        let reply = raw(server.address, &request).await;
+        assert!(reply.starts_with("HTTP/1.1 431 "), "{reply}");
+    }
+
+    #[tokio::test]
+    async fn past_the_limit_a_connection_is_closed_at_once() {
+        let limits = Limits { per_loopback: 1, ..Limits::default() };
+        let server = server(limits).await;
+        let mut held = TcpStream::connect(server.address).await.unwrap();
+        held.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        let mut first = [0; 1];
+        held.read_exact(&mut first).await.unwrap();
+        let mut refused = TcpStream::connect(server.address).await.unwrap();
+        assert_eq!(refused.read(&mut first).await.unwrap_or(0), 0);
+        assert_eq!(server.stats.turned_away.load(Ordering::Relaxed), 1);
+        drop(held);
+        while server.stats.connections.load(Ordering::Relaxed) > 0 {
+            tokio::task::yield_now().await;
+        }
+        let reply = raw(server.address, "GET / HTTP/1.0\r\n\r\n").await;
+        assert!(reply.ends_with("hello"));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_goes_away_frees_its_handler() {
+        let server = server(Limits::default()).await;
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(b"GET /never HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        while server.stats.connections.load(Ordering::Relaxed) == 0 {
+            tokio::task::yield_now().await;
+        }
+        drop(stream);
+        while server.stats.connections.load(Ordering::Relaxed) > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn on_the_way_down_answers_end_and_streams_are_cut_off() {
+        let server = server(Limits::default()).await;
+        let url = format!("http://{}/stream", server.address);
+        let mut modern = http2().get(&url).send().await.unwrap();
+        assert_eq!(modern.chunk().await.unwrap().unwrap(), "first\n");
+        let mut plain = TcpStream::connect(server.address).await.unwrap();
+        plain.write_all(b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        let mut first = [0; 1];
+        plain.read_exact(&mut first).await.unwrap();
+
+        server.stopping.cancel();
+        assert!(modern.chunk().await.is_err(), "an end would look like the end of the stream");
+        let mut rest = Vec::new();
+        let _ = plain.read_to_end(&mut rest).await;
+        assert!(
+            !rest.ends_with(b"0\r\n\r\n"),
+            "a last chunk would look like the end of the stream"
+        );
+        server.task.await.unwrap();
+        assert!(TcpStream::connect(server.address).await.is_err());
+    }
+}

@@ -39,6 +39,13 @@ impl Digests {
         self.digest_at.get_or_insert(now + self.config.digest_every);
     }
 
+    /// A comparison found a difference: look again before long, until there is none. Any of its
+    /// messages may have been lost.
+    pub(super) fn on_difference(&mut self, now: Time, rng: &mut SmallRng) {
+        let soon = now + self.config.compare_again_after.mul_f64(rng.random_range(0.8..1.2));
+        self.compare_at = Some(self.compare_at.map_or(soon, |at| at.min(soon)));
+    }
+
     /// While a peer's queue overruns again and again, one comparison per digest interval is enough.
     pub(super) fn on_overrun(&mut self, now: Time, node: NodeId) {
         self.overrun.entry(node).or_insert(now + self.config.digest_every);

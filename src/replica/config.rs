@@ -34,6 +34,8 @@ pub struct Config {
     /// How often the whole ledger is compared with one random member, which then gets digests in
     /// the place of another.
     pub compare_every: Duration,
+    /// How soon that is done again after a difference was found.
+    pub compare_again_after: Duration,
     /// How often one link by lot is exchanged, so that the overlay stays a random one.
     pub shuffle_every: Duration,
     /// How many duplicates in a row make a neighbour superfluous.
@@ -63,12 +65,13 @@ impl Default for Config {
             lazy_target: 6,
             digest_every: Duration::from_millis(500),
             pull_after: Duration::from_millis(300),
-            pull_timeout: Duration::from_secs(3),
+            pull_timeout: Duration::from_secs(1),
             pulls_max: 16,
             pulls_per_peer_max: 4,
             loads_max: 8,
             piece_bytes_max: 256 * 1024,
             compare_every: Duration::from_secs(30),
+            compare_again_after: Duration::from_secs(5),
             shuffle_every: Duration::from_secs(60),
             duplicates_max: 16,
             batch_bytes_max: 1024 * 1024,

@@ -202,10 +202,14 @@ impl Replica {
             Message::Push { hops, piece } => self.on_push(now, from, hops, piece),
             Message::Heads(heads) => self.learn(now, from, &heads),
             Message::Buckets(hashes) => {
+                if *hashes != *self.ledger.hashes() {
+                    self.digests.on_difference(now, &mut self.rng);
+                }
                 let answer = compare::answer_hashes(&self.ledger, &hashes);
                 self.send(vec![from], answer, Lane::Control);
             }
             Message::BucketHeads { buckets, heads } => {
+                self.digests.on_difference(now, &mut self.rng);
                 self.learn(now, from, &heads);
                 let answer = compare::answer_heads(&self.ledger, &buckets, &heads);
                 self.send(vec![from], answer, Lane::Control);
@@ -342,12 +346,13 @@ impl Replica {
     fn run(&mut self, now: Time) {
         self.overlay.run(now, &mut self.rng);
         self.on_overlay_events();
-        self.pulls.run(now, &mut self.stats);
-        self.pull(now);
-        self.tell(now);
+        // A batch that leaves makes room for what is pulled.
         if let Some((id, batch)) = self.intake.next_batch(now) {
             self.effects.push_back(Effect::Apply { id, batch });
         }
+        self.pulls.run(now, &mut self.stats);
+        self.pull(now);
+        self.tell(now);
     }
 
     fn on_overlay_events(&mut self) {

@@ -25,7 +25,7 @@ const SOURCES_MAX: usize = 4;
 const MISSES_MAX: u32 = 3;
 
 /// How long a source that disappointed is left alone: the first time, doubling.
-const MISS_DELAY: Duration = Duration::from_millis(500);
+const MISS_DELAY: Duration = Duration::from_millis(250);
 
 /// The range of pauses that a busy peer may ask for.
 const BUSY_MIN: Duration = Duration::from_millis(50);
@@ -285,13 +285,10 @@ impl Pulls {
             self.requeue(now + self.config.pull_after, origin);
             return None;
         }
-        if want.sources.is_empty() {
-            // Nobody who is up holds it. Whoever does will say so.
-            self.remove(origin);
-            return None;
-        }
+        self.drop_stale_sources(origin, reached)?;
         let Some(peer) = self.source(now, rng, overlay, origin, reached) else {
-            self.requeue(now + LOOK_AGAIN.mul_f64(rng.random_range(1.0..2.0)), origin);
+            let again = now + LOOK_AGAIN.mul_f64(rng.random_range(1.0..2.0));
+            self.requeue(self.next_chance(origin).max(again), origin);
             return None;
         };
         let after = self.after(origin, reached);
@@ -299,6 +296,36 @@ impl Pulls {
         let deadline = now + self.config.pull_timeout;
         self.open.insert(self.request, Open { peer, origin, deadline });
         Some((peer, Message::Want { request: self.request, origin, after }))
+    }
+
+    /// Forgets sources that hold nothing new, and the want itself when none is left (`None`): whoever
+    /// holds more will say so.
+    ///
+    /// A goal may have been lost with the only disk that held it, and with it the rest of what is
+    /// staged.
+    fn drop_stale_sources(&mut self, origin: Origin, reached: Version) -> Option<()> {
+        let want = self.wants.get_mut(&origin)?;
+        want.sources.retain(|_, source| source.head > reached);
+        let Some(offered) = want.sources.values().map(|source| source.head).max() else {
+            self.remove(origin);
+            return None;
+        };
+        want.goal = offered;
+        want.target = want.target.min(offered);
+        if let Some(staged) = want.staged.take_if(|staged| staged.piece.through >= offered) {
+            self.staged_bytes -= staged.bytes;
+        }
+        Some(())
+    }
+
+    /// Returns when a source will be free that was told to be left alone; now, if none was.
+    fn next_chance(&self, origin: Origin) -> Time {
+        let Some(want) = self.wants.get(&origin) else { return Time(0) };
+        let free_at = want.sources.iter().map(|(peer, source)| {
+            let busy_until = self.busy.get(peer).copied().unwrap_or_default();
+            source.not_before.max(busy_until)
+        });
+        free_at.min().unwrap_or_default()
     }
 
     /// Returns the source with the fewest open requests, then the nearest.

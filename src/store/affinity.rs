@@ -71,11 +71,11 @@ impl Affinity {
 }
 
 /// Tells whether SQLite would turn the real into an integer without loss.
+#[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "that is asked")]
 fn is_whole(number: f64) -> bool {
-    // The bounds of i64; SQLite leaves the very largest magnitudes alone, and so no real beyond
-    // 2^51 in size is ever turned: see sqlite3VdbeIntegerAffinity and sqlite3RealSameAsInt.
-    const SAFE: f64 = 2_251_799_813_685_248.0;
-    number.fract() == 0.0 && number.abs() < SAFE
+    // The cast saturates, and the ends are where it may have.
+    let whole = number as i64;
+    whole as f64 == number && whole != i64::MIN && whole != i64::MAX
 }
 
 /// Tells whether the whole text is a decimal number, with spaces around it.

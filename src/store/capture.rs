@@ -128,11 +128,11 @@ impl Log {
     fn log_row(&mut self, row: &RowChanging<'_>, table: &Arc<Table>) -> Result<(), String> {
         let old = match row.action {
             RowAction::Insert => None,
-            RowAction::Update | RowAction::Delete => Some(self.side(table, |cid| row.old(cid))?),
+            RowAction::Update | RowAction::Delete => Some(self.side(table, |cid| row.before(cid))?),
         };
         let new = match row.action {
             RowAction::Delete => None,
-            RowAction::Insert | RowAction::Update => Some(self.side(table, |cid| row.new(cid))?),
+            RowAction::Insert | RowAction::Update => Some(self.side(table, |cid| row.after(cid))?),
         };
         self.events.push(Event { table: Arc::clone(table), old, new });
         Ok(())
@@ -212,17 +212,18 @@ impl Rows {
         &mut self.list[place]
     }
 
-    /// Returns the key that the row now leaving `key` had when the transaction began; `None`: it
-    /// was not there then.
+    /// Returns the key that the row now leaving `key` had when the transaction began; `None`: there
+    /// was no such row then.
     fn began_as(&self, table: &Arc<Table>, key: &Key) -> Option<Key> {
         let place = *self.places.get(&(table.id, Arc::clone(key)))?;
         let row = &self.list[place];
-        if row.before.is_some() { Some(Arc::clone(key)) } else { row.moved_from.clone() }
+        row.moved_from.clone().or_else(|| row.before.is_some().then(|| Arc::clone(key)))
     }
 }
 
 fn keyed(table: &Table, row: Vec<Value>) -> Result<(Key, Vec<Value>), String> {
     let values: Vec<Value> = table.key_of(&row).cloned().collect();
+    table.check_key(&values).map_err(|reason| format!("table {}: {reason}", table.info.name))?;
     let key = pack::pack(&values).map_err(|error| format!("table {}: {error}", table.info.name))?;
     if key.len() > KEY_BYTES_MAX {
         return Err(format!(
@@ -232,4 +233,233 @@ fn keyed(table: &Table, row: Vec<Value>) -> Result<(Key, Vec<Value>), String> {
         ));
     }
     Ok((key, row))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::crdt::storage::Storage;
+    use crate::crdt::{Batch, Piece};
+    use crate::store::trial::{ME, T, Trial, changes, events, in_memory, run};
+    use crate::types::{NodeId, Value};
+    use proptest::prelude::*;
+
+    /// Runs `setup`, then `sql` as one transaction, and compares what it tells others.
+    #[track_caller]
+    fn check(setup: &[&str], sql: &[&str], expected: &[&str]) {
+        let mut store = in_memory(
+            ME,
+            &format!(
+                "{T} CREATE TABLE r (k REAL NOT NULL, s TEXT NOT NULL, n REAL, PRIMARY KEY (k, s)) WITHOUT ROWID;"
+            ),
+        );
+        for statement in setup {
+            run(&mut store, &[statement]).unwrap();
+        }
+        let (transacted, commit) = run(&mut store, sql).unwrap();
+        let told = commit.as_ref().map(changes).unwrap_or_default();
+        assert_eq!(told, expected, "{sql:?}");
+        assert_eq!(transacted.version.is_some(), !expected.is_empty());
+    }
+
+    const ONE: &str = "INSERT INTO t VALUES (1, 'a', 'b')";
+
+    #[test]
+    fn an_insert_tells_all_columns_with_their_defaults() {
+        check(&[], &["INSERT INTO t (id, v) VALUES (1, x'00')"], &["t[1]@1 v:1=x'00' w:1='dw'"]);
+    }
+
+    #[test]
+    fn an_update_tells_what_differs() {
+        check(&[ONE], &["UPDATE t SET v = 'c', w = 'b'"], &["t[1]@1 v:2='c'"]);
+    }
+
+    #[test]
+    fn what_ends_as_it_began_is_nothing() {
+        check(&[ONE], &["UPDATE t SET v = 'a'"], &[]);
+        check(&[ONE], &["UPDATE t SET v = 'x'", "UPDATE t SET v = 'a'"], &[]);
+        check(&[ONE], &["DELETE FROM t", ONE], &[]);
+        check(&[], &[ONE, "DELETE FROM t"], &[]);
+        check(&[ONE], &["UPDATE t SET id = 2", "UPDATE t SET id = 1"], &[]);
+    }
+
+    #[test]
+    fn replace_is_an_update_of_what_differs() {
+        check(&[ONE], &["REPLACE INTO t (id, v, w) VALUES (1, 'a', 'c')"], &["t[1]@1 w:2='c'"]);
+        check(
+            &[ONE],
+            &["DELETE FROM t", "INSERT INTO t VALUES (1, 'x', 'b')"],
+            &["t[1]@1 v:2='x'"],
+        );
+    }
+
+    #[test]
+    fn an_upsert_tells_what_differs() {
+        let upsert = "INSERT INTO t VALUES (1, 'n', 'n'), (2, 'n', 'n')
+            ON CONFLICT (id) DO UPDATE SET v = excluded.v";
+        check(&[ONE], &[upsert], &["t[1]@1 v:2='n'", "t[2]@1 v:1='n' w:1='n'"]);
+    }
+
+    #[test]
+    fn a_delete_without_where_tells_every_row() {
+        check(&[ONE, "INSERT INTO t (id) VALUES (2)"], &["DELETE FROM t"], &["t[1]@2 ", "t[2]@2 "]);
+    }
+
+    #[test]
+    fn a_key_that_changes_takes_its_counts_along() {
+        check(
+            &[ONE, "UPDATE t SET v = 'c'"],
+            &["UPDATE t SET id = 2"],
+            &["t[1]@2 ", "t[2]@1 v:3='c' w:2='b'"],
+        );
+        let chain = ["UPDATE t SET id = 2", "UPDATE t SET id = 3, v = 'x'"];
+        check(&[ONE], &chain, &["t[1]@2 ", "t[3]@1 v:2='x' w:2='b'"]);
+        check(
+            &["INSERT INTO r VALUES (1, 'a', 5)"],
+            &["UPDATE r SET s = 'b'"],
+            &["r[1.0,'a']@2 ", "r[1.0,'b']@1 n:2=5.0"],
+        );
+    }
+
+    #[test]
+    fn rows_that_swap_their_keys_are_updated() {
+        let setup = [ONE, "INSERT INTO t VALUES (2, 'x', 'b')"];
+        let swap = [
+            "UPDATE t SET id = 3 WHERE id = 1",
+            "UPDATE t SET id = 1 WHERE id = 2",
+            "UPDATE t SET id = 2 WHERE id = 3",
+        ];
+        check(&setup, &swap, &["t[1]@1 v:2='x'", "t[2]@1 v:2='a'"]);
+    }
+
+    #[test]
+    fn a_real_column_tells_reals() {
+        let insert = "INSERT INTO r VALUES (1, 'a', 5)";
+        check(&[], &[insert], &["r[1.0,'a']@1 n:1=5.0"]);
+        check(&[insert], &["UPDATE r SET n = 6"], &["r[1.0,'a']@1 n:2=6.0"]);
+        check(&[insert], &["UPDATE r SET n = 5"], &[]);
+        check(&[insert], &["UPDATE r SET k = 2"], &["r[1.0,'a']@2 ", "r[2.0,'a']@1 n:2=5.0"]);
+    }
+
+    #[test]
+    fn generated_columns_do_not_travel() {
+        let table =
+            "CREATE TABLE g (a AS (k || '!'), k TEXT NOT NULL PRIMARY KEY, b AS (c) STORED, c);";
+        let mut store = in_memory(ME, table);
+        let (_, commit) = run(&mut store, &["INSERT INTO g (k, c) VALUES ('x', 1)"]).unwrap();
+        let commit = commit.unwrap();
+        assert_eq!(changes(&commit), ["g['x']@1 c:1=1"]);
+        assert_eq!(events(&commit), ["+g 'x' 1"]);
+    }
+
+    #[test]
+    fn any_name_works() {
+        let table = "CREATE TABLE \"a \"\"b-c\" (\"select\" TEXT NOT NULL, [-1] NOT NULL, \"ö'x\", PRIMARY KEY ([-1], \"select\"));";
+        let mut store = in_memory(ME, table);
+        let insert = "INSERT INTO \"a \"\"b-c\" VALUES ('s', 7, 'v')";
+        let (_, commit) = run(&mut store, &[insert]).unwrap();
+        let commit = commit.unwrap();
+        assert_eq!(changes(&commit), ["a \"b-c[7,'s']@1 ö'x:1='v'"]);
+        let mut other = in_memory(NodeId([0x22; 16]), table);
+        let piece = Piece::of(commit.changeset.unwrap());
+        let heard = other.apply(crate::store::trial::NOW, &Batch { pieces: vec![piece] }).unwrap();
+        assert_eq!(events(&heard), ["+a \"b-c 's' 7 'v'"]);
+    }
+
+    #[test]
+    fn what_cannot_be_replicated_fails_the_transaction() {
+        let mut trial = Trial::new(T);
+        trial.write(&["INSERT INTO t VALUES (1, 'a', 'b')"]);
+        let cases = [
+            ("UPDATE t SET v = CAST(x'ff' AS TEXT)", "column v: a text is not valid UTF-8"),
+            ("UPDATE t SET v = zeroblob(4194305)", "column v: a value has 4194305 bytes"),
+            (
+                "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 25001)
+                 INSERT INTO t SELECT i + 100, i, i FROM n",
+                "changes 50004 cells",
+            ),
+            (
+                "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 9)
+                 INSERT INTO t SELECT i + 100, zeroblob(1000000), i FROM n",
+                "changes 9000",
+            ),
+            ("INSERT INTO kv (key) VALUES (hex(zeroblob(600)))", "the longest allowed has 1024"),
+        ];
+        for (sql, reason) in cases {
+            let error = trial.refuse(&["INSERT INTO t (id) VALUES (50)", sql]);
+            assert!(error.contains(reason), "{sql}: {error}");
+            assert_eq!(trial.rows("SELECT * FROM t"), ["1 'a' 'b'"]);
+            assert_eq!(trial.rows("SELECT count(*) FROM kv"), ["0"]);
+        }
+        let (transacted, _) = trial.sql(&["DELETE FROM t"]).unwrap();
+        assert_eq!(transacted.version.unwrap().0, 2, "no version was used up");
+    }
+
+    #[test]
+    fn a_real_number_in_a_key_without_a_type_is_refused() {
+        let mut store = in_memory(ME, "CREATE TABLE k (a NOT NULL PRIMARY KEY);");
+        run(&mut store, &["INSERT INTO k VALUES (1), ('x'), (x'01')"]).unwrap();
+        let error = run(&mut store, &["INSERT INTO k VALUES (2.0)"]).unwrap_err();
+        assert!(error.to_string().contains("declare it REAL"), "{error}");
+    }
+
+    /// One statement of a random transaction.
+    fn statement() -> impl Strategy<Value = String> {
+        let id = 1..5_i64;
+        let value = prop::sample::select(vec!["NULL", "'a'", "'b'", "1", "1.0", "x'00'"]);
+        (0..11_u8, id.clone(), id, value).prop_map(|(kind, id, other, value)| match kind {
+            0 => format!("INSERT INTO t (id, v) VALUES ({id}, {value})"),
+            1 => format!("INSERT OR IGNORE INTO t VALUES ({id}, {value}, {other})"),
+            2 => format!("REPLACE INTO t (id, v) VALUES ({id}, {value})"),
+            3 => format!(
+                "INSERT INTO t VALUES ({id}, {value}, 'u') ON CONFLICT DO UPDATE SET w = excluded.v"
+            ),
+            4 => format!("UPDATE t SET v = {value} WHERE id = {id}"),
+            5 => format!("UPDATE t SET v = w, w = v WHERE id >= {id}"),
+            6 => format!("UPDATE OR REPLACE t SET id = {other} WHERE id = {id}"),
+            7 => format!("UPDATE t SET id = {other} WHERE id = {id}"),
+            8 => format!("DELETE FROM t WHERE id = {id}"),
+            9 => "DELETE FROM t".to_owned(),
+            _ => format!("INSERT INTO t SELECT id + {other}, w, v FROM t"),
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Two nodes write by SQL and hear of each other; events, rows and clocks must agree.
+        #[test]
+        fn statements_arrive_as_what_they_did(
+            transactions in prop::collection::vec(
+                (any::<bool>(), prop::collection::vec(statement(), 1..4)), 1..25),
+        ) {
+            let nodes = [NodeId([1; 16]), NodeId([2; 16])];
+            let mut stores = nodes.map(|node| in_memory(node, T));
+            let mut mirror = std::collections::BTreeMap::<Value, Vec<Value>>::new();
+            for (side, sql) in transactions {
+                let (from, to) = (usize::from(side), usize::from(!side));
+                let sql: Vec<&str> = sql.iter().map(String::as_str).collect();
+                let Ok((_, Some(commit))) = run(&mut stores[from], &sql) else { continue };
+                for event in commit.tables.iter().flat_map(|events| &events.rows) {
+                    let before = match &event.row {
+                        Some(row) => mirror.insert(event.key[0].clone(), row.clone()),
+                        None => mirror.remove(&event.key[0]),
+                    };
+                    prop_assert_eq!(before.is_some(), event.existed);
+                    prop_assert_ne!(before.as_ref(), event.row.as_ref());
+                }
+                let piece = Piece::of(commit.changeset.clone().unwrap());
+                let batch = Batch { pieces: vec![piece] };
+                let heard = stores[to].apply(crate::store::trial::NOW, &batch).unwrap();
+                prop_assert_eq!(events(&heard).len(), events(&commit).len());
+            }
+            for store in &stores {
+                for id in 1..9_i64 {
+                    let row = store.inspect("t", &[id.into()]).unwrap().and_then(|held| held.row);
+                    prop_assert_eq!(row.as_ref(), mirror.get(&Value::from(id)));
+                }
+            }
+            let [a, b] = stores.map(|store| store.fingerprint().unwrap());
+            prop_assert_eq!(a, b);
+        }
+    }
 }

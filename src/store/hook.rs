@@ -33,12 +33,12 @@ pub struct RowChanging<'a> {
 impl RowChanging<'_> {
     /// Reads a column as it was. `cid` counts all columns of the table, generated ones too. There
     /// is nothing to read of an insert.
-    pub fn old(&self, cid: usize) -> Result<Value, BadValue> {
+    pub fn before(&self, cid: usize) -> Result<Value, BadValue> {
         self.column(cid, ffi::sqlite3_preupdate_old)
     }
 
     /// Reads a column as it will be. There is nothing to read of a delete.
-    pub fn new(&self, cid: usize) -> Result<Value, BadValue> {
+    pub fn after(&self, cid: usize) -> Result<Value, BadValue> {
         self.column(cid, ffi::sqlite3_preupdate_new)
     }
 
@@ -186,8 +186,8 @@ mod tests {
                 });
                 if is_there { values.collect::<Vec<_>>().join(",") } else { "-".to_owned() }
             };
-            let old = read(row.action != RowAction::Insert, &|cid| row.old(cid));
-            let new = read(row.action != RowAction::Delete, &|cid| row.new(cid));
+            let old = read(row.action != RowAction::Insert, &|cid| row.before(cid));
+            let new = read(row.action != RowAction::Delete, &|cid| row.after(cid));
             ours.lock().unwrap().push(format!("{:?} {} {old} > {new}", row.action, row.table));
         })
         .unwrap();

@@ -19,20 +19,19 @@ const MIGRATIONS: [&str; 4] = [
 /// The version of the tables that this program makes and reads.
 pub const VERSION: i32 = MIGRATIONS.len() as i32;
 
-/// Says whose database a connection is open on, and runs the migrations it lacks.
+/// Says whether a database is one that this program may change, and how many migrations it has
+/// seen.
 ///
 /// # Errors
-/// The database belongs to another program or to a newer one of ours; nothing was written.
-pub fn migrate(conn: &mut Connection, path: &str) -> Result<(), OpenError> {
-    let application_id: i32 = conn
-        .pragma_query_value(None, "application_id", |row| row.get(0))
-        .map_err(|error| OpenError::of(path, error))?;
-    let version: i32 = conn
-        .pragma_query_value(None, "user_version", |row| row.get(0))
-        .map_err(|error| OpenError::of(path, error))?;
+/// It belongs to another program, or to a newer one of ours.
+pub fn check(conn: &Connection, path: &str) -> Result<i32, OpenError> {
+    let failed = |error| OpenError::of(path, error);
+    let pragma = |name| conn.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
+    let application_id = pragma("application_id").map_err(failed)?;
+    let version = pragma("user_version").map_err(failed)?;
     let tables: i64 = conn
         .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
-        .map_err(|error| OpenError::of(path, error))?;
+        .map_err(failed)?;
     let is_fresh = application_id == 0 && version == 0 && tables == 0;
     if application_id != APPLICATION_ID && !is_fresh {
         return Err(OpenError::Foreign { path: path.to_owned(), application_id });
@@ -40,6 +39,15 @@ pub fn migrate(conn: &mut Connection, path: &str) -> Result<(), OpenError> {
     if version > VERSION {
         return Err(OpenError::Newer { path: path.to_owned(), found: version, known: VERSION });
     }
+    Ok(version)
+}
+
+/// Runs the migrations that a database lacks.
+///
+/// # Errors
+/// See [`check`]; nothing was written.
+pub fn migrate(conn: &mut Connection, path: &str) -> Result<(), OpenError> {
+    let version = check(conn, path)?;
     run(conn, version).map_err(|error| OpenError::of(path, error))
 }
 

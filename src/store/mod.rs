@@ -2,16 +2,39 @@
 //! connections. Plain blocking calls; nothing here knows services, sockets or tokio.
 
 mod affinity;
+mod apply;
+mod bind;
 mod capture;
+pub mod changes;
+mod clocks;
+mod database;
+mod gate;
+mod group;
 mod hook;
 pub mod limits;
+mod local;
+pub mod maintain;
 mod migrate;
 pub mod open;
+mod ops;
+mod origins;
+mod parked;
+pub mod readers;
 pub mod schema;
 pub mod sql;
+mod statements;
+mod storage;
+
 mod tables;
+#[cfg(test)]
+mod trial;
 mod values;
 
+pub use changes::Loader;
+pub use group::Group;
 pub use open::{OpenConfig, OpenError};
+pub use readers::Readers;
 pub use schema::SchemaError;
 pub use sql::{Outcome, Params, Statement, Transacted};
+pub use statements::SqlError;
+pub use database::{CHECKS_TABLE, Identity, Store};

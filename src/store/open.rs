@@ -10,8 +10,8 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use super::limits;
 use super::schema::SchemaError;
+use super::{limits, migrate};
 use crate::types::{ClusterId, NodeId, Scope};
 
 /// The database's file in the data directory.
@@ -166,6 +166,9 @@ pub fn open_writer(path: &Path) -> Result<Connection, OpenError> {
         resolve(path).map_err(|source| OpenError::Directory { path: shown.clone(), source })?;
     let conn = Connection::open_with_flags(resolved, flags)
         .map_err(|error| OpenError::of(&shown, error))?;
+    conn.busy_timeout(BUSY_WAIT).map_err(|error| OpenError::of(&shown, error))?;
+    // Before the first setting that would change the file.
+    migrate::check(&conn, &shown)?;
     set_up_writer(&conn, &shown)?;
     if was_left_open {
         check_whole(&conn, &shown)?;
@@ -213,7 +216,6 @@ fn check_sqlite(number: i32, found: &'static str) -> Result<(), OpenError> {
 
 fn set_up_writer(conn: &Connection, path: &str) -> Result<(), OpenError> {
     let failed = |error| OpenError::of(path, error);
-    conn.busy_timeout(BUSY_WAIT).map_err(failed)?;
     let mode: String = conn
         .pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))
         .map_err(failed)?;

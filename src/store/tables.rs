@@ -15,10 +15,6 @@ use crate::types::Value;
 /// The prefix of this node's own tables, which no user may read or write.
 pub const INTERNAL_PREFIX: &str = "__tribune_";
 
-/// How many columns a table may have had over all time and in all schemas of the fleet: far above
-/// what tables have, and a peer that makes names up goes no further.
-pub const COLUMN_NAMES_MAX: usize = 4_096;
-
 /// A number that stands for a table's name on this node.
 pub type TableId = u32;
 
@@ -30,7 +26,8 @@ pub struct Table {
     pub class: Class,
     /// In the order of [`TableInfo::columns`].
     pub columns: Vec<Column>,
-    /// The place in `columns` of each column that has a number; `None`: not in this table.
+    /// The place in `columns` of each column that has a number; `None`: it is not in this table, or
+    /// it is of the key, which no cell may stand for.
     pub places: Vec<Option<usize>>,
     pub sql: RowSql,
 }
@@ -68,6 +65,40 @@ impl Table {
         self.places.get(usize::from(column.0)).copied().flatten()
     }
 
+    /// Lists the numbers of the non-key columns.
+    pub fn cell_ids(&self) -> impl Iterator<Item = ColumnId> + '_ {
+        self.columns.iter().filter(|column| !column.is_key).map(|column| column.id)
+    }
+
+    /// Finds a column by its name.
+    pub fn place_of(&self, name: &str) -> Option<usize> {
+        self.info.columns.iter().position(|column| **column == *name)
+    }
+
+    /// Tells whether these values can be a row's key: of the right number, and such that SQLite
+    /// and the packed key agree on which keys are the same.
+    pub fn check_key(&self, key: &[Value]) -> Result<(), String> {
+        if key.len() != self.info.key.len() {
+            let (found, wanted) = (key.len(), self.info.key.len());
+            return Err(format!("its key has {found} columns, the table's has {wanted}"));
+        }
+        for (&place, value) in self.info.key.iter().zip(key) {
+            let (column, name) = (&self.columns[place], &self.info.columns[place]);
+            match value {
+                Value::Null => return Err(format!("key column {name} is NULL")),
+                // To SQLite 1.0 and 1 are one key; only a column without a type can hold both.
+                Value::Real(_) if column.affinity == Affinity::Blob => {
+                    return Err(format!("key column {name} holds a real number; declare it REAL"));
+                }
+                value if !column.affinity.keeps(value) => {
+                    return Err(format!("key column {name} would store {value} as another value"));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Makes a row of a key and defaults.
     pub fn blank(&self, key: &[Value]) -> Vec<Value> {
         let mut row: Vec<Value> =
@@ -90,6 +121,27 @@ impl Table {
         let mut statement = conn.prepare_cached(&self.sql.select)?;
         let params = rusqlite::params_from_iter(key.iter().map(Bound));
         statement.query_row(params, |row| self.collect(row)).optional()
+    }
+
+    /// Writes a row that is not there yet.
+    pub fn insert_row(&self, conn: &Connection, row: &[Value]) -> rusqlite::Result<()> {
+        conn.prepare_cached(&self.sql.insert)?
+            .execute(rusqlite::params_from_iter(row.iter().map(Bound)))?;
+        Ok(())
+    }
+
+    /// Writes all columns of the row with the same key.
+    pub fn update_row(&self, conn: &Connection, row: &[Value]) -> rusqlite::Result<()> {
+        let Some(update) = &self.sql.update else { return Ok(()) };
+        conn.prepare_cached(update)?.execute(rusqlite::params_from_iter(row.iter().map(Bound)))?;
+        Ok(())
+    }
+
+    /// Deletes a row by its key.
+    pub fn delete_row(&self, conn: &Connection, key: &[Value]) -> rusqlite::Result<()> {
+        conn.prepare_cached(&self.sql.delete)?
+            .execute(rusqlite::params_from_iter(key.iter().map(Bound)))?;
+        Ok(())
     }
 
     /// Collects a row that a statement over all columns returns.
@@ -134,6 +186,12 @@ const SELECT_REPLICATED: &str = "SELECT name FROM pragma_table_list
       AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' AND name NOT LIKE '\\_\\_tribune\\_%' ESCAPE '\\'
     ORDER BY name";
 
+/// Reads the shape of one of this node's own tables, which has no number and is not replicated.
+pub fn read_local(conn: &Connection, name: &str) -> rusqlite::Result<Option<Table>> {
+    let columns = columns_of(conn, name)?.into_iter().map(|column| column.name.into()).collect();
+    read_table(conn, TableId::MAX, &Entry { name: name.into(), columns, table: None })
+}
+
 impl Tables {
     /// Reads names and shapes. Tables and columns that have no number yet stay without a shape:
     /// see [`Tables::number_all`].
@@ -162,6 +220,16 @@ impl Tables {
         Ok(tables)
     }
 
+    /// Tells whether every table that SQLite has is here with its shape.
+    pub fn is_complete(&self, conn: &Connection) -> rusqlite::Result<bool> {
+        Ok(replicated(conn)?.iter().all(|name| self.get(name).is_some()))
+    }
+
+    /// Lists the tables that are known by name only.
+    pub fn without_shape(&self) -> impl Iterator<Item = TableId> + '_ {
+        (0..).zip(&self.entries).filter(|(_, entry)| entry.table.is_none()).map(|(id, _)| id)
+    }
+
     /// Gives a number to every table and column that SQLite has, and reads them again.
     pub fn number_all(&mut self, conn: &Connection) -> rusqlite::Result<()> {
         for name in replicated(conn)? {
@@ -186,7 +254,7 @@ impl Tables {
 
     /// Returns the column's number; an unheard-of name gets the table's next one.
     ///
-    /// `None`: the table has [`COLUMN_NAMES_MAX`] names already.
+    /// `None`: all numbers are taken, as many as a [`ColumnId`] can be.
     pub fn number_column(
         &mut self,
         conn: &Connection,
@@ -195,12 +263,9 @@ impl Tables {
     ) -> rusqlite::Result<Option<ColumnId>> {
         let columns = &mut self.entries[table as usize].columns;
         if let Some(id) = columns.iter().position(|held| held == name) {
-            return Ok(Some(as_column(id)));
+            return Ok(u16::try_from(id).ok().map(ColumnId));
         }
-        if columns.len() >= COLUMN_NAMES_MAX {
-            return Ok(None);
-        }
-        let id = as_column(columns.len());
+        let Ok(id) = u16::try_from(columns.len()).map(ColumnId) else { return Ok(None) };
         columns.push(Arc::clone(name));
         conn.prepare_cached(INSERT_COLUMN_NAME)?.execute((table, id.0, &**name))?;
         Ok(Some(id))
@@ -236,10 +301,6 @@ impl Tables {
 
 fn as_id(index: usize) -> u32 {
     u32::try_from(index).expect("a database holds fewer than four thousand million names")
-}
-
-fn as_column(index: usize) -> ColumnId {
-    ColumnId(u16::try_from(index).expect("Tables::number_column keeps below the limit"))
 }
 
 /// A column as `PRAGMA table_xinfo` shows it.
@@ -311,11 +372,11 @@ fn read_table(conn: &Connection, id: TableId, entry: &Entry) -> rusqlite::Result
     for (place, shape) in shapes.iter().enumerate() {
         let id = entry.columns.iter().position(|name| **name == *shape.name);
         let Some(id) = id else { return Ok(None) };
-        places[id] = Some(place);
+        places[id] = (shape.key_place == 0).then_some(place);
         names.push(Arc::clone(&entry.columns[id]));
         let affinity = Affinity::of(&shape.declared, is_strict);
         columns.push(Column {
-            id: as_column(id),
+            id: ColumnId(u16::try_from(id).expect("number_column gives no greater ones")),
             cid: shape.cid,
             affinity,
             default: probe.value_of(shape.default.as_deref(), affinity)?,

@@ -19,7 +19,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use foca::{AccumulatingRuntime, Foca, Message, NoCustomBroadcast, OwnedNotification};
+use foca::{AccumulatingRuntime, Foca, Message, NoCustomBroadcast, OwnedNotification, Timer};
 use rand::rngs::SmallRng;
 use rand::seq::IteratorRandom;
 use rand::{RngExt, SeedableRng};
@@ -260,6 +260,7 @@ impl Swim {
                     self.counters.forged += 1;
                     return;
                 }
+                self.forget_verdicts_if_alone();
                 self.note_answer(&header);
                 members.iter().for_each(|member| self.note_claim(now, member));
                 self.feed(now, body, header.src);
@@ -273,6 +274,28 @@ impl Swim {
             }
             Err(_) => self.counters.malformed += 1,
         }
+    }
+
+    /// Somebody speaks to a node that took all others for dead: so it was this node that was cut
+    /// off, and what it believes of the others is void. Told of its verdicts, each of them would
+    /// have to take a new identity, a whole cluster because of one node.
+    fn forget_verdicts_if_alone(&mut self) {
+        let is_wrong = |member: &foca::Member<Identity>| member.incarnation() != LEFT;
+        let is_alone = self.foca.num_members() == 0;
+        if !is_alone || !self.foca.iter_membership_state().any(is_wrong) {
+            return;
+        }
+        let left: Vec<_> =
+            self.foca.iter_membership_state().filter(|member| !is_wrong(member)).cloned().collect();
+        let rng = SmallRng::seed_from_u64(self.rng.random());
+        let settings = self.config.for_size(1, self.health.score);
+        self.configured = (1, self.health.score);
+        self.foca = Foca::new(self.me(), settings, rng, Codec);
+        // Timers of the old one mean nothing to the new one, and could be taken for its own.
+        self.agenda = Agenda::default();
+        self.repeat = None;
+        let applied = self.foca.apply_many(left.into_iter(), false, &mut self.requests);
+        debug_assert!(applied.is_ok(), "members that were known can be encoded: {applied:?}");
     }
 
     fn note_answer(&mut self, header: &foca::Header<Identity>) {
@@ -376,6 +399,9 @@ impl Swim {
 
     fn run_timers(&mut self, now: Time) {
         while let Some(timer) = self.agenda.take_due(now) {
+            if self.is_refuted(&timer) {
+                continue;
+            }
             // foca's errors here tell of timers that outlived their reason: nothing to be done.
             let _ = self.foca.handle_timer(timer, &mut self.requests);
             self.settle(now, None);
@@ -388,6 +414,18 @@ impl Swim {
             self.upkeep_at = now + UPKEEP;
             self.upkeep(now);
         }
+    }
+
+    /// Returns whether a timer is the end of a suspicion that its member has refuted. foca 2.0
+    /// declares nobody dead then, but still tells the member that it had been, and the member
+    /// would take a new identity for nothing.
+    fn is_refuted(&self, timer: &Timer<Identity>) -> bool {
+        let Timer::ChangeSuspectToDown { member_id, incarnation, .. } = timer else {
+            return false;
+        };
+        !self.foca.iter_members().any(|member| {
+            member.id() == member_id && member.incarnation() == *incarnation && is_suspect(member)
+        })
     }
 
     /// Carries out what foca asked for. `sender` is whose datagram made it ask, if one did.

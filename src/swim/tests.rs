@@ -369,6 +369,8 @@ fn a_short_stop_is_survived_by_defence() {
     }
     assert!(cluster.downs().is_empty(), "{:?}", cluster.downs());
     assert!(cluster.swim(1).counters().suspected > 0, "it was suspected and objected");
+    assert_eq!(cluster.swim(1).counters().rejoins, 0);
+    assert_eq!(cluster.swim(1).me().generation, START);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, text};
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::exemplar::Exemplar;
 use prometheus_client::registry::{Registry, Unit};
@@ -200,22 +200,30 @@ fn encode(encoder: &mut DescriptorEncoder, room: &str, family: &Family) -> fmt::
         Points::Gauge(_) => MetricType::Gauge,
         Points::Histogram(_) => MetricType::Histogram,
     };
-    // The encoder ends the help text with a full stop of its own.
-    let help = family.help.trim_end_matches('.');
-    let mut metric = encoder.encode_descriptor(&name, help, unit.as_ref(), kind)?;
+    let mut metric = encoder.encode_descriptor(&name, family.help, unit.as_ref(), kind)?;
     match &family.points {
         Points::Counter(points) => points.iter().try_for_each(|(labels, value)| {
             let exemplar: Option<&Exemplar<Labels, u64>> = None;
-            metric.encode_family(labels)?.encode_counter(value, exemplar)
+            at(&mut metric, labels, |point| point.encode_counter(value, exemplar))
         }),
-        Points::Gauge(points) => points
-            .iter()
-            .try_for_each(|(labels, value)| metric.encode_family(labels)?.encode_gauge(value)),
+        Points::Gauge(points) => points.iter().try_for_each(|(labels, value)| {
+            at(&mut metric, labels, |point| point.encode_gauge(value))
+        }),
         Points::Histogram(points) => points.iter().try_for_each(|(labels, held)| {
-            let mut point = metric.encode_family(labels)?;
-            point.encode_histogram::<Labels>(held.sum, held.count, &held.buckets, None)
+            at(&mut metric, labels, |point| {
+                point.encode_histogram::<Labels>(held.sum, held.count, &held.buckets, None)
+            })
         }),
     }
+}
+
+/// Writes a point with its labels; where it has none, without empty braces.
+fn at(
+    metric: &mut MetricEncoder<'_>,
+    labels: &Labels,
+    write: impl FnOnce(&mut MetricEncoder<'_>) -> fmt::Result,
+) -> fmt::Result {
+    if labels.is_empty() { write(metric) } else { write(&mut metric.encode_family(labels)?) }
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 
 pub mod metrics;
 
+use std::io::IsTerminal;
+
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -51,7 +53,8 @@ pub enum StartError {
 /// terminal or forge a line.
 pub fn start(config: &Config) -> Result<(), StartError> {
     let filter = filter(&config.filter)?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     match config.format {
         Format::Plain => builder.finish().try_init(),
         Format::Json => builder.json().flatten_event(true).finish().try_init(),

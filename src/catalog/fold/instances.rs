@@ -16,7 +16,7 @@ impl Fold {
         edits: &mut Edits,
     ) {
         let row: RowKey = (Arc::clone(host.key), Arc::clone(&id));
-        let old = self.view.instances.remove(&row);
+        let old = self.view.instances.get(&row).cloned();
         let service = match (change, &old) {
             (Some(service), _) => service,
             (None, Some(old)) => Some(old.service.clone()),
@@ -26,9 +26,10 @@ impl Fold {
         let new = service.map(|service| {
             Arc::new(self.instance(host, old.as_deref(), service, self.checks_of(&row)))
         });
-        if let Some(new) = &new {
-            self.view.instances.insert(row, Arc::clone(new));
-        }
+        match &new {
+            Some(new) => self.view.instances.insert(row, Arc::clone(new)),
+            None => self.view.instances.remove(&row),
+        };
         let old = old.filter(|_| host.old.is_some());
         let new = new.filter(|_| host.info.is_some());
         self.compare_instances(old.as_deref(), new.as_deref());

@@ -9,6 +9,9 @@ use super::{Changes, Edits, Fold, Host};
 use crate::catalog::model::{Check, Node, NodeKey, SERF_HEALTH, Status, lower, member_of};
 use crate::catalog::view::{CheckEntry, Checks, NodeEntry, NodeInfo, RowKey, Topic};
 
+/// By id what a list of checks gets, or loses.
+type CheckEdits = BTreeMap<Arc<str>, Option<Arc<CheckEntry>>>;
+
 impl Fold {
     pub(super) fn fold_node(&mut self, key: &NodeKey, changes: Changes) {
         let old = self.view.nodes.get(key).cloned();
@@ -40,8 +43,7 @@ impl Fold {
         key: &NodeKey,
         changes: BTreeMap<Arc<str>, Option<Check>>,
     ) -> BTreeSet<Arc<str>> {
-        let mut lists: BTreeMap<Arc<str>, BTreeMap<Arc<str>, Option<Arc<CheckEntry>>>> =
-            BTreeMap::new();
+        let mut lists: BTreeMap<Arc<str>, CheckEdits> = BTreeMap::new();
         for (id, check) in changes {
             let row: RowKey = (Arc::clone(key), Arc::clone(&id));
             let old = match &check {
@@ -56,13 +58,15 @@ impl Fold {
             if &*id == SERF_HEALTH && member_of(key).is_some() {
                 continue;
             }
-            if let Some(old) = old {
-                let list = lists.entry(old.check.service_id.as_str().into()).or_default();
-                list.insert(Arc::clone(&id), None);
+            let mut put = |entry: &CheckEntry, edit| {
+                let list = lists.entry(entry.check.service_id.as_str().into()).or_default();
+                list.insert(Arc::clone(&id), edit);
+            };
+            if let Some(old) = &old {
+                put(old, None);
             }
-            if let Some(new) = new {
-                let list = lists.entry(new.check.service_id.as_str().into()).or_default();
-                list.insert(id, Some(new));
+            if let Some(new) = &new {
+                put(new, Some(Arc::clone(new)));
             }
         }
         let stirred = lists.keys().cloned().collect();
@@ -81,11 +85,7 @@ impl Fold {
         CheckEntry { check, create_index, modify_index }
     }
 
-    fn edit_spoken_for(
-        &mut self,
-        row: RowKey,
-        edits: &BTreeMap<Arc<str>, Option<Arc<CheckEntry>>>,
-    ) {
+    fn edit_spoken_for(&mut self, row: RowKey, edits: &CheckEdits) {
         let old = self.view.spoken_for.get(&row).cloned().unwrap_or_default();
         let kept = old.iter().filter(|entry| !edits.contains_key(entry.check.id.as_str()));
         let mut list: Vec<_> = kept.chain(edits.values().flatten()).cloned().collect();

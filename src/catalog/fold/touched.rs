@@ -56,15 +56,15 @@ impl Fold {
     }
 
     fn compare_versions(&mut self, old: &Instance, new: &Instance) {
-        let name: Arc<str> = lower(&new.service.name).into();
+        let name = &new.service.name;
         if !old.service.serves_like(&new.service) {
             self.touch_service(new);
         }
         if !old.node.node.serves_like(&new.node.node) {
-            self.touch([Topic::Health(Arc::clone(&name)), Topic::Instances(Arc::clone(&name))]);
+            self.touch([Topic::health(name), Topic::instances(name)]);
         }
         if differ(&old.node_checks, &new.node_checks) || differ(&old.checks, &new.checks) {
-            self.touch([Topic::Health(name)]);
+            self.touch([Topic::health(name)]);
         }
         // Each check shows its node's name and its service's name and tags.
         let is_relabelled = old.node.node.name != new.node.node.name
@@ -76,21 +76,21 @@ impl Fold {
     }
 
     fn touch_service(&mut self, instance: &Instance) {
-        let name: Arc<str> = lower(&instance.service.name).into();
+        let name = &instance.service.name;
         self.touch([
             Topic::Services,
-            Topic::Health(Arc::clone(&name)),
-            Topic::Instances(name),
+            Topic::health(name),
+            Topic::instances(name),
             Topic::Node(Arc::clone(&instance.node.key)),
         ]);
     }
 
     fn touch_checks(&mut self, instance: &Instance) {
-        let name: Arc<str> = lower(&instance.service.name).into();
+        let name = &instance.service.name;
         self.touch([
             Topic::Checks,
-            Topic::Health(Arc::clone(&name)),
-            Topic::ServiceChecks(name),
+            Topic::health(name),
+            Topic::service_checks(name),
             Topic::NodeChecks(Arc::clone(&instance.node.key)),
         ]);
     }
@@ -98,9 +98,12 @@ impl Fold {
 
 /// Tells whether two lists of checks say different things. A check's index moves exactly then.
 fn differ(a: &Checks, b: &Checks) -> bool {
-    let what = |entry: &Arc<CheckEntry>| (entry.create_index, entry.modify_index);
-    let is_same = |a: &Arc<CheckEntry>, b: &Arc<CheckEntry>| {
+    let what = |entry: &CheckEntry| (entry.create_index, entry.modify_index);
+    let is_same = |(a, b): (&Arc<CheckEntry>, &Arc<CheckEntry>)| {
         Arc::ptr_eq(a, b) || (a.check.id == b.check.id && what(a) == what(b))
     };
-    !Arc::ptr_eq(a, b) && !(a.len() == b.len() && a.iter().zip(&**b).all(|(a, b)| is_same(a, b)))
+    if Arc::ptr_eq(a, b) {
+        return false;
+    }
+    a.len() != b.len() || !a.iter().zip(&**b).all(is_same)
 }

@@ -68,7 +68,7 @@ pub async fn host(uri: Uri) -> Response {
 pub async fn maintenance(State(face): State<Arc<Face>>, uri: Uri) -> Result<Response, Fault> {
     let query = Query::of(&uri);
     let enable = enable(&query)?;
-    let reason = reason(&query, "node");
+    let reason = reason(&query);
     face.host.submit(Command::Maintenance { service_id: None, enable, reason }).await?;
     Ok(done())
 }
@@ -82,15 +82,9 @@ pub fn enable(query: &Query) -> Result<bool, Fault> {
     }
 }
 
-/// Reads `?reason=`. People look at it in Consul's pages, so there is always one.
-pub fn reason(query: &Query, what: &str) -> String {
-    match query.first("reason") {
-        Some(reason) if !reason.is_empty() => reason.to_owned(),
-        _ => format!(
-            "Maintenance mode is enabled for this {what}, but no reason was provided. This is a \
-             default message."
-        ),
-    }
+/// Reads `?reason=`, which may be left out.
+pub fn reason(query: &Query) -> String {
+    query.first("reason").unwrap_or_default().to_owned()
 }
 
 /// Writes a moment as Go prints it: `2026-11-22 14:07:00 +0000 UTC`.
@@ -103,7 +97,9 @@ fn time_stamp(seconds: u64) -> String {
 
 /// Returns the date so many days after 1 January 1970.
 fn date(days: u64) -> (u64, u64, u64) {
-    let is_leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let is_leap = |year: u64| {
+        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+    };
     let (mut year, mut left) = (1970, days);
     loop {
         let of_year = if is_leap(year) { 366 } else { 365 };
@@ -138,8 +134,8 @@ mod tests {
     #[test]
     fn maintenance_must_say_on_or_off() {
         let ask = |text: &str| enable(&Query::of(&format!("/?{text}").parse().unwrap()));
-        assert_eq!(ask("enable=true").unwrap(), true);
-        assert_eq!(ask("enable=0").unwrap(), false);
+        assert!(ask("enable=true").unwrap());
+        assert!(!ask("enable=0").unwrap());
         assert_eq!(ask("").unwrap_err().text, "Missing value for enable");
         assert_eq!(ask("enable=bogus").unwrap_err().text, "Invalid value for enable: \"bogus\"");
     }

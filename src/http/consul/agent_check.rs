@@ -19,7 +19,6 @@ use crate::catalog::{Command, Status};
 use crate::http::Face;
 use crate::http::body::{BODY_BYTES_MAX, REGISTER_BYTES_MAX, read};
 use crate::http::error::Fault;
-use crate::http::host::ReportError;
 
 /// `GET /v1/agent/checks`: all but `serfHealth`, which is not the agent's own, with the latest
 /// outputs.
@@ -64,12 +63,17 @@ pub async fn register(
     body: Body,
 ) -> Result<Response, Fault> {
     Query::of(&uri).refuse_tenancy()?;
-    let registration = register::check(&read(body, REGISTER_BYTES_MAX).await?)?;
+    let registration = {
+        let body = read(body, REGISTER_BYTES_MAX).await?;
+        register::check(&body, face.script_checks)?
+    };
     let id = &registration.check.service_id;
     if !id.is_empty() && !own(&face.host.feed().view()).any(|one| one.service.id == *id) {
         return Err(Fault::internal(format!("ServiceID {id:?} does not exist")));
     }
+    let check_id = registration.check.id.clone();
     face.host.submit(Command::RegisterCheck(registration)).await?;
+    face.reports.registered(vec![check_id]).await;
     Ok(done())
 }
 
@@ -124,9 +128,79 @@ async fn report(
     status: Status,
     output: String,
 ) -> Result<Response, Fault> {
-    match face.reports.report(check_id, status, output).await {
-        Ok(()) => Ok(done()),
-        Err(error @ ReportError::NotTtl(_)) => Err(Fault::internal(error.to_string())),
-        Err(ReportError::Submit(error)) => Err(error.into()),
+    face.reports.report(check_id, status, output).await?;
+    Ok(done())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::support::{Bench, me, one_service};
+
+    #[tokio::test]
+    async fn reports_reach_the_room_that_runs_the_checks() {
+        let bench = Bench::new(me(), "n1", one_service());
+        for (path, body) in [
+            ("pass/web-1-ttl?note=all%20good", ""),
+            ("warn/web-1-ttl", ""),
+            ("fail/web-1-ttl?note=", ""),
+            ("update/web-1-ttl", r#"{"Status":"warning","Output":"p99 420ms"}"#),
+        ] {
+            let reply = bench.put(&format!("/v1/agent/check/{path}"), body).await;
+            assert_eq!((reply.status.as_u16(), reply.text.as_str()), (200, ""), "{path}");
+        }
+        let reports: Vec<_> = bench
+            .host
+            .reports
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|(_, status, output)| (*status, output.clone()))
+            .collect();
+        let expected = [
+            (Status::Passing, "all good"),
+            (Status::Warning, ""),
+            (Status::Critical, ""),
+            (Status::Warning, "p99 420ms"),
+        ];
+        assert_eq!(reports, expected.map(|(status, output)| (status, output.to_owned())));
+    }
+
+    #[tokio::test]
+    async fn only_ttl_checks_take_reports() {
+        let bench = Bench::new(me(), "n1", one_service());
+        let reply = bench.put("/v1/agent/check/pass/nosuch", "").await;
+        let text = "CheckID \"nosuch\" does not have associated TTL";
+        assert_eq!((reply.status.as_u16(), reply.text.as_str()), (500, text));
+        let reply = bench.put("/v1/agent/check/update/web-1-ttl", r#"{"Status":"bogus"}"#).await;
+        assert_eq!(
+            (reply.status.as_u16(), reply.text.as_str()),
+            (400, "Invalid check status: 'bogus'")
+        );
+    }
+
+    #[tokio::test]
+    async fn a_check_needs_the_instance_that_it_names() {
+        let bench = Bench::new(me(), "n1", one_service());
+        let body = r#"{"Name":"m","TTL":"1s","ServiceID":"nosuch"}"#;
+        let reply = bench.put("/v1/agent/check/register", body).await;
+        let text = "ServiceID \"nosuch\" does not exist";
+        assert_eq!((reply.status.as_u16(), reply.text.as_str()), (500, text));
+        let body = r#"{"Name":"m","TTL":"1s","service_id":"web-1"}"#;
+        assert_eq!(bench.put("/v1/agent/check/register", body).await.status, 200);
+        let Some(Command::RegisterCheck(registration)) = bench.last_command() else {
+            panic!("{:?}", bench.last_command());
+        };
+        assert_eq!(registration.check.service_id, "web-1");
+    }
+
+    #[tokio::test]
+    async fn the_agent_shows_the_latest_output_and_not_serf_health() {
+        let bench = Bench::new(me(), "n1", one_service());
+        let checks = bench.get("/v1/agent/checks").await.json();
+        let checks = checks.as_object().unwrap();
+        assert_eq!(checks.keys().collect::<Vec<_>>(), ["web-1-ttl"]);
+        assert_eq!(checks["web-1-ttl"]["Output"], "all good");
+        assert_eq!(checks["web-1-ttl"]["ModifyIndex"], 0);
     }
 }

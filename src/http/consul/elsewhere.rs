@@ -21,7 +21,6 @@ const NO_SERVERS: &str = "There are no Raft servers here to operate; every node 
 /// Where there is nothing.
 pub const PLACES: &[Place] = &[
     not_here("/v1/kv", NO_CONSENSUS),
-    not_here("/v1/kv/", NO_CONSENSUS),
     not_here("/v1/session", NO_CONSENSUS),
     not_here("/v1/txn", NO_CONSENSUS),
     not_here("/v1/event", NO_CONSENSUS),

@@ -9,6 +9,7 @@ use axum::response::Response;
 use super::catalog::named;
 use super::dto::answers::{HealthCheck, ServiceEntry};
 use super::reading::{Asked, Tail};
+use crate::catalog::model::lower;
 use crate::catalog::{NodeEntry, NodeKey, Status, Topic};
 use crate::http::Face;
 use crate::http::error::Fault;
@@ -25,7 +26,7 @@ pub async fn service(
     let Some(only_passing) = asked.query.boolean("passing") else {
         return Err(Fault::bad_request("Invalid value for ?passing"));
     };
-    let topic = Topic::Health(name.to_lowercase().into());
+    let topic = Topic::Health(lower(&name).into());
     let reading = asked.read(&face, |_| topic.clone()).await?;
     let entries: Vec<_> = reading
         .instances(&name)
@@ -58,7 +59,7 @@ pub async fn checks(
 ) -> Result<Response, Fault> {
     let asked = Asked::of(&uri)?;
     let name = named(tail, "Missing service name")?;
-    let topic = Topic::ServiceChecks(name.to_lowercase().into());
+    let topic = Topic::ServiceChecks(lower(&name).into());
     let reading = asked.read(&face, |_| topic.clone()).await?;
     let mut checks = Vec::new();
     let instances = reading.instances(&name);
@@ -108,9 +109,73 @@ fn checks_of(entry: &NodeEntry) -> Vec<HealthCheck<'_>> {
 }
 
 fn sort(checks: &mut [HealthCheck<'_>]) {
-    checks.sort_by(|one, other| lower(one).cmp(lower(other)));
+    checks.sort_by(|one, other| folded_id(one).cmp(folded_id(other)));
 }
 
-fn lower<'a>(check: &HealthCheck<'a>) -> impl Iterator<Item = u8> + use<'a> {
+fn folded_id<'a>(check: &HealthCheck<'a>) -> impl Iterator<Item = u8> + use<'a> {
     check.check_id.bytes().map(|byte| byte.to_ascii_lowercase())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::model::key_of;
+    use crate::http::support::{Bench, me, one_service, ttl_check};
+
+    #[tokio::test]
+    async fn passing_asks_every_check_that_speaks_for_an_instance() {
+        let bench = Bench::new(me(), "n1", one_service());
+        let count = async |query: &str| {
+            let reply = bench.get(&format!("/v1/health/service/web?{query}")).await;
+            reply.json().as_array().unwrap().len()
+        };
+        assert_eq!((count("").await, count("passing").await), (1, 1));
+        bench.change(|rows| rows.check(&key_of(me()), &ttl_check("mem", "", Status::Warning)));
+        assert_eq!(
+            (count("").await, count("passing=true").await, count("passing=0").await),
+            (1, 0, 1)
+        );
+        let reply = bench.get("/v1/health/service/web?passing=maybe").await;
+        assert_eq!(
+            (reply.status.as_u16(), reply.text.as_str()),
+            (400, "Invalid value for ?passing")
+        );
+    }
+
+    #[tokio::test]
+    async fn a_check_that_changes_wakes_who_watches_its_service() {
+        let bench = Bench::new(me(), "n1", one_service());
+        let index = bench.get("/v1/health/service/web").await.index();
+        let waiting = {
+            let bench = bench.clone();
+            let path = format!("/v1/health/service/Web?index={index}&wait=60s&passing");
+            tokio::spawn(async move { bench.get(&path).await })
+        };
+        bench.until_somebody_waits().await;
+        let critical = ttl_check("web-1-ttl", "web-1", Status::Critical);
+        bench.change(|rows| rows.check(&key_of(me()), &critical));
+        assert_eq!(waiting.await.unwrap().text, "[]");
+    }
+
+    #[tokio::test]
+    async fn checks_are_listed_by_node_service_and_state() {
+        let bench = Bench::new(me(), "n1", one_service());
+        bench.change(|rows| rows.check(&key_of(me()), &ttl_check("a-mem", "", Status::Critical)));
+        let ids = async |path: &str| {
+            let reply = bench.get(path).await;
+            assert!(reply.index() >= 1);
+            let all = reply.json();
+            let ids = all.as_array().unwrap().iter().map(|check| check["CheckID"].to_string());
+            ids.collect::<Vec<_>>().join(" ")
+        };
+        let all = r#""a-mem" "serfHealth" "web-1-ttl""#;
+        assert_eq!(ids("/v1/health/node/N1").await, all);
+        assert_eq!(ids("/v1/health/state/any").await, all);
+        assert_eq!(ids("/v1/health/state/critical").await, r#""a-mem""#);
+        assert_eq!(ids("/v1/health/state/nonsense").await, "");
+        assert_eq!(ids("/v1/health/checks/web").await, r#""web-1-ttl""#);
+        assert_eq!(ids("/v1/health/node/nosuch").await, "");
+        assert_eq!(ids("/v1/health/connect/web").await, "");
+        assert_eq!(bench.get("/v1/health/state/").await.text, "Missing check state");
+    }
 }

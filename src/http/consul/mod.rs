@@ -7,6 +7,8 @@ pub mod agent_service;
 pub mod catalog;
 pub mod dto;
 pub mod elsewhere;
+#[cfg(test)]
+mod golden;
 pub mod health;
 pub mod index;
 pub mod query;

@@ -13,6 +13,7 @@ use crate::http::error::Fault;
 const INTERVAL_MIN: Duration = Duration::from_secs(1);
 /// How long a check may take that does not say.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
+const SCRIPT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 /// An instance is not removed sooner than this after it became critical.
 const DEREGISTER_AFTER_MIN: Duration = Duration::from_secs(60);
 /// The longest output that is kept of a check.
@@ -69,7 +70,7 @@ impl RawCheck {
         })
     }
 
-    pub fn validate(&self) -> Result<(), Fault> {
+    pub fn validate(&self, script_checks: bool) -> Result<(), Fault> {
         let invalid = |reason: &str| Err(Fault::bad_request(format!("Invalid check: {reason}")));
         let by_interval = !self.args.is_empty() || !self.http.is_empty() || !self.tcp.is_empty();
         if self.interval > 0 && self.ttl > 0 {
@@ -86,6 +87,12 @@ impl RawCheck {
         }
         if self.output_bytes_max < 0 {
             return invalid("MaxOutputMaxSize must be positive");
+        }
+        if self.is_script() && !script_checks {
+            return Err(Fault::internal(
+                "Scripts are disabled on this agent from remote calls; to take them from \
+                 everybody who reaches this port, set checks.enable_script_checks",
+            ));
         }
         Ok(())
     }
@@ -106,12 +113,6 @@ impl RawCheck {
         bad_status: &str,
     ) -> Result<CheckRegistration, Fault> {
         let status = self.validate_status(bad_status)?;
-        if !self.args.is_empty() && self.http.is_empty() && self.tcp.is_empty() {
-            return Err(Fault::internal(
-                "Scripts are disabled on this agent from remote calls; a script check can only \
-                 come from a definition file on the host",
-            ));
-        }
         let definition = CheckDefinition {
             deregister_after: (self.deregister_after > 0)
                 .then(|| from_nanos(self.deregister_after).max(DEREGISTER_AFTER_MIN)),
@@ -133,10 +134,18 @@ impl RawCheck {
         Ok(CheckRegistration { check, definition })
     }
 
-    /// HTTP wins over TCP, and both over TTL.
+    fn is_script(&self) -> bool {
+        !self.args.is_empty() && self.http.is_empty() && self.tcp.is_empty()
+    }
+
+    /// HTTP wins over TCP, and both over the others.
     fn kind(&self) -> CheckKind {
         let interval = from_nanos(self.interval).max(INTERVAL_MIN);
-        let timeout = if self.timeout > 0 { from_nanos(self.timeout) } else { TIMEOUT_DEFAULT };
+        let timeout = match (self.timeout > 0, self.is_script()) {
+            (true, _) => from_nanos(self.timeout),
+            (false, true) => SCRIPT_TIMEOUT_DEFAULT,
+            (false, false) => TIMEOUT_DEFAULT,
+        };
         if !self.http.is_empty() {
             let method = if self.method.is_empty() { "GET" } else { self.method.as_str() };
             CheckKind::Http {
@@ -150,6 +159,8 @@ impl RawCheck {
             }
         } else if !self.tcp.is_empty() {
             CheckKind::Tcp { address: self.tcp.clone(), interval, timeout }
+        } else if self.is_script() {
+            CheckKind::Script { args: self.args.clone(), interval, timeout }
         } else {
             CheckKind::Ttl { ttl: from_nanos(self.ttl) }
         }

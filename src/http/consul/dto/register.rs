@@ -19,7 +19,10 @@ const WEIGHT_MAX: i64 = 65_535;
 const BAD_STATUS: &str = "Status for checks must 'passing', 'warning', 'critical'";
 
 /// Reads the body of `agent/service/register`.
-pub fn service(body: &[u8]) -> Result<(Service, Vec<CheckRegistration>), Fault> {
+pub fn service(
+    body: &[u8],
+    script_checks: bool,
+) -> Result<(Service, Vec<CheckRegistration>), Fault> {
     let value = decode(body)?;
     let fields = Fields::of_body(&value)?;
     let service = read_service(&fields, "Name")?;
@@ -27,7 +30,7 @@ pub fn service(body: &[u8]) -> Result<(Service, Vec<CheckRegistration>), Fault> 
     check_service(&service, &fields)?;
     let several = checks.len() > 1;
     let registrations = checks.into_iter().enumerate().map(|(place, check)| {
-        check.validate()?;
+        check.validate(script_checks)?;
         let default_id = if several {
             format!("service:{}:{}", service.id, place + 1)
         } else {
@@ -41,7 +44,7 @@ pub fn service(body: &[u8]) -> Result<(Service, Vec<CheckRegistration>), Fault> 
 }
 
 /// Reads the body of `agent/check/register`.
-pub fn check(body: &[u8]) -> Result<CheckRegistration, Fault> {
+pub fn check(body: &[u8], script_checks: bool) -> Result<CheckRegistration, Fault> {
     let value = decode(body)?;
     let fields = Fields::of_body(&value)?;
     let check = RawCheck::read(&fields)?;
@@ -51,7 +54,7 @@ pub fn check(body: &[u8]) -> Result<CheckRegistration, Fault> {
     let service_id = fields.text("ServiceID")?;
     let name = check.name.clone();
     check.validate_status("Bad check status")?;
-    check.validate()?;
+    check.validate(script_checks)?;
     check.registration(name.clone(), name, service_id, "Bad check status")
 }
 
@@ -74,8 +77,9 @@ fn cut(output: String) -> String {
     format!("{} ... (captured {end} of {} bytes)", &output[..end], output.len())
 }
 
-/// `name` is what the body calls the service's name: `Name` at the agent.
-fn read_service(fields: &Fields<'_>, name: &str) -> Result<Service, Fault> {
+/// Reads a service as it stands in a body. `name` is what the body calls its name: `Name` at the
+/// agent, `Service` in the catalog.
+pub fn read_service(fields: &Fields<'_>, name: &str) -> Result<Service, Fault> {
     let name = fields.text(name)?;
     let id = fields.text("ID")?;
     let tagged_addresses = fields
@@ -225,11 +229,11 @@ mod tests {
     use crate::catalog::CheckKind;
 
     fn accept(body: &str) -> (Service, Vec<CheckRegistration>) {
-        service(body.as_bytes()).unwrap()
+        service(body.as_bytes(), false).unwrap()
     }
 
     fn refuse(body: &str) -> String {
-        service(body.as_bytes()).unwrap_err().text
+        service(body.as_bytes(), false).unwrap_err().text
     }
 
     #[test]
@@ -371,22 +375,34 @@ mod tests {
     }
 
     #[test]
-    fn scripts_are_never_taken_from_a_request() {
+    fn scripts_are_taken_from_requests_only_where_that_was_allowed() {
         for key in ["Args", "ScriptArgs", "script_args"] {
             let body = format!(r#"{{"Name":"a","Check":{{"{key}":["/bin/x"],"Interval":"1s"}}}}"#);
-            let fault = service(body.as_bytes()).unwrap_err();
+            let fault = service(body.as_bytes(), false).unwrap_err();
             assert_eq!(fault.status, 500);
             assert!(fault.text.starts_with("Scripts are disabled on this agent from remote calls"));
+            let (_, checks) = service(body.as_bytes(), true).unwrap();
+            let CheckKind::Script { args, timeout, .. } = &checks[0].definition.kind else {
+                panic!("{checks:?}");
+            };
+            assert_eq!(
+                (args.as_slice(), *timeout),
+                (&["/bin/x".to_owned()][..], Duration::from_secs(30))
+            );
         }
     }
 
     #[test]
     fn a_check_alone_needs_a_name_and_has_it_as_its_id() {
-        let registration = check(br#"{"Name":"Memory","ServiceID":"web-1","TTL":"1s"}"#).unwrap();
+        let registration =
+            check(br#"{"Name":"Memory","ServiceID":"web-1","TTL":"1s"}"#, false).unwrap();
         assert_eq!(registration.check.id, "Memory");
         assert_eq!(registration.check.service_id, "web-1");
-        assert_eq!(check(br#"{"ID":"m","TTL":"1s"}"#).unwrap_err().text, "Missing check name");
-        let registration = check(br#"{"ID":"m","Name":"Memory","TTL":"1s"}"#).unwrap();
+        assert_eq!(
+            check(br#"{"ID":"m","TTL":"1s"}"#, false).unwrap_err().text,
+            "Missing check name"
+        );
+        let registration = check(br#"{"ID":"m","Name":"Memory","TTL":"1s"}"#, false).unwrap();
         assert_eq!(registration.check.id, "m");
     }
 

@@ -1,0 +1,233 @@
+//! Random histories: replicas that write and hear of each other in any order, with losses and
+//! repetitions, and must agree when everything has got about. Whoever tests draws the words.
+
+use std::collections::BTreeMap;
+
+use super::*;
+
+/// Rows as the events of commits tell of them: (table, key) to row.
+type Mirror = BTreeMap<(String, Vec<Value>), Vec<Value>>;
+
+/// Plays the history that `words` spell on up to five replicas, lets them catch up, and holds them
+/// to agree. Returns the fingerprint, which must be the same for any kind of storage.
+pub fn play<T: Bench>(bench: &mut T, replica_count: usize, words: &[u32]) -> u64 {
+    let nodes = (1..=5).map(|number| NodeId([number; 16])).take(replica_count);
+    let replicas = nodes.map(|node| Replica::new(bench.open(node, &all_tables()), node)).collect();
+    let mut play = Play { replicas, sent: Vec::new() };
+    for word in words {
+        play.step(*word);
+    }
+    play.settle();
+    let newcomer = Replica::new(bench.open(NodeId([9; 16]), &all_tables()), NodeId([9; 16]));
+    play.replicas.push(newcomer);
+    play.settle();
+    play.check()
+}
+
+struct Play<D> {
+    replicas: Vec<Replica<D>>,
+    /// Every piece of news there ever was: any of it may come late, twice or never.
+    sent: Vec<Piece>,
+}
+
+struct Replica<D> {
+    disk: D,
+    node: NodeId,
+    mirror: Mirror,
+}
+
+/// Cuts small numbers off a random word.
+struct Dice(u32);
+
+impl Dice {
+    fn roll(&mut self, sides: u32) -> u32 {
+        let rolled = self.0 % sides;
+        self.0 /= sides;
+        rolled
+    }
+
+    fn pick<E>(&mut self, list: &[E]) -> Option<usize> {
+        let sides = u32::try_from(list.len()).ok().filter(|sides| *sides > 0)?;
+        usize::try_from(self.roll(sides)).ok()
+    }
+}
+
+impl<D: Storage> Play<D> {
+    fn step(&mut self, word: u32) {
+        let mut dice = Dice(word);
+        let kind = dice.roll(16);
+        let me = dice.pick(&self.replicas).expect("there are replicas");
+        match kind {
+            0..8 => {
+                let ops: Vec<RowOp> = self.replicas[me].ops(&mut dice);
+                self.sent.extend(self.replicas[me].write(&ops));
+            }
+            8..12 => {
+                let Some(first) = dice.pick(&self.sent) else { return };
+                // News comes in runs, so that some of it joins.
+                let length = 1 + usize::try_from(dice.roll(4)).expect("it is small");
+                let run = self.sent.iter().skip(first).take(length).cloned();
+                let batch = Batch { pieces: run.collect() };
+                self.replicas[me].apply(&batch);
+            }
+            12..15 => {
+                let from = dice.pick(&self.replicas).expect("there are replicas");
+                let parts = dice.roll(3) + 1;
+                let bytes_max = 1 + 60 * usize::try_from(dice.roll(4)).expect("it is small");
+                self.pull(me, from, parts, bytes_max);
+            }
+            _ => {
+                let replica = &mut self.replicas[me];
+                replica.disk.begin_epoch(Epoch(dice.roll(3))).unwrap();
+            }
+        }
+    }
+
+    /// Pulls some parts of each origin, which may leave the rest for another time.
+    fn pull(&mut self, to: usize, from: usize, parts: u32, bytes_max: usize) -> bool {
+        let mut moved = false;
+        for (origin, _) in self.replicas[from].disk.heads().unwrap() {
+            for _ in 0..parts {
+                let after = Version(head(&self.replicas[to].disk, origin));
+                let extract = self.replicas[from].disk.load(origin, after, bytes_max).unwrap();
+                if extract.piece.through <= after {
+                    break;
+                }
+                self.replicas[to].apply(&Batch { pieces: vec![extract.piece] });
+                assert!(head(&self.replicas[to].disk, origin) > after.0, "a part brings one on");
+                moved = true;
+            }
+        }
+        moved
+    }
+
+    fn settle(&mut self) {
+        let mut moved = true;
+        while moved {
+            moved = false;
+            for to in 0..self.replicas.len() {
+                for from in 0..self.replicas.len() {
+                    moved |= to != from && self.pull(to, from, u32::MAX, 200);
+                }
+            }
+        }
+    }
+
+    fn check(&self) -> u64 {
+        let first = &self.replicas[0];
+        for replica in &self.replicas {
+            assert_eq!(replica.disk.heads().unwrap(), first.disk.heads().unwrap());
+            assert_eq!(replica.mirror, first.mirror, "{} and {}", replica.node, first.node);
+            assert_eq!(replica.disk.refusals(), 0);
+            for (table, key) in self.keys() {
+                let inspected = replica.disk.inspect(table, &key).unwrap();
+                assert_eq!(inspected, first.disk.inspect(table, &key).unwrap(), "{table} {key:?}");
+                let row = inspected.and_then(|inspected| inspected.row);
+                assert_eq!(row.as_ref(), replica.mirror.get(&(table.to_owned(), key)));
+            }
+            assert_eq!(replica.disk.fingerprint().unwrap(), first.disk.fingerprint().unwrap());
+        }
+        first.disk.fingerprint().unwrap()
+    }
+
+    /// Lists every key that a history may write.
+    fn keys(&self) -> Vec<(&'static str, Vec<Value>)> {
+        let mut keys: Vec<(&'static str, Vec<Value>)> =
+            IDS.map(|id| ("t", vec![Value::from(id)])).collect();
+        for a in 0..2_i64 {
+            keys.extend((0..2_i64).map(|b| ("pairs", vec![a.into(), b.into()])));
+        }
+        for replica in &self.replicas {
+            let owner = Value::from(replica.node.to_string());
+            keys.extend(SERVICES.map(|id| ("services", vec![owner.clone(), id.into()])));
+        }
+        keys
+    }
+}
+
+const IDS: std::ops::Range<i64> = 1..5;
+const SERVICES: [&str; 2] = ["web", "db"];
+
+impl<D: Storage> Replica<D> {
+    fn new(disk: D, node: NodeId) -> Self {
+        Self { disk, node, mirror: Mirror::new() }
+    }
+
+    /// Draws a transaction of one to three operations.
+    fn ops(&self, dice: &mut Dice) -> Vec<RowOp> {
+        let count = dice.roll(3) + 1;
+        (0..count).map(|_| self.op(dice)).collect()
+    }
+
+    fn op(&self, dice: &mut Dice) -> RowOp {
+        let id = i64::from(dice.roll(4)) + IDS.start;
+        // Few values, so that equal ones meet.
+        let value = [Value::Null, "a".into(), "b".into(), 1.into(), Value::Blob(vec![0])]
+            [dice.pick(&[(); 5]).expect("there are five")]
+        .clone();
+        let owner = self.node.to_string();
+        let service = SERVICES[usize::try_from(id % 2).expect("it is 0 or 1")];
+        let pair = || vec![("a", Value::from(id % 2)), ("b", Value::from(id / 2 % 2))];
+        match dice.roll(12) {
+            0..2 => put(id, value),
+            2 => {
+                RowOp::Put { table: "t", row: vec![("id", id.into()), ("w", value)], keep: &["v"] }
+            }
+            3 => set(id, "v", value),
+            4 => set(id, "w", value),
+            5 => {
+                RowOp::Set { table: "t", matching: vec![("v", value)], set: vec![("w", id.into())] }
+            }
+            6 => delete(id),
+            7 => set(id, "id", i64::from(dice.roll(4)) + IDS.start),
+            8 => RowOp::Put { table: "pairs", row: pair(), keep: &[] },
+            9 => RowOp::Delete { table: "pairs", matching: pair(), except: None },
+            10 => put_service(&owner, service, "x", id),
+            _ => RowOp::Delete {
+                table: "services",
+                matching: vec![("node_id", owner.into()), ("id", service.into())],
+                except: None,
+            },
+        }
+    }
+
+    /// Commits; a key that moved onto another row is refused, and then nothing may have happened.
+    fn write(&mut self, ops: &[RowOp]) -> Option<Piece> {
+        let before = self.disk.fingerprint().unwrap();
+        match self.disk.commit(NOW, ops) {
+            Ok(Some(commit)) => {
+                assert!(!commit.tables.is_empty(), "a version that changes nothing");
+                self.learn(&commit);
+                Some(news(&commit))
+            }
+            Ok(None) | Err(StorageError::Refused(_)) => {
+                assert_eq!(self.disk.fingerprint().unwrap(), before);
+                None
+            }
+            Err(StorageError::Failed(error)) => panic!("{error}"),
+        }
+    }
+
+    fn apply(&mut self, batch: &Batch) {
+        let commit = self.disk.apply(NOW, batch).unwrap();
+        self.learn(&commit);
+        for (origin, version) in &commit.heads {
+            assert_eq!(head(&self.disk, *origin), version.0);
+        }
+    }
+
+    /// Folds events into the mirror, which must have been as they say before.
+    fn learn(&mut self, commit: &Commit) {
+        for events in &commit.tables {
+            for event in &events.rows {
+                let place = (events.table.name.to_string(), event.key.clone());
+                let before = match &event.row {
+                    Some(row) => self.mirror.insert(place, row.clone()),
+                    None => self.mirror.remove(&place),
+                };
+                assert_eq!(before.is_some(), event.existed);
+                assert_ne!(before, event.row, "an event without a difference");
+            }
+        }
+    }
+}

@@ -1,0 +1,499 @@
+//! Remote changes: merged in memory row by row, then written. Whatever a change says, the batch
+//! goes on: rows of foreign owners are left out, and what has no place is parked.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use rusqlite::{Connection, ErrorCode};
+
+use super::clocks::{self, Times};
+use super::local::push_event;
+use super::origins::Origins;
+use super::parked;
+use super::tables::{Table, TableId, Tables};
+use super::values::{check, excerpt};
+use crate::crdt::change::owns;
+use crate::crdt::{
+    Batch, CellChange, Class, ColumnId, Fate, Incoming, Key, Piece, RowChange, RowClock, RowEvent,
+    Stamp, TableChanges, TableEvents, pack,
+};
+use crate::types::{Origin, Value, Version};
+
+/// Versions are stored as signed numbers. No writer comes near it.
+const VERSION_MAX: Version = Version(i64::MAX.unsigned_abs());
+
+/// What rows are merged with: the parts of the store that a merge reads and changes.
+pub struct Merge<'a> {
+    pub conn: &'a Connection,
+    pub tables: &'a mut Tables,
+    pub origins: &'a mut Origins,
+    pub has_parked: &'a mut BTreeSet<TableId>,
+    pub me: Origin,
+    /// Rows that were left out.
+    pub refusals: u64,
+    /// Rows that SQLite refused, and that were parked.
+    pub quarantined: u64,
+    times: Times,
+    rows: Vec<Row>,
+    places: BTreeMap<(TableId, Key), usize>,
+}
+
+/// A row while changes are merged into it.
+struct Row {
+    table: TableId,
+    key: Key,
+    /// The table, and the key as its columns' values; `None`: the table has no place for the row.
+    home: Option<(Arc<Table>, Vec<Value>)>,
+    held: Option<RowClock>,
+    clock: Option<RowClock>,
+    /// The row as SQLite has it.
+    before: Option<Vec<Value>>,
+    /// The row as the merge sees it.
+    row: Option<Vec<Value>>,
+    /// Cells without a place in `row`.
+    parked: parked::Values,
+    had_parked: bool,
+}
+
+impl<'a> Merge<'a> {
+    pub fn new(
+        conn: &'a Connection,
+        tables: &'a mut Tables,
+        origins: &'a mut Origins,
+        has_parked: &'a mut BTreeSet<TableId>,
+        me: Origin,
+    ) -> Self {
+        Self {
+            conn,
+            tables,
+            origins,
+            has_parked,
+            me,
+            refusals: 0,
+            quarantined: 0,
+            times: Times::new(),
+            rows: Vec::new(),
+            places: BTreeMap::new(),
+        }
+    }
+
+    /// Merges a batch. Returns the head of every origin that it names.
+    pub fn batch(&mut self, batch: &Batch) -> rusqlite::Result<Vec<(Origin, Version)>> {
+        let mut named = BTreeSet::new();
+        for piece in &batch.pieces {
+            named.insert(piece.origin);
+            let head = self.origins.head(piece.origin);
+            let joins = piece.after <= head && head < piece.through;
+            if joins && piece.origin != self.me && piece.through <= VERSION_MAX {
+                self.piece(piece, head)?;
+                self.origins.advance(piece.origin, piece.through);
+            }
+        }
+        Ok(named.into_iter().map(|origin| (origin, self.origins.head(origin))).collect())
+    }
+
+    fn piece(&mut self, piece: &Piece, head: Version) -> rusqlite::Result<()> {
+        for changeset in &piece.changesets {
+            let Stamp { origin, version } = changeset.stamp;
+            if origin != piece.origin || version > piece.through {
+                let rows: usize = changeset.tables.iter().map(|table| table.rows.len()).sum();
+                self.refusals += rows as u64;
+                continue;
+            }
+            if version <= head {
+                continue;
+            }
+            self.times.insert(changeset.stamp, changeset.at);
+            for changes in &changeset.tables {
+                self.table(changeset.stamp, changes)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn table(&mut self, stamp: Stamp, changes: &TableChanges) -> rusqlite::Result<()> {
+        let table = self.tables.number_table(self.conn, &changes.table)?;
+        let mut columns = Vec::with_capacity(changes.columns.len());
+        for column in &changes.columns {
+            columns.push(self.tables.number_column(self.conn, table, column)?);
+        }
+        for change in &changes.rows {
+            if self.may_write(stamp.origin, table, change) {
+                self.row(stamp, table, &columns, change)?;
+            } else {
+                self.refusals += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells whether a change by `origin` may make a row of this key. But for the number of key
+    /// columns, which a parked table learns later, all nodes decide alike.
+    fn may_write(&self, origin: Origin, table: TableId, change: &RowChange) -> bool {
+        let Ok(key) = pack::unpack(&change.key) else { return false };
+        let entry = self.tables.entry(table);
+        let is_key = entry.table.as_ref().is_none_or(|table| table.info.key.len() == key.len());
+        let is_owner = match Class::of(&entry.name) {
+            Class::Owned => owns(origin.node, &key[0]),
+            Class::Shared => true,
+        };
+        is_key && is_owner && !key.contains(&Value::Null)
+    }
+
+    fn row(
+        &mut self,
+        stamp: Stamp,
+        table: TableId,
+        columns: &[Option<ColumnId>],
+        change: &RowChange,
+    ) -> rusqlite::Result<()> {
+        let column_of =
+            |cell: &CellChange| columns.get(usize::from(cell.column)).copied().flatten();
+        let cells = change.cells.iter();
+        let cells = cells.filter_map(|cell| Some((column_of(cell)?, cell.count, &cell.value)));
+        let incoming = Incoming { stamp, life: change.life, cells: cells.collect() };
+        let place = self.touch(table, &change.key)?;
+        self.rows[place].merge(&incoming);
+        Ok(())
+    }
+
+    /// Brings a row into memory, once.
+    pub fn touch(&mut self, table: TableId, key: &Key) -> rusqlite::Result<usize> {
+        if let Some(place) = self.places.get(&(table, Arc::clone(key))) {
+            return Ok(*place);
+        }
+        let row = self.read(table, Arc::clone(key))?;
+        self.rows.push(row);
+        self.places.insert((table, Arc::clone(key)), self.rows.len() - 1);
+        Ok(self.rows.len() - 1)
+    }
+
+    fn read(&self, table: TableId, key: Key) -> rusqlite::Result<Row> {
+        let held = clocks::read(self.conn, table, &key)?;
+        let values = pack::unpack(&key).unwrap_or_default();
+        let home = self.tables.entry(table).table.clone();
+        let home = home.filter(|home| home.check_key(&values).is_ok()).map(|home| (home, values));
+        let before = match &home {
+            Some((home, key)) => home.read_row(self.conn, key)?,
+            None => None,
+        };
+        let parked = if self.has_parked.contains(&table) {
+            parked::read(self.conn, table, &key)?
+        } else {
+            parked::Values::new()
+        };
+        let had_parked = !parked.is_empty();
+        let clock = held.clone();
+        let mut row =
+            Row { table, key, home, held, clock, row: before.clone(), before, parked, had_parked };
+        row.place_parked();
+        Ok(row)
+    }
+
+    /// Writes all rows that a merge changed. Returns what their watchers see.
+    pub fn write(&mut self) -> rusqlite::Result<Vec<TableEvents>> {
+        let mut events = Vec::new();
+        self.places.clear();
+        for row in std::mem::take(&mut self.rows) {
+            if row.clock != row.held || row.had_parked {
+                self.write_row(row, &mut events)?;
+            }
+        }
+        Ok(events)
+    }
+
+    /// Writes a row even if its clock did not change: its table has become able to show it.
+    pub fn write_shown(&mut self) -> rusqlite::Result<Vec<TableEvents>> {
+        let mut events = Vec::new();
+        self.places.clear();
+        for row in std::mem::take(&mut self.rows) {
+            self.write_row(row, &mut events)?;
+        }
+        Ok(events)
+    }
+
+    fn write_row(&mut self, row: Row, events: &mut Vec<TableEvents>) -> rusqlite::Result<()> {
+        let Some(clock) = &row.clock else { return Ok(()) };
+        let refusal = self.write_values(&row)?;
+        let place = (row.table, &*row.key);
+        if row.clock != row.held {
+            let clocks = (row.held.as_ref(), clock);
+            clocks::write(self.conn, self.origins, place, clocks, &self.times)?;
+        }
+        if let Some(reason) = &refusal {
+            self.quarantined += 1;
+            let table = &self.tables.entry(row.table).name;
+            tracing::warn!(%table, %reason, "a merged row does not fit its table; it is kept aside");
+        }
+        let aside = row.values_aside(refusal.as_deref());
+        if row.had_parked || !aside.is_empty() {
+            parked::write(
+                self.conn,
+                place,
+                aside.iter().map(|(id, value, why)| (*id, *value, *why)),
+            )?;
+        }
+        if !aside.is_empty() {
+            self.has_parked.insert(row.table);
+        }
+        let Some((table, key)) = row.home else { return Ok(()) };
+        if refusal.is_none() && row.row != row.before {
+            push_event(
+                events,
+                &table,
+                RowEvent { key, existed: row.before.is_some(), row: row.row },
+            );
+        }
+        Ok(())
+    }
+
+    /// Writes the row itself. Returns why SQLite, or the column's type, refuses it.
+    fn write_values(&self, row: &Row) -> rusqlite::Result<Option<String>> {
+        let Some((table, key)) = &row.home else { return Ok(None) };
+        if row.row == row.before {
+            return Ok(None);
+        }
+        if let Some(reason) = row.row.as_ref().and_then(|values| unstorable(table, values)) {
+            return Ok(Some(reason));
+        }
+        let result = match (&row.before, &row.row) {
+            (_, None) => table.delete_row(self.conn, key),
+            (None, Some(values)) => table.insert_row(self.conn, values),
+            (Some(_), Some(values)) => table.update_row(self.conn, values),
+        };
+        match result {
+            Ok(()) => Ok(None),
+            Err(error) if is_of_content(&error) => Ok(Some(error.to_string())),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Says which value its column would store as another one, or not at all.
+fn unstorable(table: &Table, row: &[Value]) -> Option<String> {
+    table.columns.iter().zip(&table.info.columns).zip(row).find_map(|((column, name), value)| {
+        if let Err(bad) = check(value) {
+            return Some(format!("column {name}: {bad}"));
+        }
+        let is_kept = column.affinity.keeps(value);
+        (!is_kept).then(|| {
+            let shown = value.to_string();
+            format!("column {name} would store {} as another value", excerpt(&shown))
+        })
+    })
+}
+
+/// Tells a row that SQLite refuses from a database that does not work.
+fn is_of_content(error: &rusqlite::Error) -> bool {
+    match error.sqlite_error_code() {
+        Some(
+            ErrorCode::ConstraintViolation
+            | ErrorCode::TypeMismatch
+            | ErrorCode::TooBig
+            // An expression in a CHECK, an index or a generated column fails on this row.
+            | ErrorCode::Unknown,
+        ) => true,
+        Some(_) | None => false,
+    }
+}
+
+impl Row {
+    fn merge(&mut self, change: &Incoming<'_>) {
+        let Self { home, clock, row, parked, .. } = self;
+        let place_of = |id| home.as_ref().and_then(|(table, _)| table.place(id));
+        let held = |id: ColumnId| match (place_of(id), row.as_ref()) {
+            (Some(place), Some(row)) => &row[place],
+            _ => parked.get(&id).unwrap_or(&Value::Null),
+        };
+        let merged = RowClock::merge(clock, change, held);
+        match merged.fate {
+            Fate::Stay => {}
+            Fate::Appear | Fate::StartOver => {
+                parked.clear();
+                *row = home.as_ref().map(|(table, key)| table.blank(key));
+            }
+            Fate::Vanish => {
+                parked.clear();
+                *row = None;
+            }
+        }
+        for (id, value) in merged.take {
+            match (place_of(id), row.as_mut()) {
+                (Some(place), Some(row)) => row[place] = value.clone(),
+                _ => drop(parked.insert(id, value.clone())),
+            }
+        }
+    }
+
+    /// Puts parked values into the row where it has become possible.
+    fn place_parked(&mut self) {
+        let Some((table, key)) = &self.home else { return };
+        if !self.clock.as_ref().is_some_and(RowClock::is_alive) {
+            self.row = None;
+            return;
+        }
+        let row = self.row.get_or_insert_with(|| table.blank(key));
+        self.parked.retain(|id, value| match table.place(*id) {
+            Some(place) => {
+                row[place] = std::mem::take(value);
+                false
+            }
+            None => true,
+        });
+    }
+
+    /// Lists the values to park: those without a place and, of a row that was refused, all others.
+    fn values_aside<'r>(
+        &'r self,
+        refusal: Option<&'r str>,
+    ) -> Vec<(ColumnId, &'r Value, Option<&'r str>)> {
+        let mut aside: Vec<_> = self.parked.iter().map(|(id, value)| (*id, value, None)).collect();
+        if let (Some(reason), Some((table, _)), Some(row)) = (refusal, &self.home, &self.row) {
+            let cells = table.columns.iter().zip(row).filter(|(column, _)| !column.is_key);
+            aside.extend(cells.map(|(column, value)| (column.id, value, Some(reason))));
+        }
+        aside
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::crdt::storage::Storage;
+    use crate::crdt::{Batch, Commit, Piece};
+    use crate::store::Store;
+    use crate::store::trial::{ME, NOW, T, events, in_memory, run};
+    use crate::types::{NodeId, Version};
+
+    const YOU: NodeId = NodeId([0x22; 16]);
+
+    fn hear(store: &mut Store, commit: &Commit) -> Vec<String> {
+        let piece = Piece::of(commit.changeset.clone().unwrap());
+        events(&store.apply(NOW, &Batch { pieces: vec![piece] }).unwrap())
+    }
+
+    fn say(store: &mut Store, sql: &str) -> Commit {
+        run(store, &[sql]).unwrap().1.unwrap()
+    }
+
+    /// Brings two stores to the same heads.
+    fn exchange(a: &mut Store, b: &mut Store) {
+        for _ in 0..2 {
+            for (origin, _) in a.heads().unwrap() {
+                let held = b.heads().unwrap();
+                let after = held
+                    .iter()
+                    .find(|(held, _)| *held == origin)
+                    .map_or(Version(0), |(_, head)| *head);
+                let extract = a.load(origin, after, usize::MAX).unwrap();
+                b.apply(NOW, &Batch { pieces: vec![extract.piece] }).unwrap();
+            }
+            std::mem::swap(a, b);
+        }
+    }
+
+    #[test]
+    fn applied_rows_are_not_captured_as_local_writes() {
+        let (mut a, mut b) = (in_memory(ME, T), in_memory(YOU, T));
+        let commit = say(&mut a, "INSERT INTO t (id) VALUES (1)");
+        assert_eq!(hear(&mut b, &commit), ["+t 1 NULL 'dw'"]);
+        let heads = b.heads().unwrap();
+        assert_eq!(heads, [(a.origin(), Version(1))]);
+        let next = say(&mut b, "INSERT INTO t (id) VALUES (2)");
+        assert_eq!(next.changeset.unwrap().tables[0].rows.len(), 1);
+    }
+
+    #[test]
+    fn a_merge_that_sqlite_refuses_is_kept_aside_until_it_fits() {
+        let table =
+            "CREATE TABLE c (id INTEGER NOT NULL PRIMARY KEY, lo INT DEFAULT 1, hi INT DEFAULT 5,
+            CHECK (lo <= hi)); CREATE TABLE o (id INTEGER NOT NULL PRIMARY KEY);";
+        let (mut a, mut b) = (in_memory(ME, table), in_memory(YOU, table));
+        let first = say(&mut a, "INSERT INTO c VALUES (1, 1, 5)");
+        hear(&mut b, &first);
+        let raised = say(&mut a, "UPDATE c SET lo = 4");
+        let lowered = say(&mut b, "UPDATE c SET hi = 2");
+        let beside = say(&mut a, "INSERT INTO o VALUES (7)");
+        // Neither side can show 4 <= 2; each goes on, and the rest of the batch arrives.
+        let pieces = [raised, beside].map(|commit| commit.changeset.unwrap());
+        let piece = Piece {
+            origin: a.origin(),
+            after: Version(1),
+            through: Version(3),
+            changesets: pieces.to_vec(),
+        };
+        let heard = b.apply(NOW, &Batch { pieces: vec![piece] }).unwrap();
+        assert_eq!(events(&heard), ["+o 7"]);
+        assert_eq!(heard.heads, [(a.origin(), Version(3))]);
+        assert_eq!(hear(&mut a, &lowered), Vec::<String>::new());
+        assert_eq!((a.quarantined(), b.quarantined()), (1, 1));
+        assert_eq!(b.stats().unwrap().quarantined_rows, 1);
+        assert_eq!(a.fingerprint().unwrap(), b.fingerprint().unwrap());
+
+        // A third node that hears of it all at once is in the same place.
+        let mut c = in_memory(NodeId([0x33; 16]), table);
+        exchange(&mut a, &mut c);
+        exchange(&mut b, &mut c);
+        assert_eq!(c.fingerprint().unwrap(), a.fingerprint().unwrap());
+
+        // One more write makes the row possible, and then it is the same everywhere.
+        let healed = say(&mut a, "UPDATE c SET hi = 9");
+        assert_eq!(hear(&mut b, &healed), ["=c 1 4 9"]);
+        assert_eq!(hear(&mut c, &healed), ["=c 1 4 9"]);
+        assert_eq!(b.stats().unwrap().parked_rows, 0);
+        let rows = [&a, &b, &c].map(|store| store.inspect("c", &[1.into()]).unwrap().unwrap());
+        assert_eq!(rows[0], rows[1]);
+        assert_eq!(rows[1], rows[2]);
+    }
+
+    #[test]
+    fn a_value_that_the_column_would_change_is_kept_aside() {
+        let mut a = in_memory(ME, "CREATE TABLE t (id INTEGER NOT NULL PRIMARY KEY, v TEXT);");
+        let mut b = in_memory(YOU, "CREATE TABLE t (id INTEGER NOT NULL PRIMARY KEY, v INTEGER);");
+        let commit = say(&mut a, "INSERT INTO t VALUES (1, '5')");
+        assert_eq!(hear(&mut b, &commit), Vec::<String>::new());
+        assert_eq!(b.quarantined(), 1);
+        assert_eq!(a.fingerprint().unwrap(), b.fingerprint().unwrap());
+        let commit = say(&mut a, "UPDATE t SET v = 'five'");
+        assert_eq!(hear(&mut b, &commit), ["+t 1 'five'"]);
+    }
+
+    #[test]
+    fn a_null_where_none_may_be_stops_nobody_else() {
+        let mut a = in_memory(ME, "CREATE TABLE t (id INTEGER NOT NULL PRIMARY KEY, v);");
+        let strict =
+            "CREATE TABLE t (id INTEGER NOT NULL PRIMARY KEY, v INT NOT NULL DEFAULT 0) STRICT;";
+        let mut b = in_memory(YOU, strict);
+        let commit = say(&mut a, "INSERT INTO t VALUES (1, NULL), (2, 2), (3, 'x')");
+        assert_eq!(hear(&mut b, &commit), ["+t 2 2"]);
+        assert_eq!(b.quarantined(), 2);
+        let gone = say(&mut a, "DELETE FROM t");
+        assert_eq!(hear(&mut b, &gone), ["-t 2"]);
+        assert_eq!(b.stats().unwrap().parked_rows, 0);
+    }
+
+    #[test]
+    fn a_local_write_takes_the_place_of_what_was_kept_aside() {
+        let table =
+            "CREATE TABLE c (id INTEGER NOT NULL PRIMARY KEY, n INT DEFAULT 1 CHECK (n < 9), m);";
+        let mut loose = in_memory(ME, &table.replace("CHECK (n < 9)", ""));
+        let mut b = in_memory(YOU, table);
+        let commit = say(&mut loose, "INSERT INTO c VALUES (1, 50, 'm')");
+        assert_eq!(hear(&mut b, &commit), Vec::<String>::new());
+        let written = say(&mut b, "INSERT INTO c VALUES (1, 5, 'n')");
+        assert_eq!(crate::store::trial::changes(&written), ["c[1]@1 m:2='n' n:2=5"]);
+        assert_eq!(b.stats().unwrap().parked_rows, 0);
+        assert_eq!(hear(&mut loose, &written), ["=c 1 5 'n'"]);
+        assert_eq!(b.fingerprint().unwrap(), loose.fingerprint().unwrap());
+    }
+
+    #[test]
+    fn keys_that_the_table_cannot_hold_apart_stay_aside() {
+        let mut a = in_memory(ME, "CREATE TABLE t (id REAL NOT NULL PRIMARY KEY);");
+        let mut b = in_memory(YOU, "CREATE TABLE t (id NOT NULL PRIMARY KEY);");
+        say(&mut b, "INSERT INTO t VALUES (1)");
+        let commit = say(&mut a, "INSERT INTO t VALUES (1)");
+        assert_eq!(hear(&mut b, &commit), Vec::<String>::new());
+        let left = b.load(a.origin(), Version(0), usize::MAX).unwrap().piece;
+        assert_eq!(left.changesets, [commit.changeset.unwrap()]);
+    }
+}

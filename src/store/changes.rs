@@ -1,0 +1,359 @@
+//! What is left of an origin's versions, read back from the clocks and the rows.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use rusqlite::Connection;
+
+use super::open::open_reader;
+use super::origins::Ordinal;
+use super::database::failed;
+use super::tables::{Table, TableId, Tables};
+use super::{clocks, parked};
+use crate::crdt::storage::{Extract, StorageError};
+use crate::crdt::{
+    CellChange, Changeset, ColumnId, Key, Life, Name, Piece, RowChange, RowClock, Stamp,
+    TableChanges, pack,
+};
+use crate::types::{Origin, Value, Version, Wall};
+
+/// What a row and a cell weigh beside their key and value, in bytes.
+const ENTRY_BYTES: usize = 16;
+
+const SELECT_ORIGIN: &str = "SELECT ordinal, head FROM __tribune_origins WHERE origin = ?1";
+// Both sides are read in the order of their index and merged; nothing is sorted.
+const SELECT_LEFT: &str = "SELECT version, tbl, key, clock, at FROM __tribune_rows
+        WHERE origin = ?1 AND version > ?2 AND version <= ?3
+    UNION ALL
+    SELECT stamps.version, stamps.tbl, stamps.key, rows.clock, stamps.at
+        FROM __tribune_stamps AS stamps
+        JOIN __tribune_rows AS rows ON rows.tbl = stamps.tbl AND rows.key = stamps.key
+        WHERE stamps.origin = ?1 AND stamps.version > ?2 AND stamps.version <= ?3
+    ORDER BY 1, 2, 3";
+
+/// Reads changes on a connection of its own, from any one thread, while the writer writes.
+#[derive(Debug)]
+pub struct Loader {
+    conn: Connection,
+    tables: Tables,
+    /// What `tables` was read at.
+    schema: Option<(i64, i64)>,
+}
+
+impl Loader {
+    /// Opens a database that a [`Store`](super::Store) has open.
+    pub fn open(database: &Path) -> Result<Self, StorageError> {
+        let conn = open_reader(database).map_err(failed)?;
+        Ok(Self { conn, tables: Tables::default(), schema: None })
+    }
+
+    /// Returns what is left of an origin's versions: see
+    /// [`Storage::load`](crate::crdt::storage::Storage::load). All of it is from one snapshot.
+    pub fn load(
+        &mut self,
+        origin: Origin,
+        after: Version,
+        bytes_max: usize,
+    ) -> Result<Extract, StorageError> {
+        let Self { conn, tables, schema } = self;
+        let snapshot = conn.unchecked_transaction().map_err(failed)?;
+        let now = schema_of(&snapshot).map_err(failed)?;
+        if *schema != Some(now) {
+            *tables = Tables::read(&snapshot).map_err(failed)?;
+            *schema = Some(now);
+        }
+        load(&snapshot, tables, origin, after, bytes_max).map_err(failed)
+    }
+
+    /// Returns the held head of every origin, from one snapshot.
+    pub fn heads(&mut self) -> Result<Vec<(Origin, Version)>, StorageError> {
+        let origins = super::origins::Origins::read(&self.conn).map_err(failed)?;
+        Ok(origins.heads())
+    }
+}
+
+/// What changes when a table or a column comes, or a name is given a number.
+fn schema_of(conn: &Connection) -> rusqlite::Result<(i64, i64)> {
+    let version = conn.pragma_query_value(None, "schema_version", |row| row.get(0))?;
+    let names = conn
+        .prepare_cached(
+            "SELECT (SELECT count(*) FROM __tribune_tables) + (SELECT count(*) FROM __tribune_columns)",
+        )?
+        .query_row([], |row| row.get(0))?;
+    Ok((version, names))
+}
+
+/// See [`Loader::load`]. The connection is in a transaction, or nobody else writes meanwhile.
+pub(super) fn load(
+    conn: &Connection,
+    tables: &Tables,
+    origin: Origin,
+    after: Version,
+    bytes_max: usize,
+) -> rusqlite::Result<Extract> {
+    let mut piece = Piece { origin, after, through: after, changesets: Vec::new() };
+    let Some((ordinal, head)) = read_origin(conn, origin)? else {
+        return Ok(Extract { piece, head: Version(0) });
+    };
+    if after >= head {
+        return Ok(Extract { piece, head });
+    }
+    let mut left = conn.prepare_cached(SELECT_LEFT)?;
+    let bounds = (ordinal, after.0.cast_signed(), head.0.cast_signed());
+    let mut rows = left.query(bounds)?;
+    let mut reader = Reader { conn, tables, has_parked: BTreeMap::new() };
+    let mut builder = Builder::new(Stamp { origin, version: after });
+    let mut bytes = 0;
+    while let Some(row) = rows.next()? {
+        let version = Version(row.get::<_, i64>(0)?.cast_unsigned());
+        if version != builder.stamp.version {
+            builder.close(tables, &mut piece);
+            builder = Builder::new(Stamp { origin, version });
+        }
+        let table: TableId = row.get(1)?;
+        let key: Key = row.get_ref(2)?.as_blob()?.into();
+        let clock = clocks::decode(row.get_ref(3)?.as_blob()?)?;
+        let change = reader.read(builder.stamp, table, key, &clock)?;
+        bytes += change.bytes();
+        if bytes > bytes_max && !piece.changesets.is_empty() {
+            return Ok(Extract { piece, head });
+        }
+        builder.at = builder.at.max(Wall(row.get::<_, i64>(4)?.cast_unsigned()));
+        builder.tables.entry(table).or_default().push(change);
+    }
+    builder.close(tables, &mut piece);
+    piece.through = after.max(head);
+    Ok(Extract { piece, head })
+}
+
+fn read_origin(conn: &Connection, origin: Origin) -> rusqlite::Result<Option<(Ordinal, Version)>> {
+    let mut statement = conn.prepare_cached(SELECT_ORIGIN)?;
+    let mut rows = statement.query([origin.to_bytes()])?;
+    let Some(row) = rows.next()? else { return Ok(None) };
+    Ok(Some((row.get(0)?, Version(row.get::<_, i64>(1)?.cast_unsigned()))))
+}
+
+/// One version's rows, while they are read.
+struct Builder {
+    stamp: Stamp,
+    at: Wall,
+    tables: BTreeMap<TableId, Vec<Left>>,
+}
+
+/// What is left of one version in one row.
+struct Left {
+    key: Key,
+    life: Life,
+    /// Rising.
+    cells: Vec<(ColumnId, u64, Value)>,
+}
+
+impl Left {
+    fn bytes(&self) -> usize {
+        let cells = self.cells.iter().map(|(_, _, value)| value.bytes() + ENTRY_BYTES);
+        self.key.len() + ENTRY_BYTES + cells.sum::<usize>()
+    }
+}
+
+impl Builder {
+    fn new(stamp: Stamp) -> Self {
+        Self { stamp, at: Wall(0), tables: BTreeMap::new() }
+    }
+
+    fn close(self, tables: &Tables, piece: &mut Piece) {
+        if self.tables.is_empty() {
+            return;
+        }
+        let Self { stamp, at, .. } = self;
+        let mut changes: Vec<TableChanges> = self
+            .tables
+            .into_iter()
+            .map(|(table, rows)| travelling(&tables.entry(table).name, tables, table, rows))
+            .collect();
+        changes.sort_unstable_by(|a, b| a.table.cmp(&b.table));
+        piece.through = stamp.version;
+        piece.changesets.push(Arc::new(Changeset { stamp, at, tables: changes }));
+    }
+}
+
+fn travelling(name: &Name, tables: &Tables, table: TableId, rows: Vec<Left>) -> TableChanges {
+    let mut used: Vec<ColumnId> =
+        rows.iter().flat_map(|row| row.cells.iter().map(|(id, _, _)| *id)).collect();
+    used.sort_unstable();
+    used.dedup();
+    let number_of = |id: ColumnId| {
+        let number = used.partition_point(|other| *other < id);
+        u16::try_from(number).expect("there are as many columns as column ids at most")
+    };
+    let rows = rows.into_iter().map(|row| RowChange {
+        key: row.key,
+        life: row.life,
+        cells: row
+            .cells
+            .into_iter()
+            .map(|(id, count, value)| CellChange { column: number_of(id), count, value })
+            .collect(),
+    });
+    TableChanges {
+        table: Arc::clone(name),
+        rows: rows.collect(),
+        columns: used
+            .iter()
+            .map(|id| Arc::clone(&tables.entry(table).columns[usize::from(id.0)]))
+            .collect(),
+    }
+}
+
+/// Reads rows with their clocks, wherever their values are.
+pub(super) struct Reader<'a> {
+    pub conn: &'a Connection,
+    pub tables: &'a Tables,
+    /// Whether a table has parked values, once that was asked.
+    pub has_parked: BTreeMap<TableId, bool>,
+}
+
+impl Reader<'_> {
+    fn read(
+        &mut self,
+        stamp: Stamp,
+        table: TableId,
+        key: Key,
+        clock: &RowClock,
+    ) -> rusqlite::Result<Left> {
+        let mut cells: Vec<(ColumnId, u64)> = clock.cells_of(stamp).collect();
+        cells.sort_unstable();
+        let values = if cells.is_empty() {
+            Vec::new()
+        } else {
+            self.values(table, &key, cells.iter().map(|(id, _)| *id))?
+        };
+        let cells = cells.into_iter().zip(values).map(|((id, count), value)| (id, count, value));
+        Ok(Left { key, life: clock.life(), cells: cells.collect() })
+    }
+
+    /// Returns a live row's values in some columns.
+    pub fn values(
+        &mut self,
+        table: TableId,
+        key: &Key,
+        columns: impl IntoIterator<Item = ColumnId>,
+    ) -> rusqlite::Result<Vec<Value>> {
+        let home: Option<&Arc<Table>> = self.tables.entry(table).table.as_ref();
+        let key_values = pack::unpack(key).unwrap_or_default();
+        let row = match home.filter(|home| home.check_key(&key_values).is_ok()) {
+            Some(home) => home.read_row(self.conn, &key_values)?,
+            None => None,
+        };
+        let mut parked = if self.has_parked(table)? {
+            parked::read(self.conn, table, key)?
+        } else {
+            parked::Values::new()
+        };
+        // What is parked counts: the row that SQLite has may be older, where it refused a newer.
+        let value_of = |id: ColumnId| {
+            let place = home.and_then(|home| home.place(id));
+            match (parked.remove(&id), place) {
+                (Some(value), _) => value,
+                (None, Some(place)) => match &row {
+                    Some(row) => row[place].clone(),
+                    None => {
+                        home.map(|home| home.columns[place].default.clone()).unwrap_or_default()
+                    }
+                },
+                (None, None) => Value::Null,
+            }
+        };
+        Ok(columns.into_iter().map(value_of).collect())
+    }
+
+    fn has_parked(&mut self, table: TableId) -> rusqlite::Result<bool> {
+        if let Some(has) = self.has_parked.get(&table) {
+            return Ok(*has);
+        }
+        let has = self
+            .conn
+            .prepare_cached("SELECT EXISTS (SELECT 1 FROM __tribune_parked WHERE tbl = ?1)")?
+            .query_row([table], |row| row.get(0))?;
+        self.has_parked.insert(table, has);
+        Ok(has)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crdt::Batch;
+    use crate::crdt::storage::Storage;
+    use crate::store::trial::{NOW, T, Trial, in_memory, run};
+    use crate::types::NodeId;
+
+    #[test]
+    fn a_loader_reads_what_the_writer_would() {
+        let mut trial = Trial::new(T);
+        let mut loader = Loader::open(trial.store.path().unwrap()).unwrap();
+        let me = trial.store.origin();
+        assert_eq!(loader.load(me, Version(0), 100).unwrap().head, Version(0));
+        for sql in [
+            "INSERT INTO t (id, v) VALUES (1, 'a'), (2, 'b')",
+            "UPDATE t SET v = 'c' WHERE id = 1",
+            "INSERT INTO kv (key) VALUES ('k')",
+            "DELETE FROM t WHERE id = 2",
+        ] {
+            trial.write(&[sql]);
+        }
+        for bytes_max in [1, 60, 100_000] {
+            for after in 0..6 {
+                let here = trial.store.load(me, Version(after), bytes_max).unwrap();
+                let there = loader.load(me, Version(after), bytes_max).unwrap();
+                assert_eq!(here, there);
+                assert!(after >= 4 || !here.piece.changesets.is_empty());
+            }
+        }
+        assert_eq!(loader.heads().unwrap(), [(me, Version(4))]);
+        // Another node's table becomes known while the loader is open.
+        let mut other =
+            in_memory(NodeId([0x22; 16]), "CREATE TABLE u (a TEXT NOT NULL PRIMARY KEY, b);");
+        let (_, commit) = run(&mut other, &["INSERT INTO u VALUES ('x', 'y')"]).unwrap();
+        let changeset = commit.unwrap().changeset.unwrap();
+        let piece = Piece::of(Arc::clone(&changeset));
+        trial.store.apply(NOW, &Batch { pieces: vec![piece] }).unwrap();
+        let there = loader.load(other.origin(), Version(0), 100).unwrap();
+        assert_eq!(there.piece.changesets, [changeset]);
+    }
+
+    #[test]
+    fn a_loader_on_another_thread_never_claims_more_than_its_snapshot() {
+        let mut trial = Trial::new(T);
+        let me = trial.store.origin();
+        trial.write(&["INSERT INTO t (id) VALUES (1)"]);
+        let mut loader = Loader::open(trial.store.path().unwrap()).unwrap();
+        let reader = std::thread::spawn(move || {
+            let mut last = Version(0);
+            while last < Version(200) {
+                let extract = loader.load(me, Version(0), usize::MAX).unwrap();
+                assert!(extract.head >= last);
+                last = extract.head;
+                // Each commit overwrites the one before: of the head there is always something.
+                let newest = extract.piece.changesets.last().unwrap();
+                assert_eq!(newest.stamp.version, extract.head);
+                assert_eq!(extract.piece.through, extract.head);
+            }
+        });
+        for n in 0..199 {
+            trial.write(&[&format!("UPDATE t SET v = {n}")]);
+        }
+        reader.join().unwrap();
+    }
+
+    #[test]
+    fn what_is_left_is_found_by_the_index_and_not_sorted() {
+        let trial = Trial::new(T);
+        let plan = trial.store.conn.prepare(&format!("EXPLAIN QUERY PLAN {SELECT_LEFT}")).unwrap();
+        let mut plan = plan;
+        let lines: Vec<String> =
+            plan.query_map([1, 2, 3], |row| row.get(3)).unwrap().map(Result::unwrap).collect();
+        let plan = lines.join("\n");
+        assert!(!plan.contains("TEMP B-TREE") && !plan.contains("SCAN"), "{plan}");
+    }
+}

@@ -1,0 +1,546 @@
+//! Group commit: many callers, each with a transaction of its own inside one of SQLite's, share
+//! one sync of the disk. Who fails is rolled back alone; nobody's work is true before the group's
+//! commit.
+//!
+//! SQLite sometimes rolls back more than was asked: when a statement is interrupted, runs out of
+//! memory or says `OR ROLLBACK`, everything since `BEGIN` is gone. Then the group does the other
+//! callers' work again, from what it noted of it: rows and batches, not statements, whose second
+//! run could say something else.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use rusqlite::ErrorCode;
+
+use super::apply::Merge;
+use super::capture::Net;
+use super::local::{self, RecordError};
+use super::ops;
+use super::sql::{Statement, Transacted};
+use super::statements::{self, SqlError};
+use super::database::{Moment, Store, UPDATE_EPOCH, failed};
+use super::tables::Tables;
+use crate::crdt::storage::StorageError;
+use crate::crdt::{Batch, Commit, Refusal, RowOp, Stamp};
+use crate::types::{Epoch, Origin, Seq, Version, Wall};
+
+/// Callers who share one sync. Dropped without [`Group::commit`], nothing of it has happened.
+#[derive(Debug)]
+pub struct Group<'a> {
+    store: &'a mut Store,
+    now: Wall,
+    start: Moment,
+    commits: Vec<Arc<Commit>>,
+    done: Vec<Done>,
+    is_begun: bool,
+    /// Why nothing of the group can happen any more.
+    lost: Option<String>,
+}
+
+/// What a caller did, as it can be done again.
+#[derive(Debug)]
+enum Done {
+    /// Row changes, and operations on this node's own tables.
+    Local(Vec<Net>, Vec<RowOp>),
+    Applied(Batch),
+    Epoch(Origin),
+}
+
+impl<'a> Group<'a> {
+    pub(super) fn new(store: &'a mut Store, now: Wall) -> Self {
+        let start = store.now;
+        let lost = store.broken.clone();
+        Self { store, now, start, commits: Vec::new(), done: Vec::new(), is_begun: false, lost }
+    }
+
+    /// Carries out row operations: all or none. Returns the version they made; `None`: nothing
+    /// replicated changed.
+    pub fn ops(&mut self, ops: &[RowOp]) -> Result<Option<Version>, StorageError> {
+        self.caller(failed_text, |group| {
+            let store = &mut *group.store;
+            store.capture.start();
+            for op in ops {
+                ops::carry_out(&store.conn, &store.tables, &store.local, op)?;
+            }
+            let nets = store.capture.finish().map_err(Refusal)?;
+            let locals = ops.iter().filter(|op| ops::table_of(op) == &*store.local.info.name);
+            let locals: Vec<RowOp> = locals.cloned().collect();
+            let version = group.record(&nets).map_err(|error| match error {
+                RecordError::Sqlite(error) => failed(error),
+                refused => Refusal(refused.to_string()).into(),
+            })?;
+            group.done.push(Done::Local(nets, locals));
+            Ok(version)
+        })
+    }
+
+    /// Runs a user's statements: all or none.
+    pub fn sql(
+        &mut self,
+        statements: &[Statement],
+        deadline: Option<Instant>,
+    ) -> Result<Transacted, SqlError> {
+        let last = statements.len().saturating_sub(1);
+        self.caller(SqlError::Failed, |group| {
+            let store = &mut *group.store;
+            store.capture.start();
+            let outcomes = statements::run(store, statements, deadline)?;
+            let refused = |message| SqlError::Statement { index: last, message };
+            let nets = store.capture.finish().map_err(refused)?;
+            let version = group.record(&nets).map_err(|error| match error {
+                RecordError::Sqlite(error) => SqlError::Failed(error.to_string()),
+                too_large => refused(too_large.to_string()),
+            })?;
+            group.done.push(Done::Local(nets, Vec::new()));
+            Ok(Transacted { outcomes, version, origin: group.store.now.origin })
+        })
+    }
+
+    /// Merges a batch from other nodes. Returns the head of every origin that it names.
+    pub fn apply(&mut self, batch: &Batch) -> Result<Vec<(Origin, Version)>, StorageError> {
+        self.caller(failed_text, |group| {
+            let heads = group.merge(batch).map_err(failed)?;
+            group.done.push(Done::Applied(batch.clone()));
+            Ok(heads)
+        })
+    }
+
+    /// Begins a new epoch for this node's own writes: see
+    /// [`Storage::begin_epoch`](crate::crdt::storage::Storage::begin_epoch).
+    pub fn begin_epoch(&mut self, above: Epoch) -> Result<Origin, StorageError> {
+        self.caller(failed_text, |group| {
+            let me = group.store.now.origin;
+            let held = group.store.origins.heads();
+            let mine = held.iter().filter(|(origin, _)| origin.node == me.node);
+            let last = mine.map(|(origin, _)| origin.epoch).max().unwrap_or_default();
+            let last = last.max(me.epoch).max(above);
+            let epoch = last.0.checked_add(1).ok_or_else(|| {
+                let full = "this node has used up its epochs; give it a new id";
+                StorageError::Failed(full.to_owned())
+            })?;
+            let origin = Origin { epoch: Epoch(epoch), ..me };
+            group.enter(origin).map_err(failed)?;
+            group.done.push(Done::Epoch(origin));
+            Ok(origin)
+        })
+    }
+
+    /// Makes the work of all callers true with one sync of the disk. Returns what became true, in
+    /// order: a commit for each caller who changed something.
+    ///
+    /// # Errors
+    /// Nobody's work happened. Each caller may ask again, but see [`Store::fault`].
+    pub fn commit(mut self) -> Result<Vec<Arc<Commit>>, StorageError> {
+        if let Some(lost) = self.lost.take() {
+            return Err(StorageError::Failed(lost));
+        }
+        if !self.is_begun {
+            return Ok(Vec::new());
+        }
+        let saved = self.store.origins.save(&self.store.conn);
+        if let Err(error) = saved.and_then(|()| self.run("COMMIT")) {
+            self.note_fault(&error);
+            return Err(failed(error));
+        }
+        self.is_begun = false;
+        self.store.origins.settle();
+        Ok(std::mem::take(&mut self.commits))
+    }
+
+    /// Runs one caller's work in a savepoint of its own.
+    fn caller<T, E>(
+        &mut self,
+        failed: impl Fn(String) -> E,
+        work: impl FnOnce(&mut Self) -> Result<T, E>,
+    ) -> Result<T, E> {
+        if let Some(lost) = &self.lost {
+            return Err(failed(lost.clone()));
+        }
+        if !self.is_begun {
+            self.begin().map_err(|error| failed(error.to_string()))?;
+        }
+        self.run("SAVEPOINT caller").map_err(|error| failed(error.to_string()))?;
+        let before = self.store.now;
+        let mark = self.store.origins.mark();
+        let (commits, done) = (self.commits.len(), self.done.len());
+        let result = work(self).and_then(|value| {
+            self.run("RELEASE caller").map_err(|error| failed(error.to_string()))?;
+            Ok(value)
+        });
+        if result.is_err() {
+            self.store.capture.stop();
+            self.store.now = before;
+            self.store.origins.undo_to(mark);
+            self.commits.truncate(commits);
+            self.done.truncate(done);
+            self.roll_back_caller();
+        }
+        result
+    }
+
+    fn roll_back_caller(&mut self) {
+        let undone = if self.store.conn.is_autocommit() {
+            self.do_again()
+        } else {
+            self.run("ROLLBACK TO caller").and_then(|()| self.run("RELEASE caller"))
+        };
+        let undone = undone.and_then(|()| {
+            self.store.tables = Tables::read(&self.store.conn)?;
+            Ok(())
+        });
+        if let Err(error) = undone {
+            self.note_fault(&error);
+            self.lose(format!("the group was given up: {error}"));
+        }
+    }
+
+    /// Does the work of all callers again, after SQLite rolled everything back.
+    fn do_again(&mut self) -> rusqlite::Result<()> {
+        self.store.now = self.start;
+        self.store.origins.undo_to(0);
+        self.store.tables = Tables::read(&self.store.conn)?;
+        let commits = std::mem::take(&mut self.commits);
+        let done = std::mem::take(&mut self.done);
+        self.begin()?;
+        for work in &done {
+            match work {
+                Done::Local(nets, locals) => self.write_again(nets, locals)?,
+                Done::Applied(batch) => drop(self.merge(batch)?),
+                Done::Epoch(origin) => self.enter(*origin)?,
+            }
+        }
+        assert!(self.commits == commits, "the same work makes the same commits");
+        self.done = done;
+        Ok(())
+    }
+
+    fn write_again(&mut self, nets: &[Net], locals: &[RowOp]) -> rusqlite::Result<()> {
+        let store = &mut *self.store;
+        let sides = |net: &Net| (net.before.clone(), net.after.clone());
+        for net in nets {
+            if let (Some(before), None) = sides(net) {
+                let key: Vec<_> = net.table.key_of(&before).cloned().collect();
+                net.table.delete_row(&store.conn, &key)?;
+            }
+        }
+        for net in nets {
+            match (&net.before, &net.after) {
+                (None, Some(after)) => net.table.insert_row(&store.conn, after)?,
+                (Some(_), Some(after)) => net.table.update_row(&store.conn, after)?,
+                (_, None) => {}
+            }
+        }
+        for op in locals {
+            let done = ops::carry_out(&store.conn, &store.tables, &store.local, op);
+            done.map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))?;
+        }
+        self.record(nets).map_err(|error| match error {
+            RecordError::Sqlite(error) => error,
+            other => rusqlite::Error::ToSqlConversionFailure(Box::new(other)),
+        })?;
+        Ok(())
+    }
+
+    fn record(&mut self, nets: &[Net]) -> Result<Option<Version>, RecordError> {
+        if nets.is_empty() {
+            return Ok(None);
+        }
+        let store = &mut *self.store;
+        let origin = store.now.origin;
+        let version = store.origins.head(origin).next();
+        let stamp = Stamp { origin, version };
+        let made = (stamp, self.now);
+        let changeset =
+            local::record(&store.conn, &mut store.origins, &store.has_parked, made, nets)?;
+        store.origins.advance(origin, version);
+        let tables = local::events(nets);
+        self.conclude(Commit {
+            seq: Seq::default(),
+            at: self.store.now.at,
+            tables,
+            changeset: Some(Arc::new(changeset)),
+            heads: vec![(origin, version)],
+        });
+        Ok(Some(version))
+    }
+
+    fn merge(&mut self, batch: &Batch) -> rusqlite::Result<Vec<(Origin, Version)>> {
+        let store = &mut *self.store;
+        let mut merge = Merge::new(
+            &store.conn,
+            &mut store.tables,
+            &mut store.origins,
+            &mut store.has_parked,
+            store.now.origin,
+        );
+        let heads = merge.batch(batch)?;
+        let tables = merge.write()?;
+        store.now.refusals += merge.refusals;
+        store.now.quarantined += merge.quarantined;
+        let commit = Commit {
+            seq: Seq::default(),
+            at: store.now.at,
+            tables,
+            changeset: None,
+            heads: heads.clone(),
+        };
+        self.conclude(commit);
+        Ok(heads)
+    }
+
+    fn enter(&mut self, origin: Origin) -> rusqlite::Result<()> {
+        self.store.conn.execute(UPDATE_EPOCH, [origin.epoch.0])?;
+        self.store.now.origin = origin;
+        Ok(())
+    }
+
+    /// Gives a commit its place in the order of all commits.
+    fn conclude(&mut self, commit: Commit) {
+        let now = &mut self.store.now;
+        now.seq = Seq(now.seq.0 + 1);
+        now.at = now.at.tick(self.now);
+        self.commits.push(Arc::new(Commit { seq: now.seq, at: now.at, ..commit }));
+    }
+
+    fn begin(&mut self) -> rusqlite::Result<()> {
+        self.run("BEGIN IMMEDIATE")?;
+        self.is_begun = true;
+        Ok(())
+    }
+
+    fn run(&self, sql: &str) -> rusqlite::Result<()> {
+        self.store.conn.prepare_cached(sql)?.execute([])?;
+        Ok(())
+    }
+
+    fn lose(&mut self, reason: String) {
+        self.lost = Some(reason);
+        self.commits.clear();
+        self.done.clear();
+    }
+
+    /// After the disk failed, what SQLite holds in memory and what is on the disk may differ.
+    fn note_fault(&mut self, error: &rusqlite::Error) {
+        let code = error.sqlite_error_code();
+        if matches!(code, Some(ErrorCode::SystemIoFailure | ErrorCode::DatabaseCorrupt)) {
+            let fault = format!("the disk failed ({error}); nothing is written until a restart");
+            self.store.broken = Some(fault);
+        }
+    }
+}
+
+impl Drop for Group<'_> {
+    fn drop(&mut self) {
+        if !self.is_begun {
+            return;
+        }
+        if !self.store.conn.is_autocommit() {
+            // Should this fail, SQLite rolls back by itself with the next thing it does.
+            let _ = self.run("ROLLBACK");
+        }
+        self.store.now = self.start;
+        self.store.origins.undo_to(0);
+        self.store.capture.stop();
+        match Tables::read(&self.store.conn) {
+            Ok(tables) => self.store.tables = tables,
+            Err(error) => self.store.broken = Some(failed(error).to_string()),
+        }
+    }
+}
+
+fn failed_text(message: String) -> StorageError {
+    StorageError::Failed(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::crdt::storage::Storage;
+    use crate::store::trial::{ME, NOW, T, Trial, changes, events, in_memory, plain, run};
+    use crate::types::{NodeId, Value};
+
+    const ENDLESS: &str = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)
+        INSERT INTO t SELECT 1000 + max(i), 1, 1 FROM n";
+
+    fn put(id: i64, v: &str) -> Vec<RowOp> {
+        vec![RowOp::Put {
+            table: "kv",
+            row: vec![("key", format!("k{id}").into()), ("value", Value::Blob(v.into()))],
+            keep: &[],
+        }]
+    }
+
+    fn soon() -> Option<Instant> {
+        Some(Instant::now() + Duration::from_millis(30))
+    }
+
+    #[test]
+    fn callers_share_a_commit_and_get_versions_of_their_own() {
+        let mut trial = Trial::new(T);
+        let mut group = trial.store.group(NOW);
+        assert_eq!(group.ops(&put(1, "a")).unwrap(), Some(Version(1)));
+        let insert = [plain("INSERT INTO t (id) VALUES (1)")];
+        assert_eq!(group.sql(&insert, None).unwrap().version, Some(Version(2)));
+        assert_eq!(group.ops(&put(1, "a")).unwrap(), None, "nothing changed");
+        assert_eq!(group.ops(&put(1, "b")).unwrap(), Some(Version(3)));
+        let commits = group.commit().unwrap();
+        let seqs: Vec<u64> = commits.iter().map(|commit| commit.seq.0).collect();
+        assert_eq!(seqs, [1, 2, 3]);
+        assert!(commits.windows(2).all(|pair| pair[0].at < pair[1].at));
+        assert_eq!(changes(&commits[2]), ["kv['k1']@1 value:2=x'62'"]);
+
+        let trial = trial.reopen();
+        let me = trial.store.origin();
+        assert_eq!(trial.store.heads().unwrap(), [(me, Version(3))]);
+        assert_eq!(trial.rows("SELECT id, v, w FROM t"), ["1 NULL 'dw'"]);
+    }
+
+    #[test]
+    fn who_fails_is_rolled_back_alone() {
+        let mut trial = Trial::new(T);
+        let mut group = trial.store.group(NOW);
+        group.ops(&put(1, "a")).unwrap();
+        let fails =
+            [plain("INSERT INTO t (id) VALUES (1), (2)"), plain("INSERT INTO t (id) VALUES (2)")];
+        let error = group.sql(&fails, None).unwrap_err();
+        let SqlError::Statement { index: 1, message } = error else { panic!("{error}") };
+        assert_eq!(message, "UNIQUE constraint failed: t.id");
+        let missing = Refusal("no such row".to_owned());
+        let require = RowOp::Require {
+            table: "kv",
+            matching: vec![("key", "x".into())],
+            otherwise: missing.clone(),
+        };
+        let ops = [put(2, "b"), vec![require]].concat();
+        assert_eq!(group.ops(&ops), Err(StorageError::Refused(missing)));
+        group.sql(&[plain("INSERT INTO t (id) VALUES (3)")], None).unwrap();
+        let commits = group.commit().unwrap();
+        assert_eq!(commits.len(), 2);
+        assert_eq!(commits[1].heads[0].1, Version(2), "versions are dense");
+        assert_eq!(trial.rows("SELECT id FROM t"), ["3"]);
+        assert_eq!(trial.rows("SELECT key FROM kv"), ["'k1'"]);
+    }
+
+    /// Runs a group in which one caller makes SQLite roll everything back.
+    fn check_others_survive(culprit: &str, deadline: Option<Instant>, reason: &str) {
+        let mut trial = Trial::new(T);
+        trial.write(&["INSERT INTO t VALUES (1, 'a', 'b'), (2, 'a', 'b')"]);
+        let foreign = foreign_batch();
+
+        let mut group = trial.store.group(NOW);
+        group.ops(&put(1, "a")).unwrap();
+        let random = [
+            plain("UPDATE t SET v = random(), id = 7 WHERE id = 1 RETURNING v"),
+            plain("DELETE FROM t WHERE id = 2"),
+            plain("INSERT INTO t (id, v) VALUES (1, random())"),
+        ];
+        let told = group.sql(&random, None).unwrap();
+        group.apply(&foreign).unwrap();
+        let check = vec![("id", "c".into()), ("definition", "{}".into())];
+        group.ops(&[RowOp::Put { table: "__tribune_checks", row: check, keep: &[] }]).unwrap();
+        let before = group.commits.clone();
+        assert_eq!(before.len(), 3);
+
+        let error = group.sql(&[plain("INSERT INTO t (id) VALUES (50)"), plain(culprit)], deadline);
+        assert!(error.as_ref().unwrap_err().to_string().contains(reason), "{error:?}");
+        assert_eq!(group.commits, before);
+        group.ops(&put(2, "b")).unwrap();
+        let commits = group.commit().unwrap();
+        assert_eq!(commits[..3], before[..]);
+        assert_eq!(commits[3].heads[0].1, Version(4));
+
+        let (_, rows) = told.outcomes[0].returned.clone().unwrap();
+        assert_eq!(trial.rows("SELECT v FROM t WHERE id = 7"), [rows[0][0].to_string()]);
+        assert_eq!(trial.rows("SELECT id FROM t ORDER BY id"), ["1", "7", "30"]);
+        assert_eq!(trial.rows("SELECT count(*) FROM kv"), ["2"]);
+        assert_eq!(trial.rows("SELECT id FROM __tribune_checks"), ["'c'"]);
+        let fingerprint = trial.store.fingerprint().unwrap();
+        let trial = trial.reopen();
+        assert_eq!(trial.store.fingerprint().unwrap(), fingerprint);
+        assert_eq!(trial.store.heads().unwrap().len(), 2);
+    }
+
+    fn foreign_batch() -> Batch {
+        let mut other = in_memory(NodeId([0x22; 16]), T);
+        let (_, commit) = run(&mut other, &["INSERT INTO t (id) VALUES (30)"]).unwrap();
+        let changeset = commit.unwrap().changeset.unwrap();
+        Batch { pieces: vec![crate::crdt::Piece::of(changeset)] }
+    }
+
+    #[test]
+    fn an_interrupted_caller_does_not_take_the_others_along() {
+        check_others_survive(ENDLESS, soon(), "interrupted");
+    }
+
+    #[test]
+    fn a_caller_who_rolls_back_does_not_take_the_others_along() {
+        let culprit = "INSERT OR ROLLBACK INTO t (id) VALUES (50)";
+        check_others_survive(culprit, None, "UNIQUE constraint failed");
+    }
+
+    #[test]
+    fn a_deadline_that_has_passed_stops_before_the_first_statement() {
+        let mut trial = Trial::new(T);
+        let mut group = trial.store.group(NOW);
+        let past = Some(Instant::now());
+        assert_eq!(group.sql(&[plain("SELECT 1")], past), Err(SqlError::TimedOut));
+        assert_eq!(group.sql(&[plain(ENDLESS)], soon()), Err(SqlError::TimedOut));
+        assert_eq!(group.commit().unwrap(), []);
+        trial.write(&["INSERT INTO t (id) VALUES (1)"]);
+    }
+
+    #[test]
+    fn a_group_that_is_dropped_has_not_happened() {
+        let mut trial = Trial::new(T);
+        let before = trial.store.now;
+        let mut group = trial.store.group(NOW);
+        group.ops(&put(1, "a")).unwrap();
+        group.apply(&foreign_batch()).unwrap();
+        group.begin_epoch(Epoch(4)).unwrap();
+        group.ops(&put(2, "a")).unwrap();
+        drop(group);
+        assert_eq!(trial.store.now, before);
+        assert_eq!(trial.store.heads().unwrap(), []);
+        assert_eq!(trial.rows("SELECT count(*) FROM kv"), ["0"]);
+        assert_eq!(trial.write(&["INSERT INTO t (id) VALUES (1)"]).heads[0].1, Version(1));
+    }
+
+    #[test]
+    fn an_epoch_is_kept_and_starts_from_version_one() {
+        let mut trial = Trial::new(T);
+        trial.write(&["INSERT INTO t (id) VALUES (1)"]);
+        let mut group = trial.store.group(NOW);
+        let origin = group.begin_epoch(Epoch(6)).unwrap();
+        assert_eq!((origin.node, origin.epoch), (ME, Epoch(7)));
+        group.sql(&[plain("UPDATE t SET v = 1")], None).unwrap();
+        let commits = group.commit().unwrap();
+        assert_eq!(commits[0].heads, [(origin, Version(1))]);
+        assert_eq!(events(&commits[0]), ["=t 1 1 'dw'"]);
+        let trial = trial.reopen();
+        assert_eq!(trial.store.origin(), origin);
+        assert_eq!(trial.store.identity().epoch, Epoch(7));
+        assert_eq!(trial.store.heads().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn checks_of_this_node_make_no_version() {
+        let mut trial = Trial::new("");
+        let row = |id: &str| {
+            vec![("id", id.into()), ("service_id", "s".into()), ("definition", "{}".into())]
+        };
+        let put = |id| RowOp::Put { table: "__tribune_checks", row: row(id), keep: &[] };
+        let mut group = trial.store.group(NOW);
+        assert_eq!(group.ops(&[put("a"), put("b"), put("c")]).unwrap(), None);
+        let gone = RowOp::Delete {
+            table: "__tribune_checks",
+            matching: vec![("service_id", "s".into())],
+            except: Some(("id", vec!["b".into()])),
+        };
+        assert_eq!(group.ops(&[gone]).unwrap(), None);
+        assert_eq!(group.commit().unwrap(), []);
+        let definitions = trial.readers().check_definitions().unwrap();
+        assert_eq!(definitions, [("b".to_owned(), "s".to_owned(), "{}".to_owned())]);
+    }
+}

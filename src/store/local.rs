@@ -1,0 +1,218 @@
+//! What a local transaction becomes: new clocks, a version, and the changeset that tells of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use rusqlite::Connection;
+
+use super::capture::Net;
+use super::clocks::{self, Times};
+use super::limits::{TRANSACTION_BYTES_MAX, TRANSACTION_CELLS_MAX};
+use super::origins::Origins;
+use super::parked;
+use super::tables::{Table, TableId};
+use crate::crdt::{
+    CellChange, Changeset, Class, ColumnId, Key, Life, Name, RowChange, RowClock, RowEvent, Stamp,
+    TableChanges, TableEvents,
+};
+use crate::types::{Value, Wall};
+
+/// Why a transaction cannot be recorded. It must be rolled back.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    #[error(
+        "the transaction changes {0} cells; the most allowed are {TRANSACTION_CELLS_MAX}: write in smaller transactions"
+    )]
+    Cells(usize),
+    #[error(
+        "the transaction changes {0} bytes; the most allowed are {TRANSACTION_BYTES_MAX}: write in smaller transactions"
+    )]
+    Bytes(usize),
+    #[error(transparent)]
+    Sqlite(#[from] rusqlite::Error),
+}
+
+/// A change of one row, before it is put into the shape in which it travels.
+struct Change<'a> {
+    key: &'a Key,
+    life: Life,
+    /// Rising.
+    cells: Vec<(ColumnId, u64)>,
+    row: Option<&'a [Value]>,
+}
+
+/// Writes the clocks of all rows, and returns the changeset.
+pub fn record(
+    conn: &Connection,
+    origins: &mut Origins,
+    has_parked: &BTreeSet<TableId>,
+    (stamp, at): (Stamp, Wall),
+    nets: &[Net],
+) -> Result<Changeset, RecordError> {
+    check_size(nets)?;
+    // All clocks are read before any is written: a row that moved is told by its old one.
+    let mut held = Vec::with_capacity(nets.len());
+    for net in nets {
+        let from = match &net.moved_from {
+            Some(key) => clocks::read(conn, net.table.id, key)?.filter(RowClock::is_alive),
+            None => None,
+        };
+        held.push((clocks::read(conn, net.table.id, &net.key)?, from));
+    }
+    let times = Times::from([(stamp, at)]);
+    let mut tables: BTreeMap<&Name, (&Table, Vec<Change<'_>>)> = BTreeMap::new();
+    for (net, (held, from)) in nets.iter().zip(&held) {
+        let Some(clock) = next_clock(net, held.as_ref(), from.as_ref(), stamp) else { continue };
+        let place = (net.table.id, &*net.key);
+        clocks::write(conn, origins, place, (held.as_ref(), &clock), &times)?;
+        if has_parked.contains(&net.table.id) {
+            forget_parked(conn, net, &clock, stamp)?;
+        }
+        let mut cells: Vec<(ColumnId, u64)> = clock.cells_of(stamp).collect();
+        cells.sort_unstable();
+        let change = Change { key: &net.key, life: clock.life(), cells, row: net.after.as_deref() };
+        let table = tables.entry(&net.table.info.name).or_insert_with(|| (&net.table, Vec::new()));
+        table.1.push(change);
+    }
+    let tables = tables.into_values().map(|(table, changes)| travelling(table, changes)).collect();
+    Ok(Changeset { stamp, at, tables })
+}
+
+/// Returns the row's new clock; `None`: nothing that travels has changed.
+fn next_clock(
+    net: &Net,
+    held: Option<&RowClock>,
+    from: Option<&RowClock>,
+    stamp: Stamp,
+) -> Option<RowClock> {
+    let table = &net.table;
+    let is_owned = table.class == Class::Owned;
+    match (&net.after, held.filter(|held| held.is_alive())) {
+        (None, Some(held)) => {
+            let mut clock = held.clone();
+            clock.deleted(stamp);
+            Some(clock)
+        }
+        // A row that no write of ours made: a foreign program put it there.
+        (None, None) => None,
+        (Some(_), Some(held)) if is_owned => {
+            let mut clock = held.clone();
+            clock.replaced(stamp, table.cell_ids());
+            Some(clock)
+        }
+        (Some(after), Some(held)) => {
+            let mut clock = held.clone();
+            clock.updated(stamp, changed(table, net.before.as_deref(), after));
+            Some(clock)
+        }
+        (Some(_), None) => Some(match from {
+            Some(from) if !is_owned => RowClock::moved(held, from, stamp, table.cell_ids()),
+            Some(_) | None => RowClock::inserted(held, stamp, table.cell_ids()),
+        }),
+    }
+}
+
+/// Lists the columns that differ: all, where there was no row to compare with.
+fn changed<'a>(
+    table: &'a Table,
+    before: Option<&'a [Value]>,
+    after: &'a [Value],
+) -> impl Iterator<Item = ColumnId> + 'a {
+    table
+        .columns
+        .iter()
+        .enumerate()
+        .filter(move |(place, column)| {
+            !column.is_key && before.is_none_or(|before| before[*place] != after[*place])
+        })
+        .map(|(_, column)| column.id)
+}
+
+/// Parked values go with the cells they belong to.
+fn forget_parked(
+    conn: &Connection,
+    net: &Net,
+    clock: &RowClock,
+    stamp: Stamp,
+) -> rusqlite::Result<()> {
+    let place = (net.table.id, &*net.key);
+    let mut values = parked::read(conn, place.0, place.1)?;
+    if values.is_empty() {
+        return Ok(());
+    }
+    values.retain(|column, _| clock.cell(*column).is_some_and(|cell| cell.stamp != stamp));
+    let left = values.iter().map(|(column, value)| (*column, value, None));
+    parked::write(conn, place, left)
+}
+
+fn check_size(nets: &[Net]) -> Result<(), RecordError> {
+    let (mut cells, mut bytes) = (0, 0);
+    for net in nets {
+        bytes += net.key.len();
+        let mut row_cells = 0;
+        let after = net.after.as_deref().unwrap_or_default();
+        let is_owned = net.table.class == Class::Owned;
+        for (place, (column, value)) in net.table.columns.iter().zip(after).enumerate() {
+            let is_changed = net.before.as_ref().is_none_or(|before| before[place] != *value);
+            if !column.is_key && (is_changed || is_owned) {
+                row_cells += 1;
+                bytes += value.bytes();
+            }
+        }
+        // A row that dies, or has only its key, counts too.
+        cells += row_cells.max(1);
+    }
+    if cells > TRANSACTION_CELLS_MAX {
+        return Err(RecordError::Cells(cells));
+    }
+    if bytes > TRANSACTION_BYTES_MAX { Err(RecordError::Bytes(bytes)) } else { Ok(()) }
+}
+
+fn travelling(table: &Table, mut changes: Vec<Change<'_>>) -> TableChanges {
+    changes.sort_unstable_by_key(|change| change.key);
+    let used: BTreeSet<ColumnId> =
+        changes.iter().flat_map(|change| change.cells.iter().map(|(id, _)| *id)).collect();
+    let used: Vec<ColumnId> = used.into_iter().collect();
+    let place_of = |id: ColumnId| table.place(id).expect("local writes are to known columns");
+    let number_of = |id: ColumnId| {
+        let number = used.partition_point(|other| *other < id);
+        u16::try_from(number).expect("there are as many columns as column ids at most")
+    };
+    let rows = changes.iter().map(|change| {
+        let cells = change.cells.iter().map(|(id, count)| CellChange {
+            column: number_of(*id),
+            count: *count,
+            value: change.row.expect("a dead row has no cells")[place_of(*id)].clone(),
+        });
+        RowChange { key: Arc::clone(change.key), life: change.life, cells: cells.collect() }
+    });
+    TableChanges {
+        table: Arc::clone(&table.info.name),
+        columns: used.iter().map(|id| Arc::clone(&table.info.columns[place_of(*id)])).collect(),
+        rows: rows.collect(),
+    }
+}
+
+/// Tells what the rows' watchers see of a transaction.
+pub fn events(nets: &[Net]) -> Vec<TableEvents> {
+    let mut tables: Vec<TableEvents> = Vec::new();
+    for net in nets {
+        let side = net.after.as_ref().or(net.before.as_ref());
+        let side = side.expect("the sides of a net change differ");
+        let event = RowEvent {
+            key: net.table.key_of(side).cloned().collect(),
+            existed: net.before.is_some(),
+            row: net.after.clone(),
+        };
+        push_event(&mut tables, &net.table, event);
+    }
+    tables
+}
+
+/// Adds an event to those of its table.
+pub fn push_event(tables: &mut Vec<TableEvents>, table: &Table, event: RowEvent) {
+    match tables.iter_mut().find(|events| events.table.name == table.info.name) {
+        Some(events) => events.rows.push(event),
+        None => tables.push(TableEvents { table: Arc::clone(&table.info), rows: vec![event] }),
+    }
+}

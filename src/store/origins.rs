@@ -1,0 +1,140 @@
+//! How far this node holds each origin's versions, and the small numbers that stand for origins.
+//! The table is written once a group; until then a mark leads back to what was before.
+
+use std::collections::BTreeMap;
+
+use rusqlite::Connection;
+use rusqlite::types::Type;
+
+use crate::types::{Origin, Version};
+
+const SELECT: &str = "SELECT ordinal, origin, head FROM __tribune_origins";
+const UPSERT: &str = "INSERT INTO __tribune_origins (ordinal, origin, head) VALUES (?1, ?2, ?3)
+    ON CONFLICT (ordinal) DO UPDATE SET head = excluded.head";
+
+/// A number that stands for an origin in this node's tables.
+pub type Ordinal = i64;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Held {
+    ordinal: Ordinal,
+    head: Version,
+}
+
+/// All origins of the database.
+#[derive(Debug, Default)]
+pub struct Origins {
+    held: BTreeMap<Origin, Held>,
+    /// What was changed since the last [`Origins::settle`], oldest first, and what it was before.
+    changes: Vec<(Origin, Option<Held>)>,
+}
+
+impl Origins {
+    pub fn read(conn: &Connection) -> rusqlite::Result<Self> {
+        let mut statement = conn.prepare(SELECT)?;
+        let mut rows = statement.query([])?;
+        let mut origins = Self::default();
+        while let Some(row) = rows.next()? {
+            let bytes: Vec<u8> = row.get(1)?;
+            let origin = Origin::from_bytes(&bytes).ok_or_else(|| {
+                let damage = format!("an origin has {} bytes", bytes.len());
+                rusqlite::Error::FromSqlConversionFailure(1, Type::Blob, damage.into())
+            })?;
+            let head = Version(row.get::<_, i64>(2)?.cast_unsigned());
+            origins.held.insert(origin, Held { ordinal: row.get(0)?, head });
+        }
+        Ok(origins)
+    }
+
+    /// Returns how far the origin's versions are held; 0: not at all.
+    pub fn head(&self, origin: Origin) -> Version {
+        self.held.get(&origin).map_or(Version(0), |held| held.head)
+    }
+
+    /// Lists the origins of which there is something.
+    pub fn heads(&self) -> Vec<(Origin, Version)> {
+        let held = self.held.iter().map(|(origin, held)| (*origin, held.head));
+        held.filter(|(_, head)| *head > Version(0)).collect()
+    }
+
+    /// Returns the origin's number; an unheard-of origin gets the next one.
+    pub fn ordinal(&mut self, origin: Origin) -> Ordinal {
+        if let Some(held) = self.held.get(&origin) {
+            return held.ordinal;
+        }
+        let ordinal = self.next_ordinal();
+        self.set(origin, Held { ordinal, head: Version(0) });
+        ordinal
+    }
+
+    /// Moves an origin's head. It never goes back.
+    pub fn advance(&mut self, origin: Origin, head: Version) {
+        let ordinal = self.ordinal(origin);
+        assert!(head >= self.head(origin), "a head never goes back");
+        self.set(origin, Held { ordinal, head });
+    }
+
+    /// Returns a mark to come back to.
+    pub fn mark(&self) -> usize {
+        self.changes.len()
+    }
+
+    /// Takes back what was changed since the mark.
+    pub fn undo_to(&mut self, mark: usize) {
+        for (origin, before) in self.changes.drain(mark..).rev() {
+            match before {
+                Some(before) => self.held.insert(origin, before),
+                None => self.held.remove(&origin),
+            };
+        }
+    }
+
+    /// Writes what was changed since the last [`Origins::settle`].
+    pub fn save(&self, conn: &Connection) -> rusqlite::Result<()> {
+        let mut statement = conn.prepare_cached(UPSERT)?;
+        let mut changed: Vec<Origin> = self.changes.iter().map(|(origin, _)| *origin).collect();
+        changed.sort_unstable();
+        changed.dedup();
+        for origin in changed {
+            let held = self.held[&origin];
+            statement.execute((held.ordinal, origin.to_bytes(), held.head.0.cast_signed()))?;
+        }
+        Ok(())
+    }
+
+    /// Notes that what [`Origins::save`] wrote is committed.
+    pub fn settle(&mut self) {
+        self.changes.clear();
+    }
+
+    fn set(&mut self, origin: Origin, held: Held) {
+        let before = self.held.insert(origin, held);
+        if before != Some(held) {
+            self.changes.push((origin, before));
+        }
+    }
+
+    fn next_ordinal(&self) -> Ordinal {
+        self.held.values().map(|held| held.ordinal).max().unwrap_or(0) + 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{Epoch, NodeId, Scope};
+
+    #[test]
+    fn a_mark_leads_back_to_what_was() {
+        let origin = |node| Origin { scope: Scope(0), node: NodeId([node; 16]), epoch: Epoch(1) };
+        let mut origins = Origins::default();
+        origins.advance(origin(1), Version(5));
+        let mark = origins.mark();
+        origins.advance(origin(1), Version(7));
+        assert_eq!(origins.ordinal(origin(2)), 2);
+        origins.undo_to(mark);
+        assert_eq!(origins.heads(), [(origin(1), Version(5))]);
+        assert_eq!(origins.ordinal(origin(3)), 2);
+        assert_eq!(origins.heads(), [(origin(1), Version(5))], "nothing of it is held");
+    }
+}

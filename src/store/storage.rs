@@ -1,0 +1,198 @@
+//! The store as the core knows it: [`Storage`], with a group for each call.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::changes::{Reader, load};
+use super::clocks;
+use super::database::{Store, failed};
+use crate::crdt::fingerprint::row_hash;
+use crate::crdt::storage::{Extract, Inspected, Storage, StorageError};
+use crate::crdt::{Batch, ColumnId, Commit, Key, Refusal, RowOp, pack};
+use crate::types::{Epoch, Origin, Value, Version, Wall};
+
+impl Storage for Store {
+    fn origin(&self) -> Origin {
+        self.now.origin
+    }
+
+    fn commit(&mut self, now: Wall, ops: &[RowOp]) -> Result<Option<Commit>, StorageError> {
+        let mut group = self.group(now);
+        group.ops(ops)?;
+        Ok(group.commit()?.pop().map(Arc::unwrap_or_clone))
+    }
+
+    fn apply(&mut self, now: Wall, batch: &Batch) -> Result<Commit, StorageError> {
+        let mut group = self.group(now);
+        group.apply(batch)?;
+        let commit = group.commit()?.pop().expect("each batch makes a commit");
+        Ok(Arc::unwrap_or_clone(commit))
+    }
+
+    fn load(
+        &self,
+        origin: Origin,
+        after: Version,
+        bytes_max: usize,
+    ) -> Result<Extract, StorageError> {
+        // No transaction is needed: this connection is the only one that writes.
+        load(&self.conn, &self.tables, origin, after, bytes_max).map_err(failed)
+    }
+
+    fn heads(&self) -> Result<Vec<(Origin, Version)>, StorageError> {
+        Ok(self.origins.heads())
+    }
+
+    fn begin_epoch(&mut self, above: Epoch) -> Result<Origin, StorageError> {
+        // The times of commits do not matter: an epoch makes none.
+        let mut group = self.group(Wall(0));
+        let origin = group.begin_epoch(above)?;
+        group.commit()?;
+        Ok(origin)
+    }
+
+    fn fingerprint(&self) -> Result<u64, StorageError> {
+        self.sum_of_rows().map_err(failed)
+    }
+
+    fn inspect(&self, table: &str, key: &[Value]) -> Result<Option<Inspected>, StorageError> {
+        let packed = pack::pack(key).map_err(|error| Refusal(error.to_string()))?;
+        self.inspect_row(table, key, &packed).map_err(failed)
+    }
+
+    fn refusals(&self) -> u64 {
+        self.now.refusals
+    }
+}
+
+impl Store {
+    /// Returns how many merged rows SQLite refused since the store was opened. They are kept
+    /// aside, passed on, and tried again with each change of theirs.
+    pub fn quarantined(&self) -> u64 {
+        self.now.quarantined
+    }
+
+    fn sum_of_rows(&self) -> rusqlite::Result<u64> {
+        let sql = "SELECT tbl, key, clock FROM __tribune_rows";
+        let mut statement = self.conn.prepare_cached(sql)?;
+        let mut rows = statement.query([])?;
+        let mut reader =
+            Reader { conn: &self.conn, tables: &self.tables, has_parked: BTreeMap::new() };
+        let mut sum = 0_u64;
+        while let Some(row) = rows.next()? {
+            let table = row.get(0)?;
+            let key: Key = row.get_ref(1)?.as_blob()?.into();
+            let clock = clocks::decode(row.get_ref(2)?.as_blob()?)?;
+            let ids: Vec<ColumnId> = clock.cells().map(|(id, _)| id).collect();
+            let values =
+                if ids.is_empty() { Vec::new() } else { reader.values(table, &key, ids)? };
+            let entry = self.tables.entry(table);
+            let cells = clock
+                .cells()
+                .zip(&values)
+                .map(|((id, clock), value)| (&*entry.columns[usize::from(id.0)], clock, value));
+            sum = sum.wrapping_add(row_hash(&entry.name, &key, clock.life(), cells));
+        }
+        Ok(sum)
+    }
+
+    fn inspect_row(
+        &self,
+        table: &str,
+        key: &[Value],
+        packed: &Key,
+    ) -> rusqlite::Result<Option<Inspected>> {
+        let Some(table) = self.tables.get(table) else { return Ok(None) };
+        let Some(clock) = clocks::read(&self.conn, table.id, packed)? else { return Ok(None) };
+        let columns = &self.tables.entry(table.id).columns;
+        let cells = clock.cells();
+        Ok(Some(Inspected {
+            row: table.read_row(&self.conn, key)?,
+            life: clock.life(),
+            cells: cells
+                .map(|(id, cell)| (Arc::clone(&columns[usize::from(id.0)]), cell))
+                .collect(),
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::crdt::definition::Definition;
+    use crate::crdt::suite::{self, Bench, histories};
+    use crate::crdt::table::Table;
+    use crate::store::OpenConfig;
+    use crate::store::schema::{Source, literal};
+    use crate::store::values::quote;
+    use crate::types::NodeId;
+
+    /// Stores in memory, whose tables are written as SQL.
+    struct Sqlite;
+
+    impl Bench for Sqlite {
+        type Disk = Store;
+
+        fn open(&mut self, node: NodeId, definitions: &[Definition]) -> Store {
+            let config = OpenConfig { node: Some(node), ..OpenConfig::default() };
+            let sources: Vec<Source> = definitions.iter().map(source).collect();
+            Store::in_memory(&config, &sources).unwrap()
+        }
+
+        fn define(&mut self, disk: &mut Store, definition: &Definition) {
+            disk.apply_schema(suite::NOW, &[source(definition)]).unwrap();
+        }
+    }
+
+    fn source(definition: &Definition) -> Source {
+        let info = definition.info();
+        let columns = info.columns.iter().enumerate().zip(definition.defaults());
+        let mut parts: Vec<String> = columns
+            .map(|((place, name), default)| {
+                let rule = if info.key.contains(&place) {
+                    "NOT NULL".to_owned()
+                } else {
+                    format!("DEFAULT {}", literal(default))
+                };
+                format!("{} {rule}", quote(name))
+            })
+            .collect();
+        let key: Vec<String> = info.key.iter().map(|place| quote(&info.columns[*place])).collect();
+        parts.push(format!("PRIMARY KEY ({})", key.join(", ")));
+        let sql = format!("CREATE TABLE {} ({})", quote(&info.name), parts.join(", "));
+        Source { file: "test.sql".to_owned(), sql }
+    }
+
+    crate::storage_suite!(Sqlite);
+
+    /// The reference.
+    struct Memory;
+
+    impl Bench for Memory {
+        type Disk = Table;
+
+        fn open(&mut self, node: NodeId, definitions: &[Definition]) -> Table {
+            Table::new(suite::origin(node), definitions).unwrap()
+        }
+
+        fn define(&mut self, disk: &mut Table, definition: &Definition) {
+            disk.define(suite::NOW, definition).unwrap();
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        #[test]
+        fn a_history_ends_alike_in_sqlite_and_in_memory(
+            replica_count in 2..5_usize,
+            words in prop::collection::vec(any::<u32>(), 0..80),
+        ) {
+            let here = histories::play(&mut Sqlite, replica_count, &words);
+            let there = histories::play(&mut Memory, replica_count, &words);
+            prop_assert_eq!(here, there);
+        }
+    }
+}
