@@ -2,6 +2,8 @@
 //!
 //! `cargo bench --bench dns_answer`; with `--test` it runs small and only checks that all answer.
 
+#![expect(clippy::print_stdout, reason = "a benchmark prints what it measured")]
+
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -79,12 +81,7 @@ fn view(services: usize) -> View {
 }
 
 /// Folds rows of one table into a view, as one commit.
-fn fold(
-    view: &View,
-    table: &str,
-    key: &[&str],
-    rows: Vec<Vec<(&'static str, Value)>>,
-) -> View {
+fn fold(view: &View, table: &str, key: &[&str], rows: Vec<Vec<(&'static str, Value)>>) -> View {
     let columns: Vec<&str> = rows[0].iter().map(|(name, _)| *name).collect();
     let place = |name: &&str| columns.iter().position(|column| column == name).expect("a column");
     let key: Vec<usize> = key.iter().map(place).collect();
