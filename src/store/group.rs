@@ -14,11 +14,11 @@ use rusqlite::ErrorCode;
 
 use super::apply::Merge;
 use super::capture::Net;
+use super::database::{Moment, Store, UPDATE_EPOCH, failed};
 use super::local::{self, RecordError};
 use super::ops;
 use super::sql::{Statement, Transacted};
 use super::statements::{self, SqlError};
-use super::database::{Moment, Store, UPDATE_EPOCH, failed};
 use super::tables::Tables;
 use crate::crdt::storage::StorageError;
 use crate::crdt::{Batch, Commit, Refusal, RowOp, Stamp};

@@ -11,11 +11,11 @@ use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::{Connection, ErrorCode};
 
 use super::bind::{BindError, bind};
+use super::database::CHECKS_TABLE;
 use super::gate::{Gate, refusal};
 use super::limits::{self, VALUE_BYTES_MAX};
 use super::open::open_reader;
 use super::sql::Statement;
-use super::database::CHECKS_TABLE;
 use super::tables::{Tables, read_at};
 use super::values::{quote, show};
 use crate::crdt::TableInfo;
