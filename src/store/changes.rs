@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use rusqlite::Connection;
 
+use super::database::failed;
 use super::open::open_reader;
 use super::origins::Ordinal;
-use super::database::failed;
 use super::tables::{Table, TableId, Tables};
 use super::{clocks, parked};
 use crate::crdt::storage::{Extract, StorageError};

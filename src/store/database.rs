@@ -59,6 +59,9 @@ pub struct Store {
     /// Why nothing can be written any more, once the disk failed.
     pub(super) broken: Option<String>,
     pub(super) wal: WalMeter,
+    /// What SQLite counts up when another connection commits; `None` before the first look.
+    data_version: Option<i64>,
+    foreign_commits: u64,
     identity: Identity,
     path: Option<PathBuf>,
     _lock: Option<DirectoryLock>,
@@ -124,6 +127,8 @@ impl Store {
             },
             vetted: BTreeSet::new(),
             broken: None,
+            data_version: None,
+            foreign_commits: 0,
             wal: WalMeter::watch(&mut conn).map_err(failed)?,
             conn,
             capture,
@@ -151,6 +156,41 @@ impl Store {
     /// at the file, makes it usable.
     pub fn fault(&self) -> Option<&str> {
         self.broken.as_deref()
+    }
+
+    /// Makes the commits to come later than `at`: call it with the greatest index that the catalog
+    /// has shown, since the machine's clock may have gone back while the node was down.
+    pub fn not_before(&mut self, at: Hlc) {
+        self.now.at = self.now.at.max(at);
+    }
+
+    /// Returns how often another program wrote to the database since it was opened. Such writes
+    /// have no clocks: they reach no other node, and a merge may undo them.
+    pub fn foreign_commits(&self) -> u64 {
+        self.foreign_commits
+    }
+
+    /// Looks whether somebody else committed since the last look. The caller is in a transaction,
+    /// so nobody does meanwhile.
+    pub(super) fn look_for_foreign_commits(&mut self) -> rusqlite::Result<()> {
+        let version: i64 =
+            self.conn.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))?;
+        if self.data_version.replace(version).is_some_and(|before| before != version) {
+            self.foreign_commits += 1;
+            tracing::error!(
+                path = ?self.path,
+                "another program wrote to the database; other nodes do not hear of what it wrote"
+            );
+        }
+        Ok(())
+    }
+
+    /// Forgets the numbers of names that were given within what was rolled back.
+    pub(super) fn forget_names_after(&mut self, count: usize) -> rusqlite::Result<()> {
+        if self.tables.name_count() != count {
+            self.tables = Tables::read(&self.conn)?;
+        }
+        Ok(())
     }
 
     /// Begins a group: callers who share one sync of the disk.
@@ -360,6 +400,23 @@ mod tests {
     use super::*;
     use crate::crdt::storage::Storage;
     use crate::store::trial::{T, Trial};
+
+    #[test]
+    fn a_foreign_commit_is_noticed() {
+        let mut trial = Trial::new(T);
+        trial.write(&["INSERT INTO t (id) VALUES (1)"]);
+        trial.write(&["INSERT INTO t (id) VALUES (2)"]);
+        assert_eq!(trial.store.foreign_commits(), 0);
+        let other = Connection::open(trial.store.path().unwrap()).unwrap();
+        other.execute("INSERT INTO t (id) VALUES (9)", []).unwrap();
+        trial.write(&["INSERT INTO t (id) VALUES (3)"]);
+        assert_eq!(trial.store.foreign_commits(), 1);
+        // What it wrote is written over, deleted and told like any other row from then on.
+        let commit =
+            trial.write(&["UPDATE t SET v = 1 WHERE id = 9", "DELETE FROM t WHERE id = 1"]);
+        let told = crate::store::trial::changes(&commit);
+        assert_eq!(told, ["t[1]@2 ", "t[9]@1 v:1=1 w:1='dw'"]);
+    }
 
     #[test]
     fn a_second_node_on_the_same_directory_is_refused() {

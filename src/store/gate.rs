@@ -21,6 +21,9 @@ const FUNCTIONS_DENIED: [&str; 6] = [
     "sqlite_offset",
 ];
 
+/// Functions that make large values out of nothing. Only who may write may call them.
+const FUNCTIONS_OF_WRITERS: [&str; 2] = ["randomblob", "zeroblob"];
+
 /// Tables that SQLite provides by itself, and that show its internals.
 const TABLES_DENIED: [&str; 4] = ["dbstat", "fts3tokenize", "sqlite_dbpage", "sqlite_stmt"];
 
@@ -41,10 +44,11 @@ pub fn refusal(action: &AuthAction<'_>, writes: bool) -> Option<String> {
     match *action {
         AuthAction::Select | AuthAction::Recursive => None,
         AuthAction::Read { table_name, .. } => hidden(table_name),
-        AuthAction::Function { function_name } => FUNCTIONS_DENIED
-            .iter()
-            .any(|denied| function_name.eq_ignore_ascii_case(denied))
-            .then(|| format!("the function {function_name} is not allowed")),
+        AuthAction::Function { function_name } => {
+            let among = |list: &[&str]| list.iter().any(|name| function_name.eq_ignore_ascii_case(name));
+            let is_denied = among(&FUNCTIONS_DENIED) || (!writes && among(&FUNCTIONS_OF_WRITERS));
+            is_denied.then(|| format!("the function {function_name} is not allowed"))
+        }
         AuthAction::Insert { table_name } | AuthAction::Delete { table_name } => write(table_name),
         AuthAction::Update { table_name, .. } => write(table_name),
         AuthAction::Transaction { .. } | AuthAction::Savepoint { .. } => {

@@ -14,12 +14,11 @@ use rusqlite::ErrorCode;
 
 use super::apply::Merge;
 use super::capture::Net;
+use super::database::{Moment, Store, UPDATE_EPOCH, failed};
 use super::local::{self, RecordError};
 use super::ops;
 use super::sql::{Statement, Transacted};
 use super::statements::{self, SqlError};
-use super::database::{Moment, Store, UPDATE_EPOCH, failed};
-use super::tables::Tables;
 use crate::crdt::storage::StorageError;
 use crate::crdt::{Batch, Commit, Refusal, RowOp, Stamp};
 use crate::types::{Epoch, Origin, Seq, Version, Wall};
@@ -30,6 +29,8 @@ pub struct Group<'a> {
     store: &'a mut Store,
     now: Wall,
     start: Moment,
+    /// How many names had a number when the group began.
+    names: usize,
     commits: Vec<Arc<Commit>>,
     done: Vec<Done>,
     is_begun: bool,
@@ -48,9 +49,18 @@ enum Done {
 
 impl<'a> Group<'a> {
     pub(super) fn new(store: &'a mut Store, now: Wall) -> Self {
-        let start = store.now;
+        let (start, names) = (store.now, store.tables.name_count());
         let lost = store.broken.clone();
-        Self { store, now, start, commits: Vec::new(), done: Vec::new(), is_begun: false, lost }
+        Self {
+            store,
+            now,
+            start,
+            names,
+            commits: Vec::new(),
+            done: Vec::new(),
+            is_begun: false,
+            lost,
+        }
     }
 
     /// Carries out row operations: all or none. Returns the version they made; `None`: nothing
@@ -139,8 +149,7 @@ impl<'a> Group<'a> {
         }
         let saved = self.store.origins.save(&self.store.conn);
         if let Err(error) = saved.and_then(|()| self.run("COMMIT")) {
-            self.note_fault(&error);
-            return Err(failed(error));
+            return Err(StorageError::Failed(self.note_fault(&error)));
         }
         self.is_begun = false;
         self.store.origins.settle();
@@ -163,6 +172,7 @@ impl<'a> Group<'a> {
         let before = self.store.now;
         let mark = self.store.origins.mark();
         let (commits, done) = (self.commits.len(), self.done.len());
+        let names = self.store.tables.name_count();
         let result = work(self).and_then(|value| {
             self.run("RELEASE caller").map_err(|error| failed(error.to_string()))?;
             Ok(value)
@@ -173,71 +183,71 @@ impl<'a> Group<'a> {
             self.store.origins.undo_to(mark);
             self.commits.truncate(commits);
             self.done.truncate(done);
-            self.roll_back_caller();
+            self.roll_back_caller(names);
         }
         result
     }
 
-    fn roll_back_caller(&mut self) {
+    fn roll_back_caller(&mut self, names: usize) {
         let undone = if self.store.conn.is_autocommit() {
             self.do_again()
         } else {
-            self.run("ROLLBACK TO caller").and_then(|()| self.run("RELEASE caller"))
+            self.run("ROLLBACK TO caller")
+                .and_then(|()| self.run("RELEASE caller"))
+                .and_then(|()| self.store.forget_names_after(names))
+                .map_err(|error| self.note_fault(&error))
         };
-        let undone = undone.and_then(|()| {
-            self.store.tables = Tables::read(&self.store.conn)?;
-            Ok(())
-        });
-        if let Err(error) = undone {
-            self.note_fault(&error);
-            self.lose(format!("the group was given up: {error}"));
+        if let Err(reason) = undone {
+            self.lose(format!("the group was given up: {reason}"));
         }
     }
 
     /// Does the work of all callers again, after SQLite rolled everything back.
-    fn do_again(&mut self) -> rusqlite::Result<()> {
+    fn do_again(&mut self) -> Result<(), String> {
         self.store.now = self.start;
         self.store.origins.undo_to(0);
-        self.store.tables = Tables::read(&self.store.conn)?;
         let commits = std::mem::take(&mut self.commits);
         let done = std::mem::take(&mut self.done);
-        self.begin()?;
+        self.store
+            .forget_names_after(self.names)
+            .and_then(|()| self.begin())
+            .map_err(|error| self.note_fault(&error))?;
         for work in &done {
-            match work {
-                Done::Local(nets, locals) => self.write_again(nets, locals)?,
-                Done::Applied(batch) => drop(self.merge(batch)?),
-                Done::Epoch(origin) => self.enter(*origin)?,
-            }
+            let again = match work {
+                Done::Local(nets, locals) => self.write_again(nets, locals),
+                Done::Applied(batch) => self.merge(batch).map(drop).map_err(failed),
+                Done::Epoch(origin) => self.enter(*origin).map_err(failed),
+            };
+            again.map_err(|error| error.to_string())?;
         }
-        assert!(self.commits == commits, "the same work makes the same commits");
+        if self.commits != commits {
+            return Err("the same work did not make the same commits".to_owned());
+        }
         self.done = done;
         Ok(())
     }
 
-    fn write_again(&mut self, nets: &[Net], locals: &[RowOp]) -> rusqlite::Result<()> {
-        let store = &mut *self.store;
-        let sides = |net: &Net| (net.before.clone(), net.after.clone());
+    fn write_again(&mut self, nets: &[Net], locals: &[RowOp]) -> Result<(), StorageError> {
+        let store = &*self.store;
+        // Those that go make place for those that come.
         for net in nets {
-            if let (Some(before), None) = sides(net) {
-                let key: Vec<_> = net.table.key_of(&before).cloned().collect();
-                net.table.delete_row(&store.conn, &key)?;
+            if let (Some(before), None) = (&net.before, &net.after) {
+                let key: Vec<_> = net.table.key_of(before).cloned().collect();
+                net.table.delete_row(&store.conn, &key).map_err(failed)?;
             }
         }
         for net in nets {
             match (&net.before, &net.after) {
-                (None, Some(after)) => net.table.insert_row(&store.conn, after)?,
-                (Some(_), Some(after)) => net.table.update_row(&store.conn, after)?,
-                (_, None) => {}
+                (None, Some(after)) => net.table.insert_row(&store.conn, after),
+                (Some(_), Some(after)) => net.table.update_row(&store.conn, after),
+                (_, None) => Ok(()),
             }
+            .map_err(failed)?;
         }
         for op in locals {
-            let done = ops::carry_out(&store.conn, &store.tables, &store.local, op);
-            done.map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))?;
+            ops::carry_out(&store.conn, &store.tables, &store.local, op)?;
         }
-        self.record(nets).map_err(|error| match error {
-            RecordError::Sqlite(error) => error,
-            other => rusqlite::Error::ToSqlConversionFailure(Box::new(other)),
-        })?;
+        self.record(nets).map_err(|error| StorageError::Failed(error.to_string()))?;
         Ok(())
     }
 
@@ -305,7 +315,7 @@ impl<'a> Group<'a> {
     fn begin(&mut self) -> rusqlite::Result<()> {
         self.run("BEGIN IMMEDIATE")?;
         self.is_begun = true;
-        Ok(())
+        self.store.look_for_foreign_commits()
     }
 
     fn run(&self, sql: &str) -> rusqlite::Result<()> {
@@ -319,13 +329,15 @@ impl<'a> Group<'a> {
         self.done.clear();
     }
 
-    /// After the disk failed, what SQLite holds in memory and what is on the disk may differ.
-    fn note_fault(&mut self, error: &rusqlite::Error) {
+    /// Says what failed. After the disk did, what SQLite holds in memory and what is on the disk
+    /// may differ, and nothing more is written.
+    fn note_fault(&mut self, error: &rusqlite::Error) -> String {
         let code = error.sqlite_error_code();
         if matches!(code, Some(ErrorCode::SystemIoFailure | ErrorCode::DatabaseCorrupt)) {
             let fault = format!("the disk failed ({error}); nothing is written until a restart");
             self.store.broken = Some(fault);
         }
+        error.to_string()
     }
 }
 
@@ -341,9 +353,8 @@ impl Drop for Group<'_> {
         self.store.now = self.start;
         self.store.origins.undo_to(0);
         self.store.capture.stop();
-        match Tables::read(&self.store.conn) {
-            Ok(tables) => self.store.tables = tables,
-            Err(error) => self.store.broken = Some(failed(error).to_string()),
+        if let Err(error) = self.store.forget_names_after(self.names) {
+            self.store.broken = Some(failed(error).to_string());
         }
     }
 }

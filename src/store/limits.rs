@@ -33,20 +33,22 @@ pub const PARAMETERS_MAX: usize = 1_000;
 /// The most columns of one table or one answer.
 pub const COLUMNS_MAX: usize = 200;
 
-/// The largest row, in bytes. Rows are merged cell by cell, so a row may grow larger than any
-/// transaction that wrote to it.
-pub const ROW_BYTES_MAX: usize = 64 << 20;
+/// The largest row, and the largest text or blob that a statement may make on its way, in bytes.
+/// Rows are merged cell by cell, so a row may grow larger than any transaction that wrote to it;
+/// beyond this the merged row is set aside.
+pub const ROW_BYTES_MAX: usize = 16 << 20;
 
 /// Every how many steps of SQLite's virtual machine a deadline is looked at: about 20 µs.
 pub const DEADLINE_STEPS: std::ffi::c_int = 2_000;
 
 const _: () = assert!(VALUE_BYTES_MAX <= TRANSACTION_BYTES_MAX);
-const _: () = assert!(TRANSACTION_BYTES_MAX < TOUCHED_BYTES_MAX);
+const _: () = assert!(TRANSACTION_BYTES_MAX < ROW_BYTES_MAX);
+const _: () = assert!(ROW_BYTES_MAX < TOUCHED_BYTES_MAX);
 
 /// Sets what a connection that runs users' SQL may use.
-pub fn limit(conn: &Connection, length_max: usize) -> rusqlite::Result<()> {
+pub fn limit(conn: &Connection) -> rusqlite::Result<()> {
     let limits = [
-        (Limit::SQLITE_LIMIT_LENGTH, length_max),
+        (Limit::SQLITE_LIMIT_LENGTH, ROW_BYTES_MAX),
         (Limit::SQLITE_LIMIT_SQL_LENGTH, SQL_BYTES_MAX),
         (Limit::SQLITE_LIMIT_COLUMN, COLUMNS_MAX),
         (Limit::SQLITE_LIMIT_EXPR_DEPTH, 100),

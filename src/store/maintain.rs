@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rusqlite::Connection;
 use rusqlite::hooks::Wal;
 
+use super::database::{Store, failed};
 use super::open::wal_path;
 use super::parked;
-use super::database::{Store, failed};
 use crate::crdt::storage::StorageError;
 
 /// From here on a checkpoint is worth its while: [`Store::maintain`] makes one. At 4 KiB a page,

@@ -24,17 +24,16 @@ pub mod schema;
 pub mod sql;
 mod statements;
 mod storage;
-
 mod tables;
 #[cfg(test)]
 mod trial;
 mod values;
 
 pub use changes::Loader;
+pub use database::{CHECKS_TABLE, Identity, Store};
 pub use group::Group;
 pub use open::{OpenConfig, OpenError};
 pub use readers::Readers;
 pub use schema::SchemaError;
 pub use sql::{Outcome, Params, Statement, Transacted};
 pub use statements::SqlError;
-pub use database::{CHECKS_TABLE, Identity, Store};

@@ -247,7 +247,7 @@ fn settle(conn: &Connection) -> rusqlite::Result<()> {
     // are clients that do.
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_DQS_DDL, false)?;
     conn.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
-    limits::limit(conn, limits::ROW_BYTES_MAX)
+    limits::limit(conn)
 }
 
 /// A file that was closed in order has no log beside it. Otherwise the machine or the process went

@@ -8,9 +8,9 @@ use std::time::Instant;
 use rusqlite::{Connection, ErrorCode};
 
 use super::bind::bind;
+use super::database::Store;
 use super::limits::RETURNED_BYTES_MAX;
 use super::sql::{Outcome, Statement};
-use super::database::Store;
 use super::values::show;
 use crate::types::Value;
 

@@ -189,7 +189,8 @@ const SELECT_REPLICATED: &str = "SELECT name FROM pragma_table_list
 /// Reads the shape of one of this node's own tables, which has no number and is not replicated.
 pub fn read_local(conn: &Connection, name: &str) -> rusqlite::Result<Option<Table>> {
     let columns = columns_of(conn, name)?.into_iter().map(|column| column.name.into()).collect();
-    read_table(conn, TableId::MAX, &Entry { name: name.into(), columns, table: None })
+    let entry = Entry { name: name.into(), columns, table: None };
+    read_table(conn, &DefaultProbe::new()?, TableId::MAX, &entry)
 }
 
 impl Tables {
@@ -210,10 +211,11 @@ impl Tables {
             let id: TableId = row.get(0)?;
             tables.entries[id as usize].columns.push(name.into());
         }
+        let probe = DefaultProbe::new()?;
         for name in replicated(conn)? {
             if let Some(id) = tables.id_of(&name) {
                 let entry = &tables.entries[id as usize];
-                let table = read_table(conn, id, entry)?.map(Arc::new);
+                let table = read_table(conn, &probe, id, entry)?.map(Arc::new);
                 tables.entries[id as usize].table = table;
             }
         }
@@ -223,6 +225,12 @@ impl Tables {
     /// Tells whether every table that SQLite has is here with its shape.
     pub fn is_complete(&self, conn: &Connection) -> rusqlite::Result<bool> {
         Ok(replicated(conn)?.iter().all(|name| self.get(name).is_some()))
+    }
+
+    /// Returns how many names have a number. It grows with each, and nothing else changes between
+    /// two changes of the schema.
+    pub fn name_count(&self) -> usize {
+        self.entries.iter().map(|entry| 1 + entry.columns.len()).sum()
     }
 
     /// Lists the tables that are known by name only.
@@ -359,7 +367,12 @@ pub fn flags_of(conn: &Connection, table: &str) -> rusqlite::Result<(bool, bool)
 }
 
 /// Reads a table's shape; `None` while a column of it has no number.
-fn read_table(conn: &Connection, id: TableId, entry: &Entry) -> rusqlite::Result<Option<Table>> {
+fn read_table(
+    conn: &Connection,
+    probe: &DefaultProbe,
+    id: TableId,
+    entry: &Entry,
+) -> rusqlite::Result<Option<Table>> {
     let shapes = columns_of(conn, &entry.name)?;
     let (is_strict, _) = flags_of(conn, &entry.name)?;
     let mut key: Vec<usize> =
@@ -368,7 +381,6 @@ fn read_table(conn: &Connection, id: TableId, entry: &Entry) -> rusqlite::Result
     let mut places = vec![None; entry.columns.len()];
     let mut names = Vec::new();
     let mut columns = Vec::new();
-    let probe = DefaultProbe::new()?;
     for (place, shape) in shapes.iter().enumerate() {
         let id = entry.columns.iter().position(|name| **name == *shape.name);
         let Some(id) = id else { return Ok(None) };
