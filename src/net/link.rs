@@ -379,6 +379,7 @@ impl Pulse {
         (self.sent, self.received) = (stats.udp_tx.datagrams, stats.udp_rx.datagrams);
         if has_received {
             self.owed_since = None;
+            shared.peers().touch(link.node, now);
             let round_trip = link.connection.rtt();
             shared.events.offer(Event::RoundTrip { node: link.node, round_trip });
         } else if has_sent {

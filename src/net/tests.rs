@@ -162,15 +162,16 @@ async fn three_nodes_speak_to_each_other_without_being_asked_to_dial() {
     let mut ends: [End; 3] = cluster();
     for from in 0..3 {
         for to in (0..3).filter(|to| *to != from) {
-            ends[from].send(&ends[to], Lane::Own, &[from as u8]).unwrap();
+            let body = [u8::try_from(from).unwrap()];
+            ends[from].send(&ends[to], Lane::Own, &body).unwrap();
         }
     }
-    for to in 0..3 {
+    for (to, end) in ends.iter_mut().enumerate() {
         let mut heard = Vec::new();
         for _ in 0..2 {
-            let (node, _, bytes) = ends[to].frame().await;
+            let (node, _, bytes) = end.frame().await;
             assert_eq!(node, id(bytes[0] + 1));
-            heard.push(bytes[0] as usize);
+            heard.push(usize::from(bytes[0]));
         }
         heard.sort();
         let others: Vec<usize> = (0..3).filter(|other| *other != to).collect();
