@@ -15,7 +15,7 @@ use rand::rngs::SmallRng;
 use crate::crdt::{Changeset, Piece};
 use crate::ledger::Ledger;
 use crate::types::{Epoch, NodeId, Origin, Time, Version};
-use crate::wire::{Message, RequestId};
+use crate::wire::Message;
 
 mod compare;
 pub mod config;
@@ -33,7 +33,7 @@ pub use stats::{Behind, Stats};
 use compare::Digests;
 use intake::{Intake, Lost, Taken};
 use overlay::{Event, Overlay};
-use pull::Pulls;
+use pull::{Answer, Pulls};
 use serve::Serve;
 
 /// A fresh commit that was passed on so often is not passed on any more. Heads stop duplicates;
@@ -221,7 +221,7 @@ impl Replica {
                 self.effects.push_back(answer);
             }
             Message::Pulled { request, piece, head } => {
-                self.on_pulled(now, from, request, piece, head);
+                self.on_pulled(now, Answer { from, request, piece, head });
             }
             Message::Busy { request, retry_after } => {
                 self.stats.pulls_busy += 1;
@@ -289,18 +289,10 @@ impl Replica {
         }
     }
 
-    fn on_pulled(
-        &mut self,
-        now: Time,
-        from: NodeId,
-        request: RequestId,
-        piece: Piece,
-        head: Version,
-    ) {
-        let origin = piece.origin;
+    fn on_pulled(&mut self, now: Time, answer: Answer) {
+        let (from, origin) = (answer.from, answer.piece.origin);
         let reached = self.intake.reached(&self.ledger, origin);
-        let answer = (piece, head);
-        let whole = self.pulls.on_pulled(now, &mut self.stats, from, request, answer, reached);
+        let whole = self.pulls.on_pulled(now, &mut self.stats, answer, reached);
         let Some(piece) = whole else { return };
         if self.is_own(origin) {
             self.stats.rejected += 1;
