@@ -1,1 +1,255 @@
-//! (being built)
+//! Puts the parts together in order, supervises them, and takes them apart again. What the parts
+//! do is none of its business.
+
+mod identity;
+mod metrics;
+mod settings;
+pub mod tasks;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+pub use tasks::Task;
+
+use self::tasks::Tasks;
+use crate::config::Agent;
+use crate::dns::Dns;
+use crate::health::Health;
+use crate::http::{Http, own, sql};
+use crate::ingest::Ingest;
+use crate::live::Queries;
+use crate::net::{self, Net};
+use crate::net::tls::Identity;
+use crate::node::{self, Handle, Local, Node};
+use crate::replica;
+use crate::store::{OpenConfig, Store};
+use crate::swim;
+use crate::telemetry::Metrics;
+
+/// How long the faces may take to finish what they are answering.
+const DRAIN_WITHIN: Duration = Duration::from_secs(3);
+
+/// Why a node did not start: one sentence that names the part, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct StartError(String);
+
+impl StartError {
+    fn of(error: impl std::fmt::Display) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// What a starter may have in place of files and defaults.
+#[derive(Default)]
+pub struct Options {
+    /// The certificates, where they are not in files.
+    pub identity: Option<Identity>,
+    pub swim: swim::Config,
+}
+
+/// A node with its faces, running.
+pub struct App {
+    node: Node,
+    queries: Arc<Queries>,
+    faces: Tasks,
+    engine: Tasks,
+    token: CancellationToken,
+    engine_token: CancellationToken,
+}
+
+impl App {
+    /// Starts a node. Ports are bound first, so that one that is taken stops the start before
+    /// anything is written.
+    pub async fn start(agent: Agent, options: Options) -> Result<Self, StartError> {
+        let http = Http::bind(&settings::http(&agent)).map_err(StartError::of)?;
+        let dns = Dns::bind(settings::dns(&agent)?).map_err(StartError::of)?;
+        let identity = identity::find(&agent, options.identity)?;
+        let is_alone = agent.gossip.tls.is_none() && identity.is_own;
+        let identity = identity.identity;
+        let name = agent.node.clone().unwrap_or_else(|| identity.name().to_owned());
+        let open = OpenConfig {
+            data_dir: agent.data_dir.clone(),
+            node: Some(identity.node()),
+            name: name.clone(),
+            cluster: Some(identity.cluster()),
+            scope: agent.gossip.scope,
+            schema: agent.schema.clone(),
+        };
+        let store = tokio::task::spawn_blocking(move || Store::open(&open))
+            .await
+            .map_err(StartError::of)?
+            .map_err(StartError::of)?;
+        let local = Local {
+            id: identity.node(),
+            name,
+            datacenter: agent.datacenter.clone(),
+            address: agent.address.clone(),
+            gossip: agent.gossip.advertise,
+        };
+        let (net, events) =
+            Net::bind(net::Config::new(agent.gossip.listen), &identity).map_err(StartError::of)?;
+        let net_face = net.clone();
+        let config = node::Config {
+            tagged_addresses: tagged_addresses(&local.address),
+            meta: agent.node_meta.clone(),
+            join: agent.gossip.join.clone(),
+            swim: options.swim,
+            replica: replica::Config::default(),
+            seed: net_seed(),
+            local,
+        };
+        let (node, engine) =
+            Node::start(config, store, net, events).await.map_err(StartError::of)?;
+        let token = CancellationToken::new();
+        let engine_token = CancellationToken::new();
+        let handle = node.handle().clone();
+        let queries = Queries::new(
+            Arc::clone(handle.readers()),
+            Arc::clone(handle.feed()),
+            token.child_token(),
+        );
+        let health = Health::new(settings::health(&agent.checks)).map_err(StartError::of)?;
+        let metrics = Arc::new(Metrics::default());
+        let mut faces = Tasks::new(token.clone());
+        let mut engine_task = Tasks::new(engine_token.clone());
+        engine_task.spawn_once(Task::Engine, engine);
+        spawn_health(&mut faces, &health, &handle, &token);
+        let ingest = spawn_ingest(&mut faces, &agent, &handle, &token)?;
+        metrics::register(
+            &metrics,
+            metrics::Sources {
+                handle: handle.clone(),
+                stats: node.stats(),
+                net: net_face,
+                dns: dns.counters(),
+                http: http.stats(),
+                health: health.clone(),
+                queries: Arc::clone(&queries),
+                ingest,
+            },
+        );
+        log_start(&agent, &handle, &http, &dns, is_alone);
+        spawn_dns(&mut faces, dns, &handle, &token);
+        let further = own::routes(handle.clone())
+            .merge(sql::routes(handle.clone(), Arc::clone(&queries)));
+        faces.spawn_once(
+            Task::Http,
+            http.run(Arc::new(handle), Arc::new(health), metrics, further, token.clone()),
+        );
+        Ok(Self { node, queries, faces, engine: engine_task, token, engine_token })
+    }
+
+    /// Returns the node's handle.
+    pub fn handle(&self) -> &Handle {
+        self.node.handle()
+    }
+
+    /// Waits until a part ends without which the node cannot go on, and names it.
+    pub async fn fatal(&mut self) -> Task {
+        tokio::select! {
+            task = self.faces.fatal() => task,
+            task = self.engine.fatal() => task,
+        }
+    }
+
+    /// Stops the node: faces and sources first, then a goodbye to the cluster, then the writer.
+    pub async fn stop(self) {
+        self.token.cancel();
+        self.queries.close().await;
+        if !self.faces.drain(DRAIN_WITHIN).await {
+            warn!("Some requests were not finished in time");
+        }
+        self.engine_token.cancel();
+        self.node.leave().await;
+        self.engine.drain(DRAIN_WITHIN).await;
+        self.node.close().await;
+    }
+}
+
+fn spawn_health(
+    faces: &mut Tasks,
+    health: &Health,
+    handle: &Handle,
+    token: &CancellationToken,
+) {
+    let (health, handle, token) = (health.clone(), handle.clone(), token.clone());
+    faces.spawn(Task::Health, move || {
+        let (health, handle, token) = (health.clone(), handle.clone(), token.clone());
+        async move { health.run(handle, token).await }
+    });
+}
+
+fn spawn_ingest(
+    faces: &mut Tasks,
+    agent: &Agent,
+    handle: &Handle,
+    token: &CancellationToken,
+) -> Result<Option<Ingest>, StartError> {
+    let Some(consul) = &agent.consul else { return Ok(None) };
+    let ingest = Ingest::new(settings::ingest(consul)).map_err(StartError::of)?;
+    let (run, handle, token) = (ingest.clone(), handle.clone(), token.clone());
+    faces.spawn(Task::Ingest, move || {
+        let (ingest, handle, token) = (run.clone(), handle.clone(), token.clone());
+        async move { ingest.run(handle, token).await }
+    });
+    Ok(Some(ingest))
+}
+
+fn spawn_dns(faces: &mut Tasks, dns: Dns, handle: &Handle, token: &CancellationToken) {
+    let (dns, feed, token) = (Arc::new(dns), Arc::clone(handle.feed()), token.clone());
+    faces.spawn(Task::Dns, move || {
+        let (dns, feed, token) = (Arc::clone(&dns), Arc::clone(&feed), token.clone());
+        async move {
+            if let Err(error) = dns.run(feed, token).await {
+                warn!(%error, "DNS has stopped answering");
+            }
+        }
+    });
+}
+
+/// Says in one line each who this is, where it listens, and what keeps it alone.
+fn log_start(agent: &Agent, handle: &Handle, http: &Http, dns: &Dns, is_alone: bool) {
+    let local = handle.local();
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        node = local.name,
+        id = %local.id,
+        datacenter = local.datacenter,
+        data_dir = %agent.data_dir.display(),
+        "Tribune is up"
+    );
+    info!(http = ?http.local_addrs(), dns = ?dns.local_addrs(), gossip = %agent.gossip.listen, "Listening");
+    if is_alone {
+        info!(
+            "This node keeps to itself: it has no certificates. To make it part of a cluster, run \
+             `tribune tls ca` once and `tribune tls node NAME` for each host, and set --ca, --cert \
+             and --key"
+        );
+    }
+}
+
+/// Returns the tagged addresses that Consul gives a node, for an address that is an IP.
+fn tagged_addresses(address: &str) -> BTreeMap<String, String> {
+    let mut tagged: BTreeMap<String, String> =
+        ["lan", "wan"].map(|kind| (kind.to_owned(), address.to_owned())).into();
+    let family = match address.parse::<IpAddr>() {
+        Ok(IpAddr::V4(_)) => "ipv4",
+        Ok(IpAddr::V6(_)) => "ipv6",
+        Err(_) => return tagged,
+    };
+    for kind in ["lan", "wan"] {
+        tagged.insert(format!("{kind}_{family}"), address.to_owned());
+    }
+    tagged
+}
+
+/// Draws a seed: what makes the choices of one node differ from those of another.
+fn net_seed() -> u64 {
+    rand::random()
+}

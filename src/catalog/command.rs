@@ -53,7 +53,10 @@ pub struct CheckRegistration {
 }
 
 /// What a check does. It stays on the node that runs it, since it may hold secrets.
+///
+/// It is stored as JSON: a field that an older version did not write takes its default.
 #[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 pub struct CheckDefinition {
     pub kind: CheckKind,
     /// How long an instance may stay critical before it is removed.

@@ -1,7 +1,8 @@
 //! Service discovery as data: nodes, services, checks, and the view that every face reads.
-//! Nothing here knows SQL, sockets or JSON's spelling of these things.
+//! Nothing here knows SQL or sockets, nor how the HTTP API spells these things.
 
 pub mod command;
+mod fold;
 pub mod model;
 pub mod rows;
 pub mod view;

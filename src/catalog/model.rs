@@ -1,5 +1,6 @@
 //! The things themselves, as their tables hold them, and the little arithmetic they need.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -30,6 +31,20 @@ pub struct Node {
     pub version: String,
 }
 
+impl Node {
+    /// Tells whether those who look for services see no difference: the version that runs there
+    /// and its gossip address may differ, so that an upgrade of the fleet wakes nobody.
+    pub fn serves_like(&self, other: &Self) -> bool {
+        let Self { name, address, datacenter, tagged_addresses, meta, gossip: _, version: _ } =
+            self;
+        *name == other.name
+            && *address == other.address
+            && *datacenter == other.datacenter
+            && *tagged_addresses == other.tagged_addresses
+            && *meta == other.meta
+    }
+}
+
 /// One registered instance of a service.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Service {
@@ -49,6 +64,36 @@ pub struct Service {
     /// Empty for a plain service.
     pub kind: String,
     pub source: Source,
+}
+
+impl Service {
+    /// Tells whether no client sees a difference: who brought it in may differ, so that an
+    /// application which moves from Consul's agent to this node wakes nobody.
+    pub fn serves_like(&self, other: &Self) -> bool {
+        let Self {
+            id,
+            name,
+            tags,
+            address,
+            port,
+            meta,
+            tagged_addresses,
+            weights,
+            enable_tag_override,
+            kind,
+            source: _,
+        } = self;
+        *id == other.id
+            && *name == other.name
+            && *tags == other.tags
+            && *address == other.address
+            && *port == other.port
+            && *meta == other.meta
+            && *tagged_addresses == other.tagged_addresses
+            && *weights == other.weights
+            && *enable_tag_override == other.enable_tag_override
+            && *kind == other.kind
+    }
 }
 
 /// An address of an instance for one kind of client.
@@ -85,6 +130,25 @@ pub struct Check {
     /// `http`, `tcp`, `ttl`, `script`, `maintenance`, or empty.
     pub kind: String,
     pub source: Source,
+}
+
+impl Check {
+    /// Tells whether it says the same: its output may differ, which is for people, and so may who
+    /// brought it in.
+    pub fn speaks_like(&self, other: &Self) -> bool {
+        let Self { id, name, status, notes, output: _, service_id, kind, source: _ } = self;
+        *id == other.id
+            && *name == other.name
+            && *status == other.status
+            && *notes == other.notes
+            && *service_id == other.service_id
+            && *kind == other.kind
+    }
+
+    /// Tells whether it stands for a maintenance mode, of the node or of an instance.
+    pub fn is_maintenance(&self) -> bool {
+        self.id == NODE_MAINTENANCE || self.id.starts_with(SERVICE_MAINTENANCE)
+    }
 }
 
 /// How well something is. The order is from best to worst.
@@ -153,7 +217,36 @@ pub fn key_of(node: NodeId) -> NodeKey {
     node.to_string().into()
 }
 
-/// Returns the member that a key names; `None` for an external node.
+/// Returns the member that a key names; `None` for an external node. Only the spelling that
+/// [`key_of`] uses counts, so that no member has two keys.
 pub fn member_of(key: &str) -> Option<NodeId> {
-    key.parse().ok()
+    let id = key.parse::<NodeId>().ok()?;
+    (id.to_string() == key).then_some(id)
+}
+
+/// Returns a name as it is compared: in lower case.
+pub fn lower(name: &str) -> Cow<'_, str> {
+    let is_lower = name.bytes().all(|byte| byte.is_ascii() && !byte.is_ascii_uppercase());
+    if is_lower { Cow::Borrowed(name) } else { Cow::Owned(name.to_lowercase()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_has_one_key() {
+        let id = NodeId([0xab; 16]);
+        assert_eq!(member_of(&key_of(id)), Some(id));
+        assert_eq!(member_of(&key_of(id).to_uppercase()), None);
+        assert_eq!(member_of(&format!("{id}/printer")), None);
+        assert_eq!(member_of(""), None);
+    }
+
+    #[test]
+    fn names_are_compared_without_case() {
+        assert!(matches!(lower("web-1"), Cow::Borrowed("web-1")));
+        assert_eq!(lower("Web"), "web");
+        assert_eq!(lower("ÄPFEL"), "äpfel");
+    }
 }

@@ -9,9 +9,13 @@ use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
 
-use super::model::{Check, Node, NodeKey, Service, Status};
+use super::fold::Fold;
+use super::model::{Check, Node, NodeKey, Service, Status, key_of, lower};
 use crate::crdt::Commit;
 use crate::types::{Hlc, NodeId, Seq};
+
+/// The least index there is: clients take 0 for "never wait".
+const INDEX_MIN: u64 = 1;
 
 /// What a blocking query may watch. A commit touches the topics whose answers it changed.
 ///
@@ -36,6 +40,21 @@ pub enum Topic {
     NodeChecks(NodeKey),
 }
 
+/// Topics of services by a name as people spell it.
+impl Topic {
+    pub fn health(service: &str) -> Self {
+        Self::Health(lower(service).into())
+    }
+
+    pub fn instances(service: &str) -> Self {
+        Self::Instances(lower(service).into())
+    }
+
+    pub fn service_checks(service: &str) -> Self {
+        Self::ServiceChecks(lower(service).into())
+    }
+}
+
 /// A change of what membership knows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Liveness {
@@ -46,21 +65,49 @@ pub enum Liveness {
     Settled,
 }
 
+/// Names a row of `services` or `checks`: the node's key, then the id.
+pub(super) type RowKey = (NodeKey, Arc<str>);
+
+/// Checks in the order of their ids, shared by all for whom they speak.
+pub type Checks = Arc<[Arc<CheckEntry>]>;
+
 /// All of the catalog at one moment.
+///
+/// The first three maps are the tables, row by row; the others follow from them and from what
+/// membership says. `fold` alone changes any of them, and its tests hold them together.
 #[derive(Clone, Debug)]
 pub struct View {
-    // Private: the maps below must agree with each other. See `check_consistency` in the tests.
-    me: NodeId,
-    seq: Seq,
-    nodes: OrdMap<NodeKey, Arc<NodeEntry>>,
-    /// Node names in lower case to keys.
-    names: OrdMap<Arc<str>, NodeKey>,
+    pub(super) me: NodeId,
+    pub(super) seq: Seq,
+    /// The nodes whose row is here.
+    pub(super) nodes: OrdMap<NodeKey, Arc<NodeEntry>>,
+    /// Every row of `services`. Those of a node whose own row is not here yet wait, and no entry
+    /// below shows them.
+    pub(super) instances: OrdMap<RowKey, Arc<Instance>>,
+    /// Every row of `checks`, also those that wait for their instance or their node.
+    pub(super) checks: OrdMap<RowKey, Arc<CheckEntry>>,
+    /// The same checks by what they speak for: an instance's id, or nothing for the whole node.
+    pub(super) spoken_for: OrdMap<RowKey, Checks>,
+    /// Node names in lower case to keys in ascending order. There is more than one where two nodes
+    /// were given one name; the lowest key has it.
+    pub(super) names: OrdMap<Arc<str>, Arc<[NodeKey]>>,
     /// Service names in lower case.
-    services: OrdMap<Arc<str>, Arc<ServiceEntry>>,
-    indexes: OrdMap<Topic, u64>,
-    up: OrdSet<NodeId>,
-    settled: bool,
+    pub(super) services: OrdMap<Arc<str>, Arc<ServiceEntry>>,
+    pub(super) addresses: OrdSet<Holder>,
+    /// Topics of what exists; of what is gone the two numbers below tell.
+    pub(super) indexes: OrdMap<Topic, u64>,
+    /// When a service, and when a node, last went.
+    pub(super) service_gone_at: u64,
+    pub(super) node_gone_at: u64,
+    /// The greatest index that was ever given.
+    pub(super) index_max: u64,
+    /// Membership's last word on a member. Once settled, silence means down.
+    pub(super) heard: OrdMap<NodeId, bool>,
+    pub(super) settled: bool,
 }
+
+/// Who has an address: a node, or with an id one of its instances.
+pub(super) type Holder = (IpAddr, NodeKey, Option<Arc<str>>);
 
 /// What an instance or a check needs to know of its node.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -81,9 +128,28 @@ pub struct NodeEntry {
     pub info: Arc<NodeInfo>,
     /// The node-level checks in the order of their ids, the derived `serfHealth` of a member
     /// among them.
-    pub checks: Arc<[Arc<CheckEntry>]>,
+    pub checks: Checks,
     /// In the order of their ids.
     pub instances: Vec<Arc<Instance>>,
+}
+
+impl NodeEntry {
+    /// Finds an instance on this node by its id; ids are compared with case.
+    pub fn instance(&self, id: &str) -> Option<&Arc<Instance>> {
+        let found =
+            self.instances.binary_search_by(|instance| instance.service.id.as_str().cmp(id));
+        found.ok().map(|at| &self.instances[at])
+    }
+
+    /// Finds a check of this node or of one of its instances by its id.
+    pub fn check(&self, id: &str) -> Option<&Arc<CheckEntry>> {
+        self.all_checks().find(|entry| entry.check.id == id)
+    }
+
+    /// Lists the checks of the node, then those of its instances.
+    pub fn all_checks(&self) -> impl Iterator<Item = &Arc<CheckEntry>> {
+        self.checks.iter().chain(self.instances.iter().flat_map(|instance| instance.checks.iter()))
+    }
 }
 
 /// A check with the indexes that Consul's API shows.
@@ -100,9 +166,9 @@ pub struct Instance {
     pub node: Arc<NodeInfo>,
     pub service: Service,
     /// The instance's own checks, in the order of their ids.
-    pub checks: Arc<[Arc<CheckEntry>]>,
+    pub checks: Checks,
     /// The checks of its node: [`NodeEntry::checks`].
-    pub node_checks: Arc<[Arc<CheckEntry>]>,
+    pub node_checks: Checks,
     /// The worst of all these checks; passing when there is none.
     pub status: Status,
     pub create_index: u64,
@@ -124,6 +190,16 @@ impl Instance {
     pub fn ip(&self) -> Option<IpAddr> {
         self.address().parse().ok()
     }
+
+    /// Lists the checks that decide about it: the node's, then its own.
+    pub fn all_checks(&self) -> impl Iterator<Item = &Arc<CheckEntry>> {
+        self.node_checks.iter().chain(self.checks.iter())
+    }
+
+    /// Tells whether it, or its whole node, is in maintenance. Its status is critical then.
+    pub fn is_in_maintenance(&self) -> bool {
+        self.all_checks().any(|entry| entry.check.is_maintenance())
+    }
 }
 
 /// A service: everything that is registered under one name, compared without case.
@@ -131,7 +207,8 @@ impl Instance {
 pub struct ServiceEntry {
     /// As the first instance spells it.
     pub name: Arc<str>,
-    /// Never empty; in the order of (node name in lower case, instance id).
+    /// Never empty; in the order of (node name in lower case, instance id), and by the nodes' keys
+    /// where two nodes share a name.
     pub instances: Vec<Arc<Instance>>,
 }
 
@@ -142,23 +219,40 @@ impl View {
             me,
             seq: Seq::default(),
             nodes: OrdMap::new(),
+            instances: OrdMap::new(),
+            checks: OrdMap::new(),
+            spoken_for: OrdMap::new(),
             names: OrdMap::new(),
             services: OrdMap::new(),
+            addresses: OrdSet::new(),
             indexes: OrdMap::new(),
-            up: OrdSet::new(),
+            service_gone_at: INDEX_MIN,
+            node_gone_at: INDEX_MIN,
+            index_max: INDEX_MIN,
+            heard: OrdMap::new(),
             settled: false,
         }
     }
 
     /// Returns the view after a commit, and the topics whose answers changed.
-    pub fn fold(&self, _commit: &Commit) -> (View, BTreeSet<Topic>) {
-        unimplemented!()
+    ///
+    /// Their index is the commit's clock, or the next free number where membership was ahead of it.
+    pub fn fold(&self, commit: &Commit) -> (View, BTreeSet<Topic>) {
+        let mut fold = Fold::begin(self, commit.at);
+        for events in &commit.tables {
+            fold.take_in(events);
+        }
+        let (mut view, touched) = fold.finish();
+        view.seq = commit.seq;
+        (view, touched)
     }
 
     /// Returns the view after a change of membership, and the topics whose answers changed.
     /// `at` is above every index that the view holds.
-    pub fn fold_liveness(&self, _at: Hlc, _change: Liveness) -> (View, BTreeSet<Topic>) {
-        unimplemented!()
+    pub fn fold_liveness(&self, at: Hlc, change: Liveness) -> (View, BTreeSet<Topic>) {
+        let mut fold = Fold::begin(self, at);
+        fold.take_in_liveness(change);
+        fold.finish()
     }
 
     /// Returns the id of the node that holds the view.
@@ -172,8 +266,8 @@ impl View {
     }
 
     /// Finds a service by name, compared without case.
-    pub fn service(&self, _name: &str) -> Option<&Arc<ServiceEntry>> {
-        unimplemented!()
+    pub fn service(&self, name: &str) -> Option<&Arc<ServiceEntry>> {
+        self.services.get(lower(name).as_ref())
     }
 
     /// Lists all services in the order of their names in lower case.
@@ -182,8 +276,14 @@ impl View {
     }
 
     /// Finds a node by name (compared without case) or by its key, which is its id.
-    pub fn node(&self, _name_or_id: &str) -> Option<&Arc<NodeEntry>> {
-        unimplemented!()
+    ///
+    /// An id goes before a name, so that no node can pose as another by its name. Where two nodes
+    /// have one name, the one with the lowest key has it.
+    pub fn node(&self, name_or_id: &str) -> Option<&Arc<NodeEntry>> {
+        self.nodes.get(name_or_id).or_else(|| {
+            let keys = self.names.get(lower(name_or_id).as_ref())?;
+            self.nodes.get(keys.first()?)
+        })
     }
 
     /// Finds a node by its key.
@@ -193,28 +293,54 @@ impl View {
 
     /// Returns this node's own entry, once it has announced itself.
     pub fn own(&self) -> Option<&Arc<NodeEntry>> {
-        unimplemented!()
+        self.nodes.get(&key_of(self.me))
     }
 
-    /// Lists all nodes in the order of their names in lower case.
+    /// Lists all nodes in the order of their names in lower case, then of their keys.
     pub fn nodes(&self) -> impl Iterator<Item = &Arc<NodeEntry>> {
-        self.names.values().filter_map(|key| self.nodes.get(key))
+        self.names.values().flat_map(|keys| keys.iter()).filter_map(|key| self.nodes.get(key))
     }
 
-    /// Finds the nodes whose own address this is, and the instances that registered it as theirs.
-    pub fn at_address(&self, _ip: IpAddr) -> (Vec<Arc<NodeEntry>>, Vec<Arc<Instance>>) {
-        unimplemented!()
+    /// Finds the nodes whose own address this is, and the instances that registered it as theirs,
+    /// each in the order of their keys. An IPv4 address mapped into IPv6 is the IPv4 address.
+    pub fn at_address(&self, ip: IpAddr) -> (Vec<Arc<NodeEntry>>, Vec<Arc<Instance>>) {
+        let ip = ip.to_canonical();
+        let (mut nodes, mut instances) = (Vec::new(), Vec::new());
+        let first: Holder = (ip, NodeKey::default(), None);
+        for (_, key, id) in self.addresses.range(first..).take_while(|holder| holder.0 == ip) {
+            let Some(node) = self.nodes.get(key) else { continue };
+            match id {
+                None => nodes.push(Arc::clone(node)),
+                Some(id) => instances.extend(node.instance(id).cloned()),
+            }
+        }
+        (nodes, instances)
     }
 
     /// Returns when a topic's answer last changed, in [`Hlc`] milliseconds; at least 1.
     ///
-    /// A service that is gone, or never was, has the index of the last time any service went.
-    pub fn index(&self, _topic: &Topic) -> u64 {
-        unimplemented!()
+    /// A service that is gone, or never was, has the index of the last time any service went; a
+    /// node likewise. So no topic's index ever falls.
+    pub fn index(&self, topic: &Topic) -> u64 {
+        if let Some(index) = self.indexes.get(topic) {
+            return *index;
+        }
+        match topic {
+            Topic::Services | Topic::Nodes | Topic::Checks => INDEX_MIN,
+            Topic::Health(_) | Topic::Instances(_) | Topic::ServiceChecks(_) => {
+                self.service_gone_at
+            }
+            Topic::Node(_) | Topic::NodeChecks(_) => self.node_gone_at,
+        }
     }
 
     /// Returns the greatest index of all: what a new commit must be above.
     pub fn index_max(&self) -> u64 {
-        unimplemented!()
+        self.index_max
+    }
+
+    /// Tells whether a member counts as up. See [`Liveness::Settled`].
+    pub(super) fn is_up(&self, member: NodeId) -> bool {
+        member == self.me || self.heard.get(&member).copied().unwrap_or(!self.settled)
     }
 }

@@ -1,8 +1,172 @@
-//! The command line: one file a subcommand. Nothing here knows how a node works inside.
+//! The command line: one file a subcommand, and how answers are shown. Every command but
+//! `agent`, `dev` and `tls` is a plain client of a node's HTTP port and knows nothing of its
+//! inside.
+
+mod agent;
+mod client;
+mod dev;
+mod members;
+mod register;
+mod services;
+mod sql;
+mod table;
+mod tls;
+mod watch;
 
 use std::process::ExitCode;
 
-/// Runs the command that the arguments name.
+use clap::{CommandFactory, Parser, Subcommand};
+
+use self::client::Client;
+
+/// A service discovery node: DNS, Consul's HTTP API and SQL over a gossip-replicated SQLite
+#[derive(Parser)]
+#[command(name = "tribune", version, propagate_version = true, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run this host's node
+    Agent(Box<crate::config::Flags>),
+    /// Run a throw-away cluster in this terminal, with a sample service
+    Dev(dev::Args),
+    /// List the members of the cluster
+    Members(members::Args),
+    /// List services and their health, or one service's instances
+    Services(services::Args),
+    /// Show a service's instances and redraw as their health changes
+    Watch(watch::Args),
+    /// Register a service instance on this host's node
+    Register(register::RegisterArgs),
+    /// Remove a service instance from this host's node
+    Deregister(register::DeregisterArgs),
+    /// Run one SQL query and print its rows
+    Query(sql::QueryArgs),
+    /// Run SQL statements as one transaction
+    Exec(sql::ExecArgs),
+    /// Make the certificates of a cluster
+    #[command(subcommand)]
+    Tls(tls::Command),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell to complete for
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Where a client command finds its node, and how it answers.
+#[derive(clap::Args, Clone)]
+struct Remote {
+    /// The node's HTTP address
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "TRIBUNE_HTTP_ADDR",
+        default_value = "http://127.0.0.1:8500"
+    )]
+    http_addr: String,
+    /// Print JSON for programs
+    #[arg(long)]
+    json: bool,
+}
+
+/// Why a command ends without having done its work.
+#[derive(Debug)]
+enum Failure {
+    /// Wrong usage or configuration: exit code 2.
+    Usage(String),
+    /// It was right to ask, but it did not work: exit code 1.
+    Failed(String),
+}
+
+impl From<crate::config::ConfigError> for Failure {
+    fn from(error: crate::config::ConfigError) -> Self {
+        Self::Usage(error.to_string())
+    }
+}
+
+/// Runs the command that the arguments name: 0 done, 1 failed, 2 wrong usage or configuration.
 pub fn run() -> ExitCode {
-    ExitCode::SUCCESS
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no errors; both outputs may be closed by now.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    match dispatch(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let (code, text) = match failure {
+                Failure::Usage(text) => (2, text),
+                Failure::Failed(text) => (1, text),
+            };
+            complain(&text);
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Agent(flags) => agent::run(*flags),
+        Command::Dev(args) => dev::run(args),
+        Command::Members(args) => as_client(members::run(args)),
+        Command::Services(args) => as_client(services::run(args)),
+        Command::Watch(args) => as_client(watch::run(args)),
+        Command::Register(args) => as_client(register::register(args)),
+        Command::Deregister(args) => as_client(register::deregister(args)),
+        Command::Query(args) => as_client(sql::query(args)),
+        Command::Exec(args) => as_client(sql::exec(args)),
+        Command::Tls(command) => tls::run(command),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "tribune", &mut std::io::stdout());
+            Ok(())
+        }
+    }
+}
+
+/// Runs a client command on a small runtime of its own.
+fn as_client(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::Failed(format!("cannot start: {error}")))?
+        .block_on(work)
+}
+
+/// Prints text and a line end to the standard output. A reader who has gone away (`| head`) ends
+/// the command quietly.
+fn say(text: &str) -> Result<(), Failure> {
+    use std::io::Write;
+
+    let mut out = std::io::stdout().lock();
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {
+            std::process::exit(0);
+        }
+        Err(error) => Err(Failure::Failed(format!("cannot write the answer: {error}"))),
+    }
+}
+
+fn complain(text: &str) {
+    use std::io::Write;
+
+    // Nobody is left to tell when the error output is closed, too.
+    let _ = writeln!(std::io::stderr(), "tribune: {text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
 }

@@ -8,12 +8,12 @@ use std::time::Duration;
 use super::ConfigError;
 use super::file::{self, File};
 use super::parse;
+use crate::node::GOSSIP_PORT;
 use crate::types::{NodeId, Scope};
 
 /// Ports, as product and clients know them.
 pub const HTTP_PORT: u16 = 8500;
 pub const DNS_PORT: u16 = 8600;
-pub const GOSSIP_PORT: u16 = 7401;
 
 /// The flags of `tribune agent`, each with its environment variable.
 #[derive(clap::Args, Clone, Debug, Default, PartialEq)]
@@ -88,6 +88,8 @@ pub struct Agent {
     pub node_meta: BTreeMap<String, String>,
     pub schema: Vec<PathBuf>,
     pub http: Vec<SocketAddr>,
+    /// Host names that requests to a loopback address may carry, beside the usual ones.
+    pub http_hosts: Vec<String>,
     /// The second part is true where it is no error that the address cannot be bound.
     pub dns: Vec<(SocketAddr, bool)>,
     pub dns_options: file::Dns,
@@ -164,6 +166,7 @@ impl Agent {
             node_meta: file.node_meta,
             schema: first_of(flags.schema, file.schema).unwrap_or_default(),
             http: addresses(first_of(flags.http, file.http.listen), &["127.0.0.1"], HTTP_PORT)?,
+            http_hosts: file.http.hosts.unwrap_or_default(),
             dns: dns_addresses(first_of(flags.dns, file.dns.listen.clone()))?,
             dns_options: file.dns,
             gossip,

@@ -51,6 +51,9 @@ pub struct Log {
 pub struct Http {
     /// Default `["127.0.0.1:8500"]`.
     pub listen: Option<Vec<String>>,
+    /// Host names that requests to a loopback address may carry, beside addresses, names without
+    /// a dot and those of private zones: it keeps foreign web pages out. Default none.
+    pub hosts: Option<Vec<String>>,
 }
 
 #[derive(Clone, PartialEq, Debug, Default, Deserialize)]

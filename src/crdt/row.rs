@@ -110,16 +110,12 @@ impl RowClock {
     /// Returns the stamps under which this row must be found when somebody asks what is left of a
     /// range of versions.
     ///
-    /// Those are the stamps of its cells, and the life's own where no cell of the same origin with
-    /// an equal or later version brings the life along anyway.
+    /// Those are the stamps of its cells, and the life's own, even where a later cell of the same
+    /// origin brings the life along: should that cell be overwritten by another origin, the life
+    /// would come back under a version that somebody who catches up in parts has gone past.
     pub fn stamps(&self) -> BTreeSet<Stamp> {
-        let mut stamps: BTreeSet<Stamp> =
-            self.groups.iter().map(|group| group.clock.stamp).collect();
-        let life = self.life.stamp;
-        if !stamps.iter().any(|cell| cell.origin == life.origin && cell.version >= life.version) {
-            stamps.insert(life);
-        }
-        stamps
+        let cells = self.groups.iter().map(|group| group.clock.stamp);
+        cells.chain([self.life.stamp]).collect()
     }
 }
 
@@ -167,11 +163,13 @@ impl RowClock {
     }
 
     /// Notes that a local write replaced the row whole, as it does in tables whose rows have an
-    /// owner: all of `columns` share one clock, above every one before.
+    /// owner: all of `columns` share one clock, above every one before, and the life takes over
+    /// the stamp, so that nothing of the row is left under an earlier one.
     pub fn replaced(&mut self, stamp: Stamp, columns: impl IntoIterator<Item = ColumnId>) {
         assert!(self.is_alive(), "a dead row is inserted, not replaced");
         let before = self.groups.iter().map(|group| group.clock.count).max().unwrap_or(0);
         let clock = CellClock { count: before.saturating_add(1), stamp };
+        self.life.stamp = stamp;
         for column in columns {
             self.put(column, clock);
         }
@@ -369,19 +367,19 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_row_is_found_under_its_cells_and_under_its_life_where_no_cell_brings_it() {
+    fn a_row_is_found_under_its_cells_and_always_under_its_life() {
         let mut clock = RowClock::inserted(None, stamp(1, 5), [V, W]);
         assert_eq!(clock.stamps(), [stamp(1, 5)].into());
         clock.updated(stamp(2, 1), [V]);
         assert_eq!(clock.stamps(), [stamp(1, 5), stamp(2, 1)].into());
-        // All cells are another's, or the same origin's but older: the life speaks for itself.
+        // All cells are another's, or the same origin's but others: the life speaks for itself.
         clock.updated(stamp(2, 2), [W]);
         assert_eq!(clock.stamps(), [stamp(1, 5), stamp(2, 1), stamp(2, 2)].into());
-        clock.updated(stamp(1, 4), [W]);
-        assert_eq!(clock.stamps(), [stamp(1, 4), stamp(1, 5), stamp(2, 1)].into());
-        // A later cell of the same origin brings the life along.
         clock.updated(stamp(1, 6), [W]);
-        assert_eq!(clock.stamps(), [stamp(1, 6), stamp(2, 1)].into());
+        assert_eq!(clock.stamps(), [stamp(1, 5), stamp(1, 6), stamp(2, 1)].into());
+        // A row that is replaced whole leaves nothing behind.
+        clock.replaced(stamp(1, 7), [V, W]);
+        assert_eq!(clock.stamps(), [stamp(1, 7)].into());
         clock.deleted(stamp(3, 1));
         assert_eq!(clock.stamps(), [stamp(3, 1)].into());
     }

@@ -1,1 +1,31 @@
-//! (being built)
+//! DNS: what a packet asks, what the view answers, and the sockets in between.
+//! Nothing here asks a peer, the disk or a lock: an answer is a function of one view.
+//!
+//! A packet goes through the files in this order: [`packet`] reads it, [`question`] finds out
+//! what its name means, [`resolve`] gathers the records from the view, [`wire`] writes them, and
+//! [`answer`] holds these together. [`server`] owns the sockets.
+
+pub mod answer;
+pub mod choose;
+pub mod config;
+pub mod counters;
+pub mod hosts;
+pub mod name;
+pub mod packet;
+pub mod question;
+pub mod record;
+pub mod resolve;
+pub mod server;
+pub mod tcp;
+pub mod udp;
+pub mod wire;
+
+#[cfg(test)]
+mod golden;
+#[cfg(test)]
+mod testing;
+
+pub use answer::{Outcome, Reply, Request, Transport, answer};
+pub use config::{Config, ServiceTtl, Soa, Zone};
+pub use counters::Counters;
+pub use server::{BindError, Dns};

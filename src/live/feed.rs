@@ -24,7 +24,7 @@ pub struct Feed {
     view: ArcSwap<View>,
     /// Serialises folds; the view itself is read without it.
     fold: Mutex<()>,
-    waiters: Mutex<BTreeMap<Topic, Arc<Notify>>>,
+    waiters: Mutex<BTreeMap<Topic, Waiters>>,
     commits: broadcast::Sender<Arc<Commit>>,
 }
 
@@ -42,6 +42,11 @@ impl Feed {
     /// Returns the view as it is now. It never changes; ask again for a newer one.
     pub fn view(&self) -> Arc<View> {
         self.view.load_full()
+    }
+
+    /// Returns the node that it belongs to.
+    pub fn me(&self) -> NodeId {
+        self.view.load().me()
     }
 
     /// Follows every commit from now on. A follower that falls behind by more than
@@ -68,9 +73,13 @@ impl Feed {
     /// Returns at once when the index has passed already, or when `index` lies ahead of this
     /// node: its client comes from another node, or from the Consul before us.
     pub async fn wait(&self, topic: &Topic, index: u64, deadline: Instant) -> Arc<View> {
+        let view = self.view();
+        if view.index(topic) != index {
+            return view;
+        }
+        let waiter = Waiter::new(self, topic);
         loop {
-            let notify = self.notify_of(topic);
-            let notified = notify.notified();
+            let notified = waiter.notify.notified();
             tokio::pin!(notified);
             // Registered before the view is read, so that a fold in between is not missed.
             notified.as_mut().enable();
@@ -84,35 +93,68 @@ impl Feed {
         }
     }
 
+    /// Returns how many topics somebody waits for.
+    pub fn topics_waited_for(&self) -> usize {
+        lock(&self.waiters).len()
+    }
+
     fn fold(&self, step: impl FnOnce(&View) -> (View, BTreeSet<Topic>)) {
-        let guard = lock(&self.fold);
-        let (view, touched) = step(&self.view.load());
-        self.view.store(Arc::new(view));
-        drop(guard);
+        let touched = {
+            let _guard = lock(&self.fold);
+            let (view, touched) = step(&self.view.load());
+            self.view.store(Arc::new(view));
+            touched
+        };
         self.wake(&touched);
     }
 
+    /// Wakes those who wait for one of the topics; what it costs does not depend on the others.
     fn wake(&self, touched: &BTreeSet<Topic>) {
-        let mut waiters = lock(&self.waiters);
-        // Nobody holds the entry but the map itself: its waiters went away.
-        waiters.retain(|_, notify| Arc::strong_count(notify) > 1);
-        for topic in touched {
-            if let Some(notify) = waiters.get(topic) {
-                notify.notify_waiters();
-            }
+        let woken: Vec<Arc<Notify>> = {
+            let waiters = lock(&self.waiters);
+            let woken = touched.iter().filter_map(|topic| waiters.get(topic));
+            woken.map(|waiters| Arc::clone(&waiters.notify)).collect()
+        };
+        // Without the lock: thousands may wait for one topic, and others want to begin to.
+        for notify in woken {
+            notify.notify_waiters();
         }
-    }
-
-    fn notify_of(&self, topic: &Topic) -> Arc<Notify> {
-        let mut waiters = lock(&self.waiters);
-        Arc::clone(waiters.entry(topic.clone()).or_default())
     }
 }
 
-/// The node that a feed belongs to.
-impl Feed {
-    pub fn me(&self) -> NodeId {
-        self.view().me()
+/// Those who wait for one topic.
+#[derive(Default)]
+struct Waiters {
+    notify: Arc<Notify>,
+    count: usize,
+}
+
+/// One of them. The last to leave, whether served, timed out or dropped, takes the topic off the
+/// list.
+struct Waiter<'a> {
+    feed: &'a Feed,
+    topic: &'a Topic,
+    notify: Arc<Notify>,
+}
+
+impl<'a> Waiter<'a> {
+    fn new(feed: &'a Feed, topic: &'a Topic) -> Self {
+        let mut waiters = lock(&feed.waiters);
+        let waiters = waiters.entry(topic.clone()).or_default();
+        waiters.count += 1;
+        Self { feed, topic, notify: Arc::clone(&waiters.notify) }
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        let mut waiters = lock(&self.feed.waiters);
+        if let Some(left) = waiters.get_mut(self.topic) {
+            left.count -= 1;
+            if left.count == 0 {
+                waiters.remove(self.topic);
+            }
+        }
     }
 }
 
@@ -120,4 +162,182 @@ impl Feed {
 /// poisoned lock is as good as any.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::catalog::model::{Check, Node, Service, Status, key_of};
+    use crate::catalog::rows::{self, Row};
+    use crate::crdt::{Name, RowEvent, TableEvents, TableInfo};
+    use crate::types::{Seq, Value};
+
+    const ME: NodeId = NodeId([1; 16]);
+    const OTHER: NodeId = NodeId([2; 16]);
+    /// Longer than any test takes: who waits for so long was not woken.
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn commit(at: u64, tables: &[(&str, Row)]) -> Arc<Commit> {
+        let tables = tables.iter().map(|(table, row)| event(table, row)).collect();
+        let (seq, at) = (Seq(at), Hlc(at));
+        Arc::new(Commit { seq, at, tables, changeset: None, heads: Vec::new() })
+    }
+
+    fn event(table: &str, row: &Row) -> TableEvents {
+        let key = (0..if table == rows::NODES { 1 } else { 2 }).collect();
+        let columns: Vec<Name> = row.iter().map(|(column, _)| Name::from(*column)).collect();
+        let row: Vec<Value> = row.iter().map(|(_, value)| value.clone()).collect();
+        let info = TableInfo { name: table.into(), columns, key };
+        let key = info.key.iter().map(|place| row[*place].clone()).collect();
+        let rows = vec![RowEvent { key, existed: false, row: Some(row) }];
+        TableEvents { table: Arc::new(info), rows }
+    }
+
+    /// A feed of one node that runs `web` with one check.
+    fn feed() -> Arc<Feed> {
+        let feed = Feed::new(View::new(ME));
+        let service = Service { id: "web".into(), name: "web".into(), ..Service::default() };
+        feed.publish(&commit(
+            10,
+            &[
+                (rows::NODES, rows::node_row(&key_of(ME), &Node::default())),
+                (rows::SERVICES, rows::service_row(&key_of(ME), &service)),
+                (rows::CHECKS, check(Status::Passing)),
+            ],
+        ));
+        Arc::new(feed)
+    }
+
+    fn check(status: Status) -> Row {
+        let check = Check { id: "c".into(), service_id: "web".into(), status, ..Check::default() };
+        rows::check_row(&key_of(ME), &check)
+    }
+
+    fn health() -> Topic {
+        Topic::Health("web".into())
+    }
+
+    /// Waits in a task of its own, and returns once it does.
+    async fn waiting(
+        feed: &Arc<Feed>,
+        topic: Topic,
+        index: u64,
+    ) -> tokio::task::JoinHandle<Arc<View>> {
+        let (inner, wanted) = (Arc::clone(feed), topic.clone());
+        let wait = async move { inner.wait(&wanted, index, Instant::now() + LONG).await };
+        let task = tokio::spawn(wait);
+        while !lock(&feed.waiters).contains_key(&topic) {
+            tokio::task::yield_now().await;
+        }
+        task
+    }
+
+    #[tokio::test]
+    async fn a_waiter_wakes_once_it_can_see_what_woke_it() {
+        let feed = feed();
+        let task = waiting(&feed, health(), 10).await;
+        feed.publish(&commit(20, &[(rows::CHECKS, check(Status::Critical))]));
+        let view = task.await.unwrap();
+        assert_eq!(view.index(&health()), 20);
+        assert_eq!(view.service("web").unwrap().instances[0].status, Status::Critical);
+        assert_eq!(feed.topics_waited_for(), 0);
+    }
+
+    #[tokio::test]
+    async fn an_index_behind_or_ahead_is_answered_at_once() {
+        let feed = feed();
+        for index in [0, 9, 11, u64::MAX] {
+            let view = feed.wait(&health(), index, Instant::now() + LONG).await;
+            assert_eq!(view.index(&health()), 10);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_wait_ends_at_its_deadline_and_leaves_nothing_behind() {
+        let feed = feed();
+        let deadline = Instant::now() + Duration::from_millis(20);
+        let view = feed.wait(&health(), 10, deadline).await;
+        assert!(Instant::now() >= deadline);
+        assert_eq!(view.index(&health()), 10);
+        assert_eq!(feed.topics_waited_for(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_wait_that_is_given_up_leaves_nothing_behind() {
+        let feed = feed();
+        let (first, second) =
+            (waiting(&feed, health(), 10).await, waiting(&feed, health(), 10).await);
+        first.abort();
+        assert!(first.await.unwrap_err().is_cancelled());
+        feed.publish(&commit(20, &[(rows::CHECKS, check(Status::Warning))]));
+        second.await.unwrap();
+        assert_eq!(feed.topics_waited_for(), 0);
+    }
+
+    #[tokio::test]
+    async fn others_changes_wake_nobody() {
+        let feed = feed();
+        let task = waiting(&feed, Topic::Nodes, 10).await;
+        feed.publish(&commit(20, &[(rows::CHECKS, check(Status::Critical))]));
+        let node = Node { name: "new".into(), ..Node::default() };
+        feed.publish(&commit(30, &[(rows::NODES, rows::node_row(&key_of(OTHER), &node))]));
+        assert_eq!(task.await.unwrap().index(&Topic::Nodes), 30);
+    }
+
+    #[tokio::test]
+    async fn membership_wakes_as_commits_do_and_never_gives_an_index_twice() {
+        let feed = feed();
+        let node = Node { name: "other".into(), ..Node::default() };
+        feed.publish(&commit(20, &[(rows::NODES, rows::node_row(&key_of(OTHER), &node))]));
+        let task = waiting(&feed, Topic::Checks, 20).await;
+        // By a clock that is behind the one that the commits were made with.
+        feed.publish_liveness(Wall(20_000), Liveness::Down(OTHER));
+        assert_eq!(task.await.unwrap().index(&Topic::Checks), 21);
+        let task = waiting(&feed, Topic::Checks, 21).await;
+        feed.publish(&commit(21, &[(rows::CHECKS, check(Status::Warning))]));
+        assert_eq!(task.await.unwrap().index(&Topic::Checks), 22);
+    }
+
+    #[tokio::test]
+    async fn a_follower_can_see_each_commit_that_it_is_told_of() {
+        let feed = feed();
+        let mut follower = feed.follow();
+        feed.publish(&commit(20, &[(rows::CHECKS, check(Status::Warning))]));
+        assert_eq!(follower.recv().await.unwrap().seq, Seq(20));
+        assert_eq!(feed.view().seq(), Seq(20));
+    }
+
+    /// Each round a writer changes the topic once, from another thread, while the waiter comes
+    /// back with the index it saw last: were one change missed, it would wait for ever.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn no_wake_up_is_lost_between_a_look_and_a_wait() {
+        const ROUNDS: u64 = 2_000;
+        let feed = feed();
+        let writer = {
+            let feed = Arc::clone(&feed);
+            std::thread::spawn(move || {
+                for round in 0..ROUNDS {
+                    let status = [Status::Critical, Status::Passing][(round % 2) as usize];
+                    feed.publish(&commit(11 + round, &[(rows::CHECKS, check(status))]));
+                }
+            })
+        };
+        let mut waiters = tokio::task::JoinSet::new();
+        for _ in 0..4 {
+            let feed = Arc::clone(&feed);
+            waiters.spawn(async move {
+                let mut index = 10;
+                while index < 10 + ROUNDS {
+                    let view = feed.wait(&health(), index, Instant::now() + LONG).await;
+                    assert!(view.index(&health()) > index, "timed out at {index}");
+                    index = view.index(&health());
+                }
+            });
+        }
+        waiters.join_all().await;
+        writer.join().unwrap();
+        assert_eq!(feed.topics_waited_for(), 0);
+    }
 }

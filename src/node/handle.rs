@@ -1,14 +1,19 @@
 //! All that faces and sources may do to a node.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use arc_swap::ArcSwap;
+use tokio::sync::{oneshot, watch};
+use tracing::warn;
 
-use crate::catalog::{CheckDefinition, Command, View};
+use super::mailbox::{Job, Mailbox};
+use crate::catalog::model::key_of;
+use crate::catalog::{CheckDefinition, Command, NodeKey, View, rows};
 use crate::crdt::Refusal;
 use crate::live::Feed;
-use crate::store::{Statement, Transacted};
+use crate::store::{Readers, Statement, Transacted};
 use crate::types::NodeId;
 
 /// A node, as its faces and sources hold it. Cloning is cheap; all clones are the same node.
@@ -19,8 +24,12 @@ pub struct Handle {
 
 struct Shared {
     local: Local,
+    key: NodeKey,
     feed: Arc<Feed>,
+    readers: Arc<Readers>,
+    mailbox: Arc<Mailbox>,
     definitions: watch::Sender<u64>,
+    members: Arc<ArcSwap<Vec<MemberStatus>>>,
 }
 
 /// Who this node is.
@@ -32,7 +41,7 @@ pub struct Local {
     /// The address that other hosts reach this one under: IP or host name.
     pub address: String,
     /// Where it listens for gossip, as others reach it.
-    pub gossip: std::net::SocketAddr,
+    pub gossip: SocketAddr,
 }
 
 /// Why a command was not carried out. Nothing was written.
@@ -67,6 +76,18 @@ pub enum TransactError {
 }
 
 impl Handle {
+    pub(super) fn new(
+        local: Local,
+        feed: Arc<Feed>,
+        readers: Arc<Readers>,
+        mailbox: Arc<Mailbox>,
+        members: Arc<ArcSwap<Vec<MemberStatus>>>,
+    ) -> Self {
+        let definitions = watch::Sender::new(0);
+        let key = key_of(local.id);
+        Self { shared: Arc::new(Shared { local, key, feed, readers, mailbox, definitions, members }) }
+    }
+
     /// Returns who this node is.
     pub fn local(&self) -> &Local {
         &self.shared.local
@@ -82,24 +103,52 @@ impl Handle {
         self.shared.feed.view()
     }
 
+    /// Returns the read-only connections, for users' queries. Their calls block: make them where
+    /// blocking is allowed.
+    pub fn readers(&self) -> &Arc<Readers> {
+        &self.shared.readers
+    }
+
     /// Carries out a command of this node. When it returns, the change is on disk and in
     /// [`Handle::view`].
-    pub async fn submit(&self, _command: Command) -> Result<(), SubmitError> {
-        unimplemented!()
+    pub async fn submit(&self, command: Command) -> Result<(), SubmitError> {
+        let ops = rows::plan(&self.shared.key, &command);
+        let (reply, answer) = oneshot::channel();
+        self.shared.mailbox.submit(Job::Ops { ops, reply })?;
+        answer.await.map_err(|_| SubmitError::Stopping)??;
+        if may_define(&command) {
+            self.shared.definitions.send_modify(|count| *count += 1);
+        }
+        Ok(())
     }
 
     /// Runs statements as one transaction, all or none. When it returns, they are on disk.
     pub async fn transact(
         &self,
-        _statements: Vec<Statement>,
-        _deadline: Option<Instant>,
+        statements: Vec<Statement>,
+        deadline: Option<Instant>,
     ) -> Result<Transacted, TransactError> {
-        unimplemented!()
+        let (reply, answer) = oneshot::channel();
+        self.shared.mailbox.submit(Job::Sql { statements, deadline, reply })?;
+        answer.await.map_err(|_| SubmitError::Stopping)?
     }
 
     /// Returns the definitions of this node's checks, by check id.
     pub async fn check_definitions(&self) -> Result<Vec<(String, CheckDefinition)>, SubmitError> {
-        unimplemented!()
+        let readers = Arc::clone(&self.shared.readers);
+        let read = move || readers.check_definitions();
+        let rows = tokio::task::spawn_blocking(read)
+            .await
+            .map_err(|_| SubmitError::Stopping)?
+            .map_err(|error| SubmitError::Failed(error.to_string()))?;
+        let read = |(id, _service, json): (String, String, String)| match rows::definition_from_json(&id, &json) {
+            Ok(definition) => Some((id, definition)),
+            Err(error) => {
+                warn!(%error, "A check is not run");
+                None
+            }
+        };
+        Ok(rows.into_iter().filter_map(read).collect())
     }
 
     /// Changes whenever [`Handle::check_definitions`] may have.
@@ -109,7 +158,26 @@ impl Handle {
 
     /// Lists the members of the cluster that this node knows of, itself first.
     pub fn members(&self) -> Vec<MemberStatus> {
-        unimplemented!()
+        self.shared.members.load().to_vec()
+    }
+
+    /// Returns how many writes wait for the disk.
+    pub fn writes_waiting(&self) -> usize {
+        self.shared.mailbox.waiting()
+    }
+}
+
+/// Tells whether a command may add, change or remove the definition of a check.
+fn may_define(command: &Command) -> bool {
+    match command {
+        Command::Register { .. }
+        | Command::Deregister { .. }
+        | Command::RegisterCheck(_)
+        | Command::DeregisterCheck { .. } => true,
+        Command::Announce(_)
+        | Command::SetStatus { .. }
+        | Command::Maintenance { .. }
+        | Command::Mirror { .. } => false,
     }
 }
 
@@ -119,10 +187,10 @@ pub struct MemberStatus {
     pub id: NodeId,
     /// Its row in `nodes`, once that has arrived.
     pub name: Option<String>,
-    pub gossip: std::net::SocketAddr,
+    pub gossip: SocketAddr,
     pub state: MemberState,
     /// The smallest round trip of late, once one was measured.
-    pub round_trip: Option<std::time::Duration>,
+    pub round_trip: Option<Duration>,
     /// How many versions of other nodes this node knows of and does not hold yet.
     pub versions_behind: u64,
 }

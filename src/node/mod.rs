@@ -1,6 +1,238 @@
 //! Where the core meets the world: the engine that drives membership and replication, the thread
-//! that writes, and the handle through which every face and source works.
+//! that writes, and the handle through which every face and source works. It decides neither what
+//! wins nor what travels, and knows no protocol of a face.
 
+mod engine;
 pub mod handle;
+mod join;
+mod loader;
+mod mailbox;
+mod writer;
 
-pub use handle::{Handle, Local, SubmitError, TransactError};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tracing::warn;
+
+pub use handle::{Handle, Local, MemberState, MemberStatus, SubmitError, TransactError};
+
+use self::engine::Engine;
+use self::join::Join;
+use self::mailbox::Mailbox;
+use crate::catalog::{Command, Node as NodeRow, View, rows};
+use crate::crdt::storage::{Storage, StorageError};
+use crate::crdt::{Commit, RowEvent, TableEvents};
+use crate::live::Feed;
+use crate::net::{Events, Net};
+use crate::replica::{self, Replica};
+use crate::store::readers::{QueryError, READERS_DEFAULT};
+use crate::store::{Loader, Readers, Store};
+use crate::swim::{self, Identity, Swim};
+use crate::types::{Hlc, Seq};
+
+/// The port for gossip, unless said otherwise.
+pub const GOSSIP_PORT: u16 = 7401;
+
+/// How long the writer may take to finish what waits and fold the log into the database.
+const WRITER_DRAIN: Duration = Duration::from_secs(10);
+
+/// What a node needs to know of itself beyond its store and its network.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Config {
+    pub local: Local,
+    pub meta: BTreeMap<String, String>,
+    pub tagged_addresses: BTreeMap<String, String>,
+    /// Whom to join by: `host`, `host:port`; one that answers is enough.
+    pub join: Vec<String>,
+    pub swim: swim::Config,
+    pub replica: replica::Config,
+    /// Makes the choices of membership and overlay differ from node to node.
+    pub seed: u64,
+}
+
+/// What the engine counts, for metrics.
+#[derive(Clone, Debug, Default)]
+pub struct Stats {
+    pub replica: replica::Stats,
+    pub swim: swim::Counters,
+    /// What is known to exist and is not held.
+    pub behind: replica::Behind,
+    /// Bytes that wait to be applied: those in order, and those that came too early.
+    pub waiting_bytes: (usize, usize),
+    /// Members that can be spoken to, this node among them.
+    pub members: usize,
+    /// Peers that this node pushes to.
+    pub neighbours: usize,
+    /// How much this node distrusts itself: 0 not at all, 8 the most.
+    pub health: u8,
+}
+
+/// A node that runs.
+pub struct Node {
+    handle: Handle,
+    stats: Arc<ArcSwap<Stats>>,
+    mailbox: Arc<Mailbox>,
+    leave: mpsc::Sender<oneshot::Sender<()>>,
+    writer: Option<thread::JoinHandle<Store>>,
+}
+
+impl Node {
+    /// Starts the writer and the loader, and returns the node with its engine, which the caller
+    /// runs: it ends when the node leaves, or when it cannot go on.
+    ///
+    /// The node's own row is written before this returns.
+    pub async fn start(
+        config: Config,
+        store: Store,
+        net: Net,
+        events: Events,
+    ) -> Result<(Self, impl Future<Output = ()> + Send + 'static), StorageError> {
+        let database = store.path().ok_or_else(|| in_memory())?.to_owned();
+        let readers = Readers::open(&database, READERS_DEFAULT).map_err(reader_failed)?;
+        let readers = Arc::new(readers);
+        let feed = Arc::new(Feed::new(first_view(&config.local, &readers)?));
+        let mailbox = Arc::new(Mailbox::default());
+        let (reports, reported) = mpsc::channel(engine::REPORTS_MAX);
+        let (leave, leaving) = mpsc::channel(1);
+        let members = Arc::new(ArcSwap::default());
+        let stats = Arc::new(ArcSwap::<Stats>::default());
+        let start = Instant::now();
+        let me = Identity::new(config.local.id, config.local.gossip, writer::wall_now().millis());
+        let engine = Engine {
+            me: config.local.id,
+            swim: Swim::new(me, config.swim.clone(), config.seed),
+            replica: Replica::new(
+                store.identity().origin(),
+                store.heads()?,
+                config.replica.clone(),
+                config.seed,
+            ),
+            net,
+            events,
+            reports: reported,
+            mailbox: Arc::clone(&mailbox),
+            loads: loader::Loads::start(Loader::open(&database)?, reports.clone())
+                .map_err(thread_failed)?,
+            feed: Arc::clone(&feed),
+            members: Arc::clone(&members),
+            join: Join::new(config.join.clone(), config.local.gossip),
+            stats: Arc::clone(&stats),
+            leave: leaving,
+            start,
+        };
+        let handle = Handle::new(
+            config.local.clone(),
+            Arc::clone(&feed),
+            readers,
+            Arc::clone(&mailbox),
+            members,
+        );
+        let writer = spawn_writer(store, Arc::clone(&mailbox), feed, reports)?;
+        let node = Self { handle, stats, mailbox, leave, writer: Some(writer) };
+        node.announce(&config).await?;
+        Ok((node, engine.run()))
+    }
+
+    /// Returns the handle for faces and sources.
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// Returns the engine's counters, renewed about once a second.
+    pub fn stats(&self) -> Arc<ArcSwap<Stats>> {
+        Arc::clone(&self.stats)
+    }
+
+    /// Says goodbye to the cluster. Returns once that was sent, or at once when the engine is gone.
+    pub async fn leave(&self) {
+        let (done, farewell) = oneshot::channel();
+        if self.leave.send(done).await.is_ok() {
+            let _ = farewell.await;
+        }
+    }
+
+    /// Lets the writer finish what waits, and folds the log into the database. Every handle's
+    /// commands are refused from now on.
+    pub async fn close(mut self) {
+        self.mailbox.close();
+        let Some(writer) = self.writer.take() else { return };
+        let finished = tokio::task::spawn_blocking(move || {
+            writer.join().map(|mut store| store.checkpoint())
+        });
+        match tokio::time::timeout(WRITER_DRAIN, finished).await {
+            Ok(Ok(Ok(Ok(_)))) => {}
+            Ok(Ok(Ok(Err(error)))) => warn!(%error, "The database was not closed in order; nothing is lost"),
+            Ok(Ok(Err(_)) | Err(_)) => warn!("The writer had failed"),
+            Err(_) => warn!("The writer did not finish in time; nothing acknowledged is lost"),
+        }
+    }
+
+    async fn announce(&self, config: &Config) -> Result<(), StorageError> {
+        let row = NodeRow {
+            name: config.local.name.clone(),
+            address: config.local.address.clone(),
+            datacenter: config.local.datacenter.clone(),
+            tagged_addresses: config.tagged_addresses.clone(),
+            meta: config.meta.clone(),
+            gossip: config.local.gossip.to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        self.handle
+            .submit(Command::Announce(row))
+            .await
+            .map_err(|error| StorageError::Failed(error.to_string()))
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.mailbox.close();
+    }
+}
+
+/// Folds what the database holds into a first view.
+fn first_view(local: &Local, readers: &Readers) -> Result<View, StorageError> {
+    let mut tables = Vec::new();
+    for name in [rows::NODES, rows::SERVICES, rows::CHECKS] {
+        let Some((table, rows)) = readers.rows_of(name).map_err(reader_failed)? else { continue };
+        let rows = rows.into_iter().map(|row| RowEvent {
+            key: table.key.iter().map(|index| row[*index].clone()).collect(),
+            existed: false,
+            row: Some(row),
+        });
+        tables.push(TableEvents { rows: rows.collect(), table });
+    }
+    let at = Hlc::default().tick(writer::wall_now());
+    let commit =
+        Commit { seq: Seq::default(), at, tables, changeset: None, heads: Vec::new() };
+    Ok(View::new(local.id).fold(&commit).0)
+}
+
+fn spawn_writer(
+    store: Store,
+    mailbox: Arc<Mailbox>,
+    feed: Arc<Feed>,
+    reports: mailbox::Reports,
+) -> Result<thread::JoinHandle<Store>, StorageError> {
+    thread::Builder::new()
+        .name("tribune-writer".to_owned())
+        .spawn(move || writer::run(store, &mailbox, &feed, &reports))
+        .map_err(thread_failed)
+}
+
+fn in_memory() -> StorageError {
+    StorageError::Failed("a node needs a database on disk".to_owned())
+}
+
+fn reader_failed(error: QueryError) -> StorageError {
+    StorageError::Failed(error.to_string())
+}
+
+fn thread_failed(error: std::io::Error) -> StorageError {
+    StorageError::Failed(format!("a thread cannot be started: {error}"))
+}

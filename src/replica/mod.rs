@@ -1,1 +1,497 @@
-//! (being built)
+//! How changes travel between nodes, without I/O: told what happened, it says what to do.
+//! It never touches a socket, a disk or a clock; the engine and the simulator do that for it.
+//!
+//! A fresh commit is flooded over the neighbour links (`overlay`), each node passing it on once.
+//! What arrives is put in order (`intake`) and applied in batches. Whoever missed something learns
+//! of it by digests of heads (`compare`) and pulls it (`pull`) from one who holds it (`serve`).
+//! Nothing depends on a message's arriving: flooding makes it fast, digests make it certain.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+
+use crate::crdt::{Changeset, Piece};
+use crate::ledger::Ledger;
+use crate::types::{Epoch, NodeId, Origin, Time, Version};
+use crate::wire::{Message, RequestId};
+
+mod compare;
+pub mod config;
+mod intake;
+pub mod io;
+mod overlay;
+mod pull;
+mod serve;
+pub mod stats;
+
+pub use config::Config;
+pub use io::{ApplyOutcome, BatchId, Effect, Input, Lane, LoadId};
+pub use stats::{Behind, Stats};
+
+use compare::Digests;
+use intake::{Intake, Lost, Taken};
+use overlay::{Event, Overlay};
+use pull::Pulls;
+use serve::Serve;
+
+/// A fresh commit that was passed on so often is not passed on any more. Heads stop duplicates;
+/// this stops what no head could.
+const HOPS_MAX: u8 = 64;
+
+/// A node begins few epochs in its life. Who claims to know one this far ahead is not believed, so
+/// that nobody can use up the numbers.
+const EPOCH_LEAP_MAX: u32 = 1 << 20;
+
+/// How changes travel between nodes: the state of one node.
+///
+/// Call [`Replica::handle`] for all that happens, then drain [`Replica::next_effect`], and call
+/// again with [`Input::Tick`] at [`Replica::deadline`] at the latest. The same inputs at the same
+/// times with the same seed give the same effects.
+///
+/// Law: the ledger holds what is on disk, nothing else; all other state may be lost.
+#[derive(Debug)]
+pub struct Replica {
+    me: Origin,
+    ledger: Ledger,
+    overlay: Overlay,
+    intake: Intake,
+    pulls: Pulls,
+    serve: Serve,
+    digests: Digests,
+    /// The epoch that the storage was asked to go beyond.
+    epoch_asked: Option<Epoch>,
+    /// Peers that know no more of this node's stream than it does itself.
+    confirmed: BTreeSet<NodeId>,
+    effects: VecDeque<Effect>,
+    rng: SmallRng,
+    stats: Stats,
+}
+
+impl Replica {
+    /// Makes a replica that writes as `me` and whose storage holds `heads`.
+    pub fn new(
+        me: Origin,
+        heads: impl IntoIterator<Item = (Origin, Version)>,
+        config: Config,
+        seed: u64,
+    ) -> Self {
+        Self {
+            me,
+            ledger: heads.into_iter().collect(),
+            overlay: Overlay::new(config.clone()),
+            intake: Intake::new(config.clone()),
+            pulls: Pulls::new(config.clone()),
+            serve: Serve::new(config.clone()),
+            digests: Digests::new(config),
+            epoch_asked: None,
+            confirmed: BTreeSet::new(),
+            effects: VecDeque::new(),
+            rng: SmallRng::seed_from_u64(seed),
+            stats: Stats::default(),
+        }
+    }
+
+    /// Something happened.
+    pub fn handle(&mut self, now: Time, input: Input) {
+        match input {
+            Input::Committed(changeset) => self.on_committed(now, changeset),
+            Input::Received { from, message } => self.on_received(now, from, message),
+            Input::PeerUp { node, round_trip } if node != self.me.node => {
+                self.overlay.on_peer_up(now, &mut self.rng, node, round_trip);
+            }
+            Input::PeerUp { .. } => {}
+            Input::PeerDown(node) => {
+                self.overlay.on_peer_down(now, node);
+                self.pulls.on_peer_down(now, node);
+                self.digests.on_peer_down(node);
+                self.confirmed.remove(&node);
+            }
+            Input::Overrun(node) => {
+                self.stats.overruns += 1;
+                self.digests.on_overrun(now, node);
+            }
+            Input::Applied { id, outcome } => self.on_applied(now, id, outcome),
+            Input::Loaded { id, extract } => {
+                let own = (self.me, self.ledger.head(self.me));
+                self.effects.extend(self.serve.on_loaded(&mut self.stats, id, extract, own));
+            }
+            Input::EpochBegun(origin) => self.on_epoch_begun(origin),
+            Input::Tick => {}
+        }
+        self.run(now);
+    }
+
+    /// What to do about it. Drain until `None` after every [`Replica::handle`].
+    pub fn next_effect(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    /// When to call [`Replica::handle`] with [`Input::Tick`] at the latest, and why.
+    pub fn deadline(&self) -> Option<(Time, &'static str)> {
+        let pull = if self.intake.has_room() { self.pulls.deadline() } else { None };
+        let all = [
+            (self.overlay.deadline(), "look after the neighbours"),
+            (self.digests.deadline(), "tell peers of moved heads"),
+            (pull, "pull what is missing"),
+            (self.intake.deadline(), "apply what waits"),
+        ];
+        all.into_iter().filter_map(|(at, why)| Some((at?, why))).min()
+    }
+
+    /// Returns the origin that this node writes as.
+    pub fn me(&self) -> Origin {
+        self.me
+    }
+
+    /// Returns what is on disk.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// Returns what was counted.
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// Returns how much this node knows of and does not hold.
+    pub fn behind(&self) -> Behind {
+        self.pulls.behind(|origin| self.ledger.head(origin))
+    }
+
+    /// Returns how many versions each peer is known to hold that this node does not.
+    pub fn behind_of(&self) -> BTreeMap<NodeId, u64> {
+        self.pulls.behind_of(|origin| self.ledger.head(origin))
+    }
+
+    /// Returns how many peers confirmed that they know no more of this node's stream than it does
+    /// itself. A node that cannot trust its disk waits for some before its first write.
+    pub fn confirmations(&self) -> usize {
+        self.confirmed.len()
+    }
+
+    /// Returns the peers that this node pushes to, and they to it.
+    pub fn neighbours(&self) -> impl Iterator<Item = NodeId> {
+        self.overlay.eager()
+    }
+
+    /// Returns how many bytes wait to be applied: those in order, and those that came too early.
+    pub fn waiting_bytes(&self) -> (usize, usize) {
+        self.intake.waiting_bytes()
+    }
+
+    fn on_committed(&mut self, now: Time, changeset: Arc<Changeset>) {
+        let piece = Piece::of(changeset);
+        let (origin, version) = (piece.origin, piece.through);
+        if !self.ledger.advance(origin, version) {
+            return;
+        }
+        self.pulls.on_reached(origin, version);
+        let to: Vec<NodeId> = self.overlay.eager().collect();
+        self.stats.own_pushed += to.len() as u64;
+        self.send(to, Message::Push { hops: 0, piece }, Lane::Own);
+        self.digests.on_moved(now);
+    }
+
+    fn on_received(&mut self, now: Time, from: NodeId, message: Message) {
+        match message {
+            Message::Hello { origin, head } => self.on_hello(now, from, origin, head),
+            Message::Known { origin, head } => self.on_known(now, from, origin, head),
+            Message::Neighbour(word) => self.overlay.on_word(now, &mut self.rng, from, word),
+            Message::Push { hops, piece } => self.on_push(now, from, hops, piece),
+            Message::Heads(heads) => self.learn(now, from, &heads),
+            Message::Buckets(hashes) => {
+                if *hashes != *self.ledger.hashes() {
+                    self.digests.on_difference(now, &mut self.rng);
+                }
+                let answer = compare::answer_hashes(&self.ledger, &hashes);
+                self.send(vec![from], answer, Lane::Control);
+            }
+            Message::BucketHeads { buckets, heads } => {
+                self.digests.on_difference(now, &mut self.rng);
+                self.learn(now, from, &heads);
+                let answer = compare::answer_heads(&self.ledger, &buckets, &heads);
+                self.send(vec![from], answer, Lane::Control);
+            }
+            Message::Want { request, origin, after } => {
+                let held = self.ledger.head(origin);
+                let asked = (origin, after);
+                let answer = self.serve.on_want(&mut self.stats, (from, request), asked, held);
+                self.effects.push_back(answer);
+            }
+            Message::Pulled { request, piece, head } => {
+                self.on_pulled(now, from, request, piece, head);
+            }
+            Message::Busy { request, retry_after } => {
+                self.stats.pulls_busy += 1;
+                self.pulls.on_busy(now, &mut self.rng, (from, request), retry_after);
+            }
+        }
+    }
+
+    fn on_hello(&mut self, now: Time, from: NodeId, origin: Origin, head: Version) {
+        if origin.node != from {
+            self.stats.rejected += 1;
+            return;
+        }
+        let newest = self.ledger.newest_of(from).unwrap_or((origin, Version(0)));
+        self.learn(now, from, &[(origin, head)]);
+        let known = Message::Known { origin: newest.0, head: newest.1 };
+        self.send(vec![from], known, Lane::Control);
+    }
+
+    fn on_known(&mut self, now: Time, from: NodeId, origin: Origin, head: Version) {
+        if origin.node != self.me.node {
+            self.stats.rejected += 1;
+            return;
+        }
+        self.learn(now, from, &[(origin, head)]);
+        if self.epoch_asked.is_none() {
+            self.confirmed.insert(from);
+        }
+    }
+
+    fn on_push(&mut self, now: Time, from: NodeId, hops: u8, piece: Piece) {
+        let (origin, after, through) = (piece.origin, piece.after, piece.through);
+        let is_fresh = piece.changesets.len() == 1
+            && through == after.next()
+            && piece.changesets[0].stamp.version == through;
+        if !is_fresh {
+            self.stats.rejected += 1;
+            return;
+        }
+        if self.is_own(origin) {
+            self.stats.pushes_known += 1;
+            self.overlay.on_push(now, from, false);
+            self.hear_of_own(origin, through);
+            return;
+        }
+        let taken = self.intake.take(now, &self.ledger, from, piece.clone());
+        let is_new = matches!(taken, Taken::Next | Taken::Early);
+        self.overlay.on_push(now, from, is_new);
+        match taken {
+            Taken::Next => {
+                self.stats.pushes_next += 1;
+                self.relay(from, hops, piece);
+                self.reached(origin);
+            }
+            Taken::Early => {
+                self.stats.pushes_early += 1;
+                self.relay(from, hops, piece);
+                self.learn(now, from, &[(origin, through)]);
+            }
+            Taken::Known => self.stats.pushes_known += 1,
+            Taken::Dropped => {
+                self.stats.pushes_dropped += 1;
+                self.learn(now, from, &[(origin, through)]);
+            }
+        }
+    }
+
+    fn on_pulled(
+        &mut self,
+        now: Time,
+        from: NodeId,
+        request: RequestId,
+        piece: Piece,
+        head: Version,
+    ) {
+        let origin = piece.origin;
+        let reached = self.intake.reached(&self.ledger, origin);
+        let answer = (piece, head);
+        let whole = self.pulls.on_pulled(now, &mut self.stats, from, request, answer, reached);
+        let Some(piece) = whole else { return };
+        if self.is_own(origin) {
+            self.stats.rejected += 1;
+            return;
+        }
+        if self.intake.take(now, &self.ledger, from, piece) == Taken::Next {
+            self.reached(origin);
+        }
+    }
+
+    fn on_applied(&mut self, now: Time, id: BatchId, outcome: ApplyOutcome) {
+        match outcome {
+            ApplyOutcome::Done { heads } => {
+                self.stats.batches += 1;
+                for (origin, head) in heads {
+                    self.ledger.advance(origin, head);
+                }
+                let lost = self.intake.on_done(now, &self.ledger, id).unwrap_or_default();
+                self.stats.unjoined += lost.len() as u64;
+                lost.into_iter().for_each(|lost| self.pull_again(now, lost));
+                self.digests.on_moved(now);
+            }
+            ApplyOutcome::Failed => {
+                self.stats.batches_failed += 1;
+                let aside = self.intake.on_failed(now, &mut self.rng, id).flatten();
+                if let Some(lost) = aside {
+                    self.stats.set_aside += 1;
+                    self.pull_again(now, lost);
+                }
+            }
+        }
+    }
+
+    fn on_epoch_begun(&mut self, origin: Origin) {
+        self.me = origin;
+        self.confirmed.clear();
+        if self.epoch_asked.is_some_and(|above| origin.epoch > above) {
+            self.epoch_asked = None;
+        }
+    }
+
+    /// Does what time or the last input has brought about.
+    fn run(&mut self, now: Time) {
+        self.overlay.run(now, &mut self.rng);
+        self.on_overlay_events();
+        // A batch that leaves makes room for what is pulled.
+        if let Some((id, batch)) = self.intake.next_batch(now) {
+            self.effects.push_back(Effect::Apply { id, batch });
+        }
+        self.pulls.run(now, &mut self.stats);
+        self.pull(now);
+        self.tell(now);
+    }
+
+    fn on_overlay_events(&mut self) {
+        for event in self.overlay.take_events() {
+            match event {
+                Event::Say(node, word) => {
+                    self.send(vec![node], Message::Neighbour(word), Lane::Control);
+                }
+                Event::LinkUp(node) => {
+                    let hello = Message::Hello { origin: self.me, head: self.ledger.head(self.me) };
+                    self.send(vec![node], hello, Lane::Control);
+                    self.compare(node);
+                }
+                Event::LinkMade => self.stats.links_made += 1,
+                Event::LinkEnded => self.stats.links_ended += 1,
+            }
+        }
+    }
+
+    fn pull(&mut self, now: Time) {
+        while self.intake.has_room() {
+            let (intake, ledger) = (&self.intake, &self.ledger);
+            let reached = |origin| intake.reached(ledger, origin);
+            let want = self.pulls.next_want(now, &mut self.rng, &self.overlay, reached);
+            let Some((peer, want)) = want else { return };
+            self.stats.pulls += 1;
+            self.send(vec![peer], want, Lane::Control);
+        }
+    }
+
+    /// Sends the digests and comparisons that are due.
+    fn tell(&mut self, now: Time) {
+        if self.digests.is_digest_due(now) {
+            let mut more = false;
+            let mut digests = Vec::new();
+            for (node, told) in self.overlay.lazy() {
+                let (heads, cursor) = self.ledger.moved_since(*told, compare::DIGEST_HEADS_MAX);
+                more |= cursor < self.ledger.cursor();
+                *told = cursor;
+                digests.push((node, Message::Heads(heads)));
+            }
+            for (node, digest) in digests {
+                self.stats.digests += 1;
+                self.send(vec![node], digest, Lane::Control);
+            }
+            self.digests.on_told(now, more);
+        }
+        if self.digests.is_compare_due(now, &mut self.rng)
+            && let Some(node) = self.overlay.exchange_lazy(&mut self.rng)
+        {
+            self.intake.drop_stale(now);
+            self.compare(node);
+        }
+        for node in self.digests.overrun_due(now) {
+            self.compare(node);
+        }
+    }
+
+    /// Begins a comparison of ledgers with a peer, which tells it all that this node holds.
+    fn compare(&mut self, node: NodeId) {
+        self.stats.compares += 1;
+        self.overlay.told(node, self.ledger.cursor());
+        let hashes = Message::Buckets(Box::new(*self.ledger.hashes()));
+        self.send(vec![node], hashes, Lane::Control);
+    }
+
+    fn relay(&mut self, from: NodeId, hops: u8, piece: Piece) {
+        if hops >= HOPS_MAX {
+            return;
+        }
+        let to: Vec<NodeId> = self.overlay.eager().filter(|node| *node != from).collect();
+        self.stats.relayed += to.len() as u64;
+        self.send(to, Message::Push { hops: hops + 1, piece }, Lane::Relay);
+    }
+
+    /// A peer holds these heads.
+    fn learn(&mut self, now: Time, from: NodeId, heads: &[(Origin, Version)]) {
+        for (origin, head) in heads.iter().copied() {
+            if self.is_own(origin) {
+                self.hear_of_own(origin, head);
+            } else if head > self.intake.reached(&self.ledger, origin)
+                && !self.pulls.learn(now, from, (origin, head), now)
+            {
+                self.stats.rejected += 1;
+            }
+        }
+    }
+
+    fn pull_again(&mut self, now: Time, lost: Lost) {
+        let Lost { origin, from, through, not_before } = lost;
+        self.pulls.learn(now, from, (origin, through), not_before);
+    }
+
+    fn reached(&mut self, origin: Origin) {
+        self.pulls.on_reached(origin, self.intake.reached(&self.ledger, origin));
+    }
+
+    /// Tells whether an origin is this node's stream, or one that it has yet to begin.
+    fn is_own(&self, origin: Origin) -> bool {
+        origin.node == self.me.node && origin.epoch >= self.me.epoch
+    }
+
+    /// A peer knows a version of this node's stream. If the node does not know it itself, its disk
+    /// lost it, and its next commit would take a name that is given away: begin a new epoch.
+    fn hear_of_own(&mut self, origin: Origin, version: Version) {
+        let is_known = version <= self.ledger.head(origin);
+        let is_asked = self.epoch_asked.is_some_and(|above| above >= origin.epoch);
+        if is_known || is_asked {
+            return;
+        }
+        if origin.epoch.0 - self.me.epoch.0 > EPOCH_LEAP_MAX {
+            self.stats.rejected += 1;
+            return;
+        }
+        self.stats.epochs_lost += 1;
+        self.confirmed.clear();
+        self.epoch_asked = Some(origin.epoch);
+        self.effects.push_back(Effect::BeginEpoch { above: origin.epoch });
+    }
+
+    /// Sends a message, unless there is nobody to send it to or nothing in it.
+    fn send(&mut self, to: Vec<NodeId>, message: Message, lane: Lane) {
+        let says_nothing = match &message {
+            Message::Heads(heads) => heads.is_empty(),
+            Message::BucketHeads { buckets, .. } => buckets.is_empty(),
+            Message::Hello { .. }
+            | Message::Known { .. }
+            | Message::Neighbour(_)
+            | Message::Push { .. }
+            | Message::Buckets(_)
+            | Message::Want { .. }
+            | Message::Pulled { .. }
+            | Message::Busy { .. } => false,
+        };
+        if !to.is_empty() && !says_nothing {
+            self.effects.push_back(Effect::Send { to, message, lane });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,618 @@
-//! (being built)
+//! Hundreds of nodes in one thread, the same each time: the production replica over the reference
+//! storage, in a world drawn from a seed. Nothing here knows sockets, SQLite or real time.
+//!
+//! [`run`] plays a [`Scenario`] and holds the truths of `check` against every commit of every
+//! node. A failure carries the seed and the last hundred events.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+
+use crate::crdt::{Commit, RowOp, Storage, Table};
+use crate::replica::{ApplyOutcome, Effect, Input, LoadId, Replica};
+use crate::types::{Epoch, Origin, Time, Version};
+use crate::wire::{Message, decode, encode};
+
+mod agenda;
+mod check;
+mod disk;
+mod faults;
+mod membership;
+mod network;
+mod node;
+mod report;
+mod scenario;
+mod trace;
+mod workload;
+
+pub use disk::DiskConfig;
+pub use faults::Fault;
+pub use network::NetworkConfig;
+pub use report::{Failure, Report};
+pub use scenario::Scenario;
+
+use agenda::Agenda;
+use check::{Checked, Truths};
+use disk::Job;
+use network::Network;
+use node::{VirtualNode, first_origin, index_of};
+use trace::{Note, Trace};
+
+/// How often it is looked whether all nodes hold the same.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// How long a cluster that has converged is listened to: it must be silent.
+const LISTEN_FOR: Duration = Duration::from_secs(10);
+
+/// How long a node takes, at most, between its disk's answer and its attention.
+const ATTENTION_MAX: Duration = Duration::from_micros(200);
+
+/// A node's number, counted from 0.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct NodeIndex(pub usize);
+
+impl fmt::Display for NodeIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "n{}", self.0)
+    }
+}
+
+/// Plays a scenario to its end: until all nodes hold the same and are silent.
+pub fn run(scenario: Scenario) -> Result<Report, Box<Failure>> {
+    let mut cluster = Cluster::new(scenario);
+    cluster.play().map_err(|what| {
+        Box::new(Failure {
+            seed: cluster.scenario.seed,
+            at: cluster.now,
+            what,
+            trail: cluster.trace.words(),
+        })
+    })
+}
+
+/// Something that happens to a node. `life` names the process it is meant for.
+#[derive(Debug)]
+enum Event {
+    Wake { node: NodeIndex, life: u32 },
+    Deliver { to: NodeIndex, life: u32, from: NodeIndex, message: Arc<Message> },
+    Tell { node: NodeIndex, life: u32, input: Input },
+    DiskDone { node: NodeIndex, life: u32 },
+    DiskRead { node: NodeIndex, life: u32, id: LoadId, asked: (Origin, Version, usize) },
+    Learn { node: NodeIndex, life: u32, other: NodeIndex },
+    Write { node: NodeIndex, serial: i64 },
+    Trouble(Fault),
+}
+
+struct Cluster {
+    scenario: Scenario,
+    now: Time,
+    agenda: Agenda<Event>,
+    nodes: Vec<VirtualNode>,
+    network: Network,
+    truths: Truths,
+    trace: Trace,
+    rng: SmallRng,
+    tally: Tally,
+}
+
+/// What is counted for the report.
+#[derive(Default)]
+struct Tally {
+    latencies_us: Vec<u64>,
+    pushes: u64,
+    pulled: u64,
+    wants: u64,
+    push_bytes: u64,
+    other_bytes: u64,
+    restores: u32,
+}
+
+impl Cluster {
+    fn new(scenario: Scenario) -> Self {
+        let mut rng = SmallRng::seed_from_u64(scenario.seed);
+        let definitions = workload::definitions();
+        let nodes = (0..scenario.nodes).map(|index| {
+            let index = NodeIndex(index);
+            let storage = Table::new(first_origin(index), &definitions)
+                .expect("the workload's definitions are sound");
+            // Clocks are up to an hour apart: they are for people, not for merging.
+            VirtualNode::new(index, storage, rng.random_range(0..3_600_000_000))
+        });
+        let nodes = nodes.collect();
+        Self {
+            now: Time(0),
+            agenda: Agenda::new(),
+            nodes,
+            network: Network::new(scenario.network.clone(), scenario.nodes),
+            truths: Truths::default(),
+            trace: Trace::default(),
+            rng,
+            tally: Tally::default(),
+            scenario,
+        }
+    }
+
+    fn play(&mut self) -> Result<Report, String> {
+        for index in 0..self.scenario.nodes {
+            self.start(NodeIndex(index));
+        }
+        self.spread_news();
+        for serial in 0..self.scenario.writes {
+            let at = Time(
+                self.rng.random_range(self.scenario.writes_from.0..self.scenario.writes_until.0),
+            );
+            let node = NodeIndex(self.rng.random_range(0..self.scenario.nodes));
+            self.agenda.enter(at, Event::Write { node, serial: serial as i64 + 1 });
+        }
+        for (at, fault) in self.scenario.faults.clone() {
+            self.agenda.enter(at, Event::Trouble(fault));
+        }
+        let quiet_from = self.scenario.quiet_from();
+        self.play_until(quiet_from)?;
+        let converged_after = self.converge(quiet_from)?;
+        check::equal_heads_have_equal_contents(&self.nodes)?;
+        self.listen()?;
+        self.truths.nothing_acknowledged_is_lost(&self.nodes)?;
+        for node in &self.nodes {
+            check::ledger_is_honest(node, true)?;
+        }
+        Ok(self.report(converged_after))
+    }
+
+    fn converge(&mut self, quiet_from: Time) -> Result<Duration, String> {
+        let deadline = quiet_from + self.scenario.converge_within;
+        while !check::has_converged(&self.nodes) {
+            if self.now >= deadline {
+                return Err(self.who_differs());
+            }
+            self.play_until(self.now + LOOK_EVERY)?;
+        }
+        Ok(self.now.since(quiet_from))
+    }
+
+    /// Once all hold the same, and the last digests are out, nobody has anything to say of
+    /// versions.
+    fn listen(&mut self) -> Checked {
+        self.play_until(self.now + Duration::from_secs(5))?;
+        let before = (self.tally.pushes, self.tally.wants);
+        self.play_until(self.now + LISTEN_FOR)?;
+        let after = (self.tally.pushes, self.tally.wants);
+        if before != after {
+            return Err("something is still sent, though all hold the same".to_owned());
+        }
+        if !check::has_converged(&self.nodes) {
+            return Err("the nodes held the same and then did not".to_owned());
+        }
+        Ok(())
+    }
+
+    fn play_until(&mut self, end: Time) -> Checked {
+        while self.agenda.next_at().is_some_and(|at| at <= end) {
+            let Some((at, event)) = self.agenda.take_next() else { break };
+            self.now = at;
+            self.step(event)?;
+        }
+        self.now = end;
+        Ok(())
+    }
+
+    fn step(&mut self, event: Event) -> Checked {
+        match event {
+            Event::Wake { node, life } => {
+                if self.lives(node, life) && self.nodes[node.0].wake_at == Some(self.now) {
+                    self.nodes[node.0].wake_at = None;
+                    self.note(node, "woke", None, 0);
+                    return self.tell(node, Input::Tick);
+                }
+                Ok(())
+            }
+            Event::Deliver { to, life, from, message } if self.lives(to, life) => {
+                self.deliver(from, to, message)
+            }
+            Event::Tell { node, life, input } if self.lives(node, life) => {
+                if let Input::Committed(changeset) = &input {
+                    self.truths.on_acknowledged(changeset.stamp.origin, changeset.stamp.version);
+                }
+                self.tell(node, input)
+            }
+            Event::DiskDone { node, life } if self.lives(node, life) => self.disk_done(node),
+            Event::DiskRead { node, life, id, asked: (origin, after, bytes_max) }
+                if self.lives(node, life) =>
+            {
+                let disk_works = !self.nodes[node.0].disk.is_failing;
+                let load = || self.nodes[node.0].storage.load(origin, after, bytes_max).ok();
+                let extract = disk_works.then(load).flatten();
+                self.tell(node, Input::Loaded { id, extract })
+            }
+            Event::Learn { node, life, other } if self.lives(node, life) => {
+                match membership::learn(&mut self.nodes, &self.network, node, other) {
+                    Some(input) => {
+                        self.note(node, "learns of", Some(other), 0);
+                        self.tell(node, input)
+                    }
+                    None => Ok(()),
+                }
+            }
+            Event::Write { node, serial } => {
+                self.write(node, serial);
+                Ok(())
+            }
+            Event::Trouble(fault) => {
+                self.trouble(fault);
+                Ok(())
+            }
+            Event::Deliver { .. }
+            | Event::Tell { .. }
+            | Event::DiskDone { .. }
+            | Event::DiskRead { .. }
+            | Event::Learn { .. } => Ok(()),
+        }
+    }
+
+    /// Hands an input to a node's replica, and carries out what it asks for.
+    fn tell(&mut self, node: NodeIndex, input: Input) -> Checked {
+        let Some(mut replica) = self.nodes[node.0].replica.take() else { return Ok(()) };
+        replica.handle(self.now, input);
+        while let Some(effect) = replica.next_effect() {
+            self.perform(node, effect)?;
+        }
+        let deadline = replica.deadline();
+        let this = &mut self.nodes[node.0];
+        this.replica = Some(replica);
+        let Some((at, why)) = deadline else { return Ok(()) };
+        if at < self.now {
+            return Err(format!("{node} has a deadline in the past: {why}"));
+        }
+        if this.wake_at.is_none_or(|wake_at| at < wake_at) {
+            this.wake_at = Some(at);
+            let life = this.life;
+            self.agenda.enter(at, Event::Wake { node, life });
+        }
+        Ok(())
+    }
+
+    fn perform(&mut self, node: NodeIndex, effect: Effect) -> Checked {
+        match effect {
+            Effect::Send { to, message, lane: _ } => self.send(node, &to, message),
+            Effect::Apply { id, batch } => {
+                self.add_job(node, Job::Apply { id, batch });
+                Ok(())
+            }
+            Effect::Load { id, origin, after, bytes_max } => {
+                let at = self.now + self.scenario.disk.draw_read(&mut self.rng);
+                let life = self.nodes[node.0].life;
+                let asked = (origin, after, bytes_max);
+                self.agenda.enter(at, Event::DiskRead { node, life, id, asked });
+                Ok(())
+            }
+            Effect::BeginEpoch { above } => {
+                self.note(node, "must begin an epoch", None, u64::from(above.0));
+                self.add_job(node, Job::BeginEpoch { above });
+                Ok(())
+            }
+        }
+    }
+
+    fn send(&mut self, from: NodeIndex, to: &[crate::types::NodeId], message: Message) -> Checked {
+        let bytes = encode(&message);
+        if self.scenario.is_thorough && decode(&bytes).as_ref() != Ok(&message) {
+            return Err(format!("{from} sends what does not survive its bytes: {message:?}"));
+        }
+        let sent = (bytes.len() * to.len()) as u64;
+        if matches!(message, Message::Push { .. }) {
+            self.tally.push_bytes += sent;
+        } else {
+            self.tally.other_bytes += sent;
+        }
+        let message = Arc::new(message);
+        for peer in to {
+            let to = index_of(*peer);
+            let life = self.nodes[to.0].life;
+            let fate = self.network.send(&mut self.rng, from, to);
+            if fate[0].is_none() && self.network.loss_is_noticed() {
+                let at = self.now + Duration::from_millis(10);
+                let life = self.nodes[from.0].life;
+                let input = Input::Overrun(*peer);
+                self.agenda.enter(at, Event::Tell { node: from, life, input });
+            }
+            for delay in fate.into_iter().flatten() {
+                let message = Arc::clone(&message);
+                self.agenda.enter(self.now + delay, Event::Deliver { to, life, from, message });
+            }
+        }
+        Ok(())
+    }
+
+    fn deliver(&mut self, from: NodeIndex, to: NodeIndex, message: Arc<Message>) -> Checked {
+        let (what, number) = describe(&message);
+        self.note(to, what, Some(from), number);
+        match &*message {
+            Message::Push { .. } => self.tally.pushes += 1,
+            Message::Want { .. } => self.tally.wants += 1,
+            Message::Pulled { piece, .. } => self.tally.pulled += piece.changesets.len() as u64,
+            Message::Hello { .. }
+            | Message::Known { .. }
+            | Message::Neighbour(_)
+            | Message::Heads(_)
+            | Message::Buckets(_)
+            | Message::BucketHeads { .. }
+            | Message::Busy { .. } => {}
+        }
+        let from = self.nodes[from.0].id;
+        self.tell(to, Input::Received { from, message: Arc::unwrap_or_clone(message) })
+    }
+
+    fn write(&mut self, node: NodeIndex, serial: i64) {
+        let this = &self.nodes[node.0];
+        if this.replica.is_none() {
+            return;
+        }
+        if !this.may_write() {
+            let at = self.now + Duration::from_millis(100);
+            self.agenda.enter(at, Event::Write { node, serial });
+            return;
+        }
+        let ops: Vec<RowOp> = workload::draw(&mut self.rng, this.id, serial);
+        self.add_job(node, Job::Commit(ops));
+    }
+
+    fn add_job(&mut self, node: NodeIndex, job: Job) {
+        if self.nodes[node.0].disk.add(job) {
+            self.set_to_work(node);
+        }
+    }
+
+    fn set_to_work(&mut self, node: NodeIndex) {
+        let at = self.now + self.scenario.disk.draw_write(&mut self.rng);
+        let life = self.nodes[node.0].life;
+        self.agenda.enter(at, Event::DiskDone { node, life });
+    }
+
+    /// The first job of a node's disk becomes true, or fails.
+    fn disk_done(&mut self, node: NodeIndex) -> Checked {
+        let this = &mut self.nodes[node.0];
+        let Some(job) = this.disk.take_done() else { return Ok(()) };
+        let is_failing = this.disk.is_failing;
+        let now = this.wall(self.now);
+        let input = match job {
+            Job::Commit(_) if is_failing => None,
+            Job::Commit(ops) => {
+                let commit = this.storage.commit(now, &ops).map_err(|error| error.to_string())?;
+                let Some(commit) = commit else { return self.next_job(node) };
+                self.truths.on_own_commit(self.now, &self.nodes[node.0], &commit)?;
+                self.became_true(node, &commit)?;
+                commit.changeset.map(Input::Committed)
+            }
+            Job::Apply { id, .. } if is_failing => {
+                Some(Input::Applied { id, outcome: ApplyOutcome::Failed })
+            }
+            Job::Apply { id, batch } => {
+                let commit = this.storage.apply(now, &batch).map_err(|error| error.to_string())?;
+                self.became_true(node, &commit)?;
+                Some(Input::Applied { id, outcome: ApplyOutcome::Done { heads: commit.heads } })
+            }
+            Job::BeginEpoch { above } if is_failing => {
+                this.disk.add(Job::BeginEpoch { above });
+                None
+            }
+            Job::BeginEpoch { above } => {
+                let begun = this.storage.begin_epoch(above).map_err(|error| error.to_string())?;
+                Some(Input::EpochBegun(begun))
+            }
+        };
+        if let Some(input) = input {
+            self.tell_soon(node, input);
+        }
+        self.next_job(node)
+    }
+
+    fn next_job(&mut self, node: NodeIndex) -> Checked {
+        if !self.nodes[node.0].disk.is_idle() {
+            self.set_to_work(node);
+        }
+        Ok(())
+    }
+
+    /// The disk's answers reach the process a little later, in their order.
+    fn tell_soon(&mut self, node: NodeIndex, input: Input) {
+        let attention = self.rng.random_range(Duration::ZERO..ATTENTION_MAX);
+        let this = &mut self.nodes[node.0];
+        this.told_at = this.told_at.max(self.now + attention);
+        let life = this.life;
+        self.agenda.enter(this.told_at, Event::Tell { node, life, input });
+    }
+
+    /// A commit, own or not, is on a node's disk: everything about it must be right.
+    fn became_true(&mut self, node: NodeIndex, commit: &Commit) -> Checked {
+        check::twins_change_together(node, commit)?;
+        check::heads_only_rise(&self.nodes[node.0], &commit.heads)?;
+        for (origin, head) in &commit.heads {
+            let before = self.nodes[node.0].head(*origin);
+            let is_own = *origin == self.nodes[node.0].storage.origin();
+            for version in (before.0 + 1..=head.0).filter(|_| !is_own) {
+                let committed = self.truths.committed_at((*origin, Version(version)));
+                let latency = committed.map(|at| self.now.since(at).as_micros() as u64);
+                self.tally.latencies_us.extend(latency);
+            }
+            if head.0 > 0 {
+                self.nodes[node.0].heads.insert(*origin, *head);
+            }
+            let index = index_of(origin.node);
+            self.note(node, "holds a version of", Some(index), head.0);
+        }
+        let this = &self.nodes[node.0];
+        self.truths.whoever_holds_all_holds_the_same(this)?;
+        check::ledger_is_honest(this, false)?;
+        if self.scenario.is_thorough && commit.changeset.is_none() {
+            self.truths.owned_rows_are_a_prefix(this, &commit.heads)?;
+        }
+        Ok(())
+    }
+
+    fn trouble(&mut self, fault: Fault) {
+        match fault {
+            Fault::Crash(node) => self.crash(node),
+            Fault::Restart(node) => self.start(node),
+            Fault::Image(node) => {
+                self.nodes[node.0].image = Some(self.nodes[node.0].storage.clone());
+            }
+            Fault::Restore(node) if self.nodes[node.0].replica.is_none() => {
+                self.roll_back(node);
+                // Whoever restores names an epoch that no earlier restore of this node named.
+                self.tally.restores += 1;
+                let above = Epoch(self.tally.restores);
+                let begun = self.nodes[node.0].storage.begin_epoch(above);
+                begun.expect("the storage in memory does not fail");
+                self.start(node);
+            }
+            Fault::RollBack(node) if self.nodes[node.0].replica.is_none() => {
+                self.roll_back(node);
+                self.nodes[node.0].confirmations_needed = 2.min(self.scenario.nodes - 1);
+                self.start(node);
+            }
+            Fault::Restore(_) | Fault::RollBack(_) => {}
+            Fault::Partition(sides) => {
+                self.note(NodeIndex(0), "and others: the network is divided", None, 0);
+                self.network.divide(&sides);
+            }
+            Fault::Heal => {
+                self.note(NodeIndex(0), "and others: the network is whole", None, 0);
+                self.network.heal();
+            }
+            Fault::DiskFails(node) => {
+                self.note(node, "its disk fails", None, 0);
+                self.nodes[node.0].disk.is_failing = true;
+            }
+            Fault::DiskWorks(node) => {
+                self.note(node, "its disk works", None, 0);
+                self.nodes[node.0].disk.is_failing = false;
+            }
+        }
+        self.spread_news();
+    }
+
+    fn start(&mut self, node: NodeIndex) {
+        if self.nodes[node.0].replica.is_some() {
+            return;
+        }
+        let seed = self.rng.random();
+        let this = &mut self.nodes[node.0];
+        this.life += 1;
+        this.storage.restart();
+        this.read_heads();
+        let heads = this.heads.clone();
+        let config = self.scenario.replica.clone();
+        let replica = Replica::new(this.storage.origin(), heads, config, seed);
+        this.replica = Some(Box::new(replica));
+        let life = this.life;
+        this.wake_at = Some(self.now);
+        self.agenda.enter(self.now, Event::Wake { node, life });
+        self.note(node, "starts", None, u64::from(life));
+    }
+
+    fn crash(&mut self, node: NodeIndex) {
+        let this = &mut self.nodes[node.0];
+        this.replica = None;
+        this.disk.crash();
+        this.up.clear();
+        this.wake_at = None;
+        this.told_at = Time(0);
+        this.confirmations_needed = 0;
+        self.note(node, "crashes", None, 0);
+    }
+
+    /// Puts the image in the place of the disk. What only this disk held is gone.
+    fn roll_back(&mut self, node: NodeIndex) {
+        let Some(image) = self.nodes[node.0].image.clone() else { return };
+        self.nodes[node.0].storage = image;
+        self.nodes[node.0].read_heads();
+        let nodes = &self.nodes;
+        let survived = |origin| nodes.iter().map(|other| other.head(origin)).max();
+        self.truths.excuse(nodes[node.0].id, |origin| survived(origin).unwrap_or_default());
+        self.note(node, "is rolled back", None, 0);
+    }
+
+    fn spread_news(&mut self) {
+        let detection = self.scenario.detection;
+        let notices = membership::notices(&self.nodes, &self.network, &mut self.rng, detection);
+        for (node, other, after) in notices {
+            let life = self.nodes[node.0].life;
+            self.agenda.enter(self.now + after, Event::Learn { node, life, other });
+        }
+    }
+
+    fn lives(&self, node: NodeIndex, life: u32) -> bool {
+        let this = &self.nodes[node.0];
+        this.life == life && this.replica.is_some()
+    }
+
+    fn note(&mut self, node: NodeIndex, what: &'static str, other: Option<NodeIndex>, number: u64) {
+        let other = other.map(|other| other.0);
+        self.trace.note(Note { at: self.now, node: node.0, what, other, number });
+    }
+
+    /// Says which heads differ, for a failure.
+    fn who_differs(&self) -> String {
+        let mut words = "the nodes did not come to hold the same in time:".to_owned();
+        for node in &self.nodes {
+            let heads: Vec<String> = node
+                .heads
+                .iter()
+                .map(|(origin, v)| format!("{}/{}:{v}", index_of(origin.node), origin.epoch.0))
+                .collect();
+            let behind = node.replica.as_ref().map(|replica| replica.behind().versions);
+            words += &format!("\n  {} behind {behind:?} holds {}", node.index, heads.join(" "));
+        }
+        words
+    }
+
+    fn report(&mut self, converged_after: Duration) -> Report {
+        let tally = &mut self.tally;
+        tally.latencies_us.sort_unstable();
+        let count = tally.latencies_us.len();
+        let at = |share: f64| {
+            let place = ((count as f64 * share) as usize).min(count.saturating_sub(1));
+            Duration::from_micros(tally.latencies_us.get(place).copied().unwrap_or(0))
+        };
+        let versions = self.truths.versions();
+        let deliveries = (versions * (self.scenario.nodes - 1)).max(1);
+        Report {
+            seed: self.scenario.seed,
+            nodes: self.scenario.nodes,
+            versions,
+            events: self.trace.count(),
+            trace_hash: self.trace.hash(),
+            converged_after,
+            latency: [at(0.5), at(0.99), at(1.0)],
+            pushes: tally.pushes,
+            pulled: tally.pulled,
+            wants: tally.wants,
+            copies: (tally.pushes + tally.pulled) as f64 / deliveries as f64,
+            push_bytes: tally.push_bytes,
+            other_bytes: tally.other_bytes,
+            lasted: self.now.since(Time(0)),
+        }
+    }
+}
+
+fn describe(message: &Message) -> (&'static str, u64) {
+    match message {
+        Message::Hello { head, .. } => ("hears hello from", head.0),
+        Message::Known { head, .. } => ("is confirmed by", head.0),
+        Message::Neighbour(crate::wire::Neighbour::Ask { .. }) => ("is asked by", 0),
+        Message::Neighbour(crate::wire::Neighbour::Accepted) => ("is accepted by", 0),
+        Message::Neighbour(crate::wire::Neighbour::Refused) => ("is refused by", 0),
+        Message::Neighbour(crate::wire::Neighbour::Part) => ("may part from", 0),
+        Message::Neighbour(crate::wire::Neighbour::Ended) => ("is no neighbour of", 0),
+        Message::Push { piece, .. } => ("gets a push from", piece.through.0),
+        Message::Heads(heads) => ("gets a digest from", heads.len() as u64),
+        Message::Buckets(_) => ("compares with", 0),
+        Message::BucketHeads { heads, .. } => ("differs in buckets from", heads.len() as u64),
+        Message::Want { after, .. } => ("is asked for versions by", after.0),
+        Message::Pulled { piece, .. } => ("gets an answer from", piece.through.0),
+        Message::Busy { .. } => ("is put off by", 0),
+    }
+}

@@ -188,6 +188,19 @@ impl Readers {
         self.with_reader(Instant::now() + QUERY_MAX, |reader| reader.rows_of(table).map_err(failed))
     }
 
+    /// Returns the columns of a replicated table's primary key, in the key's order; none for any
+    /// other table.
+    pub fn key_of(&self, table: &str) -> Result<Vec<String>, QueryError> {
+        self.with_reader(Instant::now() + QUERY_MAX, |reader| {
+            let tables = Tables::read(&reader.conn).map_err(failed)?;
+            let key = tables.get(table).map(|table| {
+                let name = |place: &usize| table.info.columns[*place].to_string();
+                table.info.key.iter().map(name).collect()
+            });
+            Ok(key.unwrap_or_default())
+        })
+    }
+
     fn with_reader<T>(
         &self,
         deadline: Instant,

@@ -1,1 +1,99 @@
-//! (being built)
+//! What nodes say to each other, as bytes: messages, their encoding, and frames on a stream.
+//! Who says what to whom is the replica's business; SWIM's packets have a dialect of their own.
+
+use std::time::Duration;
+
+use crate::crdt::Piece;
+use crate::ledger::BUCKETS;
+use crate::types::{Origin, Version};
+
+pub mod change;
+pub mod codec;
+pub mod frame;
+pub mod message;
+
+pub use change::{changeset_bytes, piece_bytes};
+pub use codec::DecodeError;
+pub use frame::{FrameError, FrameReader, encode_frame};
+pub use message::{decode, encode};
+
+/// The first byte of every message. A node drops, and counts, what begins with another.
+pub const PROTOCOL_VERSION: u8 = 1;
+
+/// Everything that one replica may say to another.
+///
+/// Each message stands alone: it may be lost, doubled or overtaken, and what it should have
+/// brought about comes about later by another one.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Message {
+    /// "I write as `origin` and hold `head` of it." Said to each new neighbour, answered by
+    /// [`Message::Known`]: a node whose disk lost its tail learns of it here.
+    Hello { origin: Origin, head: Version },
+    /// "The newest of your node's origins that I hold something of, and how far." An origin of
+    /// version 0 says that nothing newer than the question is known.
+    Known { origin: Origin, head: Version },
+    /// About being neighbours who push to each other.
+    Neighbour(Neighbour),
+    /// A fresh commit on its way through the cluster. `hops` counts the nodes that passed it on:
+    /// for statistics, and as a last stop.
+    Push { hops: u8, piece: Piece },
+    /// "I hold these heads": those that changed since the last digest on this link, or those in
+    /// which a peer was seen to be behind.
+    Heads(Vec<(Origin, Version)>),
+    /// A hash of the sender's heads for each bucket. Answered by [`Message::BucketHeads`] when
+    /// some differ.
+    Buckets(Box<[u64; BUCKETS]>),
+    /// All heads that the sender holds in these buckets. Answered by [`Message::Heads`] with
+    /// those in which the receiver holds more.
+    BucketHeads { buckets: BucketSet, heads: Vec<(Origin, Version)> },
+    /// "Send me what is left of this origin after `after`." Answered by [`Message::Pulled`] or
+    /// [`Message::Busy`].
+    Want { request: RequestId, origin: Origin, after: Version },
+    /// The answer to a want: what the sender holds durably, possibly nothing new. Where the piece
+    /// ends below `head`, it was cut to size, and the rest is asked for separately.
+    Pulled { request: RequestId, piece: Piece, head: Version },
+    /// "Not now; ask me again after this long, or ask somebody else."
+    Busy { request: RequestId, retry_after: Duration },
+}
+
+/// The handshake by which two nodes become neighbours, and cease to be: a link that pushes is
+/// held by both sides or by none.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Neighbour {
+    /// "Be my neighbour." Urgent: the asker has none, so that even a node with enough takes it.
+    Ask { urgent: bool },
+    /// "Yes": from now on each pushes to the other.
+    Accepted,
+    /// "I have enough."
+    Refused,
+    /// "You bring me nothing new, and I have others: shall we part?" Answered by
+    /// [`Neighbour::Ended`], or by nothing where the receiver has too few others.
+    Part,
+    /// "We are not neighbours (any more)."
+    Ended,
+}
+
+/// Names a want among those of its asker, so that the answer finds back.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct RequestId(pub u64);
+
+/// A set of buckets, one bit each; bucket 0 is the lowest bit of the first byte.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct BucketSet(pub [u8; BUCKETS / 8]);
+
+impl BucketSet {
+    /// Adds a bucket.
+    pub fn insert(&mut self, bucket: u8) {
+        self.0[usize::from(bucket / 8)] |= 1 << (bucket % 8);
+    }
+
+    /// Tells whether the bucket is in the set.
+    pub fn contains(&self, bucket: u8) -> bool {
+        self.0[usize::from(bucket / 8)] & (1 << (bucket % 8)) != 0
+    }
+
+    /// Tells whether no bucket is in the set.
+    pub fn is_empty(&self) -> bool {
+        self.0.iter().all(|byte| *byte == 0)
+    }
+}

@@ -207,7 +207,7 @@ pub fn an_owned_row_is_stamped_whole<T: Bench>(bench: &mut T) {
     let commit = write(&mut disk, &[put_service(&me, "web", "web", 81)]);
     assert_eq!(
         show_row(&disk, "services", &key),
-        format!("'{me}' 'web' 'web' 81 | 1@1/A | name:2@2/A port:2@2/A")
+        format!("'{me}' 'web' 'web' 81 | 1@2/A | name:2@2/A port:2@2/A")
     );
     assert_eq!(commit.changeset.unwrap().tables[0].rows[0].cells.len(), 2);
 }

@@ -1,0 +1,102 @@
+//! What one DNS answer costs: 1,000 services of 3 instances each, asked one after the other.
+//!
+//! `cargo bench --bench dns_answer`; with `--test` it runs small and only checks that all answer.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query};
+use hickory_proto::rr::{Name, RecordType};
+use tribune::catalog::model::{Node, Service};
+use tribune::catalog::rows::{self, node_row, service_row};
+use tribune::catalog::{View, Weights};
+use tribune::crdt::change::{Commit, RowEvent, TableEvents, TableInfo};
+use tribune::dns::answer::{Request, Transport, answer_into};
+use tribune::dns::config::Config;
+use tribune::types::{Hlc, NodeId, Seq, Value};
+
+fn main() {
+    let is_test = std::env::args().any(|argument| argument == "--test");
+    let (services, rounds) = if is_test { (10, 1) } else { (1_000, 500) };
+    let view = view(services);
+    for kind in [RecordType::A, RecordType::SRV] {
+        let packets: Vec<Vec<u8>> = (0..services).map(|n| question(n, kind)).collect();
+        let nanos = measure(&view, &packets, rounds);
+        println!("{kind}: {nanos} ns an answer ({services} services of 3 instances)");
+    }
+}
+
+/// Returns the nanoseconds of one answer, on average.
+fn measure(view: &View, packets: &[Vec<u8>], rounds: usize) -> u128 {
+    let config = Config::default();
+    let mut reply = Vec::with_capacity(4_096);
+    let start = Instant::now();
+    for round in 0..rounds {
+        for packet in packets {
+            let (seed, transport) = (round as u64, Transport::Udp);
+            let request = Request { packet, transport, seed, now_unix: 1 };
+            answer_into(view, &config, request, &mut reply).expect("a reply");
+            assert_eq!(reply[7], 3, "three answers");
+        }
+    }
+    start.elapsed().as_nanos() / (rounds * packets.len()) as u128
+}
+
+fn question(service: usize, kind: RecordType) -> Vec<u8> {
+    let name = Name::from_ascii(format!("service-{service}.internal.")).expect("a name");
+    let mut message = Message::new(1, MessageType::Query, OpCode::Query);
+    message.add_query(Query::query(name, kind));
+    let mut edns = Edns::new();
+    edns.set_max_payload(1_232);
+    message.set_edns(edns);
+    message.to_vec().expect("a question")
+}
+
+fn view(services: usize) -> View {
+    let nodes: Vec<NodeId> = (1..=3).map(|n| NodeId([n; 16])).collect();
+    let mut view = View::new(nodes[0]);
+    for (index, id) in nodes.iter().enumerate() {
+        let node = Node {
+            name: format!("node-{index}"),
+            address: format!("10.0.0.{index}"),
+            datacenter: "dc1".to_owned(),
+            ..Node::default()
+        };
+        view = fold(&view, rows::NODES, &["id"], vec![node_row(&id.to_string(), &node)]);
+        let rows = (0..services).map(|n| {
+            let service = Service {
+                id: format!("service-{n}-{index}"),
+                name: format!("service-{n}"),
+                port: 8_000,
+                weights: Weights::default(),
+                ..Service::default()
+            };
+            service_row(&id.to_string(), &service)
+        });
+        view = fold(&view, rows::SERVICES, &["node_id", "id"], rows.collect());
+    }
+    view
+}
+
+/// Folds rows of one table into a view, as one commit.
+fn fold(
+    view: &View,
+    table: &str,
+    key: &[&str],
+    rows: Vec<Vec<(&'static str, Value)>>,
+) -> View {
+    let columns: Vec<&str> = rows[0].iter().map(|(name, _)| *name).collect();
+    let place = |name: &&str| columns.iter().position(|column| column == name).expect("a column");
+    let key: Vec<usize> = key.iter().map(place).collect();
+    let event = |row: Vec<(&str, Value)>| {
+        let values: Vec<Value> = row.into_iter().map(|(_, value)| value).collect();
+        let key = key.iter().map(|index| values[*index].clone()).collect();
+        RowEvent { key, existed: false, row: Some(values) }
+    };
+    let events = rows.into_iter().map(event).collect();
+    let columns = columns.iter().map(|name| (*name).into()).collect();
+    let info = TableInfo { name: table.into(), columns, key: key.clone() };
+    let tables = vec![TableEvents { table: Arc::new(info), rows: events }];
+    let at = Hlc(view.index_max() + 1);
+    view.fold(&Commit { seq: Seq(at.0), at, tables, changeset: None, heads: Vec::new() }).0
+}

@@ -1,0 +1,250 @@
+//! Every room's counters, under the names that `/metrics` has them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+
+use crate::catalog::{Status, View};
+use crate::dns;
+use crate::health::Health;
+use crate::http;
+use crate::ingest::Ingest;
+use crate::live::Queries;
+use crate::net::Net;
+use crate::node::{Handle, Stats};
+use crate::telemetry::{Family, Metrics};
+
+/// Where the numbers are read.
+pub(super) struct Sources {
+    pub(super) handle: Handle,
+    pub(super) stats: Arc<ArcSwap<Stats>>,
+    pub(super) net: Net,
+    pub(super) dns: Arc<dns::Counters>,
+    pub(super) http: Arc<http::Stats>,
+    pub(super) health: Health,
+    pub(super) queries: Arc<Queries>,
+    pub(super) ingest: Option<Ingest>,
+}
+
+/// Registers every room.
+pub(super) fn register(metrics: &Metrics, sources: Sources) {
+    let Sources { handle, stats, net, dns, http, health, queries, ingest } = sources;
+    let node = handle.clone();
+    metrics.add("node", move || {
+        vec![
+            Family::gauge("writes_waiting", "Writes that wait for the disk.", count(node.writes_waiting())),
+        ]
+    });
+    metrics.add("catalog", move || catalog(&handle.view()));
+    let replica = Arc::clone(&stats);
+    metrics.add("replica", move || of_replica(&replica.load()));
+    metrics.add("swim", move || of_swim(&stats.load()));
+    metrics.add("net", move || of_net(&net));
+    metrics.add("dns", move || of_dns(&dns));
+    metrics.add("http", move || http.families());
+    metrics.add("health", move || of_health(&health));
+    metrics.add("live", move || {
+        let (live, subscribers) = queries.counts();
+        vec![
+            Family::gauge("queries", "Live SQL queries.", count(live)),
+            Family::gauge("subscribers", "Subscribers of live SQL queries.", count(subscribers)),
+        ]
+    });
+    if let Some(ingest) = ingest {
+        metrics.add("ingest", move || of_ingest(&ingest));
+    }
+}
+
+fn catalog(view: &View) -> Vec<Family> {
+    let in_state = |status: Status| {
+        let instances = view.services().flat_map(|service| &service.instances);
+        let in_state = instances.filter(|instance| instance.status == status).count();
+        (vec![("status", status.as_str().to_owned())], count(in_state))
+    };
+    let states = [Status::Passing, Status::Warning, Status::Critical].map(in_state);
+    vec![
+        Family::gauge("services", "Services with at least one instance.", count(view.services().count())),
+        Family::gauges("instances", "Instances by their health.", states),
+        Family::gauge("nodes", "Nodes in the catalog, external ones too.", count(view.nodes().count())),
+        Family::gauge(
+            "nodes_up",
+            "Nodes in the catalog that membership holds alive.",
+            count(view.nodes().filter(|node| node.info.is_up).count()),
+        ),
+    ]
+}
+
+fn of_replica(stats: &Stats) -> Vec<Family> {
+    let replica = &stats.replica;
+    let pushes = [
+        ("next", replica.pushes_next),
+        ("early", replica.pushes_early),
+        ("known", replica.pushes_known),
+        ("dropped", replica.pushes_dropped),
+    ];
+    let pulls = [
+        ("useful", replica.pulls_useful),
+        ("empty", replica.pulls_empty),
+        ("busy", replica.pulls_busy),
+        ("timed_out", replica.pulls_timed_out),
+    ];
+    vec![
+        Family::gauge(
+            "versions_behind",
+            "Versions that some peer holds and this node does not.",
+            stats.behind.versions as f64,
+        ),
+        Family::gauge(
+            "origins_behind",
+            "Origins of which something is missing.",
+            count(stats.behind.origins),
+        ),
+        Family::gauge("neighbours", "Peers that this node pushes to.", count(stats.neighbours)),
+        Family::gauge("waiting", "Changes that wait to be written.", count(stats.waiting_bytes.0))
+            .unit("bytes"),
+        Family::gauge(
+            "early",
+            "Changes that came before what they follow.",
+            count(stats.waiting_bytes.1),
+        )
+        .unit("bytes"),
+        Family::counter("own_pushed", "Own commits sent to neighbours.", replica.own_pushed),
+        Family::counter("relayed", "Pushes passed on.", replica.relayed),
+        Family::counters("pushes", "Pushes received, by what they were.", labelled("kind", pushes)),
+        Family::counters("pulls", "Pulls answered, by how.", labelled("outcome", pulls)),
+        Family::counter("served", "Pulls of others answered.", replica.served),
+        Family::counter("batches", "Batches of remote changes written.", replica.batches),
+        Family::counter(
+            "batches_failed",
+            "Batches of remote changes that could not be written.",
+            replica.batches_failed,
+        ),
+        Family::counter("rejected", "What peers said and cannot be.", replica.rejected),
+        Family::counter("overruns", "Times a peer's queue was full.", replica.overruns),
+        Family::counter(
+            "epochs_lost",
+            "Times a peer knew more of this node's stream than it did itself.",
+            replica.epochs_lost,
+        ),
+    ]
+}
+
+fn of_swim(stats: &Stats) -> Vec<Family> {
+    let swim = &stats.swim;
+    vec![
+        Family::gauge("members", "Members that can be spoken to, this one too.", count(stats.members)),
+        Family::gauge("distrust", "How much this node distrusts itself, 0 to 8.", f64::from(stats.health)),
+        Family::counter("datagrams_received", "Membership datagrams received.", swim.datagrams_received),
+        Family::counter("datagrams_sent", "Membership datagrams sent.", swim.datagrams_sent),
+        Family::counter("malformed", "Membership datagrams that could not be read.", swim.malformed),
+        Family::counter("forged", "Membership datagrams under a false name.", swim.forged),
+        Family::counter("suspected", "Times this node had to defend itself.", swim.suspected),
+        Family::counter("rejoins", "Times the cluster had declared this node dead.", swim.rejoins),
+        Family::counter("stalls", "Times this node came more than a second late.", swim.stalls),
+    ]
+}
+
+fn of_net(net: &Net) -> Vec<Family> {
+    let counts = net.counts();
+    vec![
+        Family::gauge("connections", "Connections to other nodes.", counts.links as f64),
+        Family::counter("dials", "Connections begun by this node.", counts.dials),
+        Family::counter("dials_failed", "Of these, those that failed.", counts.dials_failed),
+        Family::counter("accepted", "Connections of others taken.", counts.accepted),
+        Family::counter("refused", "Connections of others refused.", counts.refused),
+        Family::counter("evicted", "Connections closed to make room.", counts.evicted),
+        Family::counter("frames_sent", "Frames sent.", counts.frames_sent),
+        Family::counter("frames_received", "Frames received.", counts.frames_received),
+        Family::counter("frames_dropped", "Frames not sent for want of room.", counts.frames_dropped),
+        Family::counter("frames_sent", "Bytes of frames sent.", counts.frame_bytes_sent).unit("bytes"),
+        Family::counter("frames_received", "Bytes of frames received.", counts.frame_bytes_received)
+            .unit("bytes"),
+        Family::counter("datagrams_sent", "Membership datagrams sent.", counts.datagrams_sent),
+        Family::counter("datagrams_received", "Membership datagrams received.", counts.datagrams_received),
+        Family::counter("datagrams_dropped", "Membership datagrams dropped.", counts.datagrams_dropped),
+    ]
+}
+
+fn of_dns(dns: &dns::Counters) -> Vec<Family> {
+    let kinds = &dns.kinds;
+    let kinds = [
+        ("a", &kinds.a),
+        ("aaaa", &kinds.aaaa),
+        ("srv", &kinds.srv),
+        ("any", &kinds.any),
+        ("txt", &kinds.txt),
+        ("ptr", &kinds.ptr),
+        ("soa", &kinds.soa),
+        ("ns", &kinds.ns),
+        ("other", &kinds.other),
+        ("unreadable", &kinds.unreadable),
+    ];
+    let codes = &dns.codes;
+    let codes = [
+        ("noerror", &codes.no_error),
+        ("nxdomain", &codes.nx_domain),
+        ("refused", &codes.refused),
+        ("formerr", &codes.form_err),
+        ("notimp", &codes.not_imp),
+        ("servfail", &codes.serv_fail),
+        ("other", &codes.other),
+    ];
+    vec![
+        Family::counters("questions", "Questions by type.", labelled("type", kinds.map(read))),
+        Family::counters("answers", "Answers by response code.", labelled("code", codes.map(read))),
+        Family::counter("truncated", "Answers over UDP that were cut.", load(&dns.truncated)),
+        Family::counter("dropped", "Packets that got no answer.", load(&dns.dropped)),
+        Family::counter("panics", "Packets whose answering failed: each is a bug.", load(&dns.panics)),
+        Family::counter("send_errors", "Answers that the system would not send.", load(&dns.send_errors)),
+        Family::counter("tcp_accepted", "TCP connections accepted.", load(&dns.tcp_accepted)),
+        Family::counter("tcp_refused", "TCP connections closed for a limit.", load(&dns.tcp_refused)),
+    ]
+}
+
+fn of_health(health: &Health) -> Vec<Family> {
+    let counters = health.counters();
+    vec![
+        Family::gauge("checks", "Checks that this node runs or hears reports of.", counters.checks as f64),
+        Family::gauge("runs_now", "Runs under way.", counters.runs_now as f64),
+        Family::counter("runs", "Runs that ended.", counters.runs),
+        Family::counter("reports", "Reports of applications.", counters.reports),
+        Family::counter("writes", "Changes of health written.", counters.writes),
+        Family::counter("write_errors", "Changes of health that could not be written.", counters.write_errors),
+        Family::counter("deregistered", "Instances removed because they stayed critical.", counters.deregistered),
+    ]
+}
+
+fn of_ingest(ingest: &Ingest) -> Vec<Family> {
+    let status = ingest.status();
+    vec![
+        Family::gauge("up", "1 while the Consul agent answers.", count(usize::from(status.error.is_none()))),
+        Family::gauge("holding_back", "1 while a withdrawal is doubted.", count(usize::from(status.waiting.is_some()))),
+        Family::gauge("services", "Services that the agent named.", count(status.services)),
+        Family::gauge("checks", "Checks that the agent named.", count(status.checks)),
+        Family::gauge("unreadable", "Items of the agent that could not be read.", count(status.unreadable)),
+        Family::counter("polls", "Times the agent was asked.", status.polls),
+        Family::counter("failures", "Times the agent was asked in vain.", status.failures),
+        Family::counter("changes", "Changes taken over.", status.changes),
+    ]
+}
+
+fn labelled<const N: usize>(
+    label: &'static str,
+    points: [(&'static str, u64); N],
+) -> impl Iterator<Item = (Vec<(&'static str, String)>, u64)> {
+    points.into_iter().map(move |(value, count)| (vec![(label, value.to_owned())], count))
+}
+
+fn read<'a>((name, counter): (&'a str, &AtomicU64)) -> (&'a str, u64) {
+    (name, load(counter))
+}
+
+fn load(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}
+
+/// Gauges are floating-point; these counts are far below 2^53.
+fn count(count: usize) -> f64 {
+    count as f64
+}

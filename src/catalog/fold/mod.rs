@@ -1,0 +1,157 @@
+//! A fold in the making: rows are gathered by node, then each node is made anew where it changed.
+//!
+//! What a fold touched is found by comparing what stood there with what stands there now, once
+//! for each node and each instance. So a row that changes nothing that anybody can see, or that
+//! waits for another row, touches nothing.
+
+mod instances;
+mod nodes;
+#[cfg(test)]
+mod tests;
+mod touched;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::mem;
+use std::sync::Arc;
+
+use super::model::{Check, Node, NodeKey, Service, key_of};
+use super::rows;
+use super::view::{Checks, Instance, Liveness, NodeEntry, NodeInfo, Topic, View};
+use crate::crdt::TableEvents;
+use crate::types::Hlc;
+
+/// A view that is being changed.
+pub(super) struct Fold {
+    view: View,
+    /// The index of all that this fold changes.
+    at: u64,
+    nodes: BTreeMap<NodeKey, Changes>,
+    services: BTreeMap<Arc<str>, Edits>,
+    touched: BTreeSet<Topic>,
+}
+
+/// What came for one node: for each row the new content, or `None` where it went.
+#[derive(Default)]
+struct Changes {
+    node: Option<Option<Node>>,
+    services: BTreeMap<Arc<str>, Option<Service>>,
+    checks: BTreeMap<Arc<str>, Option<Check>>,
+}
+
+/// What goes from a list of instances, and what comes into it.
+#[derive(Default)]
+struct Edits {
+    gone: Vec<Arc<Instance>>,
+    come: Vec<Arc<Instance>>,
+}
+
+/// A node before and after.
+struct Host<'a> {
+    key: &'a NodeKey,
+    old: Option<Arc<NodeEntry>>,
+    /// `None`: its row is not here.
+    info: Option<Arc<NodeInfo>>,
+    checks: Checks,
+}
+
+impl Fold {
+    pub(super) fn begin(view: &View, at: Hlc) -> Self {
+        Self {
+            // The clocks of commits and of membership are kept by two owners: whoever comes second
+            // in one millisecond must still be told apart.
+            at: at.0.max(view.index_max + 1),
+            view: view.clone(),
+            nodes: BTreeMap::new(),
+            services: BTreeMap::new(),
+            touched: BTreeSet::new(),
+        }
+    }
+
+    /// Gathers a table's rows. Other tables than the catalog's three are no business of a view.
+    pub(super) fn take_in(&mut self, events: &TableEvents) {
+        let columns = &events.table.columns;
+        for event in &events.rows {
+            let row = event.row.as_deref();
+            match &*events.table.name {
+                rows::NODES => {
+                    let Some(key) = rows::node_key(event) else { continue };
+                    let node = row.map(|row| rows::node_from_row(columns, row));
+                    self.nodes.entry(key).or_default().node = Some(node);
+                }
+                rows::SERVICES => {
+                    let Some((key, id)) = rows::owned_key(event) else { continue };
+                    let service = row.map(|row| rows::service_from_row(columns, row));
+                    self.nodes.entry(key).or_default().services.insert(id, service);
+                }
+                rows::CHECKS => {
+                    let Some((key, id)) = rows::owned_key(event) else { continue };
+                    let check = row.map(|row| rows::check_from_row(columns, row));
+                    self.nodes.entry(key).or_default().checks.insert(id, check);
+                }
+                _ => return,
+            }
+        }
+    }
+
+    /// Takes over what membership says, and marks the nodes that it may concern.
+    pub(super) fn take_in_liveness(&mut self, change: Liveness) {
+        let heard = match change {
+            Liveness::Up(member) => Some((member, true)),
+            Liveness::Down(member) => Some((member, false)),
+            Liveness::Settled => None,
+        };
+        let Some((member, is_up)) = heard else { return self.settle() };
+        if self.view.settled && !is_up {
+            self.view.heard.remove(&member);
+        } else {
+            self.view.heard.insert(member, is_up);
+        }
+        self.nodes.entry(key_of(member)).or_default();
+    }
+
+    fn settle(&mut self) {
+        self.view.settled = true;
+        // From now on silence says the same.
+        self.view.heard =
+            self.view.heard.iter().filter(|(_, up)| **up).map(|(m, _)| (*m, true)).collect();
+        let members = self.view.nodes.values().filter(|node| node.info.member.is_some());
+        let keys = members.map(|node| (Arc::clone(&node.info.key), Changes::default()));
+        self.nodes.extend(keys);
+    }
+
+    /// Makes the view whole again, and tells which topics were touched.
+    pub(super) fn finish(mut self) -> (View, BTreeSet<Topic>) {
+        for (key, changes) in mem::take(&mut self.nodes) {
+            self.fold_node(&key, changes);
+        }
+        for (name, edits) in mem::take(&mut self.services) {
+            self.fold_service(name, edits);
+        }
+        self.raise_indexes();
+        (self.view, self.touched)
+    }
+
+    fn raise_indexes(&mut self) {
+        if self.touched.is_empty() {
+            return;
+        }
+        let view = &mut self.view;
+        view.index_max = self.at;
+        for topic in &self.touched {
+            let is_here = match topic {
+                Topic::Services | Topic::Nodes | Topic::Checks => true,
+                Topic::Health(name) | Topic::Instances(name) | Topic::ServiceChecks(name) => {
+                    view.services.contains_key(name)
+                }
+                Topic::Node(key) | Topic::NodeChecks(key) => view.nodes.contains_key(key),
+            };
+            if is_here {
+                view.indexes.insert(topic.clone(), self.at);
+            }
+        }
+    }
+
+    pub(super) fn touch(&mut self, topics: impl IntoIterator<Item = Topic>) {
+        self.touched.extend(topics);
+    }
+}

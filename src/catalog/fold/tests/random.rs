@@ -1,0 +1,101 @@
+//! Random writes and news, step by step against the model.
+
+use std::fmt::Debug;
+
+use proptest::prelude::*;
+
+use super::model::{Pair, Step, Write};
+use crate::catalog::model::{Check, Node, SERF_HEALTH, Service, Source, Status, key_of};
+use crate::catalog::view::Liveness;
+use crate::types::NodeId;
+
+fn pick<T: Clone + Debug + 'static>(from: &[T]) -> impl Strategy<Value = T> + use<T> {
+    proptest::sample::select(from.to_vec())
+}
+
+fn texts(from: &[&str]) -> impl Strategy<Value = String> + use<> {
+    pick(&from.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>())
+}
+
+fn node_keys() -> impl Strategy<Value = String> {
+    let members = [1, 2, 3].map(|byte| key_of(NodeId([byte; 16])).to_string());
+    let external = format!("{}/printer", members[1]);
+    pick(&[members.as_slice(), &[external]].concat())
+}
+
+fn writes() -> impl Strategy<Value = Write> {
+    let addresses = ["", "10.0.0.1", "10.0.0.2", "db.example"];
+    let node = (texts(&["a", "A", "b", "c"]), texts(&addresses), texts(&["", "1.0"]))
+        .prop_map(|(name, address, version)| Node { name, address, version, ..Node::default() });
+    let sources = || pick(&[Source::Api, Source::Consul]);
+    let service = (
+        texts(&["web", "Web", "db"]),
+        texts(&addresses),
+        pick(&[80, 81]),
+        proptest::collection::vec(texts(&["v1", "v2"]), 0..2),
+        sources(),
+    )
+        .prop_map(|(name, address, port, tags, source)| Service {
+            name,
+            address,
+            port,
+            tags,
+            source,
+            ..Service::default()
+        });
+    let check = (
+        pick(&[Status::Passing, Status::Warning, Status::Critical]),
+        texts(&["", "ok", "refused"]),
+        texts(&["", "", "x", "y"]),
+        sources(),
+    )
+        .prop_map(|(status, output, service_id, source)| Check {
+            status,
+            output,
+            service_id,
+            source,
+            ..Check::default()
+        });
+    let some = |weight| proptest::bool::weighted(weight);
+    prop_oneof![
+        2 => (node_keys(), node, some(0.7))
+            .prop_map(|(key, node, is)| Write::Node(key, is.then_some(node))),
+        4 => (node_keys(), texts(&["x", "y", ""]), service, some(0.7)).prop_map(
+            |(key, id, service, is)| {
+                let service = is.then(|| Service { id: id.clone(), ..service });
+                Write::Service(key, id, service)
+            }
+        ),
+        4 => (node_keys(), texts(&["c1", "c2", "t", SERF_HEALTH]), check, some(0.7)).prop_map(
+            |(key, id, check, is)| {
+                let check = is.then(|| Check { id: id.clone(), ..check });
+                Write::Check(key, id, check)
+            }
+        ),
+    ]
+}
+
+fn steps() -> impl Strategy<Value = Step> {
+    let member = pick(&[1, 2, 3, 9]).prop_map(|byte| NodeId([byte; 16]));
+    prop_oneof![
+        8 => proptest::collection::vec(writes(), 1..5).prop_map(Step::Commit),
+        3 => (member, any::<bool>()).prop_map(|(member, is_up)| {
+            Step::Liveness(if is_up { Liveness::Up(member) } else { Liveness::Down(member) })
+        }),
+        1 => Just(Step::Liveness(Liveness::Settled)),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_view_is_what_the_rows_say_and_touches_exactly_what_changed(
+        steps in proptest::collection::vec(steps(), 1..30)
+    ) {
+        let mut pair = Pair::new();
+        for step in &steps {
+            pair.step(step);
+        }
+    }
+}

@@ -1,1 +1,0 @@
-//! The one place that knows the columns of `schema/`: commands to rows, and rows to things.

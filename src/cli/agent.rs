@@ -1,0 +1,87 @@
+//! `tribune agent`: this host's node, until it is told to stop.
+
+use tracing::{info, warn};
+
+use super::Failure;
+use crate::app::{App, Options};
+use crate::config::{Agent, Flags};
+use crate::telemetry;
+
+pub(super) fn run(flags: Flags) -> Result<(), Failure> {
+    let agent = Agent::from_flags(flags)?;
+    start_log(&agent.log_level, agent.log_json)?;
+    runtime()?.block_on(async {
+        // Signals are caught before anything is started, so that none ends the node half-way.
+        let stop = Stop::catch()?;
+        let app = App::start(agent, Options::default())
+            .await
+            .map_err(|error| Failure::Usage(error.to_string()))?;
+        serve(app, stop).await
+    })
+}
+
+/// Sends the log to the standard error output.
+pub(super) fn start_log(filter: &str, is_json: bool) -> Result<(), Failure> {
+    let format = if is_json { telemetry::Format::Json } else { telemetry::Format::Plain };
+    telemetry::start(&telemetry::Config { filter: filter.to_owned(), format })
+        .map_err(|error| Failure::Usage(error.to_string()))
+}
+
+/// Makes the runtime that a node lives on.
+pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("tribune")
+        .build()
+        .map_err(|error| Failure::Failed(format!("cannot start the runtime: {error}")))
+}
+
+async fn serve(mut app: App, mut stop: Stop) -> Result<(), Failure> {
+    let ended = tokio::select! {
+        () = stop.asked() => None,
+        task = app.fatal() => Some(task),
+    };
+    info!("Stopping: leaving the cluster and finishing what was begun");
+    let stopped = tokio::select! {
+        () = app.stop() => true,
+        () = stop.asked() => false,
+    };
+    if !stopped {
+        warn!("Asked a second time: stopping at once");
+    }
+    match ended {
+        None => {
+            info!("Stopped");
+            Ok(())
+        }
+        Some(task) => Err(Failure::Failed(format!(
+            "the node stopped because a part of it ended by itself ({task:?}); the log says why"
+        ))),
+    }
+}
+
+/// SIGINT and SIGTERM.
+pub(super) struct Stop {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl Stop {
+    pub(super) fn catch() -> Result<Self, Failure> {
+        use tokio::signal::unix::{SignalKind, signal};
+
+        let failed = |error| Failure::Failed(format!("cannot catch signals: {error}"));
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
+            terminate: signal(SignalKind::terminate()).map_err(failed)?,
+        })
+    }
+
+    /// Waits for the next request to stop.
+    pub(super) async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! `tribune query` and `tribune exec`: SQL over the node's HTTP port.
+
+use serde_json::{Value as Json, json};
+
+use super::client::{list, text};
+use super::{Client, Failure, Remote, say, table};
+
+#[derive(clap::Args)]
+pub(super) struct QueryArgs {
+    /// One SELECT
+    sql: String,
+    /// A value for the next `?`, may be repeated; JSON, or else a text
+    #[arg(long = "param", value_name = "VALUE")]
+    params: Vec<String>,
+    /// Give up after so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    timeout: u64,
+    #[command(flatten)]
+    remote: Remote,
+}
+
+#[derive(clap::Args)]
+pub(super) struct ExecArgs {
+    /// Statements that write; together they are one transaction
+    #[arg(required = true)]
+    sql: Vec<String>,
+    /// A value for the next `?` of a single statement, may be repeated; JSON, or else a text
+    #[arg(long = "param", value_name = "VALUE")]
+    params: Vec<String>,
+    /// Give up after so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    timeout: u64,
+    #[command(flatten)]
+    remote: Remote,
+}
+
+pub(super) async fn query(args: QueryArgs) -> Result<(), Failure> {
+    let client = Client::new(&args.remote)?;
+    let path = format!("/v1/queries?timeout={}", args.timeout);
+    let response = client.post(&path, &json!([args.sql, values(&args.params)])).await?;
+    let body = response.text().await.map_err(|error| client.unreachable(&error))?;
+    let mut columns = Vec::new();
+    let mut rows = Vec::new();
+    for line in body.lines().filter(|line| !line.is_empty()) {
+        let event: Json = serde_json::from_str(line)
+            .map_err(|_| Failure::Failed(format!("the node answered: {}", body.trim())))?;
+        if let Some(error) = event.get("error") {
+            return Err(Failure::Failed(error.as_str().unwrap_or_default().to_owned()));
+        }
+        if let Some(names) = event.get("columns") {
+            columns = list(names).iter().map(shown).collect();
+        }
+        if let Some(row) = event.pointer("/row/1") {
+            rows.push(row.clone());
+        }
+    }
+    if args.remote.json {
+        return say(&format!("{:#}", json!({ "columns": columns, "rows": rows })));
+    }
+    let heads: Vec<&str> = columns.iter().map(String::as_str).collect();
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|row| list(row).iter().map(shown).collect()).collect();
+    say(&table::layout(&heads, &rows))
+}
+
+pub(super) async fn exec(args: ExecArgs) -> Result<(), Failure> {
+    let statements: Vec<Json> = match args.sql.as_slice() {
+        [one] if !args.params.is_empty() => vec![json!([one, values(&args.params)])],
+        _ if !args.params.is_empty() => {
+            return Err(Failure::Usage("--param goes with a single statement".to_owned()));
+        }
+        several => several.iter().map(|sql| json!(sql)).collect(),
+    };
+    let client = Client::new(&args.remote)?;
+    let path = format!("/v1/transactions?timeout={}", args.timeout);
+    let response = client.post(&path, &Json::Array(statements)).await?;
+    let answer: Json = {
+        let body = response.text().await.map_err(|error| client.unreachable(&error))?;
+        serde_json::from_str(&body)
+            .map_err(|_| Failure::Failed(format!("the node answered: {}", body.trim())))?
+    };
+    let results = answer.get("results").map_or(&[][..], list);
+    if let Some(failed) = results.iter().find(|result| result.get("error").is_some()) {
+        return Err(Failure::Failed(text(failed, "/error").to_owned()));
+    }
+    if args.remote.json {
+        return say(&format!("{answer:#}"));
+    }
+    for result in results {
+        let count = result.get("rows_affected").and_then(Json::as_u64).unwrap_or_default();
+        say(&format!("{count} row{} affected", if count == 1 { "" } else { "s" }))?;
+    }
+    Ok(())
+}
+
+/// Reads parameters: what parses as JSON is that, all else is text.
+fn values(params: &[String]) -> Vec<Json> {
+    params
+        .iter()
+        .map(|param| serde_json::from_str(param).unwrap_or_else(|_| Json::String(param.clone())))
+        .collect()
+}
+
+fn shown(value: &Json) -> String {
+    match value {
+        Json::String(text) => text.clone(),
+        Json::Null => "NULL".to_owned(),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,269 @@
+//! One packet in, one reply out: a function of the view, without clock, socket or lock.
+
+use hickory_proto::op::ResponseCode;
+use hickory_proto::rr::{DNSClass, RecordType};
+
+use super::config::Config;
+use super::packet::{self, Packet, Query};
+use super::record::Sections;
+use super::resolve::resolve;
+use super::wire;
+use crate::catalog::View;
+
+/// How a packet came, which decides how long its reply may be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Transport {
+    Udp,
+    /// Without the two bytes of length.
+    Tcp,
+}
+
+/// A packet, and the circumstances its reply may depend on.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'p> {
+    pub packet: &'p [u8],
+    pub transport: Transport,
+    /// Decides the order of records.
+    pub seed: u64,
+    /// Seconds since 1970: the SOA's serial.
+    pub now_unix: u32,
+}
+
+/// What becomes of a packet.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Reply {
+    Bytes(Vec<u8>),
+    /// The packet was too short to have an id, or itself a reply.
+    Silence,
+}
+
+/// What a reply was about, for counting.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Outcome {
+    /// The type that was asked; `None` where the question could not be read.
+    pub kind: Option<RecordType>,
+    pub code: ResponseCode,
+    pub is_truncated: bool,
+}
+
+/// Answers a packet.
+pub fn answer(
+    view: &View,
+    config: &Config,
+    packet: &[u8],
+    transport: Transport,
+    seed: u64,
+    now_unix: u32,
+) -> Reply {
+    let mut bytes = Vec::with_capacity(512);
+    match answer_into(view, config, Request { packet, transport, seed, now_unix }, &mut bytes) {
+        Some(_) => Reply::Bytes(bytes),
+        None => Reply::Silence,
+    }
+}
+
+/// Answers a packet into a buffer that is used again. `None`: nothing is to be sent.
+pub fn answer_into(
+    view: &View,
+    config: &Config,
+    request: Request<'_>,
+    out: &mut Vec<u8>,
+) -> Option<Outcome> {
+    let query = match packet::read(request.packet) {
+        Packet::Query(query) => query,
+        Packet::Refused(code) => {
+            wire::write_header(out, request.packet, code);
+            return Some(Outcome { kind: None, code, is_truncated: false });
+        }
+        Packet::Ignored => return None,
+    };
+    let sections = match refusal(&query) {
+        Some(code) => Sections { is_authoritative: false, ..Sections::empty(code) },
+        None => resolve(view, config, &query, request.seed, request.now_unix),
+    };
+    let is_truncated = wire::write(out, &query, &sections, request.transport, config);
+    Some(Outcome { kind: Some(query.kind), code: sections.code, is_truncated })
+}
+
+/// Refuses what is well formed and still not for us, whatever its name.
+fn refusal(query: &Query) -> Option<ResponseCode> {
+    if query.edns.is_some_and(|edns| edns.version > 0) {
+        return Some(ResponseCode::BADVERS);
+    }
+    if !matches!(query.class, DNSClass::IN | DNSClass::ANY) {
+        return Some(ResponseCode::Refused);
+    }
+    // There is no zone to transfer: the catalog has its own ways to be copied.
+    match query.kind {
+        RecordType::AXFR | RecordType::IXFR => Some(ResponseCode::Refused),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use hickory_proto::op::{Message, MessageType};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::dns::testing::{Catalog, ask, data_of, question};
+
+    fn catalog() -> Catalog {
+        let catalog = Catalog::new().instance("db d1 db.example.com:1");
+        (0..40)
+            .fold(catalog, |catalog, n| catalog.instance(&format!("app a{n} 10.0.0.{n}:{n} t{n}")))
+    }
+
+    fn udp(packet: &[u8]) -> Message {
+        ask(&catalog().view, &Config::default(), packet, Transport::Udp)
+    }
+
+    #[test]
+    fn an_opt_record_comes_back_iff_one_came() {
+        assert!(udp(&question("a1.app.internal. A", 0)).edns.is_none());
+        let edns = udp(&question("a1.app.internal. A", 4_096)).edns.unwrap();
+        assert_eq!((edns.version(), edns.max_payload(), edns.flags().dnssec_ok), (0, 1_232, false));
+        assert!(udp(&question("none.internal. A", 600)).edns.is_some());
+        // As Consul does it.
+        assert!(udp(&question("example.com. A", 1_232)).edns.is_none());
+    }
+
+    #[test]
+    fn a_later_edns_version_is_refused_as_such_and_nothing_else_is_said() {
+        let mut packet = question("a1.app.internal. A", 1_232);
+        let version_at = packet.len() - 5;
+        packet[version_at] = 1;
+        let reply = udp(&packet);
+        assert_eq!(reply.metadata.response_code, ResponseCode::BADVERS);
+        assert_eq!(reply.edns.unwrap().version(), 0);
+        assert!(reply.answers.is_empty());
+    }
+
+    #[test]
+    fn edns_options_and_flags_that_nobody_knows_change_nothing() {
+        let mut packet = question("a1.app.internal. A", 1_232);
+        let end = packet.len();
+        // DO and every undefined flag, and an option of an unknown code.
+        packet[end - 4..].copy_from_slice(&[0xff, 0xff, 0, 8]);
+        packet.extend_from_slice(&[0xfd, 0xe9, 0, 4, 1, 2, 3, 4]);
+        let reply = udp(&packet);
+        assert_eq!(reply.answers.len(), 1);
+        let edns = reply.edns.unwrap();
+        assert!(
+            !edns.flags().dnssec_ok && edns.flags().z == 0 && edns.options().as_ref().is_empty()
+        );
+    }
+
+    #[test]
+    fn only_the_internet_class_is_answered() {
+        for (class, expected) in [(255, ResponseCode::NoError), (3, ResponseCode::Refused)] {
+            let mut packet = question("a1.app.internal. A", 0);
+            let end = packet.len();
+            packet[end - 1] = class;
+            assert_eq!(udp(&packet).metadata.response_code, expected);
+        }
+    }
+
+    #[test]
+    fn id_question_and_recursion_bits_are_repeated() {
+        let mut packet = question("a1.aPP.internal. SRV", 0);
+        packet[3] |= 0x10;
+        let (asked, reply) = (Message::from_vec(&packet).unwrap(), udp(&packet));
+        assert_eq!(reply.metadata.id, asked.metadata.id);
+        assert_eq!(reply.queries, asked.queries);
+        assert!(reply.queries[0].name().eq_case(asked.queries[0].name()));
+        assert!(reply.metadata.recursion_desired && reply.metadata.checking_disabled);
+        assert!(reply.metadata.authoritative && !reply.metadata.recursion_available);
+    }
+
+    #[test]
+    fn every_order_comes_up() {
+        let catalog = Catalog::new();
+        let catalog = catalog
+            .instance("x a 10.0.0.1:1")
+            .instance("x b 10.0.0.2:1")
+            .instance("x c 10.0.0.3:1");
+        let packet = question("x.internal. A", 0);
+        let mut orders: BTreeMap<String, usize> = BTreeMap::new();
+        for seed in 0..600 {
+            let Reply::Bytes(bytes) =
+                answer(&catalog.view, &Config::default(), &packet, Transport::Udp, seed, 1)
+            else {
+                panic!("no reply");
+            };
+            let reply = Message::from_vec(&bytes).unwrap();
+            let order: Vec<String> = reply.answers.iter().map(data_of).collect();
+            *orders.entry(order.join(" ")).or_default() += 1;
+        }
+        assert_eq!(orders.len(), 6);
+        assert!(orders.values().all(|count| (60..140).contains(count)), "{orders:?}");
+    }
+
+    /// Holds a reply to what every reply must be.
+    fn check(packet: &[u8], transport: Transport, config: &Config) -> Result<(), TestCaseError> {
+        let bytes = match answer(&catalog().view, config, packet, transport, 1, 1) {
+            Reply::Bytes(bytes) => bytes,
+            Reply::Silence => {
+                prop_assert!(packet.len() < 12 || packet[2] & 0x80 != 0);
+                return Ok(());
+            }
+        };
+        let reply = Message::from_vec(&bytes).expect("a reply that can be read");
+        prop_assert_eq!(reply.metadata.message_type, MessageType::Response);
+        prop_assert_eq!(&bytes[..2], &packet[..2]);
+        let edns_bytes = Message::from_vec(packet).ok().and_then(|asked| asked.edns);
+        let edns_bytes = edns_bytes.map_or(512, |edns| edns.max_payload().clamp(512, 1_232));
+        if transport == Transport::Udp {
+            prop_assert!(bytes.len() <= usize::from(edns_bytes), "{} bytes", bytes.len());
+        }
+        if let Some(question) = reply.queries.first() {
+            let asked = Message::from_vec(packet).unwrap();
+            prop_assert!(question.name().eq_case(asked.queries[0].name()));
+        }
+        Ok(())
+    }
+
+    fn transport() -> impl Strategy<Value = Transport> {
+        prop_oneof![Just(Transport::Udp), Just(Transport::Tcp)]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(512))]
+
+        #[test]
+        fn any_bytes_get_a_whole_reply_or_none(
+            packet in proptest::collection::vec(any::<u8>(), 0..600),
+            transport in transport(),
+        ) {
+            check(&packet, transport, &Config::default())?;
+        }
+
+        #[test]
+        fn a_damaged_question_gets_a_whole_reply_or_none(
+            name in "((_?[a-z0-9-]{1,9}|app|db|node|service|addr|dc1)\\.){0,4}(internal|consul|in-addr\\.arpa|com)\\.",
+            kind in prop_oneof![
+                Just("A"), Just("AAAA"), Just("SRV"), Just("ANY"), Just("TXT"), Just("SOA"),
+                Just("NS"), Just("PTR"), Just("CNAME"), Just("MX"), Just("AXFR"),
+            ],
+            edns_bytes in prop_oneof![Just(0u16), any::<u16>()],
+            damage in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+            length in any::<prop::sample::Index>(),
+            is_cut in any::<bool>(),
+            transport in transport(),
+            disable_compression in any::<bool>(),
+        ) {
+            let mut packet = question(&format!("{name} {kind}"), edns_bytes);
+            for (place, value) in damage {
+                let place = place.index(packet.len());
+                packet[place] = value;
+            }
+            if is_cut {
+                packet.truncate(length.index(packet.len()));
+            }
+            let config = Config { disable_compression, ..Config::default() };
+            check(&packet, transport, &config)?;
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Which instances a name means: by service, datacenter, tag or id, and health.
+
+use std::sync::Arc;
+
+use super::question::{self, Lookup, Select};
+use super::resolve::Resolver;
+use crate::catalog::{Instance, Node, NodeEntry, ServiceEntry, Status};
+
+/// Instances that may be given out, in random order, and the TTL of what is said about them.
+pub struct Chosen<'a> {
+    pub instances: Vec<&'a Instance>,
+    pub ttl: u32,
+}
+
+impl<'a> Resolver<'a, '_> {
+    /// Finds the instances that a name means and that are well enough, in random order.
+    pub fn choose(&mut self, lookup: Lookup<'_>) -> Chosen<'a> {
+        let mut chosen = match lookup {
+            Lookup::Service { service, select, datacenter } => {
+                self.choose_of(service, &[select], datacenter)
+            }
+            Lookup::Endpoint { name, proto, last } => self.choose_endpoint(name, proto, last),
+            Lookup::Outside
+            | Lookup::Apex
+            | Lookup::Node { .. }
+            | Lookup::Address(_)
+            | Lookup::Reverse(_)
+            | Lookup::Nothing => Chosen { instances: Vec::new(), ttl: 0 },
+        };
+        self.random.shuffle(&mut chosen.instances);
+        chosen
+    }
+
+    /// `_<name>._<proto>.<last>`: our own datacenter wins, as in Consul; then a service of that
+    /// name; then another datacenter.
+    ///
+    /// An instance has one port, so the RFC 2782 name selects only where it is a tag.
+    fn choose_endpoint(&self, name: &str, proto: &str, last: &str) -> Chosen<'a> {
+        let proto = question::select_proto(proto);
+        let is_own = last.eq_ignore_ascii_case(&self.config.datacenter);
+        let Some(entry) = (if is_own { None } else { self.view.service(last) }) else {
+            return self.choose_of(name, &[proto], Some(last));
+        };
+        let is_tag = entry.instances.iter().any(|instance| has_tag(instance, name));
+        let select = if is_tag { Select::Tag(name) } else { Select::All };
+        self.choose_of(last, &[select, proto], None)
+    }
+
+    fn choose_of(
+        &self,
+        service: &str,
+        selects: &[Select<'_>],
+        datacenter: Option<&str>,
+    ) -> Chosen<'a> {
+        let Some(entry) = self.view.service(service) else {
+            return Chosen { instances: Vec::new(), ttl: 0 };
+        };
+        let is_chosen = |instance: &&Arc<Instance>| {
+            self.is_well(instance.status)
+                && self.is_in(&instance.node.node, datacenter)
+                && selects.iter().all(|select| is_selected(entry, instance, *select))
+        };
+        Chosen {
+            instances: entry.instances.iter().filter(is_chosen).map(Arc::as_ref).collect(),
+            ttl: self.config.service_ttl.of(service),
+        }
+    }
+
+    fn is_well(&self, status: Status) -> bool {
+        match status {
+            Status::Passing => true,
+            Status::Warning => !self.config.only_passing,
+            Status::Critical => false,
+        }
+    }
+
+    /// Tells whether a node is in a datacenter; `None` means our own. A node that names none is
+    /// in ours.
+    pub fn is_in(&self, node: &Node, datacenter: Option<&str>) -> bool {
+        let asked = datacenter.unwrap_or(&self.config.datacenter);
+        self.datacenter_of(node).eq_ignore_ascii_case(asked)
+    }
+
+    /// Finds a node by name or id in a datacenter.
+    pub fn node_in(&self, name: &str, datacenter: Option<&str>) -> Option<&'a Arc<NodeEntry>> {
+        self.view.node(name).filter(|entry| self.is_in(&entry.info.node, datacenter))
+    }
+
+    /// Returns the datacenter that names of a node say.
+    pub fn datacenter_of(&self, node: &'a Node) -> &'a str {
+        if node.datacenter.is_empty() { &self.config.datacenter } else { &node.datacenter }
+    }
+}
+
+fn is_selected(entry: &ServiceEntry, instance: &Instance, select: Select<'_>) -> bool {
+    match select {
+        Select::All => true,
+        Select::Tag(tag) => has_tag(instance, tag),
+        Select::TagOrId(word) if entry.instances.iter().any(|other| has_tag(other, word)) => {
+            has_tag(instance, word)
+        }
+        Select::TagOrId(word) => instance.service.id.eq_ignore_ascii_case(word),
+    }
+}
+
+fn has_tag(instance: &Instance, tag: &str) -> bool {
+    instance.service.tags.iter().any(|own| own.eq_ignore_ascii_case(tag))
+}
+
+/// A stream of numbers from a seed (splitmix64): enough to spread load, no secret.
+pub struct Random(pub u64);
+
+impl Random {
+    /// Returns the next number.
+    pub fn next_number(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// Puts items in random order.
+    pub fn shuffle<T>(&mut self, items: &mut [T]) {
+        for last in (1..items.len()).rev() {
+            let choices = last as u64 + 1;
+            // The product's upper half is below `choices`, as evenly as 64 bits allow.
+            let pick = (u128::from(self.next_number()) * u128::from(choices)) >> 64;
+            items.swap(last, usize::try_from(pick).expect("below the length of a slice"));
+        }
+    }
+}

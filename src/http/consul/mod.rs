@@ -1,0 +1,16 @@
+//! Consul's HTTP API, a file a page of its reference. The answers come from one view each; the
+//! spelling of everything is in `dto`.
+
+pub mod agent;
+pub mod agent_check;
+pub mod agent_service;
+pub mod catalog;
+pub mod dto;
+pub mod elsewhere;
+#[cfg(test)]
+mod golden;
+pub mod health;
+pub mod index;
+pub mod query;
+pub mod reading;
+pub mod status;

@@ -1,0 +1,307 @@
+//! For tests: catalogs made of rows, a node that only remembers what it was told, requests that
+//! need no socket.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{HeaderMap, Request, StatusCode};
+use futures_util::future::BoxFuture;
+use http_body_util::BodyExt;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+
+use super::guard::Guard;
+use super::{Face, Host, Reports, routes};
+use crate::catalog::model::{Check, Node, Service, key_of};
+use crate::catalog::rows::{CHECKS, NODES, SERVICES, check_row, node_row, service_row};
+use crate::catalog::{Command, Status, View};
+use crate::crdt::{Commit, RowEvent, TableEvents, TableInfo};
+use crate::health::ReportError;
+use crate::live::Feed;
+use crate::node::handle::{MemberState, MemberStatus};
+use crate::node::{Local, SubmitError};
+use crate::types::{Hlc, NodeId, Seq, Value};
+
+/// The catalog's rows at one moment: table and key to the row.
+#[derive(Clone, Default)]
+pub struct Rows(BTreeMap<Place, Row>);
+
+type Place = (&'static str, Vec<Value>);
+type Row = Vec<(&'static str, Value)>;
+
+impl Rows {
+    pub fn node(&mut self, key: &str, node: &Node) {
+        self.put(NODES, 1, node_row(key, node));
+    }
+
+    pub fn service(&mut self, node: &str, service: &Service) {
+        self.put(SERVICES, 2, service_row(node, service));
+    }
+
+    pub fn check(&mut self, node: &str, check: &Check) {
+        self.put(CHECKS, 2, check_row(node, check));
+    }
+
+    fn put(&mut self, table: &'static str, keys: usize, row: Row) {
+        let key = row[..keys].iter().map(|(_, value)| value.clone()).collect();
+        self.0.insert((table, key), row);
+    }
+
+    /// Returns the commit that leads from `before` to these rows.
+    pub fn commit_from(&self, before: &Self, seq: u64) -> Commit {
+        let mut rows: BTreeMap<&'static str, Vec<RowEvent>> = BTreeMap::new();
+        for ((table, key), row) in &self.0 {
+            let old = before.0.get(&(*table, key.clone()));
+            if old != Some(row) {
+                let values = row.iter().map(|(_, value)| value.clone()).collect();
+                rows.entry(table).or_default().push(RowEvent {
+                    key: key.clone(),
+                    existed: old.is_some(),
+                    row: Some(values),
+                });
+            }
+        }
+        for (table, key) in before.0.keys().filter(|place| !self.0.contains_key(*place)) {
+            let gone = RowEvent { key: key.clone(), existed: true, row: None };
+            rows.entry(table).or_default().push(gone);
+        }
+        let shape = |table: &str| {
+            let (place, row) = self
+                .0
+                .iter()
+                .chain(&before.0)
+                .find(|((name, _), _)| *name == table)
+                .expect("the table has a row before or after");
+            TableInfo {
+                name: table.into(),
+                columns: row.iter().map(|(column, _)| (*column).into()).collect(),
+                key: (0..place.1.len()).collect(),
+            }
+        };
+        Commit {
+            seq: Seq(seq),
+            at: Hlc(1_000 + seq),
+            tables: rows
+                .into_iter()
+                .map(|(table, rows)| TableEvents { table: Arc::new(shape(table)), rows })
+                .collect(),
+            changeset: None,
+            heads: Vec::new(),
+        }
+    }
+}
+
+/// The id of the node that most tests run as.
+pub fn me() -> NodeId {
+    "11111111-1111-1111-1111-111111111111".parse().expect("it is a UUID")
+}
+
+/// A catalog of one node `n1` with an instance `web-1` that has a TTL check.
+pub fn one_service() -> Rows {
+    let mut rows = Rows::default();
+    let key = key_of(me());
+    rows.node(&key, &node("n1", "127.0.0.1"));
+    rows.service(&key, &service("web-1", "web"));
+    rows.check(&key, &ttl_check("web-1-ttl", "web-1", Status::Passing));
+    rows
+}
+
+pub fn node(name: &str, address: &str) -> Node {
+    Node {
+        name: name.to_owned(),
+        address: address.to_owned(),
+        datacenter: "dc1".to_owned(),
+        ..Node::default()
+    }
+}
+
+pub fn service(id: &str, name: &str) -> Service {
+    Service { id: id.to_owned(), name: name.to_owned(), port: 8080, ..Service::default() }
+}
+
+pub fn ttl_check(id: &str, service_id: &str, status: Status) -> Check {
+    Check {
+        id: id.to_owned(),
+        name: id.to_owned(),
+        status,
+        service_id: service_id.to_owned(),
+        kind: "ttl".to_owned(),
+        ..Check::default()
+    }
+}
+
+/// A node that has a feed and remembers commands.
+pub struct FakeHost {
+    pub local: Local,
+    pub feed: Arc<Feed>,
+    pub commands: Mutex<Vec<Command>>,
+    /// What the next commands meet.
+    pub refusal: Mutex<Option<SubmitError>>,
+    /// Reports as they came in; only TTL checks named here take any.
+    pub reports: Mutex<Vec<(String, Status, String)>>,
+    /// The checks that were registered.
+    pub registered: Mutex<Vec<String>>,
+    pub ttl_checks: Vec<&'static str>,
+    pub outputs: BTreeMap<&'static str, &'static str>,
+}
+
+impl Host for FakeHost {
+    fn local(&self) -> &Local {
+        &self.local
+    }
+
+    fn feed(&self) -> &Arc<Feed> {
+        &self.feed
+    }
+
+    fn members(&self) -> Vec<MemberStatus> {
+        vec![MemberStatus {
+            id: self.local.id,
+            name: Some(self.local.name.clone()),
+            gossip: self.local.gossip,
+            state: MemberState::Alive,
+            round_trip: None,
+            versions_behind: 0,
+        }]
+    }
+
+    fn submit(&self, command: Command) -> BoxFuture<'_, Result<(), SubmitError>> {
+        self.commands.lock().unwrap().push(command);
+        let refusal = self.refusal.lock().unwrap().clone();
+        Box::pin(std::future::ready(refusal.map_or(Ok(()), Err)))
+    }
+}
+
+impl Reports for FakeHost {
+    fn report(
+        &self,
+        check_id: String,
+        status: Status,
+        output: String,
+    ) -> BoxFuture<'_, Result<(), ReportError>> {
+        let result = if self.ttl_checks.contains(&check_id.as_str()) {
+            self.reports.lock().unwrap().push((check_id, status, output));
+            Ok(())
+        } else {
+            Err(ReportError::NotTtl(check_id))
+        };
+        Box::pin(std::future::ready(result))
+    }
+
+    fn registered(&self, check_ids: Vec<String>) -> BoxFuture<'_, ()> {
+        self.registered.lock().unwrap().extend(check_ids);
+        Box::pin(std::future::ready(()))
+    }
+
+    fn output(&self, check_id: &str) -> Option<String> {
+        self.outputs.get(check_id).map(|output| (*output).to_owned())
+    }
+}
+
+/// A whole face over a catalog, without a socket.
+#[derive(Clone)]
+pub struct Bench {
+    pub router: Router,
+    pub host: Arc<FakeHost>,
+    pub face: Arc<Face>,
+    rows: Arc<Mutex<(Rows, u64)>>,
+}
+
+impl Bench {
+    pub fn new(me: NodeId, name: &str, rows: Rows) -> Self {
+        let (view, _) = View::new(me).fold(&rows.commit_from(&Rows::default(), 1));
+        let host = Arc::new(FakeHost {
+            local: Local {
+                id: me,
+                name: name.to_owned(),
+                datacenter: "dc1".to_owned(),
+                address: "127.0.0.1".to_owned(),
+                gossip: "127.0.0.1:7401".parse().unwrap(),
+            },
+            feed: Arc::new(Feed::new(view)),
+            commands: Mutex::default(),
+            refusal: Mutex::default(),
+            reports: Mutex::default(),
+            registered: Mutex::default(),
+            ttl_checks: vec!["web-1-ttl"],
+            outputs: BTreeMap::from([("web-1-ttl", "all good")]),
+        });
+        let face = Arc::new(Face {
+            host: Arc::clone(&host) as Arc<dyn Host>,
+            reports: Arc::clone(&host) as Arc<dyn Reports>,
+            metrics: Arc::default(),
+            stats: Arc::default(),
+            stopping: CancellationToken::new(),
+            script_checks: false,
+        });
+        let guard = Guard { stats: Arc::clone(&face.stats), hosts: Arc::new([]) };
+        let router = routes::router(Arc::clone(&face), Router::new(), guard);
+        Self { router, host, face, rows: Arc::new(Mutex::new((rows, 1))) }
+    }
+
+    /// Changes the catalog by one commit.
+    pub fn change(&self, edit: impl FnOnce(&mut Rows)) {
+        let mut held = self.rows.lock().unwrap();
+        let before = held.0.clone();
+        edit(&mut held.0);
+        held.1 += 1;
+        let commit = held.0.commit_from(&before, held.1);
+        self.host.feed.publish(&Arc::new(commit));
+    }
+
+    /// Waits until a blocking query waits.
+    pub async fn until_somebody_waits(&self) {
+        while self.face.stats.waiting.load(std::sync::atomic::Ordering::Relaxed) == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    pub async fn get(&self, path: &str) -> Reply {
+        self.ask("GET", path, "").await
+    }
+
+    pub async fn put(&self, path: &str, body: &str) -> Reply {
+        self.ask("PUT", path, body).await
+    }
+
+    pub async fn ask(&self, method: &str, path: &str, body: &str) -> Reply {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .body(Body::from(body.to_owned()))
+            .expect("tests ask for paths that are some");
+        let response = self.router.clone().oneshot(request).await.expect("it never fails");
+        let (head, body) = response.into_parts();
+        let bytes = body.collect().await.expect("bodies are in memory").to_bytes();
+        let text = String::from_utf8(bytes.to_vec()).expect("bodies are text");
+        Reply { status: head.status, headers: head.headers, text }
+    }
+
+    pub fn last_command(&self) -> Option<Command> {
+        self.host.commands.lock().unwrap().last().cloned()
+    }
+}
+
+/// An answer, read whole.
+#[derive(Debug)]
+pub struct Reply {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub text: String,
+}
+
+impl Reply {
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {}", self.text))
+    }
+
+    pub fn index(&self) -> u64 {
+        self.header("x-consul-index").parse().unwrap()
+    }
+}

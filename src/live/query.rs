@@ -1,0 +1,477 @@
+//! Live queries: the rows of a SELECT, then every change of them.
+//!
+//! One live query serves all subscribers of the same SQL, on any node under the same id. It learns
+//! from SQLite which tables the statement reads; after a commit that touches one of them it looks
+//! again and compares. Commits that come while it looks are looked at together. Subscribers read
+//! one shared log of changes, each from its own place, so that none can be passed over.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{broadcast, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, warn};
+use uuid::Uuid;
+
+use super::feed::Feed;
+use super::rows::{Change, Row, Rows};
+use crate::crdt::Commit;
+use crate::store::readers::{Described, QueryError, QueryEvent};
+use crate::store::{Params, Readers, Statement};
+use crate::types::Value;
+
+/// How many distinct queries may be live on one node. Beyond it new ones are refused.
+const QUERIES_MAX: usize = 1_000;
+
+/// How many rows a live query may have: they are all held in memory.
+const ROWS_MAX: usize = 100_000;
+
+/// How many changes are kept for subscribers who fall behind or come back.
+const LOG_CHANGES_MAX: usize = 10_000;
+
+/// How long one look may take.
+const LOOK_WITHIN: Duration = Duration::from_secs(30);
+
+/// How long a query without subscribers stays, so that one who comes back can resume.
+const IDLE_FOR: Duration = Duration::from_secs(600);
+
+/// What a subscriber hears who comes in the moment in which an idle query ends.
+const NOBODY: &str = "nobody subscribed to this query for ten minutes; subscribe again";
+
+/// The name space of query ids: the same SQL has the same id everywhere.
+const ID_SPACE: Uuid = Uuid::from_u128(0x6b1e_6f0a_52a7_4b0c_9d55_3b6c_1f0e_72a4);
+
+/// Why a subscription was not made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SubscribeError {
+    /// The statement is at fault.
+    #[error("{0}")]
+    Refused(String),
+    /// The database is at fault, or the node is going down.
+    #[error("{0}")]
+    Failed(String),
+    #[error("could not find subscription with id {0}")]
+    Unknown(Uuid),
+    #[error("a `from` query param was supplied, but no existing subscription found")]
+    NothingToResume,
+    #[error("this node already holds {QUERIES_MAX} live queries")]
+    TooMany,
+}
+
+/// What a subscriber is told, in this order: columns, rows and their end (unless skipped or
+/// resumed), then changes for ever. `Failed` and `Interrupted` are the last.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Event {
+    Columns(Vec<String>),
+    Row(u64, Row),
+    /// The rows are complete as of this change.
+    EndOfRows {
+        took: Duration,
+        change_id: u64,
+    },
+    Change(Arc<Change>),
+    /// There is no going on.
+    Failed(String),
+    /// The node goes down: the subscriber may come back, and resume.
+    Interrupted,
+}
+
+/// All live queries of a node.
+pub struct Queries {
+    readers: Arc<Readers>,
+    feed: Arc<Feed>,
+    live: Mutex<BTreeMap<Uuid, Arc<LiveQuery>>>,
+    tasks: TaskTracker,
+    token: CancellationToken,
+}
+
+/// One distinct query.
+struct LiveQuery {
+    id: Uuid,
+    statement: Statement,
+    columns: Vec<String>,
+    tables: BTreeSet<String>,
+    state: Mutex<State>,
+    /// Rises with every entry of the log, and when the query fails.
+    news: watch::Sender<u64>,
+    subscribers: AtomicUsize,
+    looked_in: Duration,
+}
+
+struct State {
+    rows: Rows,
+    log: VecDeque<Arc<Change>>,
+    /// What every subscriber is told last, once the query has ended.
+    end: Option<Event>,
+}
+
+/// A subscriber's place in a live query.
+pub struct Subscription {
+    query: Arc<LiveQuery>,
+    /// What is still to be told before the changes.
+    first: VecDeque<Event>,
+    told_to: u64,
+    news: watch::Receiver<u64>,
+    is_over: bool,
+}
+
+impl Queries {
+    /// Makes the set, empty. Cancelling the token ends every query.
+    pub fn new(readers: Arc<Readers>, feed: Arc<Feed>, token: CancellationToken) -> Arc<Self> {
+        Arc::new(Self {
+            readers,
+            feed,
+            live: Mutex::default(),
+            tasks: TaskTracker::new(),
+            token,
+        })
+    }
+
+    /// Subscribes to a SELECT. `from` resumes after that change, and needs a query that is live.
+    pub async fn subscribe(
+        self: &Arc<Self>,
+        statement: Statement,
+        from: Option<u64>,
+        skip_rows: bool,
+    ) -> Result<Subscription, SubscribeError> {
+        let id = id_of(&statement);
+        if let Some(query) = self.find(id) {
+            return Ok(query.subscribe(from, skip_rows));
+        }
+        if from.is_some() {
+            return Err(SubscribeError::NothingToResume);
+        }
+        let query = self.begin(id, statement).await?;
+        Ok(query.subscribe(from, skip_rows))
+    }
+
+    /// Subscribes to a live query by its id.
+    pub fn resume(
+        &self,
+        id: Uuid,
+        from: Option<u64>,
+        skip_rows: bool,
+    ) -> Result<Subscription, SubscribeError> {
+        let query = self.find(id).ok_or(SubscribeError::Unknown(id))?;
+        Ok(query.subscribe(from, skip_rows))
+    }
+
+    /// Returns how many queries are live, and how many subscribe to them.
+    pub fn counts(&self) -> (usize, usize) {
+        let live = lock(&self.live);
+        let subscribers = live.values().map(|query| query.subscribers.load(Ordering::Relaxed));
+        (live.len(), subscribers.sum())
+    }
+
+    /// Ends every query and waits for its task.
+    pub async fn close(&self) {
+        self.token.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    fn find(&self, id: Uuid) -> Option<Arc<LiveQuery>> {
+        let live = lock(&self.live);
+        live.get(&id).filter(|query| lock(&query.state).end.is_none()).map(Arc::clone)
+    }
+
+    async fn begin(
+        self: &Arc<Self>,
+        id: Uuid,
+        statement: Statement,
+    ) -> Result<Arc<LiveQuery>, SubscribeError> {
+        if lock(&self.live).len() >= QUERIES_MAX {
+            return Err(SubscribeError::TooMany);
+        }
+        // Commits are followed before the first look, so that none falls between the two.
+        let commits = self.feed.follow();
+        let readers = Arc::clone(&self.readers);
+        let sql = statement.sql.clone();
+        let (described, key) = blocking(move || {
+            let described = readers.describe(&sql)?;
+            let key = key_of(&described, |table| readers.key_of(table))?;
+            Ok((described, key))
+        })
+        .await?
+        .map_err(|error: QueryError| SubscribeError::Refused(error.to_string()))?;
+        let begun = Instant::now();
+        let first = self.look(&statement).await?;
+        let mut rows = Rows::new(key);
+        rows.begin(first);
+        let query = Arc::new(LiveQuery {
+            id,
+            statement,
+            tables: described.tables().into_iter().map(str::to_owned).collect(),
+            columns: described.columns.into_iter().map(|column| column.name).collect(),
+            state: Mutex::new(State { rows, log: VecDeque::new(), end: None }),
+            news: watch::Sender::new(0),
+            subscribers: AtomicUsize::new(0),
+            looked_in: begun.elapsed(),
+        });
+        let mut live = lock(&self.live);
+        if let Some(earlier) = live.get(&id).filter(|held| lock(&held.state).end.is_none()) {
+            // Somebody else began the same query meanwhile: one of them is enough.
+            return Ok(Arc::clone(earlier));
+        }
+        live.insert(id, Arc::clone(&query));
+        drop(live);
+        let (queries, follower) = (Arc::clone(self), Arc::clone(&query));
+        self.tasks.spawn(async move { queries.follow(follower, commits).await });
+        Ok(query)
+    }
+
+    /// Keeps one query up to date until nobody wants it any more.
+    async fn follow(&self, query: Arc<LiveQuery>, mut commits: broadcast::Receiver<Arc<Commit>>) {
+        debug!(id = %query.id, sql = query.statement.sql, "A query goes live");
+        let mut idle_since = Some(Instant::now());
+        loop {
+            let next = tokio::select! {
+                next = tokio::time::timeout(IDLE_FOR / 10, commits.recv()) => next,
+                () = self.token.cancelled() => break query.end(Event::Interrupted),
+            };
+            idle_since = match query.subscribers.load(Ordering::Relaxed) {
+                0 => idle_since.or_else(|| Some(Instant::now())),
+                _ => None,
+            };
+            if idle_since.is_some_and(|since| since.elapsed() >= IDLE_FOR) {
+                break query.end(Event::Failed(NOBODY.to_owned()));
+            }
+            let Ok(received) = next else { continue };
+            match query.is_hit(received, &mut commits) {
+                Hit::Yes => {}
+                Hit::No => continue,
+                Hit::Over => break query.end(Event::Interrupted),
+            }
+            match self.look(&query.statement).await {
+                Ok(rows) => query.take(rows),
+                Err(error) => {
+                    warn!(id = %query.id, %error, "A live query failed; its subscribers are told");
+                    break query.end(Event::Failed(error.to_string()));
+                }
+            }
+        }
+        let mut live = lock(&self.live);
+        if live.get(&query.id).is_some_and(|held| Arc::ptr_eq(held, &query)) {
+            live.remove(&query.id);
+        }
+    }
+
+    /// Runs the query once.
+    async fn look(&self, statement: &Statement) -> Result<Vec<Row>, SubscribeError> {
+        let readers = Arc::clone(&self.readers);
+        let statement = statement.clone();
+        blocking(move || {
+            let mut rows = Vec::new();
+            let mut is_too_long = false;
+            let deadline = std::time::Instant::now() + LOOK_WITHIN;
+            readers.query(&statement, Some(deadline), &mut |event| {
+                if let QueryEvent::Row(row) = event {
+                    is_too_long = rows.len() >= ROWS_MAX;
+                    if is_too_long {
+                        return ControlFlow::Break(());
+                    }
+                    rows.push(row);
+                }
+                ControlFlow::Continue(())
+            })?;
+            Ok((rows, is_too_long))
+        })
+        .await?
+        .map_err(|error: QueryError| SubscribeError::Refused(error.to_string()))
+        .and_then(|(rows, is_too_long)| match is_too_long {
+            true => Err(SubscribeError::Refused(format!(
+                "the query has more than {ROWS_MAX} rows, too many to keep live; narrow it"
+            ))),
+            false => Ok(rows),
+        })
+    }
+}
+
+enum Hit {
+    Yes,
+    No,
+    /// There will be no more commits.
+    Over,
+}
+
+impl LiveQuery {
+    /// Takes all commits that are there already, and tells whether any touched what it reads.
+    fn is_hit(
+        &self,
+        first: Result<Arc<Commit>, broadcast::error::RecvError>,
+        commits: &mut broadcast::Receiver<Arc<Commit>>,
+    ) -> Hit {
+        let touches = |commit: &Commit| {
+            commit.tables.iter().any(|events| self.tables.contains(&*events.table.name))
+        };
+        let mut is_hit = match first {
+            Ok(commit) => touches(&commit),
+            // Some were missed: any of them may have.
+            Err(broadcast::error::RecvError::Lagged(_)) => true,
+            Err(broadcast::error::RecvError::Closed) => return Hit::Over,
+        };
+        loop {
+            match commits.try_recv() {
+                Ok(commit) => is_hit |= touches(&commit),
+                Err(broadcast::error::TryRecvError::Lagged(_)) => is_hit = true,
+                Err(broadcast::error::TryRecvError::Empty) => break,
+                Err(broadcast::error::TryRecvError::Closed) => return Hit::Over,
+            }
+        }
+        if is_hit { Hit::Yes } else { Hit::No }
+    }
+
+    fn take(&self, rows: Vec<Row>) {
+        let mut state = lock(&self.state);
+        let changes = state.rows.replace(rows);
+        if changes.is_empty() {
+            return;
+        }
+        state.log.extend(changes.into_iter().map(Arc::new));
+        while state.log.len() > LOG_CHANGES_MAX {
+            state.log.pop_front();
+        }
+        drop(state);
+        self.news.send_modify(|count| *count += 1);
+    }
+
+    fn end(&self, event: Event) {
+        lock(&self.state).end = Some(event);
+        self.news.send_modify(|count| *count += 1);
+    }
+
+    fn subscribe(self: &Arc<Self>, from: Option<u64>, skip_rows: bool) -> Subscription {
+        self.subscribers.fetch_add(1, Ordering::Relaxed);
+        let news = self.news.subscribe();
+        // One lock for rows and change id: the first change told is the first after the rows.
+        let state = lock(&self.state);
+        let last = state.rows.last_change();
+        let mut first = VecDeque::new();
+        let told_to = match from.filter(|id| *id > 0) {
+            Some(from) => {
+                if from > last {
+                    first.push_back(Event::Failed(format!(
+                        "change id {from} lies ahead of this query, whose last is {last}"
+                    )));
+                }
+                from
+            }
+            None if skip_rows => last,
+            None => {
+                first.push_back(Event::Columns(self.columns.clone()));
+                let rows = state.rows.all().into_iter();
+                first.extend(rows.map(|(row, cells)| Event::Row(row, cells)));
+                first.push_back(Event::EndOfRows { took: self.looked_in, change_id: last });
+                last
+            }
+        };
+        drop(state);
+        Subscription { query: Arc::clone(self), first, told_to, news, is_over: false }
+    }
+}
+
+impl Subscription {
+    /// Returns the query's id, under which it can be resumed.
+    pub fn id(&self) -> Uuid {
+        self.query.id
+    }
+
+    /// Waits for what to tell next. `None` after the last event.
+    pub async fn next(&mut self) -> Option<Event> {
+        loop {
+            if self.is_over {
+                return None;
+            }
+            if let Some(event) = self.first.pop_front().or_else(|| self.change()) {
+                self.is_over = matches!(event, Event::Failed(_) | Event::Interrupted);
+                return Some(event);
+            }
+            if self.news.changed().await.is_err() {
+                return None;
+            }
+        }
+    }
+
+    /// Returns the next change, if there is one already.
+    fn change(&mut self) -> Option<Event> {
+        // Seen before the log is read: what comes after wakes `next` again.
+        self.news.borrow_and_update();
+        let state = lock(&self.query.state);
+        if let Some(oldest) = state.log.front().map(|change| change.id) {
+            if self.told_to + 1 < oldest {
+                return Some(Event::Failed(format!(
+                    "subscription already deleted older changes, min change id: {oldest}"
+                )));
+            }
+            let place = usize::try_from(self.told_to + 1 - oldest).unwrap_or(usize::MAX);
+            if let Some(change) = state.log.get(place) {
+                self.told_to = change.id;
+                return Some(Event::Change(Arc::clone(change)));
+            }
+        }
+        state.end.clone()
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.query.subscribers.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Returns a query's id: the same for the same text and parameters on every node.
+fn id_of(statement: &Statement) -> Uuid {
+    let mut name = statement.sql.trim().trim_end_matches(';').trim_end().to_owned();
+    match &statement.params {
+        Params::None => {}
+        Params::Positional(values) => {
+            for value in values {
+                name.push_str(&format!("\0{value}"));
+            }
+        }
+        Params::Named(values) => {
+            let sorted: BTreeMap<&String, &Value> = values.iter().map(|(n, v)| (n, v)).collect();
+            for (parameter, value) in sorted {
+                name.push_str(&format!("\0{parameter}={value}"));
+            }
+        }
+    }
+    Uuid::new_v5(&ID_SPACE, name.as_bytes())
+}
+
+/// Finds the result columns by which a row is known again: those of every primary key that the
+/// result shows whole. None: the row is known by all of its values.
+fn key_of(
+    described: &Described,
+    primary_key: impl Fn(&str) -> Result<Vec<String>, QueryError>,
+) -> Result<Vec<usize>, QueryError> {
+    let mut key = Vec::new();
+    for table in described.tables() {
+        let shown = |column: &String| {
+            let wanted = (table.to_owned(), column.clone());
+            described.columns.iter().position(|shown| shown.origin.as_ref() == Some(&wanted))
+        };
+        let columns: Option<Vec<usize>> = primary_key(table)?.iter().map(shown).collect();
+        key.extend(columns.unwrap_or_default());
+    }
+    key.sort_unstable();
+    Ok(key)
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, SubscribeError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| SubscribeError::Failed(format!("the query was interrupted: {error}")))
+}
+
+/// No code panics while it holds one of these locks.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,415 @@
+//! The loop that drives membership and replication: what happened goes in, what they ask for is
+//! done. It decides nothing itself.
+//!
+//! All that is ready is taken at once and worked off as one batch; then the effects are carried
+//! out. The engine never waits for the disk, a peer or a caller: everything it asks for is answered
+//! by a later input.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tracing::{debug, error, info, warn};
+
+use super::join::Join;
+use super::loader::Loads;
+use super::mailbox::{Job, Mailbox};
+use super::writer::wall_now;
+use super::{MemberState, MemberStatus};
+use crate::catalog::model::key_of;
+use crate::catalog::view::Liveness;
+use crate::crdt::storage::{Extract, StorageError};
+use crate::crdt::Changeset;
+use crate::live::Feed;
+use crate::net::{self, Net, SendError};
+use crate::replica::{self, ApplyOutcome, BatchId, LoadId, Replica};
+use crate::swim::{self, Identity, Swim};
+use crate::types::{Epoch, NodeId, Origin, Time, Version};
+use crate::wire;
+
+/// How many reports of the writer and the loader may wait. The engine empties the queue whenever
+/// it runs; a full one slows the writer down.
+pub(super) const REPORTS_MAX: usize = 4_096;
+
+/// How many inputs are worked off before the effects are carried out.
+const INPUTS_PER_TURN: usize = 256;
+
+/// How long after the first member was seen all others have had time to be seen: from then on
+/// who was not heard of counts as down.
+const SETTLED_AFTER: Duration = Duration::from_secs(10);
+
+/// How often members and round trips are looked at again.
+const SURVEY_EVERY: Duration = Duration::from_secs(1);
+
+/// How long a new epoch that could not be begun is left alone before it is tried again.
+const EPOCH_RETRY: Duration = Duration::from_secs(1);
+
+/// How long the goodbyes and the last changes may take to leave the host.
+const FAREWELL: Duration = Duration::from_millis(300);
+
+/// What the writer and the loader tell the engine.
+#[derive(Debug)]
+pub(super) enum Happened {
+    Committed(Arc<Changeset>),
+    Applied { id: BatchId, result: Result<Vec<(Origin, Version)>, StorageError> },
+    EpochBegun(Result<Origin, StorageError>),
+    Loaded { id: LoadId, extract: Option<Extract> },
+}
+
+/// Everything the loop needs.
+pub(super) struct Engine {
+    pub(super) me: NodeId,
+    pub(super) swim: Swim,
+    pub(super) replica: Replica,
+    pub(super) net: Net,
+    pub(super) events: net::Events,
+    pub(super) reports: mpsc::Receiver<Happened>,
+    pub(super) mailbox: Arc<Mailbox>,
+    pub(super) loads: Loads,
+    pub(super) feed: Arc<Feed>,
+    pub(super) members: Arc<ArcSwap<Vec<MemberStatus>>>,
+    pub(super) join: Join,
+    pub(super) stats: Arc<ArcSwap<super::Stats>>,
+    pub(super) leave: mpsc::Receiver<oneshot::Sender<()>>,
+    /// Where time begins.
+    pub(super) start: Instant,
+}
+
+/// What the loop remembers between turns.
+struct Memory {
+    is_net_lost: bool,
+    addresses: BTreeMap<NodeId, SocketAddr>,
+    settles_at: Option<Instant>,
+    is_settled: bool,
+    survey_at: Instant,
+    epoch_retry: Option<(Instant, Epoch)>,
+    epoch_above: Epoch,
+}
+
+impl From<swim::State> for MemberState {
+    fn from(state: swim::State) -> Self {
+        match state {
+            swim::State::Alive => Self::Alive,
+            swim::State::Suspect => Self::Suspect,
+            swim::State::Down => Self::Down,
+            swim::State::Left => Self::Left,
+        }
+    }
+}
+
+impl Engine {
+    /// Runs until told to leave, or until the writer is gone.
+    pub(super) async fn run(mut self) {
+        let mut memory = Memory {
+            is_net_lost: false,
+            addresses: BTreeMap::new(),
+            settles_at: None,
+            is_settled: false,
+            survey_at: Instant::now(),
+            epoch_retry: None,
+            epoch_above: Epoch::default(),
+        };
+        loop {
+            let wake = self.wake_at(&memory);
+            let is_on = tokio::select! {
+                biased;
+                farewell = self.leave.recv() => {
+                    self.say_goodbye(&mut memory, farewell).await;
+                    false
+                }
+                happened = self.reports.recv() => match happened {
+                    Some(happened) => { self.happened(&mut memory, happened); true }
+                    None => { error!("The writer is gone"); false }
+                },
+                event = self.events.recv() => match event {
+                    Some(event) => { self.heard(&mut memory, event); !memory.is_net_lost }
+                    None => { error!("The network is gone"); false }
+                },
+                () = tokio::time::sleep_until(wake) => true,
+            };
+            if !is_on {
+                return;
+            }
+            self.gather(&mut memory);
+            self.tick(&mut memory);
+            self.perform(&mut memory);
+        }
+    }
+
+    /// Takes what else is ready.
+    fn gather(&mut self, memory: &mut Memory) {
+        for _ in 0..INPUTS_PER_TURN {
+            if let Ok(happened) = self.reports.try_recv() {
+                self.happened(memory, happened);
+            } else if let Some(event) = self.events.try_recv() {
+                self.heard(memory, event);
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn now(&self) -> Time {
+        let micros = self.start.elapsed().as_micros();
+        Time(u64::try_from(micros).unwrap_or(u64::MAX))
+    }
+
+    /// Returns when the loop has to run again at the latest.
+    fn wake_at(&self, memory: &Memory) -> Instant {
+        let deadlines = [self.swim.deadline(), self.replica.deadline()];
+        let machines = deadlines
+            .into_iter()
+            .flatten()
+            .map(|(time, _why)| self.start + Duration::from_micros(time.0));
+        let own = [memory.settles_at, memory.epoch_retry.map(|(at, _)| at), Some(memory.survey_at)];
+        machines.chain(own.into_iter().flatten()).min().unwrap_or(memory.survey_at)
+    }
+
+    fn happened(&mut self, memory: &mut Memory, happened: Happened) {
+        let input = match happened {
+            Happened::Committed(changeset) => replica::Input::Committed(changeset),
+            Happened::Loaded { id, extract } => replica::Input::Loaded { id, extract },
+            Happened::Applied { id, result } => {
+                let outcome = match result {
+                    Ok(heads) => ApplyOutcome::Done { heads },
+                    Err(error) => {
+                        warn!(%error, "Changes from other nodes could not be written; trying again");
+                        ApplyOutcome::Failed
+                    }
+                };
+                replica::Input::Applied { id, outcome }
+            }
+            Happened::EpochBegun(Ok(origin)) => {
+                info!(%origin, "This node goes on under a new epoch");
+                memory.epoch_retry = None;
+                replica::Input::EpochBegun(origin)
+            }
+            Happened::EpochBegun(Err(error)) => {
+                warn!(%error, "A new epoch could not be begun; trying again");
+                memory.epoch_retry = Some((Instant::now() + EPOCH_RETRY, memory.epoch_above));
+                return;
+            }
+        };
+        self.replica.handle(self.now(), input);
+    }
+
+    fn heard(&mut self, memory: &mut Memory, event: net::Event) {
+        let now = self.now();
+        match event {
+            net::Event::Datagram { from, bytes } => {
+                self.swim.handle(now, swim::Input::Datagram { from, bytes });
+            }
+            net::Event::Frame { from, lane: _, bytes } => match wire::decode(&bytes) {
+                Ok(message) => {
+                    self.replica.handle(now, replica::Input::Received { from, message });
+                }
+                Err(error) => debug!(%from, %error, "A message that cannot be read was dropped"),
+            },
+            net::Event::Connected { node, name, address, round_trip } => {
+                debug!(%node, name, %address, ?round_trip, "Connected");
+                self.swim.handle(now, swim::Input::RoundTrip { node, round_trip });
+            }
+            net::Event::Answered { node, address } => {
+                self.swim.handle(now, swim::Input::Found { node, address });
+            }
+            net::Event::RoundTrip { node, round_trip } => {
+                self.swim.handle(now, swim::Input::RoundTrip { node, round_trip });
+            }
+            net::Event::Disconnected { node, why } => {
+                debug!(%node, ?why, "Disconnected");
+                self.replica.handle(now, replica::Input::Overrun(node));
+            }
+            net::Event::DialFailed { address, node: None, error } => {
+                self.join.failed(address, &error.to_string());
+            }
+            net::Event::DialFailed { address, node: Some(node), error } => {
+                debug!(%node, %address, %error, "A member could not be reached");
+            }
+            net::Event::Twin { address } => error!(
+                %address,
+                "Another process runs with this node's certificate: a copied data directory. Stop \
+                 one of them"
+            ),
+            net::Event::EndpointLost => memory.is_net_lost = true,
+        }
+    }
+
+    fn tick(&mut self, memory: &mut Memory) {
+        let now = self.now();
+        self.swim.handle(now, swim::Input::Tick);
+        self.replica.handle(now, replica::Input::Tick);
+        if memory.settles_at.is_some_and(|at| at <= Instant::now()) {
+            memory.settles_at = None;
+            memory.is_settled = true;
+            self.feed.publish_liveness(wall_now(), Liveness::Settled);
+        }
+        if let Some((at, above)) = memory.epoch_retry
+            && at <= Instant::now()
+        {
+            memory.epoch_retry = None;
+            self.mailbox.push(Job::BeginEpoch { above });
+        }
+        for address in self.join.due(Instant::now(), memory.addresses.is_empty()) {
+            self.net.dial(address);
+        }
+        if memory.survey_at <= Instant::now() {
+            memory.survey_at = Instant::now() + SURVEY_EVERY;
+            self.survey();
+        }
+    }
+
+    /// Carries out all that the two machines ask for.
+    fn perform(&mut self, memory: &mut Memory) {
+        while let Some(effect) = self.swim.next_effect() {
+            self.perform_swim(memory, effect);
+        }
+        while let Some(effect) = self.replica.next_effect() {
+            self.perform_replica(memory, effect);
+        }
+    }
+
+    fn perform_swim(&mut self, memory: &mut Memory, effect: swim::Effect) {
+        match effect {
+            swim::Effect::Send { to, address, bytes } => self.net.datagram(to, address, bytes),
+            swim::Effect::Up(member) => {
+                let identity = member.identity;
+                info!(node = %identity.node, name = self.name_of(identity.node), address = %identity.address, "A member is up");
+                self.is_up(memory, &member);
+                self.survey();
+            }
+            swim::Effect::Renewed(member) => {
+                let gone = replica::Input::PeerDown(member.identity.node);
+                self.replica.handle(self.now(), gone);
+                self.is_up(memory, &member);
+            }
+            swim::Effect::Down { node, left } => {
+                let what = if left { "A member has left" } else { "A member is down" };
+                info!(%node, name = self.name_of(node), "{what}");
+                memory.addresses.remove(&node);
+                self.feed.publish_liveness(wall_now(), Liveness::Down(node));
+                self.replica.handle(self.now(), replica::Input::PeerDown(node));
+                self.survey();
+            }
+            swim::Effect::Guard { on: true } => warn!(
+                "Many members seem to have failed at once; more likely this node is cut off. None \
+                 is taken out of answers until that is clear"
+            ),
+            swim::Effect::Guard { on: false } => info!("Members are taken at their word again"),
+            swim::Effect::Rejoined(identity) => {
+                info!(?identity, "The cluster had taken this node for dead; it has joined again");
+            }
+            swim::Effect::Conflict { address } => error!(
+                %address,
+                "Another node runs under this node's id: a copied data directory or certificate. \
+                 Stop one of them; `tribune tls node` makes a certificate of its own for it"
+            ),
+        }
+    }
+
+    fn send(&mut self, memory: &Memory, peer: NodeId, lane: replica::Lane, frame: Bytes) {
+        // A peer that has just gone down has no address any more.
+        let Some(address) = memory.addresses.get(&peer) else { return };
+        match self.net.send(peer, *address, lane, frame) {
+            Ok(()) => {}
+            Err(SendError::Overrun | SendError::Unreachable) => {
+                self.replica.handle(self.now(), replica::Input::Overrun(peer));
+            }
+            // The replica cuts what it sends to the frame's limit; this is a bug of ours.
+            Err(error @ SendError::TooLong) => error!(%peer, %error, "A message was not sent"),
+        }
+    }
+
+    fn is_up(&mut self, memory: &mut Memory, member: &swim::Member) {
+        let Identity { node, address, .. } = member.identity;
+        memory.addresses.insert(node, address);
+        if !memory.is_settled && memory.settles_at.is_none() {
+            memory.settles_at = Some(Instant::now() + SETTLED_AFTER);
+        }
+        self.feed.publish_liveness(wall_now(), Liveness::Up(node));
+        let up = replica::Input::PeerUp { node, round_trip: member.round_trip };
+        self.replica.handle(self.now(), up);
+    }
+
+    fn perform_replica(&mut self, memory: &mut Memory, effect: replica::Effect) {
+        match effect {
+            replica::Effect::Send { to, message, lane } => {
+                let frame = wire::frame::encode_frame(&message);
+                for peer in to {
+                    self.send(memory, peer, lane, frame.clone());
+                }
+            }
+            replica::Effect::Apply { id, batch } => self.mailbox.push(Job::Apply { id, batch }),
+            replica::Effect::Load { id, origin, after, bytes_max } => {
+                self.loads.ask(id, origin, after, bytes_max);
+            }
+            replica::Effect::BeginEpoch { above } => {
+                warn!(
+                    "Other nodes hold newer versions of this node than it does itself: its disk was \
+                     restored or lost its tail"
+                );
+                memory.epoch_above = above;
+                self.mailbox.push(Job::BeginEpoch { above });
+            }
+        }
+    }
+
+    /// Renews what `members` and metrics show.
+    fn survey(&mut self) {
+        let view = self.feed.view();
+        let own = view.own();
+        let mut list = vec![MemberStatus {
+            id: self.me,
+            name: own.map(|entry| entry.info.node.name.clone()),
+            gossip: self.swim.me().address,
+            state: MemberState::Alive,
+            round_trip: None,
+            versions_behind: 0,
+        }];
+        let behind = self.replica.behind_of();
+        for member in self.swim.members() {
+            let Identity { node, address, .. } = member.identity;
+            let entry = view.node_by_key(&key_of(node));
+            list.push(MemberStatus {
+                id: node,
+                name: entry.map(|entry| entry.info.node.name.clone()),
+                gossip: address,
+                state: member.state.into(),
+                round_trip: member.round_trip,
+                versions_behind: behind.get(&node).copied().unwrap_or(0),
+            });
+        }
+        self.members.store(Arc::new(list));
+        self.stats.store(Arc::new(super::Stats {
+            replica: *self.replica.stats(),
+            swim: self.swim.counters(),
+            behind: self.replica.behind(),
+            waiting_bytes: self.replica.waiting_bytes(),
+            members: self.swim.active_count() + 1,
+            neighbours: self.replica.neighbours().count(),
+            health: self.swim.health(),
+        }));
+    }
+
+    /// Sends what is still to be sent, says goodbye, and gives both a moment to leave the host.
+    async fn say_goodbye(&mut self, memory: &mut Memory, farewell: Option<oneshot::Sender<()>>) {
+        self.gather(memory);
+        self.perform(memory);
+        self.swim.handle(self.now(), swim::Input::Leave);
+        self.perform(memory);
+        self.net.clone().close(FAREWELL).await;
+        if let Some(farewell) = farewell {
+            // Whoever waited may have given up.
+            let _ = farewell.send(());
+        }
+    }
+
+    fn name_of(&self, node: NodeId) -> String {
+        let view = self.feed.view();
+        view.node_by_key(&key_of(node)).map(|entry| entry.info.node.name.clone()).unwrap_or_default()
+    }
+}

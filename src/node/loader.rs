@@ -1,0 +1,57 @@
+//! The thread that reads old changes back from the database, for peers that pull them. It has a
+//! read-only connection of its own, so that serving others never delays a write.
+
+use std::sync::mpsc;
+use std::thread;
+
+use tracing::warn;
+
+use super::engine::Happened;
+use super::mailbox::Reports;
+use crate::crdt::storage::StorageError;
+use crate::replica::LoadId;
+use crate::store::Loader;
+use crate::types::{Origin, Version};
+
+struct Ask {
+    id: LoadId,
+    origin: Origin,
+    after: Version,
+    bytes_max: usize,
+}
+
+/// Asks for loads. The replica has a limit on how many are under way, so the queue needs none.
+pub(super) struct Loads {
+    asks: mpsc::Sender<Ask>,
+}
+
+impl Loads {
+    /// Starts the thread. It ends when the asking side and the engine are gone.
+    pub(super) fn start(mut loader: Loader, reports: Reports) -> std::io::Result<Self> {
+        let (asks, asked) = mpsc::channel();
+        thread::Builder::new()
+            .name("tribune-loader".to_owned())
+            .spawn(move || run(&mut loader, &asked, &reports))?;
+        Ok(Self { asks })
+    }
+
+    pub(super) fn ask(&self, id: LoadId, origin: Origin, after: Version, bytes_max: usize) {
+        if self.asks.send(Ask { id, origin, after, bytes_max }).is_err() {
+            warn!("The loader is gone; peers have to pull from others");
+        }
+    }
+}
+
+fn run(loader: &mut Loader, asked: &mpsc::Receiver<Ask>, reports: &Reports) {
+    while let Ok(Ask { id, origin, after, bytes_max }) = asked.recv() {
+        let extract = loader
+            .load(origin, after, bytes_max)
+            .inspect_err(|error: &StorageError| {
+                warn!(%origin, %error, "Changes could not be read back for a peer");
+            })
+            .ok();
+        if reports.blocking_send(Happened::Loaded { id, extract }).is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! The replica's knobs, with their reasons.
+
+use std::time::Duration;
+
+/// How a replica behaves. The defaults suit a cluster of one to some thousand nodes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Config {
+    /// How many neighbours a node looks for. With five, random overlays of any size hold together
+    /// and reach everybody in about log N steps.
+    pub eager_target: usize,
+    /// Below this many neighbours a node looks for more, and it parts from none.
+    pub eager_floor: usize,
+    /// Above this many neighbours a node refuses all but an urgent one.
+    pub eager_max: usize,
+    /// How many of the neighbours are chosen for a short round trip; the others by lot.
+    pub eager_near: usize,
+    /// How many peers get digests of the heads that moved: others than the neighbours, as long as
+    /// there are others.
+    pub lazy_target: usize,
+    /// How often a peer gets a digest, at most.
+    pub digest_every: Duration,
+    /// How long a node stays behind before it pulls: most pushes come by themselves until then.
+    pub pull_after: Duration,
+    /// When a pull that was not answered is tried elsewhere.
+    pub pull_timeout: Duration,
+    /// How many pulls may be outstanding.
+    pub pulls_max: usize,
+    /// How many pulls may be outstanding with one peer.
+    pub pulls_per_peer_max: usize,
+    /// How many wants of others are served at a time; above that they are told to come back.
+    pub loads_max: usize,
+    /// How much one answer to a want carries, in bytes: some ten milliseconds on a link.
+    pub piece_bytes_max: usize,
+    /// How often the whole ledger is compared with one random member, which then gets digests in
+    /// the place of another.
+    pub compare_every: Duration,
+    /// How soon that is done again after a difference was found.
+    pub compare_again_after: Duration,
+    /// How often one link by lot is exchanged, so that the overlay stays a random one.
+    pub shuffle_every: Duration,
+    /// How many duplicates in a row make a neighbour superfluous.
+    pub duplicates_max: u32,
+    /// How many bytes one transaction takes over from other nodes: long ones delay local commits.
+    pub batch_bytes_max: usize,
+    /// How many bytes may wait to be applied. At the brim pushes are dropped, to be pulled later.
+    pub ready_bytes_max: usize,
+    /// How many bytes of an origin may wait for a missing version. At the brim they are dropped.
+    pub early_origin_bytes_max: usize,
+    /// How many bytes in all may wait for missing versions.
+    pub early_bytes_max: usize,
+    /// How many bytes of one origin's pulled parts are kept until they are whole. At the brim
+    /// what is there is applied, and the origin's rows are for a while no true prefix.
+    pub staged_origin_bytes_max: usize,
+    /// How many bytes of pulled parts of all origins are kept until they are whole.
+    pub staged_bytes_max: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            eager_target: 5,
+            eager_floor: 4,
+            eager_max: 8,
+            eager_near: 2,
+            lazy_target: 6,
+            digest_every: Duration::from_millis(500),
+            pull_after: Duration::from_millis(300),
+            pull_timeout: Duration::from_secs(1),
+            pulls_max: 16,
+            pulls_per_peer_max: 4,
+            loads_max: 8,
+            piece_bytes_max: 256 * 1024,
+            compare_every: Duration::from_secs(30),
+            compare_again_after: Duration::from_secs(5),
+            shuffle_every: Duration::from_secs(60),
+            duplicates_max: 16,
+            batch_bytes_max: 1024 * 1024,
+            ready_bytes_max: 32 * 1024 * 1024,
+            early_origin_bytes_max: 256 * 1024,
+            early_bytes_max: 16 * 1024 * 1024,
+            staged_origin_bytes_max: 8 * 1024 * 1024,
+            staged_bytes_max: 64 * 1024 * 1024,
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! Everything that can happen to a replica, and everything it can ask for.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::crdt::storage::Extract;
+use crate::crdt::{Batch, Changeset};
+use crate::types::{Epoch, NodeId, Origin, Version};
+use crate::wire::Message;
+
+/// Something happened. Inputs that stem from the storage ([`Input::Committed`],
+/// [`Input::Applied`], [`Input::EpochBegun`]) come in the order in which they became true there.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// This node committed a local transaction, and it is on disk.
+    Committed(Arc<Changeset>),
+    /// A peer said something. The bytes were decoded by [`crate::wire::decode`], and the sender
+    /// is known for certain.
+    Received { from: NodeId, message: Message },
+    /// A member is alive and can be reached. Said again, it updates the round trip.
+    PeerUp { node: NodeId, round_trip: Option<Duration> },
+    /// A member is down, left, or cannot be reached.
+    PeerDown(NodeId),
+    /// Messages to this peer were dropped, because its queue was full or its connection broke.
+    Overrun(NodeId),
+    /// The answer to [`Effect::Apply`].
+    Applied { id: BatchId, outcome: ApplyOutcome },
+    /// The answer to [`Effect::Load`]; `None` when the storage failed.
+    Loaded { id: LoadId, extract: Option<Extract> },
+    /// The answer to [`Effect::BeginEpoch`], or the epoch was begun for another reason (a restore).
+    EpochBegun(Origin),
+    /// The deadline has come. Every other input does this one's work too.
+    Tick,
+}
+
+/// How a batch fared.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ApplyOutcome {
+    /// It is on disk. The heads are those that it moved: [`crate::crdt::Commit::heads`].
+    Done { heads: Vec<(Origin, Version)> },
+    /// Nothing was written. The replica sends the same pieces again a little later.
+    Failed,
+}
+
+/// Something to do. Effects are carried out in their order, or at least each kind is.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Effect {
+    /// Send the message to each of these peers: encode it once. It may be dropped where a queue is
+    /// full; then the replica is told by [`Input::Overrun`].
+    Send { to: Vec<NodeId>, message: Message, lane: Lane },
+    /// Merge the batch into the storage in one transaction, and answer [`Input::Applied`], whatever
+    /// happens. There is never more than one outstanding.
+    Apply { id: BatchId, batch: Batch },
+    /// Call [`crate::crdt::storage::Storage::load`], and answer [`Input::Loaded`], whatever
+    /// happens. At most [`crate::replica::Config::loads_max`] are outstanding.
+    Load { id: LoadId, origin: Origin, after: Version, bytes_max: usize },
+    /// A peer holds versions of this node's own stream that this node does not: the tail was lost,
+    /// or the disk is an old copy. Call [`crate::crdt::storage::Storage::begin_epoch`] before the
+    /// next local commit and answer [`Input::EpochBegun`]. Where that fails, repeat it: the replica
+    /// asks only once.
+    BeginEpoch { above: Epoch },
+}
+
+/// Which of a connection's queues a message waits in, most urgent first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Lane {
+    /// Small, and others wait for it: handshakes, digests, wants.
+    Control,
+    /// This node's own fresh commits: never dropped while the connection lives.
+    Own,
+    /// Other nodes' fresh commits: the oldest is dropped first.
+    Relay,
+    /// Answers to wants: never starved, never in the way.
+    Repair,
+}
+
+/// Names a batch among those of this replica.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct BatchId(pub u64);
+
+/// Names a load among those of this replica.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct LoadId(pub u64);

@@ -1,0 +1,545 @@
+//! Who pushes to whom, and who gets digests: a random graph of fixed degree over the members.
+//!
+//! A neighbour link is held by both sides or by none; the handshake makes it, and any push over a
+//! link that only one side believes in is answered with "ended". Few links suffice: five random
+//! ones a node hold a graph of any size together.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use rand::RngExt;
+use rand::rngs::SmallRng;
+use rand::seq::IteratorRandom;
+
+use super::Config;
+use crate::ledger::Cursor;
+use crate::types::{NodeId, Time};
+use crate::wire::Neighbour;
+
+/// How long an ask waits for its answer.
+const ASK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a peer that refused, or ended a link, is left alone.
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(10);
+
+/// How long a node waits between two partings, so that it sees what the last one changed.
+const PART_EVERY: Duration = Duration::from_secs(1);
+
+/// The members that are up, and this node's links to them.
+///
+/// Law: `eager`, `asked` and `lazy` name only members that are up.
+#[derive(Debug)]
+pub(super) struct Overlay {
+    peers: BTreeMap<NodeId, Peer>,
+    /// Neighbours: fresh commits go to all of them.
+    eager: BTreeMap<NodeId, Eager>,
+    /// Asked to be neighbours; when the answer is no longer waited for.
+    asked: BTreeMap<NodeId, Time>,
+    /// Get digests; what they were told already.
+    lazy: BTreeMap<NodeId, Cursor>,
+    events: Vec<Event>,
+    /// When to look for neighbours again, while there are too few.
+    refill_at: Time,
+    shuffle_at: Option<Time>,
+    part_at: Time,
+    config: Config,
+}
+
+/// What the overlay wants to be done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Event {
+    Say(NodeId, Neighbour),
+    /// A link began: compare ledgers with the peer. Only the side that chose the link does it.
+    LinkUp(NodeId),
+    LinkMade,
+    LinkEnded,
+}
+
+#[derive(Debug, Default)]
+struct Peer {
+    round_trip: Option<Duration>,
+    ask_after: Time,
+}
+
+#[derive(Debug, Default)]
+struct Eager {
+    /// Pushes in a row that brought nothing new.
+    duplicates: u32,
+}
+
+impl Overlay {
+    pub(super) fn new(config: Config) -> Self {
+        Self {
+            peers: BTreeMap::new(),
+            eager: BTreeMap::new(),
+            asked: BTreeMap::new(),
+            lazy: BTreeMap::new(),
+            events: Vec::new(),
+            refill_at: Time(0),
+            shuffle_at: None,
+            part_at: Time(0),
+            config,
+        }
+    }
+
+    /// Returns the neighbours.
+    pub(super) fn eager(&self) -> impl Iterator<Item = NodeId> {
+        self.eager.keys().copied()
+    }
+
+    /// Returns the peers that get digests, with what they were told.
+    pub(super) fn lazy(&mut self) -> impl Iterator<Item = (NodeId, &mut Cursor)> {
+        self.lazy.iter_mut().map(|(node, told)| (*node, told))
+    }
+
+    /// Returns the peer's round trip; an hour where it is not known, which sorts last.
+    pub(super) fn round_trip(&self, node: NodeId) -> Duration {
+        const UNKNOWN: Duration = Duration::from_secs(3_600);
+        self.peers.get(&node).and_then(|peer| peer.round_trip).unwrap_or(UNKNOWN)
+    }
+
+    /// Takes what is to be done, in order.
+    pub(super) fn take_events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.events)
+    }
+
+    pub(super) fn deadline(&self) -> Option<Time> {
+        let refill = self.lacks_neighbours().then_some(self.refill_at);
+        let asked = self.asked.values().min().copied();
+        [refill, asked, self.shuffle_at].into_iter().flatten().min()
+    }
+
+    pub(super) fn on_peer_up(
+        &mut self,
+        now: Time,
+        rng: &mut SmallRng,
+        node: NodeId,
+        round_trip: Option<Duration>,
+    ) {
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.round_trip = round_trip.or(peer.round_trip);
+            return;
+        }
+        self.peers.insert(node, Peer { round_trip, ask_after: now });
+        self.refill_at = self.refill_at.min(now);
+        // The digests go to a fair sample of the members, also after a partition healed and half
+        // of them came back: each newcomer takes a place with its share of probability.
+        let share = self.config.lazy_target as f64 / self.peers.len() as f64;
+        if self.lazy.len() < self.config.lazy_target || rng.random_bool(share.min(1.0)) {
+            self.make_lazy(rng, node);
+        }
+        let share = 2.0 / self.peers.len() as f64;
+        let has_room = !self.is_small() && self.eager.len() < self.config.eager_max;
+        if has_room && !self.lacks_neighbours() && rng.random_bool(share.min(1.0)) {
+            self.ask(now, node);
+        }
+    }
+
+    pub(super) fn on_peer_down(&mut self, now: Time, node: NodeId) {
+        self.peers.remove(&node);
+        self.asked.remove(&node);
+        self.lazy.remove(&node);
+        self.end(now, node);
+        self.refill_at = self.refill_at.min(now);
+    }
+
+    pub(super) fn on_word(&mut self, now: Time, rng: &mut SmallRng, from: NodeId, word: Neighbour) {
+        match word {
+            Neighbour::Ask { urgent } => self.on_ask(now, rng, from, urgent),
+            Neighbour::Accepted => self.on_accepted(rng, from),
+            Neighbour::Refused => {
+                self.asked.remove(&from);
+                self.leave_alone(now, from);
+            }
+            Neighbour::Part => {
+                if self.eager.contains_key(&from) && self.eager.len() <= self.config.eager_floor {
+                    return;
+                }
+                self.end(now, from);
+                self.say(from, Neighbour::Ended);
+            }
+            Neighbour::Ended => {
+                self.asked.remove(&from);
+                self.end(now, from);
+            }
+        }
+    }
+
+    /// A peer pushed something, which was new here or was not.
+    pub(super) fn on_push(&mut self, now: Time, from: NodeId, is_new: bool) {
+        let may_part = !self.is_small()
+            && self.eager.len() > self.config.eager_floor
+            && now >= self.part_at
+            && !self.is_near(from);
+        let Some(link) = self.eager.get_mut(&from) else {
+            // An answer to our ask may have been overtaken by the first push.
+            if !self.asked.contains_key(&from) {
+                self.say(from, Neighbour::Ended);
+            }
+            return;
+        };
+        link.duplicates = if is_new { 0 } else { link.duplicates + 1 };
+        if link.duplicates >= self.config.duplicates_max && may_part {
+            link.duplicates = 0;
+            self.part_at = now + PART_EVERY;
+            self.say(from, Neighbour::Part);
+        }
+    }
+
+    /// Does what time has brought about.
+    pub(super) fn run(&mut self, now: Time, rng: &mut SmallRng) {
+        if self.asked.values().any(|until| *until <= now) {
+            self.asked.retain(|_, until| *until > now);
+            self.refill_at = self.refill_at.min(now);
+        }
+        if self.lacks_neighbours() && self.refill_at <= now {
+            self.refill(now, rng);
+        }
+        self.refill_lazy(rng);
+        let shuffle_at = *self.shuffle_at.get_or_insert_with(|| {
+            now + self.config.shuffle_every.mul_f64(rng.random_range(0.0..1.0))
+        });
+        if shuffle_at <= now {
+            self.shuffle_at =
+                Some(now + self.config.shuffle_every.mul_f64(rng.random_range(0.8..1.2)));
+            self.shuffle(now, rng);
+        }
+    }
+
+    /// Returns a member by lot, which from now on gets digests.
+    pub(super) fn exchange_lazy(&mut self, rng: &mut SmallRng) -> Option<NodeId> {
+        let node = self.peers.keys().copied().choose(rng)?;
+        if !self.lazy.contains_key(&node) && !self.eager.contains_key(&node) {
+            self.drop_lazy(rng);
+            self.lazy.insert(node, Cursor::default());
+        }
+        Some(node)
+    }
+
+    /// Notes that a peer has been, or is just being, told everything.
+    pub(super) fn told(&mut self, node: NodeId, cursor: Cursor) {
+        if let Some(told) = self.lazy.get_mut(&node) {
+            *told = cursor;
+        }
+    }
+
+    fn on_ask(&mut self, now: Time, rng: &mut SmallRng, from: NodeId, urgent: bool) {
+        let is_known = self.peers.contains_key(&from);
+        let is_full = self.eager.len() >= self.config.eager_max && !self.eager.contains_key(&from);
+        if !is_known || (is_full && !urgent) {
+            return self.say(from, Neighbour::Refused);
+        }
+        if is_full {
+            self.end_one(now, rng);
+        }
+        self.asked.remove(&from);
+        self.make_eager(rng, from);
+        self.say(from, Neighbour::Accepted);
+    }
+
+    fn on_accepted(&mut self, rng: &mut SmallRng, from: NodeId) {
+        if self.eager.contains_key(&from) {
+            return;
+        }
+        // The answer came too late, or there is no room any more.
+        if self.asked.remove(&from).is_none() || self.eager.len() >= self.config.eager_max {
+            return self.say(from, Neighbour::Ended);
+        }
+        self.make_eager(rng, from);
+        self.events.push(Event::LinkUp(from));
+    }
+
+    /// With few members everybody is everybody's neighbour.
+    fn is_small(&self) -> bool {
+        self.peers.len() <= self.config.eager_max
+    }
+
+    fn lacks_neighbours(&self) -> bool {
+        let enough = if self.is_small() { self.peers.len() } else { self.config.eager_floor };
+        self.eager.len() < enough
+    }
+
+    fn refill(&mut self, now: Time, rng: &mut SmallRng) {
+        let goal = if self.is_small() { self.peers.len() } else { self.config.eager_target };
+        while self.eager.len() + self.asked.len() < goal {
+            let Some(node) = self.candidate(now, rng) else { break };
+            self.ask(now, node);
+        }
+        let next = self.strangers().map(|(_, peer)| peer.ask_after).min();
+        self.refill_at = next.map_or(now + ASK_TIMEOUT, |next| next.max(now + ASK_TIMEOUT));
+    }
+
+    /// Returns the nearest stranger while near neighbours are missing, then one by lot.
+    fn candidate(&self, now: Time, rng: &mut SmallRng) -> Option<NodeId> {
+        let may_ask = || self.strangers().filter(|(_, peer)| peer.ask_after <= now);
+        if self.eager.len() + self.asked.len() < self.config.eager_near {
+            let nearest = may_ask()
+                .filter_map(|(node, peer)| Some((peer.round_trip?, node)))
+                .min()
+                .map(|(_, node)| node);
+            if nearest.is_some() {
+                return nearest;
+            }
+        }
+        may_ask().map(|(node, _)| node).choose(rng)
+    }
+
+    fn strangers(&self) -> impl Iterator<Item = (NodeId, &Peer)> {
+        self.peers
+            .iter()
+            .map(|(node, peer)| (*node, peer))
+            .filter(|(node, _)| !self.eager.contains_key(node) && !self.asked.contains_key(node))
+    }
+
+    fn ask(&mut self, now: Time, node: NodeId) {
+        self.asked.insert(node, now + ASK_TIMEOUT);
+        self.say(node, Neighbour::Ask { urgent: self.eager.is_empty() });
+    }
+
+    fn make_eager(&mut self, rng: &mut SmallRng, node: NodeId) {
+        if self.eager.insert(node, Eager::default()).is_some() {
+            return;
+        }
+        self.events.push(Event::LinkMade);
+        if self.lazy.contains_key(&node) && self.has_others_for_digests() {
+            self.lazy.remove(&node);
+            self.refill_lazy(rng);
+        }
+    }
+
+    /// Ends a link, if there is one, without a word.
+    fn end(&mut self, now: Time, node: NodeId) {
+        if self.eager.remove(&node).is_none() {
+            return;
+        }
+        self.events.push(Event::LinkEnded);
+        self.leave_alone(now, node);
+        self.refill_at = self.refill_at.min(now);
+    }
+
+    /// Ends a link by lot, but none of the nearest.
+    fn end_one(&mut self, now: Time, rng: &mut SmallRng) {
+        let Some(node) = self.eager().filter(|node| !self.is_near(*node)).choose(rng) else {
+            return;
+        };
+        self.end(now, node);
+        self.say(node, Neighbour::Ended);
+    }
+
+    fn leave_alone(&mut self, now: Time, node: NodeId) {
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.ask_after = now + ASK_AGAIN_AFTER;
+        }
+    }
+
+    /// Tells whether the neighbour is among the nearest ones, which are kept.
+    fn is_near(&self, node: NodeId) -> bool {
+        let round_trip = |node: NodeId| self.peers.get(&node).and_then(|peer| peer.round_trip);
+        let Some(own) = round_trip(node) else { return false };
+        let nearer = |other: &NodeId| {
+            round_trip(*other).is_some_and(|others| (others, *other) < (own, node))
+        };
+        self.eager().filter(nearer).count() < self.config.eager_near
+    }
+
+    /// Asks a member by lot, and offers a neighbour by lot to part, so that the graph stays
+    /// random however it came about.
+    fn shuffle(&mut self, now: Time, rng: &mut SmallRng) {
+        if self.is_small() {
+            return;
+        }
+        if self.eager.len() < self.config.eager_max
+            && let Some(node) = self.strangers().map(|(node, _)| node).choose(rng)
+        {
+            self.ask(now, node);
+        }
+        if self.eager.len() > self.config.eager_target
+            && let Some(node) = self.eager().filter(|node| !self.is_near(*node)).choose(rng)
+        {
+            self.say(node, Neighbour::Part);
+        }
+    }
+
+    fn has_others_for_digests(&self) -> bool {
+        self.peers.len() >= self.eager.len() + self.config.lazy_target
+    }
+
+    fn refill_lazy(&mut self, rng: &mut SmallRng) {
+        while self.lazy.len() < self.config.lazy_target.min(self.peers.len()) {
+            let free: BTreeSet<_> =
+                self.peers.keys().filter(|node| !self.lazy.contains_key(node)).copied().collect();
+            let other = free.iter().filter(|node| !self.eager.contains_key(node)).choose(rng);
+            let Some(node) = other.or_else(|| free.iter().choose(rng)) else { return };
+            self.make_lazy(rng, *node);
+        }
+    }
+
+    fn make_lazy(&mut self, rng: &mut SmallRng, node: NodeId) {
+        if self.lazy.len() >= self.config.lazy_target {
+            self.drop_lazy(rng);
+        }
+        self.lazy.insert(node, Cursor::default());
+        self.events.push(Event::LinkUp(node));
+    }
+
+    fn drop_lazy(&mut self, rng: &mut SmallRng) {
+        if let Some(node) = self.lazy.keys().copied().choose(rng) {
+            self.lazy.remove(&node);
+        }
+    }
+
+    fn say(&mut self, node: NodeId, word: Neighbour) {
+        self.events.push(Event::Say(node, word));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use rand::SeedableRng;
+
+    use super::*;
+
+    /// Overlays of `count` nodes that all know each other, talking without delay until they are
+    /// silent.
+    struct Party {
+        overlays: BTreeMap<NodeId, Overlay>,
+        rng: SmallRng,
+        now: Time,
+    }
+
+    fn node(number: u16) -> NodeId {
+        let mut id = NodeId::default();
+        id.0[..2].copy_from_slice(&number.to_be_bytes());
+        id
+    }
+
+    impl Party {
+        fn new(count: u16) -> Self {
+            let mut rng = SmallRng::seed_from_u64(7);
+            let now = Time(1);
+            let mut overlays = BTreeMap::new();
+            for own in 0..count {
+                let mut overlay = Overlay::new(Config::default());
+                for other in (0..count).filter(|other| *other != own) {
+                    overlay.on_peer_up(now, &mut rng, node(other), None);
+                }
+                overlays.insert(node(own), overlay);
+            }
+            let mut party = Self { overlays, rng, now };
+            party.settle();
+            party
+        }
+
+        fn settle(&mut self) {
+            for _ in 0..40 {
+                self.now = self.now + Duration::from_secs(1);
+                let mut words = VecDeque::new();
+                for (own, overlay) in &mut self.overlays {
+                    overlay.run(self.now, &mut self.rng);
+                    words.extend(said(*own, overlay));
+                }
+                while let Some((from, to, word)) = words.pop_front() {
+                    let Some(overlay) = self.overlays.get_mut(&to) else { continue };
+                    overlay.on_word(self.now, &mut self.rng, from, word);
+                    words.extend(said(to, overlay));
+                }
+            }
+        }
+
+        fn check_symmetry(&self) {
+            for (own, overlay) in &self.overlays {
+                for other in overlay.eager() {
+                    assert!(self.overlays[&other].eager.contains_key(own), "{own} and {other}");
+                }
+            }
+        }
+    }
+
+    fn said(own: NodeId, overlay: &mut Overlay) -> Vec<(NodeId, NodeId, Neighbour)> {
+        let said = overlay.take_events().into_iter().filter_map(|event| match event {
+            Event::Say(to, word) => Some((own, to, word)),
+            Event::LinkUp(_) | Event::LinkMade | Event::LinkEnded => None,
+        });
+        said.collect()
+    }
+
+    #[test]
+    fn few_nodes_are_all_neighbours() {
+        let party = Party::new(6);
+        party.check_symmetry();
+        assert!(party.overlays.values().all(|overlay| overlay.eager.len() == 5));
+        assert!(party.overlays.values().all(|overlay| overlay.lazy.len() == 5));
+    }
+
+    #[test]
+    fn many_nodes_have_between_floor_and_cap_and_hold_together() {
+        let party = Party::new(60);
+        party.check_symmetry();
+        for overlay in party.overlays.values() {
+            assert!((4..=8).contains(&overlay.eager.len()), "{:?}", overlay.eager);
+            assert_eq!(overlay.lazy.len(), 6);
+        }
+        let mut reached = BTreeSet::from([node(0)]);
+        let mut next = vec![node(0)];
+        while let Some(own) = next.pop() {
+            next.extend(party.overlays[&own].eager().filter(|other| reached.insert(*other)));
+        }
+        assert_eq!(reached.len(), 60);
+    }
+
+    #[test]
+    fn a_neighbour_that_goes_down_is_replaced() {
+        let mut party = Party::new(20);
+        let gone = node(3);
+        party.overlays.remove(&gone);
+        for overlay in party.overlays.values_mut() {
+            overlay.on_peer_down(party.now, gone);
+        }
+        party.settle();
+        party.check_symmetry();
+        assert!(party.overlays.values().all(|overlay| overlay.eager.len() >= 4));
+    }
+
+    #[test]
+    fn a_push_over_a_link_that_only_one_side_holds_ends_it() {
+        let mut party = Party::new(6);
+        party.overlays.get_mut(&node(1)).unwrap().eager.remove(&node(2));
+        let overlay = party.overlays.get_mut(&node(1)).unwrap();
+        overlay.on_push(party.now, node(2), true);
+        assert_eq!(overlay.take_events(), [Event::Say(node(2), Neighbour::Ended)]);
+    }
+
+    #[test]
+    fn a_link_that_brings_only_duplicates_is_given_up_but_never_below_the_floor() {
+        let mut party = Party::new(30);
+        for _ in 0..20 {
+            party.now = party.now + PART_EVERY;
+            let links: Vec<_> = party
+                .overlays
+                .iter()
+                .flat_map(|(own, overlay)| overlay.eager().map(|other| (*own, other)))
+                .collect();
+            let mut words = VecDeque::new();
+            for (own, other) in links {
+                let overlay = party.overlays.get_mut(&own).unwrap();
+                for _ in 0..16 {
+                    overlay.on_push(party.now, other, false);
+                }
+                words.extend(said(own, overlay));
+            }
+            while let Some((from, to, word)) = words.pop_front() {
+                let overlay = party.overlays.get_mut(&to).unwrap();
+                overlay.on_word(party.now, &mut party.rng, from, word);
+                words.extend(said(to, overlay));
+            }
+        }
+        // Two partings may cross and bring a node below the floor, until it looks around again.
+        party.settle();
+        party.check_symmetry();
+        let links = party.overlays.values().map(|overlay| overlay.eager.len()).sum::<usize>();
+        assert!(party.overlays.values().all(|overlay| overlay.eager.len() >= 4));
+        assert!(links < 30 * 5, "{links} ends of links");
+    }
+}

@@ -1,0 +1,120 @@
+//! Answering others' wants: a few at a time, from what is on disk, in pieces of bounded size.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::Config;
+use super::io::{Effect, Lane, LoadId};
+use super::stats::Stats;
+use crate::crdt::Piece;
+use crate::crdt::storage::Extract;
+use crate::types::{NodeId, Origin, Version};
+use crate::wire::change::changeset_bytes;
+use crate::wire::frame::CHANGESET_BYTES_MAX;
+use crate::wire::{Message, RequestId};
+
+/// When a peer may come back that found all places taken: a load takes a few milliseconds.
+const RETRY_AFTER: Duration = Duration::from_millis(100);
+
+/// When a peer may come back after the storage failed.
+const RETRY_AFTER_FAILURE: Duration = Duration::from_secs(2);
+
+/// The wants that are being answered.
+#[derive(Debug)]
+pub(super) struct Serve {
+    loads: BTreeMap<LoadId, Load>,
+    load: LoadId,
+    config: Config,
+}
+
+#[derive(Debug)]
+struct Load {
+    peer: NodeId,
+    request: RequestId,
+}
+
+impl Serve {
+    pub(super) fn new(config: Config) -> Self {
+        Self { loads: BTreeMap::new(), load: LoadId(0), config }
+    }
+
+    /// Answers a want at once, or begins to load what was asked for. `held` is the origin's head
+    /// on this node's disk.
+    pub(super) fn on_want(
+        &mut self,
+        stats: &mut Stats,
+        (peer, request): (NodeId, RequestId),
+        (origin, after): (Origin, Version),
+        held: Version,
+    ) -> Effect {
+        if held <= after {
+            let piece = Piece { origin, after: held, through: held, changesets: Vec::new() };
+            return send(peer, Message::Pulled { request, piece, head: held }, Lane::Control);
+        }
+        if self.loads.len() >= self.config.loads_max {
+            stats.refused_busy += 1;
+            return busy(peer, request, RETRY_AFTER);
+        }
+        self.load = LoadId(self.load.0 + 1);
+        self.loads.insert(self.load, Load { peer, request });
+        Effect::Load { id: self.load, origin, after, bytes_max: self.config.piece_bytes_max }
+    }
+
+    /// The storage answered. `own` is this node's stream and its head as far as the replica was
+    /// told: nothing beyond it is given away, or a peer would seem to know more of it.
+    pub(super) fn on_loaded(
+        &mut self,
+        stats: &mut Stats,
+        id: LoadId,
+        extract: Option<Extract>,
+        own: (Origin, Version),
+    ) -> Option<Effect> {
+        let Load { peer, request } = self.loads.remove(&id)?;
+        let Some(Extract { mut piece, head }) = extract else {
+            return Some(busy(peer, request, RETRY_AFTER_FAILURE));
+        };
+        if piece.origin == own.0 {
+            cut(&mut piece, own.1);
+        }
+        if !fit(&mut piece) {
+            stats.oversized += 1;
+            return Some(busy(peer, request, RETRY_AFTER_FAILURE));
+        }
+        stats.served += 1;
+        let head = head.max(piece.through);
+        Some(send(peer, Message::Pulled { request, piece, head }, Lane::Repair))
+    }
+}
+
+/// Cuts a piece off behind a version.
+fn cut(piece: &mut Piece, through: Version) {
+    if piece.through > through {
+        piece.changesets.retain(|changeset| changeset.stamp.version <= through);
+        piece.through = through.max(piece.after);
+    }
+}
+
+/// Cuts a piece to what a frame holds. Returns false when not even its first changeset fits.
+fn fit(piece: &mut Piece) -> bool {
+    let mut bytes = 0;
+    let fitting = piece.changesets.iter().take_while(|changeset| {
+        bytes += changeset_bytes(changeset);
+        bytes <= CHANGESET_BYTES_MAX
+    });
+    let fitting = fitting.count();
+    if fitting == piece.changesets.len() {
+        return true;
+    }
+    let Some(last) = fitting.checked_sub(1) else { return false };
+    let through = piece.changesets[last].stamp.version;
+    cut(piece, through);
+    true
+}
+
+fn busy(peer: NodeId, request: RequestId, retry_after: Duration) -> Effect {
+    send(peer, Message::Busy { request, retry_after }, Lane::Control)
+}
+
+fn send(to: NodeId, message: Message, lane: Lane) -> Effect {
+    Effect::Send { to: vec![to], message, lane }
+}

@@ -1,0 +1,70 @@
+//! What a replica counts. Whoever shows the numbers reads them from outside.
+
+/// Counts since the replica was made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Stats {
+    /// Own commits sent to the neighbours.
+    pub own_pushed: u64,
+    /// Pushes that brought the next version of their origin.
+    pub pushes_next: u64,
+    /// Pushes that came before what they follow.
+    pub pushes_early: u64,
+    /// Pushes of what was there already.
+    pub pushes_known: u64,
+    /// Pushes dropped for want of room, or because their origin is set aside.
+    pub pushes_dropped: u64,
+    /// Pushes passed on, counted once for each neighbour they went to.
+    pub relayed: u64,
+    /// Wants sent.
+    pub pulls: u64,
+    /// Wants answered with something new.
+    pub pulls_useful: u64,
+    /// Wants answered with nothing new.
+    pub pulls_empty: u64,
+    /// Wants that were told to come back later.
+    pub pulls_busy: u64,
+    /// Wants that were not answered in time.
+    pub pulls_timed_out: u64,
+    /// Catch-ups that had to be applied in parts.
+    pub pulls_split: u64,
+    /// Wants of others answered with a piece.
+    pub served: u64,
+    /// Wants of others that were told to come back later.
+    pub refused_busy: u64,
+    /// Pieces that could not be sent because they are longer than a frame. The writer's limit
+    /// should make this impossible.
+    pub oversized: u64,
+    /// Digests of moved heads sent.
+    pub digests: u64,
+    /// Comparisons of whole ledgers begun.
+    pub compares: u64,
+    /// Batches written.
+    pub batches: u64,
+    /// Batches that the storage failed to write.
+    pub batches_failed: u64,
+    /// Times an origin was set aside because its changes could not be written.
+    pub set_aside: u64,
+    /// Pieces that the storage did not take although it should have.
+    pub unjoined: u64,
+    /// Things that peers said and that cannot be, or that there was no room to remember.
+    pub rejected: u64,
+    /// Epochs asked for because a peer knew more of this node's stream than it did itself.
+    pub epochs_lost: u64,
+    /// Links made with neighbours.
+    pub links_made: u64,
+    /// Links ended, by either side or by a peer's going down.
+    pub links_ended: u64,
+    /// Times a peer's queue overran.
+    pub overruns: u64,
+}
+
+/// How far a node is behind what it has heard of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Behind {
+    /// Origins of which something is missing.
+    pub origins: usize,
+    /// Versions that some peer holds and this node does not.
+    pub versions: u64,
+    /// Since when the longest missing one is known to be missing.
+    pub since: Option<crate::types::Time>,
+}

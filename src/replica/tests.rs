@@ -1,0 +1,379 @@
+//! One replica, told what happens, and what it says to do.
+
+use std::time::Duration;
+
+use super::*;
+use crate::crdt::storage::Extract;
+use crate::crdt::{Batch, Stamp};
+use crate::ledger::tests::origin;
+use crate::types::Wall;
+use crate::wire::{Neighbour, RequestId};
+
+const ME: u8 = 1;
+
+fn node(number: u8) -> NodeId {
+    origin(number).node
+}
+
+fn changeset(of: u8, version: u64) -> Arc<Changeset> {
+    let stamp = Stamp { origin: origin(of), version: Version(version) };
+    Arc::new(Changeset { stamp, at: Wall(0), tables: Vec::new() })
+}
+
+fn push(of: u8, version: u64) -> Message {
+    Message::Push { hops: 0, piece: Piece::of(changeset(of, version)) }
+}
+
+fn piece(of: u8, after: u64, through: u64) -> Piece {
+    let changesets = (after + 1..=through).map(|version| changeset(of, version)).collect();
+    Piece { origin: origin(of), after: Version(after), through: Version(through), changesets }
+}
+
+fn heads(of: u8, version: u64) -> Message {
+    Message::Heads(vec![(origin(of), Version(version))])
+}
+
+/// A replica and its clock, in a little language.
+struct One {
+    replica: Replica,
+    now: Time,
+}
+
+impl One {
+    fn new() -> Self {
+        Self { replica: Replica::new(origin(ME), [], Config::default(), 1), now: Time(0) }
+    }
+
+    /// One whose neighbours are these.
+    fn with_neighbours(neighbours: &[u8]) -> Self {
+        let mut one = Self::new();
+        for neighbour in neighbours {
+            let node = node(*neighbour);
+            one.tell(Input::PeerUp { node, round_trip: None });
+            one.hear(*neighbour, Message::Neighbour(Neighbour::Accepted));
+        }
+        assert_eq!(one.replica.neighbours().count(), neighbours.len());
+        one
+    }
+
+    fn tell(&mut self, input: Input) -> Vec<Effect> {
+        self.replica.handle(self.now, input);
+        std::iter::from_fn(|| self.replica.next_effect()).collect()
+    }
+
+    fn hear(&mut self, from: u8, message: Message) -> Vec<Effect> {
+        self.tell(Input::Received { from: node(from), message })
+    }
+
+    fn wait(&mut self, millis: u64) -> Vec<Effect> {
+        let end = self.now + Duration::from_millis(millis);
+        let mut effects = Vec::new();
+        while let Some((at, _)) = self.replica.deadline().filter(|(at, _)| *at <= end) {
+            assert!(at >= self.now, "a deadline in the past was not dealt with");
+            self.now = at;
+            effects.extend(self.tell(Input::Tick));
+        }
+        self.now = end;
+        effects
+    }
+
+    fn done(&mut self, id: BatchId, batch: &Batch) -> Vec<Effect> {
+        let heads = batch.pieces.iter().map(|piece| (piece.origin, piece.through)).collect();
+        self.tell(Input::Applied { id, outcome: ApplyOutcome::Done { heads } })
+    }
+
+    fn held(&self, of: u8) -> u64 {
+        self.replica.ledger().head(origin(of)).0
+    }
+}
+
+fn sent(effects: &[Effect]) -> Vec<(Vec<NodeId>, &Message)> {
+    let sent = effects.iter().filter_map(|effect| match effect {
+        Effect::Send { to, message, .. } => Some((to.clone(), message)),
+        Effect::Apply { .. } | Effect::Load { .. } | Effect::BeginEpoch { .. } => None,
+    });
+    sent.collect()
+}
+
+fn batch(effects: &[Effect]) -> Option<(BatchId, Batch)> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::Apply { id, batch } => Some((*id, batch.clone())),
+        Effect::Send { .. } | Effect::Load { .. } | Effect::BeginEpoch { .. } => None,
+    })
+}
+
+fn wants(effects: &[Effect]) -> Vec<(NodeId, RequestId, Origin, u64)> {
+    let wants = sent(effects).into_iter().filter_map(|(to, message)| match message {
+        Message::Want { request, origin, after } => Some((to[0], *request, *origin, after.0)),
+        _ => None,
+    });
+    wants.collect()
+}
+
+#[test]
+fn an_own_commit_goes_once_to_every_neighbour() {
+    let mut one = One::with_neighbours(&[2, 3, 4]);
+    let effects = one.tell(Input::Committed(changeset(ME, 1)));
+    let to = vec![node(2), node(3), node(4)];
+    assert_eq!(
+        effects,
+        [Effect::Send { to, message: push(ME, 1), lane: Lane::Own }],
+        "the commit, and nothing else"
+    );
+    assert_eq!(one.held(ME), 1);
+}
+
+#[test]
+fn a_push_is_passed_on_before_it_is_on_disk_and_never_back() {
+    let mut one = One::with_neighbours(&[2, 3, 4]);
+    let effects = one.hear(3, push(9, 1));
+    let onward = Message::Push { hops: 1, piece: Piece::of(changeset(9, 1)) };
+    assert_eq!(sent(&effects), [(vec![node(2), node(4)], &onward)]);
+    let (id, batch) = batch(&effects).expect("it is applied at once");
+    assert_eq!(one.held(9), 0);
+    assert_eq!(sent(&one.hear(2, push(9, 1))), [], "the second copy stops here");
+    one.done(id, &batch);
+    assert_eq!(one.held(9), 1);
+}
+
+#[test]
+fn what_comes_early_waits_for_what_it_follows() {
+    let mut one = One::with_neighbours(&[2, 3]);
+    let early = one.hear(2, push(9, 2));
+    assert_eq!(batch(&early), None);
+    assert_eq!(sent(&early).len(), 1, "it is passed on all the same");
+    let effects = one.hear(2, push(9, 1));
+    let (_, batch) = batch(&effects).unwrap();
+    assert_eq!(batch.pieces, [piece(9, 0, 2)]);
+}
+
+#[test]
+fn pieces_gather_while_a_batch_is_being_written() {
+    let mut one = One::with_neighbours(&[2]);
+    let (id, first) = batch(&one.hear(2, push(8, 1))).unwrap();
+    assert_eq!(batch(&one.hear(2, push(8, 2))), None);
+    assert_eq!(batch(&one.hear(2, push(9, 1))), None);
+    let (_, second) = batch(&one.done(id, &first)).unwrap();
+    assert_eq!(second.pieces, [piece(8, 1, 2), piece(9, 0, 1)]);
+}
+
+#[test]
+fn what_stays_missing_is_pulled_from_one_who_holds_it() {
+    let mut one = One::with_neighbours(&[2, 3]);
+    assert_eq!(wants(&one.hear(3, heads(9, 4))), []);
+    assert_eq!(one.replica.behind().versions, 4);
+    assert_eq!(one.replica.behind_of(), BTreeMap::from([(node(3), 4)]));
+    let asked = wants(&one.wait(300));
+    let [(peer, request, wanted, 0)] = asked[..] else { panic!("{asked:?}") };
+    assert_eq!((peer, wanted), (node(3), origin(9)));
+    let message = Message::Pulled { request, piece: piece(9, 0, 4), head: Version(4) };
+    let effects = one.hear(3, message);
+    let (id, batch) = batch(&effects).unwrap();
+    assert_eq!(sent(&effects), [], "what was pulled is not pushed");
+    one.done(id, &batch);
+    assert_eq!(one.held(9), 4);
+    assert_eq!(one.replica.behind(), Behind::default());
+}
+
+#[test]
+fn what_comes_by_itself_is_not_pulled() {
+    let mut one = One::with_neighbours(&[2, 3]);
+    one.hear(3, heads(9, 1));
+    one.wait(100);
+    one.hear(2, push(9, 1));
+    assert_eq!(wants(&one.wait(1_000)), []);
+}
+
+#[test]
+fn an_answer_that_does_not_come_is_asked_for_elsewhere() {
+    let mut one = One::with_neighbours(&[2, 3]);
+    one.hear(2, heads(9, 1));
+    one.hear(3, heads(9, 1));
+    let first = wants(&one.wait(300));
+    let second = wants(&one.wait(3_000));
+    assert_eq!((first.len(), second.len()), (1, 1));
+    assert_ne!(first[0].0, second[0].0);
+    assert_eq!(one.replica.stats().pulls_timed_out, 1);
+}
+
+#[test]
+fn a_busy_peer_is_left_alone_for_as_long_as_it_asks() {
+    let mut one = One::with_neighbours(&[2]);
+    one.hear(2, heads(9, 1));
+    let (_, request, ..) = wants(&one.wait(300))[0];
+    one.hear(2, Message::Busy { request, retry_after: Duration::from_secs(2) });
+    assert_eq!(wants(&one.wait(1_990)), []);
+    assert_eq!(wants(&one.wait(1_500)).len(), 1);
+}
+
+#[test]
+fn outstanding_pulls_are_limited_by_peer_and_in_all() {
+    let mut one = One::with_neighbours(&[2, 3, 4, 5, 6, 7]);
+    for of in 100..150 {
+        one.hear(2, heads(of, 1));
+    }
+    assert_eq!(wants(&one.wait(301)).len(), 4);
+    for peer in 3..8 {
+        for of in 100..150 {
+            one.hear(peer, heads(of, 1));
+        }
+    }
+    assert_eq!(wants(&one.wait(500)).len(), 12);
+}
+
+#[test]
+fn a_catch_up_that_was_cut_is_applied_when_it_is_whole() {
+    let mut one = One::with_neighbours(&[2]);
+    one.hear(2, heads(9, 6));
+    let (_, request, ..) = wants(&one.wait(300))[0];
+    let first = Message::Pulled { request, piece: piece(9, 0, 4), head: Version(6) };
+    let effects = one.hear(2, first);
+    assert_eq!(batch(&effects), None);
+    let (_, request, _, after) = wants(&effects)[0];
+    assert_eq!(after, 4);
+    let rest = Message::Pulled { request, piece: piece(9, 4, 6), head: Version(6) };
+    let (_, batch) = batch(&one.hear(2, rest)).unwrap();
+    assert_eq!(batch.pieces, [piece(9, 0, 6)]);
+}
+
+#[test]
+fn a_batch_that_failed_is_tried_again_and_does_not_count_as_held() {
+    let mut one = One::with_neighbours(&[2]);
+    let (id, failed) = batch(&one.hear(2, push(9, 1))).unwrap();
+    one.tell(Input::Applied { id, outcome: ApplyOutcome::Failed });
+    assert_eq!(one.held(9), 0);
+    let (id, again) = batch(&one.wait(200)).unwrap();
+    assert_eq!(again, failed);
+    one.done(id, &again);
+    assert_eq!(one.held(9), 1);
+}
+
+#[test]
+fn an_origin_that_cannot_be_written_is_set_aside_and_stops_nobody_else() {
+    let mut one = One::with_neighbours(&[2]);
+    let mut effects = one.hear(2, push(8, 1));
+    for of in [7, 9, 10] {
+        effects.extend(one.hear(2, push(of, 1)));
+    }
+    for _ in 0..40 {
+        if let Some((id, batch)) = batch(&effects) {
+            let is_poisoned = batch.pieces.iter().any(|piece| piece.origin == origin(9));
+            effects = if is_poisoned {
+                one.tell(Input::Applied { id, outcome: ApplyOutcome::Failed })
+            } else {
+                one.done(id, &batch)
+            };
+        } else {
+            effects = one.wait(100);
+        }
+    }
+    assert_eq!([7, 8, 9, 10].map(|of| one.held(of)), [1, 1, 0, 1]);
+    assert!(one.replica.stats().set_aside >= 1);
+    assert_eq!(one.replica.behind().origins, 1, "what is set aside is not forgotten");
+}
+
+#[test]
+fn a_want_is_answered_from_what_the_storage_loads() {
+    let mut one = One::with_neighbours(&[2]);
+    one.tell(Input::Committed(changeset(ME, 1)));
+    let request = RequestId(7);
+    let want = |after| Message::Want { request, origin: origin(ME), after: Version(after) };
+    let effects = one.hear(2, want(0));
+    let [Effect::Load { id, .. }] = effects[..] else { panic!("{effects:?}") };
+    let extract = Some(Extract { piece: piece(ME, 0, 1), head: Version(1) });
+    let answer = one.tell(Input::Loaded { id, extract });
+    let pulled = Message::Pulled { request, piece: piece(ME, 0, 1), head: Version(1) };
+    assert_eq!(sent(&answer), [(vec![node(2)], &pulled)]);
+    let nothing = Message::Pulled { request, piece: piece(ME, 1, 1), head: Version(1) };
+    assert_eq!(sent(&one.hear(2, want(1))), [(vec![node(2)], &nothing)]);
+}
+
+#[test]
+fn wants_beyond_the_places_are_told_to_come_back() {
+    let mut one = One::with_neighbours(&[2]);
+    one.tell(Input::Committed(changeset(ME, 1)));
+    let want = |request| Message::Want {
+        request: RequestId(request),
+        origin: origin(ME),
+        after: Version(0),
+    };
+    for request in 0..8 {
+        assert!(matches!(one.hear(2, want(request))[..], [Effect::Load { .. }]));
+    }
+    let effects = one.hear(2, want(8));
+    assert!(matches!(sent(&effects)[..], [(_, Message::Busy { .. })]), "{effects:?}");
+}
+
+#[test]
+fn own_commits_that_the_replica_was_not_told_of_are_not_given_away() {
+    let mut one = One::with_neighbours(&[2]);
+    one.tell(Input::Committed(changeset(ME, 1)));
+    let request = RequestId(1);
+    let want = Message::Want { request, origin: origin(ME), after: Version(0) };
+    let effects = one.hear(2, want);
+    let [Effect::Load { id, .. }] = effects[..] else { panic!("{effects:?}") };
+    let extract = Some(Extract { piece: piece(ME, 0, 3), head: Version(3) });
+    let effects = one.tell(Input::Loaded { id, extract });
+    let cut = Message::Pulled { request, piece: piece(ME, 0, 1), head: Version(3) };
+    assert_eq!(sent(&effects), [(vec![node(2)], &cut)]);
+}
+
+#[test]
+fn a_peer_that_knows_more_of_this_node_than_itself_makes_it_begin_an_epoch() {
+    let mut one = One::with_neighbours(&[2]);
+    one.tell(Input::Committed(changeset(ME, 1)));
+    assert_eq!(one.hear(2, heads(ME, 1)), []);
+    let effects = one.hear(2, heads(ME, 5));
+    assert_eq!(effects, [Effect::BeginEpoch { above: Epoch(1) }]);
+    assert_eq!(one.hear(2, push(ME, 6)), [], "once is enough");
+    let second = Origin { epoch: Epoch(2), ..origin(ME) };
+    one.tell(Input::EpochBegun(second));
+    one.hear(2, heads(ME, 5));
+    assert_eq!(wants(&one.wait(300)).len(), 1, "the lost tail comes back as another's");
+    let later = Origin { epoch: Epoch(7), ..origin(ME) };
+    let effects = one.hear(2, Message::Known { origin: later, head: Version(1) });
+    assert_eq!(effects, [Effect::BeginEpoch { above: Epoch(7) }]);
+}
+
+#[test]
+fn a_peer_that_knows_no_more_of_this_node_confirms_it() {
+    let mut one = One::with_neighbours(&[2]);
+    one.hear(2, Message::Known { origin: origin(ME), head: Version(0) });
+    assert_eq!(one.replica.confirmations(), 1);
+    one.hear(2, Message::Known { origin: origin(9), head: Version(0) });
+    assert_eq!(one.replica.stats().rejected, 1);
+}
+
+#[test]
+fn heads_that_moved_are_told_once_and_an_idle_node_is_silent() {
+    let mut one = One::with_neighbours(&[2, 3]);
+    one.wait(1_000);
+    one.tell(Input::Committed(changeset(ME, 1)));
+    let effects = one.wait(500);
+    let digest = heads(ME, 1);
+    assert_eq!(sent(&effects), [(vec![node(2)], &digest), (vec![node(3)], &digest)]);
+    let digests = one.replica.stats().digests;
+    let later = one.wait(200_000);
+    assert_eq!(one.replica.stats().digests, digests);
+    assert!(later.len() < 10, "one comparison each half minute: {later:?}");
+}
+
+#[test]
+fn an_overrun_peer_is_told_everything_again_but_not_at_once() {
+    let mut one = One::with_neighbours(&[2]);
+    one.wait(29_000);
+    for _ in 0..9 {
+        one.tell(Input::Overrun(node(2)));
+    }
+    let effects = one.wait(600);
+    let hashes = sent(&effects);
+    assert!(matches!(hashes[..], [(_, Message::Buckets(_))]), "{effects:?}");
+}
+
+#[test]
+fn a_push_that_is_no_fresh_commit_is_counted_and_dropped() {
+    let mut one = One::with_neighbours(&[2]);
+    let message = Message::Push { hops: 0, piece: piece(9, 0, 2) };
+    assert_eq!(one.hear(2, message), []);
+    assert_eq!(one.replica.stats().rejected, 1);
+}

@@ -1,0 +1,220 @@
+//! What must be true: one function a truth. Those of the first part hold at every commit of every
+//! node, those of the second when the trouble is over.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::node::VirtualNode;
+use super::trace::Fnv;
+use super::{NodeIndex, workload};
+use crate::crdt::{Commit, Piece, Storage};
+use crate::types::{NodeId, Origin, Time, Version};
+use crate::wire::{Message, encode};
+
+/// What all nodes together have seen.
+#[derive(Debug, Default)]
+pub(super) struct Truths {
+    /// The content of each name, as it was committed.
+    names: BTreeMap<(Origin, Version), u64>,
+    /// The content of whoever held so many versions, which were all there were.
+    contents: BTreeMap<u64, u64>,
+    /// The rows of each owner after each of its versions, as long as it had one origin only.
+    histories: BTreeMap<(Origin, Version), u64>,
+    /// How far each origin's commits were acknowledged to a client.
+    acknowledged: BTreeMap<Origin, Version>,
+    /// Owners of more than one origin: which of their versions is newer is not plain any more.
+    split_owners: BTreeSet<NodeId>,
+    /// When each version was committed, for the report.
+    committed_at: BTreeMap<(Origin, Version), Time>,
+}
+
+/// A truth that was found not to be one, in words.
+pub(super) type Checked = Result<(), String>;
+
+impl Truths {
+    /// A node committed a transaction of its own.
+    pub(super) fn on_own_commit(
+        &mut self,
+        now: Time,
+        node: &VirtualNode,
+        commit: &Commit,
+    ) -> Checked {
+        let Some(changeset) = &commit.changeset else {
+            return Err(format!("{} committed something without a changeset", node.index));
+        };
+        let name = (changeset.stamp.origin, changeset.stamp.version);
+        let bytes = encode(&Message::Push { hops: 0, piece: Piece::of(changeset.clone()) });
+        self.name_has_one_content(name, &bytes)?;
+        self.committed_at.insert(name, now);
+        if name.0.epoch.0 > 1 {
+            self.split_owners.insert(node.id);
+        }
+        self.histories.insert(name, owned_rows(node, node.id));
+        Ok(())
+    }
+
+    pub(super) fn on_acknowledged(&mut self, origin: Origin, version: Version) {
+        self.acknowledged.insert(origin, version);
+    }
+
+    /// A disk was lost: what nobody else has of this node's origins need not come back.
+    pub(super) fn excuse(&mut self, node: NodeId, survived: impl Fn(Origin) -> Version) {
+        for (origin, version) in &mut self.acknowledged {
+            if origin.node == node {
+                *version = survived(*origin).min(*version);
+            }
+        }
+    }
+
+    pub(super) fn committed_at(&self, name: (Origin, Version)) -> Option<Time> {
+        self.committed_at.get(&name).copied()
+    }
+
+    pub(super) fn versions(&self) -> usize {
+        self.committed_at.len()
+    }
+
+    /// No name denotes two contents, ever.
+    fn name_has_one_content(&mut self, name: (Origin, Version), bytes: &[u8]) -> Checked {
+        let content = Fnv::of(bytes);
+        match self.names.insert(name, content) {
+            Some(before) if before != content => {
+                Err(format!("{} version {} was committed twice, with two contents", name.0, name.1))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Nodes that hold everything there is have equal rows and clocks, also while others do not.
+    ///
+    /// Of nodes that hold less this is not true: a piece that was pulled lacks the cells that were
+    /// overwritten where it came from, perhaps by an origin that its receiver has yet to hear of.
+    pub(super) fn whoever_holds_all_holds_the_same(&mut self, node: &VirtualNode) -> Checked {
+        let held = node.heads.values().map(|head| head.0).sum::<u64>();
+        if held != self.committed_at.len() as u64 {
+            return Ok(());
+        }
+        let content = node.storage.fingerprint().map_err(|error| error.to_string())?;
+        match self.contents.insert(held, content) {
+            Some(before) if before != content => {
+                Err(format!("{} holds all, but not the same as somebody else", node.index))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// The rows that a node owns are, on every node, those it had after some version.
+    pub(super) fn owned_rows_are_a_prefix(
+        &self,
+        node: &VirtualNode,
+        heads: &[(Origin, Version)],
+    ) -> Checked {
+        for (origin, head) in heads {
+            let owner = origin.node;
+            let Some(history) = self.histories.get(&(*origin, *head)) else { continue };
+            if !self.split_owners.contains(&owner) && owned_rows(node, owner) != *history {
+                return Err(format!(
+                    "{} shows rows of {owner} that it did not have after version {head}",
+                    node.index
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// What was acknowledged is on every node.
+    pub(super) fn nothing_acknowledged_is_lost(&self, nodes: &[VirtualNode]) -> Checked {
+        for node in nodes {
+            for (origin, version) in &self.acknowledged {
+                let head = node.head(*origin);
+                if head < *version {
+                    return Err(format!(
+                        "{} holds {origin} up to {head}, but {version} was acknowledged",
+                        node.index
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Rows that are written together are never seen apart.
+pub(super) fn twins_change_together(node: NodeIndex, commit: &Commit) -> Checked {
+    for table in &commit.tables {
+        let name = &*table.table.name;
+        for event in &table.rows {
+            let Some(twin) = workload::twin_of(name, &event.key) else { continue };
+            let twin = table.rows.iter().find(|other| other.key == twin);
+            let is_alike = twin.is_some_and(|twin| {
+                workload::shared_part(twin) == workload::shared_part(event)
+                    && twin.existed == event.existed
+            });
+            if !is_alike {
+                return Err(format!("{node} sees half a transaction: {name} {:?}", event.key));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// While a process lives, no head goes down.
+pub(super) fn heads_only_rise(node: &VirtualNode, heads: &[(Origin, Version)]) -> Checked {
+    for (origin, head) in heads {
+        let before = node.head(*origin);
+        if *head < before {
+            return Err(format!(
+                "{}: the head of {origin} fell from {before} to {head}",
+                node.index
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The replica's ledger holds nothing that is not on disk; at rest, all that is.
+pub(super) fn ledger_is_honest(node: &VirtualNode, is_at_rest: bool) -> Checked {
+    let Some(replica) = &node.replica else { return Ok(()) };
+    for (origin, head) in replica.ledger().heads() {
+        if head > node.head(origin) {
+            return Err(format!("{} believes it holds {origin} up to {head}", node.index));
+        }
+    }
+    let is_whole = replica.ledger().heads().eq(node.heads.iter().map(|(origin, v)| (*origin, *v)));
+    if is_at_rest && !is_whole {
+        return Err(format!("{}: ledger and storage differ at rest", node.index));
+    }
+    Ok(())
+}
+
+/// Nodes with equal heads that miss nothing have equal rows and clocks.
+pub(super) fn equal_heads_have_equal_contents(nodes: &[VirtualNode]) -> Checked {
+    let content = |node: &VirtualNode| node.storage.fingerprint().ok();
+    match nodes.iter().find(|node| content(node) != content(&nodes[0])) {
+        Some(node) => Err(format!("{} has other rows than n0, with the same heads", node.index)),
+        None => Ok(()),
+    }
+}
+
+/// All nodes are up, hold the same, and know it.
+pub(super) fn has_converged(nodes: &[VirtualNode]) -> bool {
+    let first = nodes[0].heads_hash();
+    nodes.iter().all(|node| {
+        let is_told = node.replica.as_ref().is_some_and(|replica| {
+            // What follows a version that a restored disk lost may wait for it in vain.
+            replica.behind().versions == 0 && replica.waiting_bytes().0 == 0
+        });
+        is_told && node.disk.is_idle() && node.heads_hash() == first
+    })
+}
+
+fn owned_rows(node: &VirtualNode, owner: NodeId) -> u64 {
+    let mut hash = Fnv::default();
+    for key in workload::owned_keys(owner) {
+        let row = node.storage.inspect("services", &key).ok().flatten();
+        match row.and_then(|inspected| inspected.row) {
+            Some(row) => row.iter().for_each(|value| hash.add(value.to_string().as_bytes())),
+            None => hash.add(b"-"),
+        }
+    }
+    hash.value()
+}

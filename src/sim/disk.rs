@@ -1,0 +1,79 @@
+//! A disk that takes its time, fails, and loses what it had not confirmed.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use rand::RngExt;
+use rand::rngs::SmallRng;
+
+use crate::crdt::{Batch, RowOp};
+use crate::replica::BatchId;
+use crate::types::Epoch;
+
+/// How disks behave.
+#[derive(Clone, Debug)]
+pub struct DiskConfig {
+    /// What a transaction takes at least.
+    pub write_min: Duration,
+    /// What it takes at most.
+    pub write_max: Duration,
+    /// What a read takes at most.
+    pub read_max: Duration,
+}
+
+impl Default for DiskConfig {
+    fn default() -> Self {
+        Self {
+            write_min: Duration::from_micros(150),
+            write_max: Duration::from_millis(2),
+            read_max: Duration::from_millis(1),
+        }
+    }
+}
+
+/// One transaction that waits for the writer.
+#[derive(Clone, Debug)]
+pub(super) enum Job {
+    Commit(Vec<RowOp>),
+    Apply { id: BatchId, batch: Batch },
+    BeginEpoch { above: Epoch },
+}
+
+/// The one writer of a node and what waits for it. A job becomes true, whole and durable, at the
+/// moment it ends; before that a crash leaves no trace of it.
+#[derive(Debug, Default)]
+pub(super) struct Disk {
+    jobs: VecDeque<Job>,
+    pub(super) is_failing: bool,
+}
+
+impl Disk {
+    /// Adds a job. Returns whether the writer was idle and has to be set to work.
+    pub(super) fn add(&mut self, job: Job) -> bool {
+        self.jobs.push_back(job);
+        self.jobs.len() == 1
+    }
+
+    /// Ends the first job. The caller carries it out, and sets the writer to the next, if any.
+    pub(super) fn take_done(&mut self) -> Option<Job> {
+        self.jobs.pop_front()
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.jobs.is_empty()
+    }
+
+    pub(super) fn crash(&mut self) {
+        self.jobs.clear();
+    }
+}
+
+impl DiskConfig {
+    pub(super) fn draw_write(&self, rng: &mut SmallRng) -> Duration {
+        rng.random_range(self.write_min..=self.write_max)
+    }
+
+    pub(super) fn draw_read(&self, rng: &mut SmallRng) -> Duration {
+        rng.random_range(Duration::ZERO..=self.read_max)
+    }
+}

@@ -1,0 +1,102 @@
+//! One simulated node: the production replica over the reference storage.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::NodeIndex;
+use super::disk::Disk;
+use super::trace::Fnv;
+use crate::crdt::{Storage, Table};
+use crate::replica::Replica;
+use crate::types::{Epoch, NodeId, Origin, Scope, Time, Version, Wall};
+
+/// A node's process, disk and clock.
+#[derive(Debug)]
+pub(super) struct VirtualNode {
+    pub(super) index: NodeIndex,
+    pub(super) id: NodeId,
+    /// Counts its processes: what was meant for an earlier one does not reach the present one.
+    pub(super) life: u32,
+    /// The process; `None` while it is down.
+    pub(super) replica: Option<Box<Replica>>,
+    pub(super) storage: Table,
+    /// The storage's heads, counted here too.
+    pub(super) heads: BTreeMap<Origin, Version>,
+    pub(super) image: Option<Table>,
+    pub(super) disk: Disk,
+    /// Whom its process believes to be up.
+    pub(super) up: BTreeSet<NodeIndex>,
+    /// When it is to be woken.
+    pub(super) wake_at: Option<Time>,
+    /// When the process was last told something by its disk: the next comes no earlier.
+    pub(super) told_at: Time,
+    /// It writes nothing before that many peers confirmed its head.
+    pub(super) confirmations_needed: usize,
+    /// How far its wall clock is ahead, in microseconds.
+    pub(super) clock_ahead: u64,
+}
+
+impl VirtualNode {
+    pub(super) fn new(index: NodeIndex, storage: Table, clock_ahead: u64) -> Self {
+        Self {
+            index,
+            id: storage.origin().node,
+            life: 0,
+            replica: None,
+            storage,
+            heads: BTreeMap::new(),
+            image: None,
+            disk: Disk::default(),
+            up: BTreeSet::new(),
+            wake_at: None,
+            told_at: Time(0),
+            confirmations_needed: 0,
+            clock_ahead,
+        }
+    }
+
+    /// Reads the heads from the storage, as a process does when it starts.
+    pub(super) fn read_heads(&mut self) {
+        let heads = self.storage.heads().expect("the storage in memory does not fail");
+        self.heads = heads.into_iter().collect();
+    }
+
+    pub(super) fn head(&self, origin: Origin) -> Version {
+        self.heads.get(&origin).copied().unwrap_or_default()
+    }
+
+    /// Returns a number that is the same for equal heads.
+    pub(super) fn heads_hash(&self) -> u64 {
+        let mut hash = Fnv::default();
+        for (origin, head) in &self.heads {
+            hash.add(&origin.to_bytes()[14..]);
+            hash.add_number(head.0);
+        }
+        hash.value()
+    }
+
+    pub(super) fn wall(&self, now: Time) -> Wall {
+        Wall(now.0 + self.clock_ahead)
+    }
+
+    pub(super) fn may_write(&self) -> bool {
+        let confirmed = self.replica.as_ref().map_or(0, |replica| replica.confirmations());
+        confirmed >= self.confirmations_needed
+    }
+}
+
+/// The id of the node of that number.
+pub(super) fn node_id(index: NodeIndex) -> NodeId {
+    let mut id = NodeId([0x51; 16]);
+    id.0[12..].copy_from_slice(&(index.0 as u32).to_be_bytes());
+    id
+}
+
+/// The number of the node of that id; `None`: there is none.
+pub(super) fn index_of(id: NodeId) -> NodeIndex {
+    let tail = id.0.last_chunk().expect("16 bytes end in 4");
+    NodeIndex(u32::from_be_bytes(*tail) as usize)
+}
+
+pub(super) fn first_origin(index: NodeIndex) -> Origin {
+    Origin { scope: Scope(0), node: node_id(index), epoch: Epoch(1) }
+}

@@ -1,0 +1,136 @@
+//! What to simulate: how many nodes, how bad a network, which trouble.
+
+use std::time::Duration;
+
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+
+use super::NodeIndex;
+use super::disk::DiskConfig;
+use super::faults::{self, Fault};
+use super::network::NetworkConfig;
+use crate::replica::Config;
+use crate::types::Time;
+
+/// A cluster and what befalls it. Everything else follows from the seed.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    pub seed: u64,
+    pub nodes: usize,
+    /// How many transactions all nodes together begin.
+    pub writes: usize,
+    /// From when on they do. It takes [`Scenario::detection`] until the nodes know each other.
+    pub writes_from: Time,
+    /// Until when they do.
+    pub writes_until: Time,
+    pub network: NetworkConfig,
+    pub disk: DiskConfig,
+    pub replica: Config,
+    /// How long it takes, at most, until a node learns that another went down or came up. A third
+    /// of it passes at least.
+    pub detection: Duration,
+    /// In the order of time.
+    pub faults: Vec<(Time, Fault)>,
+    /// How long after the last trouble and the last write all nodes must hold the same.
+    pub converge_within: Duration,
+    /// Whether messages go through their bytes, and owned rows are compared with their history:
+    /// truths that cost too much for large clusters.
+    pub is_thorough: bool,
+}
+
+impl Scenario {
+    /// A quiet cluster on a good network.
+    pub fn calm(seed: u64, nodes: usize, writes: usize) -> Self {
+        Self {
+            seed,
+            nodes,
+            writes,
+            writes_from: Time(3_000_000),
+            writes_until: Time(8_000_000),
+            network: NetworkConfig::default(),
+            disk: DiskConfig::default(),
+            replica: Config::default(),
+            detection: Duration::from_secs(2),
+            faults: Vec::new(),
+            converge_within: Duration::from_secs(10),
+            is_thorough: true,
+        }
+    }
+
+    /// A small cluster with trouble drawn from the seed: 3 to 12 nodes.
+    pub fn drawn(seed: u64) -> Self {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let nodes =
+            if rng.random_bool(0.7) { rng.random_range(3..7) } else { rng.random_range(7..13) };
+        let until = Time(6_000_000);
+        let mut scenario = Self::calm(seed, nodes, rng.random_range(8..30));
+        scenario.writes_from = Time(0);
+        scenario.writes_until = until;
+        scenario.network.loss = [0.0, 0.0, 0.01, 0.05, 0.2][rng.random_range(0..5)];
+        scenario.network.loss_is_noticed = rng.random_bool(0.5);
+        scenario.network.duplication = [0.0, 0.02][rng.random_range(0..2)];
+        scenario.network.jitter = Duration::from_millis([1, 5, 200][rng.random_range(0..3)]);
+        scenario.disk.write_max = Duration::from_millis([1, 5, 100][rng.random_range(0..3)]);
+        scenario.faults = faults::draw(&mut rng, nodes, until);
+        scenario.replica = draw_caps(&mut rng);
+        // Of 20 % loss everything is left to luck and to the next half minute.
+        let loss = Duration::from_secs(if scenario.network.loss > 0.1 { 120 } else { 40 });
+        scenario.converge_within += loss;
+        scenario
+    }
+
+    /// The scenario that every change of the protocol is held against: many nodes that all write,
+    /// 5 % of all messages lost, a partition that heals, and restarts.
+    pub fn large(seed: u64, nodes: usize) -> Self {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let mut scenario = Self::calm(seed, nodes, nodes);
+        scenario.network.loss = 0.05;
+        scenario.converge_within = Duration::from_secs(60);
+        scenario.is_thorough = false;
+        let at = |millis: u64| Time(millis * 1_000);
+        let sides = (0..nodes).map(|node| u8::from(node % 3 == 0)).collect();
+        scenario.faults.push((at(4_000), Fault::Partition(sides)));
+        for _ in 0..nodes / 20 {
+            let node = NodeIndex(rng.random_range(0..nodes));
+            let down = rng.random_range(3_000..6_000);
+            scenario.faults.push((at(down), Fault::Crash(node)));
+            scenario.faults.push((at(down + rng.random_range(10..2_500)), Fault::Restart(node)));
+        }
+        scenario.faults.push((at(8_000), Fault::Heal));
+        scenario.faults.sort_by_key(|(at, _)| *at);
+        scenario
+    }
+
+    /// Returns when nothing new goes wrong any more and nobody writes any more.
+    pub fn quiet_from(&self) -> Time {
+        let last = self.faults.last().map_or(Time(0), |(at, _)| *at);
+        last.max(self.writes_until)
+    }
+}
+
+/// Tight limits now and then, so that what happens at the brim happens.
+fn draw_caps(rng: &mut SmallRng) -> Config {
+    let mut config = Config::default();
+    if rng.random_bool(0.3) {
+        config.piece_bytes_max = 200;
+    }
+    if rng.random_bool(0.2) {
+        config.early_origin_bytes_max = 600;
+        config.early_bytes_max = 1_000;
+    }
+    if rng.random_bool(0.2) {
+        config.ready_bytes_max = 3_000;
+        config.batch_bytes_max = 500;
+    }
+    if rng.random_bool(0.2) {
+        config.loads_max = 1;
+        config.pulls_max = 2;
+    }
+    if rng.random_bool(0.2) {
+        config.eager_target = 3;
+        config.eager_floor = 2;
+        config.eager_max = 4;
+        config.lazy_target = 2;
+    }
+    config
+}

@@ -1,0 +1,121 @@
+//! Random writes to two tables. Many come in pairs: two rows that are always written together and
+//! alike, so that whoever sees them apart has seen half a transaction.
+
+use rand::RngExt;
+use rand::rngs::SmallRng;
+
+use crate::crdt::{Definition, RowEvent, RowOp};
+use crate::types::{NodeId, Value};
+
+/// How many pairs each node owns in `services`.
+pub(super) const OWNED_PAIRS: u8 = 3;
+
+/// How many pairs all nodes share in `kv`.
+const SHARED_PAIRS: u8 = 2;
+
+/// How many keys of `kv` all nodes write without any order.
+const FREE_KEYS: u8 = 6;
+
+/// The tables of the simulation: one whose rows have owners, one that is shared.
+pub(super) fn definitions() -> [Definition; 2] {
+    let text = |name| (name, Value::from(""));
+    let number = |name| (name, Value::Integer(0));
+    let services = [text("node_id"), text("id"), text("name"), number("port")];
+    let kv = [text("key"), text("value"), number("flags")];
+    [
+        Definition::new("services", &services, &["node_id", "id"]),
+        Definition::new("kv", &kv, &["key"]),
+    ]
+    .map(|definition| definition.expect("the definitions above are sound"))
+}
+
+/// Draws one transaction of a node. `serial` makes its values differ from all others.
+pub(super) fn draw(rng: &mut SmallRng, me: NodeId, serial: i64) -> Vec<RowOp> {
+    match rng.random_range(0..10) {
+        0..4 => put_owned_pair(me, rng.random_range(0..OWNED_PAIRS), serial),
+        4 => {
+            let matching = vec![
+                ("node_id", Value::from(me.to_string())),
+                ("name", Value::from(pair_name(rng.random_range(0..OWNED_PAIRS)))),
+            ];
+            vec![RowOp::Delete { table: "services", matching, except: None }]
+        }
+        5 => (0..OWNED_PAIRS).flat_map(|pair| put_owned_pair(me, pair, serial)).collect(),
+        6 | 7 => {
+            let pair = rng.random_range(0..SHARED_PAIRS);
+            // Few different values, so that concurrent writes are equal now and then.
+            let value = format!("v{}", rng.random_range(0..3));
+            ["a", "b"].map(|side| put_kv(format!("pair{pair}/{side}"), &value, serial)).to_vec()
+        }
+        8 => {
+            let key = free_key(rng);
+            let matching = vec![("key", Value::from(key))];
+            vec![RowOp::Delete { table: "kv", matching, except: None }]
+        }
+        _ => {
+            let value = format!("v{}", rng.random_range(0..3));
+            vec![put_kv(free_key(rng), &value, rng.random_range(0..2))]
+        }
+    }
+}
+
+/// The rows of `services` that a node may own.
+pub(super) fn owned_keys(owner: NodeId) -> impl Iterator<Item = [Value; 2]> {
+    (0..OWNED_PAIRS)
+        .flat_map(|pair| [format!("a{pair}"), format!("b{pair}")])
+        .map(move |id| [Value::from(owner.to_string()), Value::from(id)])
+}
+
+/// Returns the key of the row's twin; `None`: it has none.
+pub(super) fn twin_of(table: &str, key: &[Value]) -> Option<Vec<Value>> {
+    let last = key.last()?.as_text()?;
+    let twin = match table {
+        "services" => match last.split_at_checked(1)? {
+            ("a", pair) => format!("b{pair}"),
+            (_, pair) => format!("a{pair}"),
+        },
+        _ => match last.rsplit_once('/')? {
+            (pair, "a") => format!("{pair}/b"),
+            (pair, _) => format!("{pair}/a"),
+        },
+    };
+    let mut key = key.to_vec();
+    *key.last_mut()? = Value::from(twin);
+    Some(key)
+}
+
+/// Returns what a row and its twin have in common, and nothing when the row is gone.
+pub(super) fn shared_part(event: &RowEvent) -> Option<&[Value]> {
+    event.row.as_ref().map(|row| &row[event.key.len()..])
+}
+
+fn put_owned_pair(me: NodeId, pair: u8, serial: i64) -> Vec<RowOp> {
+    let put = |side: &str| RowOp::Put {
+        table: "services",
+        row: vec![
+            ("node_id", Value::from(me.to_string())),
+            ("id", Value::from(format!("{side}{pair}"))),
+            ("name", Value::from(pair_name(pair))),
+            ("port", Value::Integer(serial)),
+        ],
+        keep: &[],
+    };
+    vec![put("a"), put("b")]
+}
+
+fn put_kv(key: String, value: &str, flags: i64) -> RowOp {
+    let row = vec![
+        ("key", Value::from(key)),
+        ("value", Value::from(value)),
+        ("flags", Value::Integer(flags)),
+    ];
+    RowOp::Put { table: "kv", row, keep: &[] }
+}
+
+fn free_key(rng: &mut SmallRng) -> String {
+    format!("k{}", rng.random_range(0..FREE_KEYS))
+}
+
+fn pair_name(pair: u8) -> String {
+    format!("pair{pair}")
+}

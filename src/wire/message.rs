@@ -1,0 +1,435 @@
+//! Messages as bytes: the protocol's version, the kind, and what the kind needs.
+
+use std::time::Duration;
+
+use super::change::{read_piece, write_piece};
+use super::codec::{DecodeError, Reader, Writer};
+use super::{BucketSet, Message, Neighbour, PROTOCOL_VERSION, RequestId};
+use crate::ledger::BUCKETS;
+use crate::types::{Origin, Version};
+
+/// An origin and the shortest varint.
+const HEAD_BYTES_MIN: usize = Origin::BYTES + 1;
+
+mod kind {
+    pub const HELLO: u8 = 1;
+    pub const KNOWN: u8 = 2;
+    pub const NEIGHBOUR: u8 = 3;
+    pub const PUSH: u8 = 4;
+    pub const HEADS: u8 = 5;
+    pub const BUCKETS: u8 = 6;
+    pub const BUCKET_HEADS: u8 = 7;
+    pub const WANT: u8 = 8;
+    pub const PULLED: u8 = 9;
+    pub const BUSY: u8 = 10;
+}
+
+mod neighbour {
+    pub const ASK: u8 = 0;
+    pub const ASK_URGENTLY: u8 = 1;
+    pub const ACCEPTED: u8 = 2;
+    pub const REFUSED: u8 = 3;
+    pub const PART: u8 = 4;
+    pub const ENDED: u8 = 5;
+}
+
+/// Writes a message, without a frame around it.
+///
+/// It fits into a frame as long as its piece does: see [`super::piece_bytes`].
+pub fn encode(message: &Message) -> Vec<u8> {
+    let mut writer = Writer::default();
+    writer.byte(PROTOCOL_VERSION);
+    match message {
+        Message::Hello { origin, head } => write_head(&mut writer, kind::HELLO, *origin, *head),
+        Message::Known { origin, head } => write_head(&mut writer, kind::KNOWN, *origin, *head),
+        Message::Neighbour(word) => {
+            writer.byte(kind::NEIGHBOUR);
+            writer.byte(neighbour_byte(*word));
+        }
+        Message::Push { hops, piece } => {
+            writer.byte(kind::PUSH);
+            writer.byte(*hops);
+            write_piece(&mut writer, piece);
+        }
+        Message::Heads(heads) => {
+            writer.byte(kind::HEADS);
+            write_heads(&mut writer, heads);
+        }
+        Message::Buckets(hashes) => {
+            writer.byte(kind::BUCKETS);
+            hashes.iter().for_each(|hash| writer.raw(&hash.to_be_bytes()));
+        }
+        Message::BucketHeads { buckets, heads } => {
+            writer.byte(kind::BUCKET_HEADS);
+            writer.raw(&buckets.0);
+            write_heads(&mut writer, heads);
+        }
+        Message::Want { request, origin, after } => {
+            writer.byte(kind::WANT);
+            writer.varint(request.0);
+            writer.origin(*origin);
+            writer.varint(after.0);
+        }
+        Message::Pulled { request, piece, head } => {
+            writer.byte(kind::PULLED);
+            writer.varint(request.0);
+            writer.varint(head.0);
+            write_piece(&mut writer, piece);
+        }
+        Message::Busy { request, retry_after } => {
+            writer.byte(kind::BUSY);
+            writer.varint(request.0);
+            writer.varint(u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX));
+        }
+    }
+    writer.into_bytes()
+}
+
+/// Reads a message. Whatever the bytes are, it does not panic, and it allocates no more than
+/// [`super::codec::DECODED_BYTES_MAX`].
+pub fn decode(bytes: &[u8]) -> Result<Message, DecodeError> {
+    let mut reader = Reader::new(bytes);
+    let version = reader.byte()?;
+    if version != PROTOCOL_VERSION {
+        return Err(DecodeError::UnknownVersion(version));
+    }
+    let message = read_body(&mut reader)?;
+    reader.end()?;
+    Ok(message)
+}
+
+fn read_body(reader: &mut Reader<'_>) -> Result<Message, DecodeError> {
+    Ok(match reader.byte()? {
+        kind::HELLO => Message::Hello { origin: reader.origin()?, head: reader.version()? },
+        kind::KNOWN => Message::Known { origin: reader.origin()?, head: reader.version()? },
+        kind::NEIGHBOUR => Message::Neighbour(read_neighbour(reader)?),
+        kind::PUSH => Message::Push { hops: reader.byte()?, piece: read_piece(reader)? },
+        kind::HEADS => Message::Heads(read_heads(reader)?),
+        kind::BUCKETS => Message::Buckets(read_buckets(reader)?),
+        kind::BUCKET_HEADS => {
+            let buckets = BucketSet(reader.array()?);
+            Message::BucketHeads { buckets, heads: read_heads(reader)? }
+        }
+        kind::WANT => Message::Want {
+            request: RequestId(reader.number()?),
+            origin: reader.origin()?,
+            after: reader.version()?,
+        },
+        kind::PULLED => read_pulled(reader)?,
+        kind::BUSY => Message::Busy {
+            request: RequestId(reader.number()?),
+            retry_after: Duration::from_millis(reader.number()?),
+        },
+        unknown => return Err(DecodeError::UnknownKind(unknown)),
+    })
+}
+
+fn read_pulled(reader: &mut Reader<'_>) -> Result<Message, DecodeError> {
+    let request = RequestId(reader.number()?);
+    let head = reader.version()?;
+    let piece = read_piece(reader)?;
+    if piece.through > head {
+        return Err(DecodeError::Impossible("a piece goes beyond the head it was cut from"));
+    }
+    Ok(Message::Pulled { request, piece, head })
+}
+
+fn write_head(writer: &mut Writer, kind: u8, origin: Origin, head: Version) {
+    writer.byte(kind);
+    writer.origin(origin);
+    writer.varint(head.0);
+}
+
+fn write_heads(writer: &mut Writer, heads: &[(Origin, Version)]) {
+    writer.count(heads.len());
+    for (origin, head) in heads {
+        writer.origin(*origin);
+        writer.varint(head.0);
+    }
+}
+
+fn read_heads(reader: &mut Reader<'_>) -> Result<Vec<(Origin, Version)>, DecodeError> {
+    reader.list(HEAD_BYTES_MIN, |reader| Ok((reader.origin()?, reader.version()?)))
+}
+
+fn read_buckets(reader: &mut Reader<'_>) -> Result<Box<[u64; BUCKETS]>, DecodeError> {
+    let mut hashes = Box::new([0; BUCKETS]);
+    for hash in hashes.iter_mut() {
+        *hash = u64::from_be_bytes(reader.array()?);
+    }
+    Ok(hashes)
+}
+
+fn neighbour_byte(word: Neighbour) -> u8 {
+    match word {
+        Neighbour::Ask { urgent: false } => neighbour::ASK,
+        Neighbour::Ask { urgent: true } => neighbour::ASK_URGENTLY,
+        Neighbour::Accepted => neighbour::ACCEPTED,
+        Neighbour::Refused => neighbour::REFUSED,
+        Neighbour::Part => neighbour::PART,
+        Neighbour::Ended => neighbour::ENDED,
+    }
+}
+
+fn read_neighbour(reader: &mut Reader<'_>) -> Result<Neighbour, DecodeError> {
+    Ok(match reader.byte()? {
+        neighbour::ASK => Neighbour::Ask { urgent: false },
+        neighbour::ASK_URGENTLY => Neighbour::Ask { urgent: true },
+        neighbour::ACCEPTED => Neighbour::Accepted,
+        neighbour::REFUSED => Neighbour::Refused,
+        neighbour::PART => Neighbour::Part,
+        neighbour::ENDED => Neighbour::Ended,
+        _ => return Err(DecodeError::Impossible("a neighbour says no known word")),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::crdt::{CellChange, Changeset, Life, Piece, RowChange, Stamp, TableChanges};
+    use crate::types::{Epoch, NodeId, Scope, Value, Wall};
+    use crate::wire::piece_bytes;
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    fn origin(node: u8) -> Origin {
+        Origin { scope: Scope(0), node: NodeId([node; 16]), epoch: Epoch(1) }
+    }
+
+    /// The bytes of a released version of the protocol must never change.
+    fn check(message: &Message, golden: &str) {
+        let bytes = encode(message);
+        assert_eq!(hex(&bytes), golden.replace([' ', '\n'], ""));
+        assert_eq!(decode(&bytes).as_ref(), Ok(message));
+    }
+
+    const ORIGIN_7: &str = "0000 07070707070707070707070707070707 00000001";
+
+    #[test]
+    fn a_push_is_written_so() {
+        let stamp = Stamp { origin: origin(7), version: Version(300) };
+        let life = Life { length: 1, stamp: Stamp { version: Version(2), ..stamp } };
+        let row = RowChange {
+            key: Arc::from(&b"key"[..]),
+            life,
+            cells: vec![
+                CellChange { column: 0, count: 1, value: Value::from("v") },
+                CellChange { column: 1, count: 2, value: Value::Integer(-3) },
+            ],
+        };
+        let table = TableChanges {
+            table: Arc::from("kv"),
+            columns: vec![Arc::from("value"), Arc::from("flags")],
+            rows: vec![row],
+        };
+        let changeset = Changeset { stamp, at: Wall(1_000), tables: vec![table] };
+        let message = Message::Push { hops: 2, piece: Piece::of(Arc::new(changeset)) };
+        check(
+            &message,
+            &format!(
+                "01 04 02 {ORIGIN_7} ab02 01 01
+                 01 e807 01 02 6b76 02 05 76616c7565 05 666c616773
+                 01 03 6b6579 01 01 02
+                 02 00 01 02 01 76 01 02 04 05"
+            ),
+        );
+    }
+
+    #[test]
+    fn the_short_messages_are_written_so() {
+        let (origin, head) = (origin(7), Version(5));
+        check(&Message::Hello { origin, head }, &format!("01 01 {ORIGIN_7} 05"));
+        check(&Message::Known { origin, head }, &format!("01 02 {ORIGIN_7} 05"));
+        check(&Message::Neighbour(Neighbour::Ask { urgent: true }), "01 03 01");
+        check(&Message::Heads(vec![(origin, head)]), &format!("01 05 01 {ORIGIN_7} 05"));
+        let request = RequestId(9);
+        check(
+            &Message::Want { request, origin, after: Version(130) },
+            &format!("01 08 09 {ORIGIN_7} 8201"),
+        );
+        let piece =
+            Piece { origin, after: Version(4), through: Version(5), changesets: Vec::new() };
+        check(
+            &Message::Pulled { request, piece, head },
+            &format!("01 09 09 05 {ORIGIN_7} 04 01 00"),
+        );
+        let retry_after = Duration::from_millis(250);
+        check(&Message::Busy { request, retry_after }, "01 0a 09 fa01");
+    }
+
+    #[test]
+    fn hashes_are_written_so() {
+        let mut hashes = Box::new([0; BUCKETS]);
+        hashes[1] = 0x0102;
+        check(
+            &Message::Buckets(hashes),
+            &format!("01 06 {} 0000000000000102 {}", "00".repeat(8), "00".repeat(254 * 8)),
+        );
+        let mut buckets = BucketSet::default();
+        buckets.insert(0);
+        buckets.insert(9);
+        check(
+            &Message::BucketHeads { buckets, heads: Vec::new() },
+            &format!("01 07 0102 {} 00", "00".repeat(30)),
+        );
+    }
+
+    #[test]
+    fn what_this_node_does_not_speak_is_told_apart() {
+        assert_eq!(decode(&[2, 1]), Err(DecodeError::UnknownVersion(2)));
+        assert_eq!(decode(&[1, 99]), Err(DecodeError::UnknownKind(99)));
+        assert_eq!(decode(&[]), Err(DecodeError::Short));
+        assert_eq!(decode(&[1, 3, 0, 0]), Err(DecodeError::Trailing(1)));
+    }
+
+    #[test]
+    fn a_cell_of_a_missing_column_is_refused() {
+        let stamp = Stamp { origin: origin(7), version: Version(1) };
+        let row = RowChange {
+            key: Arc::from(&b"k"[..]),
+            life: Life { length: 1, stamp },
+            cells: vec![CellChange { column: 1, count: 1, value: Value::Null }],
+        };
+        let columns = vec![Arc::from("value")];
+        let tables = vec![TableChanges { table: Arc::from("kv"), columns, rows: vec![row] }];
+        let piece = Piece::of(Arc::new(Changeset { stamp, at: Wall(0), tables }));
+        let refused = decode(&encode(&Message::Push { hops: 0, piece }));
+        assert!(matches!(refused, Err(DecodeError::Impossible(_))), "{refused:?}");
+    }
+
+    fn any_origin() -> impl Strategy<Value = Origin> {
+        (any::<u16>(), any::<[u8; 16]>(), any::<u32>()).prop_map(|(scope, node, epoch)| Origin {
+            scope: Scope(scope),
+            node: NodeId(node),
+            epoch: Epoch(epoch),
+        })
+    }
+
+    fn any_version() -> impl Strategy<Value = Version> {
+        (0..=i64::MAX.cast_unsigned() / 2).prop_map(Version)
+    }
+
+    fn any_value() -> impl Strategy<Value = Value> {
+        prop_oneof![
+            Just(Value::Null),
+            any::<Vec<u8>>().prop_map(Value::Blob),
+            any::<String>().prop_map(Value::Text),
+            any::<f64>().prop_map(Value::real),
+            any::<i64>().prop_map(Value::Integer),
+        ]
+    }
+
+    fn any_row(stamp: Stamp, columns: u16) -> impl Strategy<Value = RowChange> {
+        let cell = (0..columns, any::<u32>(), any_value()).prop_map(|(column, count, value)| {
+            CellChange { column, count: u64::from(count), value }
+        });
+        let begun = prop_oneof![
+            Just(stamp),
+            any_version().prop_map(move |version| Stamp { version, ..stamp }),
+            (any_origin(), any_version()).prop_map(|(origin, version)| Stamp { origin, version }),
+        ];
+        let cells = proptest::collection::vec(cell, 0..4);
+        (any::<Vec<u8>>(), 1..9_u64, begun, cells).prop_map(|(key, length, stamp, cells)| {
+            let life = Life { length, stamp };
+            let cells = if life.is_alive() { cells } else { Vec::new() };
+            RowChange { key: Arc::from(key), life, cells }
+        })
+    }
+
+    fn any_changeset(stamp: Stamp) -> impl Strategy<Value = Arc<Changeset>> {
+        let name = || "[a-z]{1,9}".prop_map(|name: String| Arc::from(name));
+        let table = (name(), proptest::collection::vec(name(), 1..4)).prop_flat_map(
+            move |(table, columns)| {
+                let row = any_row(stamp, columns.len() as u16);
+                proptest::collection::vec(row, 0..3).prop_map(move |rows| TableChanges {
+                    table: Arc::clone(&table),
+                    columns: columns.clone(),
+                    rows,
+                })
+            },
+        );
+        let tables = proptest::collection::vec(table, 0..3);
+        (0..i64::MAX.cast_unsigned(), tables)
+            .prop_map(move |(at, tables)| Arc::new(Changeset { stamp, at: Wall(at), tables }))
+    }
+
+    fn any_piece() -> impl Strategy<Value = Piece> {
+        let steps = proptest::collection::vec(1..1_000_u64, 0..4);
+        (any_origin(), any_version(), steps, 0..9_u64)
+            .prop_flat_map(|(origin, after, steps, beyond)| {
+                let mut version = after;
+                let changesets: Vec<_> = steps
+                    .iter()
+                    .map(|step| {
+                        version = Version(version.0 + step);
+                        any_changeset(Stamp { origin, version })
+                    })
+                    .collect();
+                let through = Version(version.0 + beyond);
+                changesets.prop_map(move |changesets| Piece { origin, after, through, changesets })
+            })
+            .boxed()
+    }
+
+    fn any_message() -> impl Strategy<Value = Message> {
+        let heads = || proptest::collection::vec((any_origin(), any_version()), 0..5);
+        prop_oneof![
+            (any::<u8>(), any_piece()).prop_map(|(hops, piece)| Message::Push { hops, piece }),
+            (any::<u32>(), any_piece()).prop_map(|(request, piece)| Message::Pulled {
+                request: RequestId(u64::from(request)),
+                head: piece.through,
+                piece,
+            }),
+            heads().prop_map(Message::Heads),
+            (any::<[u8; 32]>(), heads()).prop_map(|(buckets, heads)| Message::BucketHeads {
+                buckets: BucketSet(buckets),
+                heads
+            }),
+            (any::<u32>(), any_origin(), any_version()).prop_map(|(request, origin, after)| {
+                Message::Want { request: RequestId(u64::from(request)), origin, after }
+            }),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+
+        #[test]
+        fn a_message_survives_its_bytes(message in any_message()) {
+            let bytes = encode(&message);
+            prop_assert_eq!(decode(&bytes), Ok(message.clone()));
+            if let Message::Push { piece, .. } | Message::Pulled { piece, .. } = &message {
+                prop_assert!(bytes.len() <= piece_bytes(piece) + 64);
+            }
+        }
+
+        #[test]
+        fn bytes_of_any_kind_are_read_or_refused(
+            kind in 0..12_u8, bytes in proptest::collection::vec(any::<u8>(), 0..300)
+        ) {
+            let bytes = [&[PROTOCOL_VERSION, kind], &bytes[..]].concat();
+            if let Ok(message) = decode(&bytes) {
+                prop_assert_eq!(decode(&encode(&message)), Ok(message));
+            }
+        }
+
+        #[test]
+        fn a_damaged_message_is_read_or_refused(
+            message in any_message(), at in any::<prop::sample::Index>(), byte in any::<u8>(),
+            cut in any::<prop::sample::Index>()
+        ) {
+            let mut bytes = encode(&message);
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            let _ = decode(&bytes);
+            let short = &bytes[..cut.index(bytes.len())];
+            prop_assert!(decode(short).is_err() || decode(&bytes).is_err() || short.len() < bytes.len());
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! The integration tests: real agents on loopback addresses, asked with real `dig`, HTTP and a
+//! real Consul agent. Each test has a network 127.N.0.0/16 of its own, so that all nodes use the
+//! default ports and the tests run side by side.
+
+mod support;
+
+mod bad_input;
+mod cli;
+mod cluster;
+mod consul;
+mod dev;
+mod durability;
+mod sql;

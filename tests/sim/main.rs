@@ -1,0 +1,67 @@
+//! Clusters in virtual time: fixed seeds in seconds, more on request.
+//!
+//! `SIM_SEED=7 cargo test --test sim` plays one seed of the drawn scenarios, with `SIM_SEEDS=5000`
+//! so many from there on; `SIM_NODES=1000` plays the large one with so many nodes.
+
+use std::time::Duration;
+
+use tribune::sim::{Fault, NodeIndex, Report, Scenario, run};
+use tribune::types::Time;
+
+fn from_environment(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name} must be a number, not '{text}'")))
+}
+
+fn must(scenario: Scenario) -> Report {
+    run(scenario).unwrap_or_else(|failure| panic!("{failure}"))
+}
+
+#[test]
+fn small_clusters_survive_whatever_is_drawn_for_them() {
+    let asked = from_environment("SIM_SEED");
+    let seeds = from_environment("SIM_SEEDS").unwrap_or(if asked.is_some() { 1 } else { 200 });
+    let first = asked.unwrap_or(0);
+    for seed in first..first + seeds {
+        let report = must(Scenario::drawn(seed));
+        if asked.is_some() {
+            println!("{:?}\n{report}", Scenario::drawn(seed));
+        }
+    }
+}
+
+#[test]
+fn a_hundred_nodes_come_to_hold_the_same() {
+    let nodes = from_environment("SIM_NODES").unwrap_or(100) as usize;
+    let seed = from_environment("SIM_SEED").unwrap_or(1);
+    println!("{}", must(Scenario::large(seed, nodes)));
+}
+
+#[test]
+fn the_same_seed_is_the_same_run() {
+    let [first, second] = [must(Scenario::drawn(11)), must(Scenario::drawn(11))];
+    assert_eq!(first, second);
+    assert_ne!(first.trace_hash, must(Scenario::drawn(12)).trace_hash);
+}
+
+#[test]
+fn on_a_good_network_a_commit_is_everywhere_within_a_blink_and_nothing_is_pulled() {
+    let report = must(Scenario::calm(3, 20, 60));
+    println!("{report}");
+    assert_eq!(report.pulled, 0);
+    assert!(report.latency[2] < Duration::from_millis(500), "{report}");
+    assert!(report.copies < 6.0, "{report}");
+}
+
+#[test]
+fn a_node_whose_disk_was_rolled_back_begins_a_new_epoch_before_it_writes() {
+    let mut scenario = Scenario::calm(5, 5, 60);
+    let node = NodeIndex(2);
+    let at = |millis: u64| Time(millis * 1_000);
+    scenario.faults = vec![
+        (at(4_000), Fault::Image(node)),
+        (at(6_000), Fault::Crash(node)),
+        (at(6_200), Fault::RollBack(node)),
+    ];
+    must(scenario);
+}
