@@ -18,7 +18,7 @@ CREATE TABLE __tribune_rows (
     tbl     INTEGER NOT NULL,
     -- The row's primary key, packed so that bytes sort as keys do.
     key     BLOB    NOT NULL,
-    -- One of the stamps that the clock holds: the only one, in most rows.
+    -- The newest of the stamps that the clock holds: the only one, in most rows.
     origin  INTEGER NOT NULL,
     version INTEGER NOT NULL,
     -- When that stamp's commit was made, in microseconds since 1970; 0: not known.

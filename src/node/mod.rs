@@ -92,7 +92,7 @@ impl Node {
         net: Net,
         events: Events,
     ) -> Result<(Self, impl Future<Output = ()> + Send + 'static), StorageError> {
-        let database = store.path().ok_or_else(|| in_memory())?.to_owned();
+        let database = store.path().ok_or_else(in_memory)?.to_owned();
         let readers = Readers::open(&database, READERS_DEFAULT).map_err(reader_failed)?;
         let readers = Arc::new(readers);
         let feed = Arc::new(Feed::new(first_view(&config.local, &readers)?));

@@ -54,9 +54,8 @@ pub fn write(
     (before, after): (Option<&RowClock>, &RowClock),
     times: &Times,
 ) -> rusqlite::Result<()> {
-    let stamps: Vec<Stamp> = after.stamps().into_iter().collect();
-    let held: Vec<Stamp> =
-        before.map(|clock| clock.stamps().into_iter().collect()).unwrap_or_default();
+    let stamps = in_order(after);
+    let held = before.map(in_order).unwrap_or_default();
     // The record itself carries the first stamp, which is all of them in most rows.
     let (first, further) = stamps.split_first().expect("a clock has the stamp of its life");
     let held_further = held.get(1..).unwrap_or_default();
@@ -89,10 +88,18 @@ pub fn remove(
     held: &RowClock,
 ) -> rusqlite::Result<()> {
     conn.prepare_cached(DELETE)?.execute(place)?;
-    for stamp in held.stamps().into_iter().skip(1) {
+    for stamp in in_order(held).into_iter().skip(1) {
         forget(conn, origins, place, stamp)?;
     }
     Ok(())
+}
+
+/// Lists a clock's stamps, the newest first: a row that is written again and again changes that
+/// one, and the others stay where they are.
+fn in_order(clock: &RowClock) -> Vec<Stamp> {
+    let mut stamps: Vec<Stamp> = clock.stamps().into_iter().collect();
+    stamps.sort_unstable_by_key(|stamp| std::cmp::Reverse((stamp.version, stamp.origin)));
+    stamps
 }
 
 fn forget(

@@ -1,4 +1,5 @@
 //! Starts agents as processes and asks them. Whatever a test starts ends with it.
+#![allow(clippy::print_stderr, reason = "a failing test shows what its agents logged")]
 
 use std::fs::{self, File};
 use std::future::Future;
