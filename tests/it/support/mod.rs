@@ -316,7 +316,8 @@ impl Agent {
         let mut changes = Changes { id, response, buffer: Vec::new(), last_id: 0 };
         loop {
             let line = changes.line().await;
-            if line.get("eoq").is_some() {
+            if let Some(end) = line.get("eoq") {
+                changes.last_id = end["change_id"].as_u64().expect("a change id");
                 return changes;
             }
         }
@@ -328,7 +329,7 @@ pub struct Changes {
     pub id: String,
     response: reqwest::Response,
     buffer: Vec<u8>,
-    last_id: u64,
+    pub last_id: u64,
 }
 
 impl Changes {
