@@ -36,9 +36,12 @@ const INSERT: &str = "INSERT INTO services
      enable_tag_override = excluded.enable_tag_override, kind = excluded.kind,
      source = excluded.source";
 
+/// Runs for so long in a directory of its own, and returns transactions per second.
+type Contestant = fn(&Path, Duration) -> f64;
+
 fn main() {
     let options = Options::read();
-    let contestants: [(&str, fn(&Path, Duration) -> f64); 6] = [
+    let contestants: [(&str, Contestant); 6] = [
         ("plain, 1 writer", plain_alone),
         ("store, 1 writer, operations", store_alone),
         ("store, 1 writer, SQL", store_alone_sql),

@@ -320,7 +320,10 @@ impl Queries {
     async fn catch_up(&self, query: &LiveQuery) -> Result<(), SubscribeError> {
         for _ in 1..FAILURES_MAX {
             match self.look(&query.statement).await {
-                Ok(rows) => return Ok(query.take(rows)),
+                Ok(rows) => {
+                    query.take(rows);
+                    return Ok(());
+                }
                 Err(SubscribeError::Failed(error)) => {
                     debug!(id = %query.id, error, "A look failed; looking again");
                     tokio::time::sleep(LOOK_AGAIN).await;
