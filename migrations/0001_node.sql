@@ -9,7 +9,10 @@ CREATE TABLE __tribune_node (
     cluster BLOB,
     scope   INTEGER NOT NULL,
     -- The epoch of its own writes.
-    epoch   INTEGER NOT NULL
+    epoch   INTEGER NOT NULL,
+    -- Which file this was written in: device and inode, 8 bytes each. A database that finds itself
+    -- in another file was copied or restored. NULL: in memory.
+    file    BLOB
 );
 
 -- Every origin this node has heard of, and how far it holds its versions.

@@ -17,7 +17,7 @@ use crate::catalog::{CheckDefinition, CheckKind, CheckRegistration, Command, Ser
 use crate::config::agent::{Agent, DNS_PORT, Flags, HTTP_PORT};
 use crate::net::certificates::{Ca, NODE_DAYS, NodeRequest};
 use crate::net::tls::Identity;
-use crate::node::{GOSSIP_PORT, Handle};
+use crate::node::{GOSSIP_PORT, Handle, MemberState, MemberStatus};
 use crate::types::NodeId;
 
 /// More nodes than this on one machine show nothing that these do not.
@@ -139,7 +139,9 @@ impl Cluster {
                 let passing = view.service("app").map_or(0, |service| {
                     service.instances.iter().filter(|i| i.status == Status::Passing).count()
                 });
-                view.nodes().filter(|node| node.info.is_up).count() == wanted
+                let alive = |member: &MemberStatus| member.state == MemberState::Alive;
+                app.handle().members().iter().filter(|member| alive(member)).count() == wanted
+                    && view.nodes().filter(|node| node.info.is_up).count() == wanted
                     && (args.no_app || passing == wanted)
             })
         };

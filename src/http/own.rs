@@ -25,7 +25,8 @@ async fn members(State(handle): State<Handle>) -> JsonBody<Json> {
         let entry = view.node_by_key(&key_of(member.id));
         json!({
             "id": member.id.to_string(),
-            "name": member.name.unwrap_or_default(),
+            // The view is newer than the list, which is renewed once a second.
+            "name": entry.map_or("", |entry| &entry.info.node.name),
             "address": member.gossip.to_string(),
             "state": state(member.state),
             "round_trip_ms": member.round_trip.map(|time| time.as_secs_f64() * 1_000.0),

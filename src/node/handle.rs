@@ -16,7 +16,8 @@ use crate::live::Feed;
 use crate::store::{Readers, Statement, Transacted};
 use crate::types::NodeId;
 
-/// The longest that a user's transaction may wait and run.
+/// The longest that a user's transaction may wait and run. Of this it may run for
+/// [`super::writer::RUN_MAX`].
 const TRANSACTION_MAX: Duration = Duration::from_secs(10);
 
 /// A node, as its faces and sources hold it. Cloning is cheap; all clones are the same node.

@@ -4,7 +4,7 @@
 //! only then publishes and answers. Nobody hears of a change that is not on disk.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{oneshot, watch};
 use tracing::{error, warn};
@@ -19,6 +19,10 @@ use crate::live::Feed;
 use crate::replica::BatchId;
 use crate::store::{SqlError, Store, Transacted};
 use crate::types::{Origin, Version, Wall};
+
+/// The longest that one user's transaction may run: all other writes, remote changes and verdicts
+/// of checks among them, wait for it. The largest that is allowed takes about a second.
+pub(super) const RUN_MAX: Duration = Duration::from_secs(3);
 
 /// What a job has earned, to be told once the group is on disk.
 enum Outcome {
@@ -66,7 +70,9 @@ fn write_group(store: &mut Store, jobs: Vec<Job>, listeners: &Listeners) {
         outcomes.push(match job {
             Job::Ops { ops, reply } => Outcome::Ops(reply, group.ops(&ops).map(drop)),
             Job::Sql { statements, deadline, reply } => {
-                Outcome::Sql(reply, group.sql(&statements, deadline))
+                let latest = Instant::now() + RUN_MAX;
+                let deadline = deadline.map_or(latest, |deadline| deadline.min(latest));
+                Outcome::Sql(reply, group.sql(&statements, Some(deadline)))
             }
             Job::Apply { id, batch } => Outcome::Applied(id, group.apply(&batch)),
             Job::BeginEpoch { above } => Outcome::Epoch(group.begin_epoch(above)),

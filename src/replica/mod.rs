@@ -42,7 +42,7 @@ const HOPS_MAX: u8 = 64;
 
 /// A node begins few epochs in its life. Who claims to know one this far ahead is not believed, so
 /// that nobody can use up the numbers.
-const EPOCH_LEAP_MAX: u32 = 1 << 20;
+const EPOCH_LEAP_MAX: u32 = 1 << 30;
 
 /// How changes travel between nodes: the state of one node.
 ///

@@ -1,10 +1,13 @@
 //! The store: the one connection that writes, and what it knows of its database.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, OptionalExtension};
+use tracing::warn;
 use uuid::Uuid;
 
 use super::apply::Merge;
@@ -27,8 +30,9 @@ use crate::types::{ClusterId, Epoch, Hlc, NodeId, Origin, Scope, Seq, Wall};
 pub const CHECKS_TABLE: &str = "__tribune_checks";
 
 const SELECT_NODE: &str = "SELECT id, name, cluster, scope, epoch FROM __tribune_node";
+const SELECT_FILE: &str = "SELECT file FROM __tribune_node";
 const UPSERT_NODE: &str = "INSERT OR REPLACE INTO __tribune_node
-    (one, id, name, cluster, scope, epoch) VALUES (1, ?1, ?2, ?3, ?4, ?5)";
+    (one, id, name, cluster, scope, epoch, file) VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6)";
 pub(super) const UPDATE_EPOCH: &str = "UPDATE __tribune_node SET epoch = ?1";
 
 /// Who a database belongs to.
@@ -108,7 +112,9 @@ impl Store {
         let shown = path.as_deref().map_or(":memory:".into(), |path| path.display().to_string());
         let failed = |error| OpenError::of(&shown, error);
         migrate::migrate(&mut conn, &shown)?;
-        let identity = identify(&conn, config, &shown)?;
+        let file = path.as_deref().map(file_of).transpose();
+        let file = file.map_err(|source| OpenError::Directory { path: shown.clone(), source })?;
+        let identity = identify(&conn, config, &shown, file)?;
         let gate = Gate::set_up(&mut conn, true).map_err(failed)?;
         let capture = Capture::watch(&conn).map_err(failed)?;
         let local = read_local(&conn, CHECKS_TABLE).map_err(failed)?;
@@ -336,9 +342,37 @@ impl Identity {
     }
 }
 
-/// Reads who the database belongs to, holds it against the configuration, and writes what is new.
-fn identify(conn: &Connection, config: &OpenConfig, path: &str) -> Result<Identity, OpenError> {
+/// Names a file on this host as long as it exists: device and inode.
+type FileName = [u8; 16];
+
+fn file_of(path: &Path) -> std::io::Result<FileName> {
+    let metadata = std::fs::metadata(path)?;
+    let mut name = [0; 16];
+    name[..8].copy_from_slice(&metadata.dev().to_be_bytes());
+    name[8..].copy_from_slice(&metadata.ino().to_be_bytes());
+    Ok(name)
+}
+
+/// Returns an epoch that no earlier life of the node had, as far as a clock can say: the seconds
+/// since 1970, or the next after `held` where the clock is behind. A database that is new or a
+/// copy does not know which versions its peers hold of it already; a number never used before is
+/// the only one under which it may write.
+fn fresh_epoch(held: Epoch) -> Epoch {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    Epoch(u32::try_from(now).unwrap_or(u32::MAX - 1).max(held.0.saturating_add(1)))
+}
+
+/// Reads who the database belongs to, holds it against the configuration and the file it is in,
+/// and writes what is new.
+fn identify(
+    conn: &Connection,
+    config: &OpenConfig,
+    path: &str,
+    file: Option<FileName>,
+) -> Result<Identity, OpenError> {
     let failed = |error| OpenError::of(path, error);
+    let written_in: Option<FileName> =
+        conn.query_row(SELECT_FILE, [], |row| row.get(0)).optional().map_err(failed)?.flatten();
     let held = conn.query_row(SELECT_NODE, [], read_identity).optional().map_err(failed)?;
     let identity = match held.clone() {
         None => Identity {
@@ -346,14 +380,19 @@ fn identify(conn: &Connection, config: &OpenConfig, path: &str) -> Result<Identi
             name: config.name.clone(),
             cluster: config.cluster,
             scope: config.scope,
-            epoch: Epoch(1),
+            epoch: if file.is_some() { fresh_epoch(Epoch(0)) } else { Epoch(1) },
         },
+        Some(held) if written_in != file => {
+            warn!(path, "The database was copied or restored: this node goes on under a new epoch");
+            let identity = reconcile(held, config, path)?;
+            Identity { epoch: fresh_epoch(identity.epoch), ..identity }
+        }
         Some(held) => reconcile(held, config, path)?,
     };
-    if held.as_ref() != Some(&identity) {
+    if held.as_ref() != Some(&identity) || written_in != file {
         let cluster = identity.cluster.map(|cluster| cluster.0);
         let (node, name) = (identity.node.0, &identity.name);
-        conn.execute(UPSERT_NODE, (node, name, cluster, identity.scope.0, identity.epoch.0))
+        conn.execute(UPSERT_NODE, (node, name, cluster, identity.scope.0, identity.epoch.0, file))
             .map_err(failed)?;
     }
     Ok(identity)
@@ -398,6 +437,28 @@ pub(super) fn failed(error: rusqlite::Error) -> StorageError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn opened(dir: &Path) -> Origin {
+        let config = OpenConfig { data_dir: dir.to_owned(), ..OpenConfig::default() };
+        Store::open(&config).unwrap().identity().origin()
+    }
+
+    #[test]
+    fn a_restart_keeps_the_epoch_and_a_copy_or_a_new_database_never_has_an_old_one() {
+        let home = tempfile::tempdir().unwrap();
+        let (first, copy) = (home.path().join("first"), home.path().join("copy"));
+        let origin = opened(&first);
+        assert_eq!(opened(&first), origin, "a restart is the same life");
+        assert!(origin.epoch.0 > 1_700_000_000, "a new database cannot know what came before it");
+
+        std::fs::create_dir(&copy).unwrap();
+        std::fs::copy(first.join(DATABASE_FILE), copy.join(DATABASE_FILE)).unwrap();
+        let copied = opened(&copy);
+        assert_eq!(copied.node, origin.node);
+        assert!(copied.epoch > origin.epoch, "{copied} after {origin}");
+        assert_eq!(opened(&copy), copied, "the copy's next start is a restart");
+    }
+
     use crate::crdt::storage::Storage;
     use crate::store::trial::{T, Trial};
 
@@ -451,10 +512,11 @@ mod tests {
     fn another_scope_is_another_epoch() {
         let mut trial = Trial::new(T);
         trial.write(&["INSERT INTO t (id) VALUES (1)"]);
+        let first = trial.store.origin().epoch;
         trial.config.scope = Scope(3);
         let mut trial = trial.reopen();
         let origin = trial.store.origin();
-        assert_eq!((origin.scope, origin.epoch), (Scope(3), Epoch(2)));
+        assert_eq!((origin.scope, origin.epoch), (Scope(3), Epoch(first.0 + 1)));
         assert_eq!(
             trial.write(&["UPDATE t SET v = 1"]).heads,
             [(origin, crate::types::Version(1))]

@@ -522,16 +522,17 @@ mod tests {
     fn an_epoch_is_kept_and_starts_from_version_one() {
         let mut trial = Trial::new(T);
         trial.write(&["INSERT INTO t (id) VALUES (1)"]);
+        let above = Epoch(trial.store.origin().epoch.0 + 6);
         let mut group = trial.store.group(NOW);
-        let origin = group.begin_epoch(Epoch(6)).unwrap();
-        assert_eq!((origin.node, origin.epoch), (ME, Epoch(7)));
+        let origin = group.begin_epoch(above).unwrap();
+        assert_eq!((origin.node, origin.epoch), (ME, Epoch(above.0 + 1)));
         group.sql(&[plain("UPDATE t SET v = 1")], None).unwrap();
         let commits = group.commit().unwrap();
         assert_eq!(commits[0].heads, [(origin, Version(1))]);
         assert_eq!(events(&commits[0]), ["=t 1 1 'dw'"]);
         let trial = trial.reopen();
         assert_eq!(trial.store.origin(), origin);
-        assert_eq!(trial.store.identity().epoch, Epoch(7));
+        assert_eq!(trial.store.identity().epoch, Epoch(above.0 + 1));
         assert_eq!(trial.store.heads().unwrap().len(), 2);
     }
 

@@ -150,3 +150,37 @@ async fn a_stranger_is_not_heard() {
     n1.wait_joined_alone().await;
     assert!(n1.dig("evil.internal").is_empty());
 }
+
+#[tokio::test]
+async fn a_node_whose_disk_was_wiped_or_restored_is_heard_again() {
+    let cluster = Cluster::new(16);
+    let (n1, n2) = (cluster.start(1).await, cluster.start(2).await);
+    cluster.wait_joined(&[&n1, &n2]).await;
+    n2.register("web", "web", 80).await;
+    n1.wait_dig("web.internal SRV", &["1 1 80 n2.node.dc1.internal."]).await;
+    let (data, image) = (cluster.home().join("n2.data"), cluster.home().join("n2.image"));
+
+    // A new database is told from an old one by the second in which it was made.
+    n2.kill();
+    cluster.wait_second().await;
+    std::fs::rename(&data, &image).expect("its data");
+    let n2 = cluster.start(2).await;
+    n2.register("web", "web", 8080).await;
+    n1.wait_dig("web.internal SRV", &["1 1 8080 n2.node.dc1.internal."]).await;
+
+    // An old copy comes back, and writes before it has heard of anybody.
+    n2.kill();
+    cluster.wait_second().await;
+    std::fs::remove_dir_all(&data).expect("its data");
+    std::fs::create_dir(&data).expect("a directory");
+    for file in std::fs::read_dir(&image).expect("the old data") {
+        let file = file.expect("a file").path();
+        if file.is_file() {
+            std::fs::copy(&file, data.join(file.file_name().expect("a name"))).expect("a copy");
+        }
+    }
+    let n2 = cluster.start(2).await;
+    n2.register("web", "web", 9090).await;
+    n1.wait_dig("web.internal SRV", &["1 1 9090 n2.node.dc1.internal."]).await;
+    n2.wait_dig("web.internal SRV", &["1 1 9090 n2.node.dc1.internal."]).await;
+}

@@ -121,6 +121,16 @@ impl Cluster {
         }
     }
 
+    /// Waits until the clock shows another second.
+    pub async fn wait_second(&self) {
+        let second = || {
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+            now.expect("a clock after 1970").as_secs()
+        };
+        let then = second();
+        wait_for("the next second", async || (second() > then).then_some(())).await;
+    }
+
     fn tls(&self, args: &[&str]) {
         let output = Command::new(TRIBUNE)
             .arg("tls")
