@@ -79,12 +79,7 @@ fn view(services: usize) -> View {
 }
 
 /// Folds rows of one table into a view, as one commit.
-fn fold(
-    view: &View,
-    table: &str,
-    key: &[&str],
-    rows: Vec<Vec<(&'static str, Value)>>,
-) -> View {
+fn fold(view: &View, table: &str, key: &[&str], rows: Vec<Vec<(&'static str, Value)>>) -> View {
     let columns: Vec<&str> = rows[0].iter().map(|(name, _)| *name).collect();
     let place = |name: &&str| columns.iter().position(|column| column == name).expect("a column");
     let key: Vec<usize> = key.iter().map(place).collect();

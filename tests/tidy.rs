@@ -109,7 +109,9 @@ fn a_room_uses_only_the_rooms_declared_above_it() {
 fn mentions(line: usize, text: &str) -> Vec<(usize, &str)> {
     text.match_indices("crate::")
         .map(|(at, found)| &text[at + found.len()..])
-        .map(|rest| &rest[..rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len())])
+        .map(|rest| {
+            &rest[..rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len())]
+        })
         .filter(|name| !name.is_empty())
         .map(|name| (line, name))
         .collect()
@@ -144,8 +146,16 @@ fn every_room_says_what_lives_in_it_and_stands_on_the_map() {
     let map = read(root().join("ARCHITECTURE.md"));
     for room in rooms() {
         let text = read(root().join("src").join(&room.name).join("mod.rs"));
-        assert!(text.starts_with("//! "), "src/{}/mod.rs does not open with what lives there", room.name);
-        assert!(map.contains(&format!("`{}/`", room.name)), "ARCHITECTURE.md does not name `{}/`", room.name);
+        assert!(
+            text.starts_with("//! "),
+            "src/{}/mod.rs does not open with what lives there",
+            room.name
+        );
+        assert!(
+            map.contains(&format!("`{}/`", room.name)),
+            "ARCHITECTURE.md does not name `{}/`",
+            room.name
+        );
     }
     let folders: BTreeSet<String> = fs::read_dir(root().join("src"))
         .expect("src")

@@ -54,8 +54,11 @@ fn own(agent: &Agent) -> Result<Identity, StartError> {
     if !node_file.exists() {
         make_own(&directory, agent.node_id, &name)?;
     }
-    let files =
-        Files { ca: directory.join("ca.pem"), cert: node_file, key: directory.join("node-key.pem") };
+    let files = Files {
+        ca: directory.join("ca.pem"),
+        cert: node_file,
+        key: directory.join("node-key.pem"),
+    };
     Identity::load(&files, SystemTime::now()).map_err(StartError::of)
 }
 
@@ -81,9 +84,7 @@ fn make_own(directory: &Path, id: Option<NodeId>, name: &str) -> Result<(), Star
     // Under names that do not depend on the node's. The certificate last: where it is, all is.
     std::fs::rename(written.key, directory.join("node-key.pem"))
         .and_then(|()| std::fs::rename(written.certificate, directory.join("node.pem")))
-        .map_err(|error| {
-            StartError(format!("cannot write to {}: {error}", directory.display()))
-        })
+        .map_err(|error| StartError(format!("cannot write to {}: {error}", directory.display())))
 }
 
 /// Returns the host's name, up to its first dot.

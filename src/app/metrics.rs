@@ -32,9 +32,11 @@ pub(super) fn register(metrics: &Metrics, sources: Sources) {
     let Sources { handle, stats, net, dns, http, health, queries, ingest } = sources;
     let node = handle.clone();
     metrics.add("node", move || {
-        vec![
-            Family::gauge("writes_waiting", "Writes that wait for the disk.", count(node.writes_waiting())),
-        ]
+        vec![Family::gauge(
+            "writes_waiting",
+            "Writes that wait for the disk.",
+            count(node.writes_waiting()),
+        )]
     });
     metrics.add("catalog", move || catalog(&handle.view()));
     let replica = Arc::clone(&stats);
@@ -64,9 +66,17 @@ fn catalog(view: &View) -> Vec<Family> {
     };
     let states = [Status::Passing, Status::Warning, Status::Critical].map(in_state);
     vec![
-        Family::gauge("services", "Services with at least one instance.", count(view.services().count())),
+        Family::gauge(
+            "services",
+            "Services with at least one instance.",
+            count(view.services().count()),
+        ),
         Family::gauges("instances", "Instances by their health.", states),
-        Family::gauge("nodes", "Nodes in the catalog, external ones too.", count(view.nodes().count())),
+        Family::gauge(
+            "nodes",
+            "Nodes in the catalog, external ones too.",
+            count(view.nodes().count()),
+        ),
         Family::gauge(
             "nodes_up",
             "Nodes in the catalog that membership holds alive.",
@@ -133,11 +143,27 @@ fn of_replica(stats: &Stats) -> Vec<Family> {
 fn of_swim(stats: &Stats) -> Vec<Family> {
     let swim = &stats.swim;
     vec![
-        Family::gauge("members", "Members that can be spoken to, this one too.", count(stats.members)),
-        Family::gauge("distrust", "How much this node distrusts itself, 0 to 8.", f64::from(stats.health)),
-        Family::counter("datagrams_received", "Membership datagrams received.", swim.datagrams_received),
+        Family::gauge(
+            "members",
+            "Members that can be spoken to, this one too.",
+            count(stats.members),
+        ),
+        Family::gauge(
+            "distrust",
+            "How much this node distrusts itself, 0 to 8.",
+            f64::from(stats.health),
+        ),
+        Family::counter(
+            "datagrams_received",
+            "Membership datagrams received.",
+            swim.datagrams_received,
+        ),
         Family::counter("datagrams_sent", "Membership datagrams sent.", swim.datagrams_sent),
-        Family::counter("malformed", "Membership datagrams that could not be read.", swim.malformed),
+        Family::counter(
+            "malformed",
+            "Membership datagrams that could not be read.",
+            swim.malformed,
+        ),
         Family::counter("forged", "Membership datagrams under a false name.", swim.forged),
         Family::counter("suspected", "Times this node had to defend itself.", swim.suspected),
         Family::counter("rejoins", "Times the cluster had declared this node dead.", swim.rejoins),
@@ -156,13 +182,30 @@ fn of_net(net: &Net) -> Vec<Family> {
         Family::counter("evicted", "Connections closed to make room.", counts.evicted),
         Family::counter("frames_sent", "Frames sent.", counts.frames_sent),
         Family::counter("frames_received", "Frames received.", counts.frames_received),
-        Family::counter("frames_dropped", "Frames not sent for want of room.", counts.frames_dropped),
-        Family::counter("frames_sent", "Bytes of frames sent.", counts.frame_bytes_sent).unit("bytes"),
-        Family::counter("frames_received", "Bytes of frames received.", counts.frame_bytes_received)
+        Family::counter(
+            "frames_dropped",
+            "Frames not sent for want of room.",
+            counts.frames_dropped,
+        ),
+        Family::counter("frames_sent", "Bytes of frames sent.", counts.frame_bytes_sent)
             .unit("bytes"),
+        Family::counter(
+            "frames_received",
+            "Bytes of frames received.",
+            counts.frame_bytes_received,
+        )
+        .unit("bytes"),
         Family::counter("datagrams_sent", "Membership datagrams sent.", counts.datagrams_sent),
-        Family::counter("datagrams_received", "Membership datagrams received.", counts.datagrams_received),
-        Family::counter("datagrams_dropped", "Membership datagrams dropped.", counts.datagrams_dropped),
+        Family::counter(
+            "datagrams_received",
+            "Membership datagrams received.",
+            counts.datagrams_received,
+        ),
+        Family::counter(
+            "datagrams_dropped",
+            "Membership datagrams dropped.",
+            counts.datagrams_dropped,
+        ),
     ]
 }
 
@@ -195,34 +238,70 @@ fn of_dns(dns: &dns::Counters) -> Vec<Family> {
         Family::counters("answers", "Answers by response code.", labelled("code", codes.map(read))),
         Family::counter("truncated", "Answers over UDP that were cut.", load(&dns.truncated)),
         Family::counter("dropped", "Packets that got no answer.", load(&dns.dropped)),
-        Family::counter("panics", "Packets whose answering failed: each is a bug.", load(&dns.panics)),
-        Family::counter("send_errors", "Answers that the system would not send.", load(&dns.send_errors)),
+        Family::counter(
+            "panics",
+            "Packets whose answering failed: each is a bug.",
+            load(&dns.panics),
+        ),
+        Family::counter(
+            "send_errors",
+            "Answers that the system would not send.",
+            load(&dns.send_errors),
+        ),
         Family::counter("tcp_accepted", "TCP connections accepted.", load(&dns.tcp_accepted)),
-        Family::counter("tcp_refused", "TCP connections closed for a limit.", load(&dns.tcp_refused)),
+        Family::counter(
+            "tcp_refused",
+            "TCP connections closed for a limit.",
+            load(&dns.tcp_refused),
+        ),
     ]
 }
 
 fn of_health(health: &Health) -> Vec<Family> {
     let counters = health.counters();
     vec![
-        Family::gauge("checks", "Checks that this node runs or hears reports of.", counters.checks as f64),
+        Family::gauge(
+            "checks",
+            "Checks that this node runs or hears reports of.",
+            counters.checks as f64,
+        ),
         Family::gauge("runs_now", "Runs under way.", counters.runs_now as f64),
         Family::counter("runs", "Runs that ended.", counters.runs),
         Family::counter("reports", "Reports of applications.", counters.reports),
         Family::counter("writes", "Changes of health written.", counters.writes),
-        Family::counter("write_errors", "Changes of health that could not be written.", counters.write_errors),
-        Family::counter("deregistered", "Instances removed because they stayed critical.", counters.deregistered),
+        Family::counter(
+            "write_errors",
+            "Changes of health that could not be written.",
+            counters.write_errors,
+        ),
+        Family::counter(
+            "deregistered",
+            "Instances removed because they stayed critical.",
+            counters.deregistered,
+        ),
     ]
 }
 
 fn of_ingest(ingest: &Ingest) -> Vec<Family> {
     let status = ingest.status();
     vec![
-        Family::gauge("up", "1 while the Consul agent answers.", count(usize::from(status.error.is_none()))),
-        Family::gauge("holding_back", "1 while a withdrawal is doubted.", count(usize::from(status.waiting.is_some()))),
+        Family::gauge(
+            "up",
+            "1 while the Consul agent answers.",
+            count(usize::from(status.error.is_none())),
+        ),
+        Family::gauge(
+            "holding_back",
+            "1 while a withdrawal is doubted.",
+            count(usize::from(status.waiting.is_some())),
+        ),
         Family::gauge("services", "Services that the agent named.", count(status.services)),
         Family::gauge("checks", "Checks that the agent named.", count(status.checks)),
-        Family::gauge("unreadable", "Items of the agent that could not be read.", count(status.unreadable)),
+        Family::gauge(
+            "unreadable",
+            "Items of the agent that could not be read.",
+            count(status.unreadable),
+        ),
         Family::counter("polls", "Times the agent was asked.", status.polls),
         Family::counter("failures", "Times the agent was asked in vain.", status.failures),
         Family::counter("changes", "Changes taken over.", status.changes),

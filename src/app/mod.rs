@@ -23,8 +23,8 @@ use crate::health::Health;
 use crate::http::{Http, own, sql};
 use crate::ingest::Ingest;
 use crate::live::Queries;
-use crate::net::{self, Net};
 use crate::net::tls::Identity;
+use crate::net::{self, Net};
 use crate::node::{self, Handle, Local, Node};
 use crate::replica;
 use crate::store::{OpenConfig, Store};
@@ -136,8 +136,8 @@ impl App {
         );
         log_start(&agent, &handle, &http, &dns, is_alone);
         spawn_dns(&mut faces, dns, &handle, &token);
-        let further = own::routes(handle.clone())
-            .merge(sql::routes(handle.clone(), Arc::clone(&queries)));
+        let further =
+            own::routes(handle.clone()).merge(sql::routes(handle.clone(), Arc::clone(&queries)));
         faces.spawn_once(
             Task::Http,
             http.run(Arc::new(handle), Arc::new(health), metrics, further, token.clone()),
@@ -172,12 +172,7 @@ impl App {
     }
 }
 
-fn spawn_health(
-    faces: &mut Tasks,
-    health: &Health,
-    handle: &Handle,
-    token: &CancellationToken,
-) {
+fn spawn_health(faces: &mut Tasks, health: &Health, handle: &Handle, token: &CancellationToken) {
     let (health, handle, token) = (health.clone(), handle.clone(), token.clone());
     faces.spawn(Task::Health, move || {
         let (health, handle, token) = (health.clone(), handle.clone(), token.clone());

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::StartError;
-use crate::config::parse::Span;
 use crate::config::agent::Consul;
+use crate::config::parse::Span;
 use crate::config::{Agent, file};
 use crate::dns::config::{ServiceTtl, Soa, Zone};
 use crate::ingest::Token;
@@ -41,7 +41,8 @@ pub(super) fn dns(agent: &Agent) -> Result<dns::Config, StartError> {
         config.targets_in = config.zone_named("consul");
         if config.targets_in.is_none() {
             return Err(StartError(
-                "[dns] srv_targets_in_consul needs 'consul' among domain and alt_domains".to_owned(),
+                "[dns] srv_targets_in_consul needs 'consul' among domain and alt_domains"
+                    .to_owned(),
             ));
         }
     }

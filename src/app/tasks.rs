@@ -73,14 +73,20 @@ impl Tasks {
                 if token.is_cancelled() {
                     return task;
                 }
-                let reason = ended.err().map_or_else(|| "it returned".to_owned(), |e| e.to_string());
+                let reason =
+                    ended.err().map_or_else(|| "it returned".to_owned(), |e| e.to_string());
                 match task.policy() {
                     Policy::StopNode => {
                         error!(?task, reason, "A part that the node cannot do without has ended");
                         return task;
                     }
                     Policy::Restart => {
-                        warn!(?task, reason, ?pause, "A part of the node has ended; starting it again");
+                        warn!(
+                            ?task,
+                            reason,
+                            ?pause,
+                            "A part of the node has ended; starting it again"
+                        );
                     }
                 }
                 tokio::select! {

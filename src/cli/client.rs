@@ -72,11 +72,7 @@ impl Client {
 
     /// Posts JSON and returns the answer whatever its status, to be read as it comes. There is no
     /// limit on the time: the statement has its own.
-    pub(super) async fn post(
-        &self,
-        path: &str,
-        body: &Json,
-    ) -> Result<reqwest::Response, Failure> {
+    pub(super) async fn post(&self, path: &str, body: &Json) -> Result<reqwest::Response, Failure> {
         self.http
             .post(self.url(path))
             .json(body)

@@ -12,8 +12,8 @@ use tokio::task::JoinSet;
 use super::agent::{Stop, runtime};
 use super::{Failure, complain, say};
 use crate::app::{App, Options};
-use crate::catalog::{CheckDefinition, CheckKind, CheckRegistration, Command, Service};
 use crate::catalog::{Check, Status};
+use crate::catalog::{CheckDefinition, CheckKind, CheckRegistration, Command, Service};
 use crate::config::agent::{Agent, DNS_PORT, Flags, HTTP_PORT};
 use crate::net::certificates::{Ca, NODE_DAYS, NodeRequest};
 use crate::net::tls::Identity;
@@ -100,9 +100,8 @@ impl Cluster {
         }
         self.wait_until_ready(args).await?;
         say(&welcome(args))?;
-        let ended = futures_util::future::select_all(
-            self.apps.iter_mut().map(|app| Box::pin(app.fatal())),
-        );
+        let ended =
+            futures_util::future::select_all(self.apps.iter_mut().map(|app| Box::pin(app.fatal())));
         let (task, index, _) = ended.await;
         Err(Failure::Failed(format!(
             "dev-{} stopped because a part of it ended by itself ({task:?})",
@@ -164,12 +163,7 @@ impl Cluster {
     }
 }
 
-async fn start_node(
-    args: &Args,
-    home: &Home,
-    authority: &Ca,
-    k: u8,
-) -> Result<App, Failure> {
+async fn start_node(args: &Args, home: &Home, authority: &Ca, k: u8) -> Result<App, Failure> {
     let ip = address_of(k);
     let name = format!("dev-{k}");
     let flags = Flags {

@@ -76,9 +76,9 @@ fn body(args: &RegisterArgs) -> Json {
     } else if let Some(ttl) = &args.check_ttl {
         Some(json!({ "TTL": ttl }))
     } else {
-        args.check_script.as_ref().map(|command| {
-            json!({ "Args": ["/bin/sh", "-c", command], "Interval": interval })
-        })
+        args.check_script
+            .as_ref()
+            .map(|command| json!({ "Args": ["/bin/sh", "-c", command], "Interval": interval }))
     };
     let mut body = json!({
         "Name": args.name,

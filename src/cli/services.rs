@@ -82,7 +82,8 @@ fn health(entry: &Json) -> (&'static str, String) {
     for status in ["critical", "warning"] {
         if let Some(check) = checks.iter().find(|check| text(check, "/Status") == status) {
             let output = text(check, "/Output").lines().next().unwrap_or_default();
-            let why: String = format!("{}: {output}", text(check, "/Name")).chars().take(70).collect();
+            let why: String =
+                format!("{}: {output}", text(check, "/Name")).chars().take(70).collect();
             return (status, why);
         }
     }
@@ -109,6 +110,9 @@ mod tests {
             ],
         }]);
         let table = instances(&entries);
-        assert!(table.contains("web-1     n1    10.0.0.1:80  critical  v1,blue  http: refused"), "{table}");
+        assert!(
+            table.contains("web-1     n1    10.0.0.1:80  critical  v1,blue  http: refused"),
+            "{table}"
+        );
     }
 }

@@ -34,7 +34,8 @@ mod tests {
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {
-        let rows = [vec!["a".to_owned(), "x".to_owned()], vec!["long-one".to_owned(), String::new()]];
+        let rows =
+            [vec!["a".to_owned(), "x".to_owned()], vec!["long-one".to_owned(), String::new()]];
         assert_eq!(layout(&["NAME", "B"], &rows), "NAME      B\na         x\nlong-one");
     }
 

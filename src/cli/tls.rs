@@ -90,8 +90,7 @@ fn make_node(args: &NodeArgs) -> Result<(), Failure> {
     };
     let ca = Ca::load(&args.ca, &args.ca_key)?;
     let request = NodeRequest { node, name: args.name.clone(), days: args.days };
-    let written =
-        certificates::make_node(&ca, &request, &args.out, args.force, SystemTime::now())?;
+    let written = certificates::make_node(&ca, &request, &args.out, args.force, SystemTime::now())?;
     if args.json {
         return say(&told(&written, "node", &node.to_string()));
     }

@@ -395,7 +395,8 @@ mod tests {
     fn big(instances: usize) -> Catalog {
         let meta = [("rack", "r1"), ("note", "something of some length")];
         let catalog = Catalog::empty().node(crate::dns::testing::ME, "n1", "127.0.0.1", &meta);
-        let line = |n: usize| format!("big big-{n} 10.{}.{}.{}:9000", n >> 16, (n >> 8) & 255, n & 255);
+        let line =
+            |n: usize| format!("big big-{n} 10.{}.{}.{}:9000", n >> 16, (n >> 8) & 255, n & 255);
         (0..instances).fold(catalog, |catalog, n| catalog.instance(&line(n)))
     }
 

@@ -146,7 +146,8 @@ mod tests {
         let addresses = http.local_addrs();
         let stopping = CancellationToken::new();
         let (host, reports) = (Arc::clone(&bench.face.host), Arc::clone(&bench.face.reports));
-        let running = tokio::spawn(http.run(host, reports, Arc::default(), Router::new(), stopping.clone()));
+        let running =
+            tokio::spawn(http.run(host, reports, Arc::default(), Router::new(), stopping.clone()));
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::new();
         for address in addresses {

@@ -123,13 +123,7 @@ pub struct Subscription {
 impl Queries {
     /// Makes the set, empty. Cancelling the token ends every query.
     pub fn new(readers: Arc<Readers>, feed: Arc<Feed>, token: CancellationToken) -> Arc<Self> {
-        Arc::new(Self {
-            readers,
-            feed,
-            live: Mutex::default(),
-            tasks: TaskTracker::new(),
-            token,
-        })
+        Arc::new(Self { readers, feed, live: Mutex::default(), tasks: TaskTracker::new(), token })
     }
 
     /// Subscribes to a SELECT. `from` resumes after that change, and needs a query that is live.

@@ -144,7 +144,10 @@ mod tests {
         let mut rows = Rows::new(vec![0]);
         rows.begin(vec![row(&[1, 10]), row(&[2, 20])]);
         let changes = rows.replace(vec![row(&[2, 21]), row(&[3, 30])]);
-        assert_eq!(told(&changes), [(1, Kind::Delete, 1), (2, Kind::Update, 2), (3, Kind::Insert, 3)]);
+        assert_eq!(
+            told(&changes),
+            [(1, Kind::Delete, 1), (2, Kind::Update, 2), (3, Kind::Insert, 3)]
+        );
         assert_eq!(changes[0].cells, row(&[1, 10]));
         assert_eq!(rows.all(), [(2, row(&[2, 21])), (3, row(&[3, 30]))]);
     }

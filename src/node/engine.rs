@@ -23,8 +23,8 @@ use super::writer::wall_now;
 use super::{MemberState, MemberStatus};
 use crate::catalog::model::key_of;
 use crate::catalog::view::Liveness;
-use crate::crdt::storage::{Extract, StorageError};
 use crate::crdt::Changeset;
+use crate::crdt::storage::{Extract, StorageError};
 use crate::live::Feed;
 use crate::net::{self, Net, SendError};
 use crate::replica::{self, ApplyOutcome, BatchId, LoadId, Replica};
@@ -410,6 +410,8 @@ impl Engine {
 
     fn name_of(&self, node: NodeId) -> String {
         let view = self.feed.view();
-        view.node_by_key(&key_of(node)).map(|entry| entry.info.node.name.clone()).unwrap_or_default()
+        view.node_by_key(&key_of(node))
+            .map(|entry| entry.info.node.name.clone())
+            .unwrap_or_default()
     }
 }

@@ -85,7 +85,9 @@ impl Handle {
     ) -> Self {
         let definitions = watch::Sender::new(0);
         let key = key_of(local.id);
-        Self { shared: Arc::new(Shared { local, key, feed, readers, mailbox, definitions, members }) }
+        Self {
+            shared: Arc::new(Shared { local, key, feed, readers, mailbox, definitions, members }),
+        }
     }
 
     /// Returns who this node is.
@@ -141,7 +143,9 @@ impl Handle {
             .await
             .map_err(|_| SubmitError::Stopping)?
             .map_err(|error| SubmitError::Failed(error.to_string()))?;
-        let read = |(id, _service, json): (String, String, String)| match rows::definition_from_json(&id, &json) {
+        let read = |(id, _service, json): (String, String, String)| match rows::definition_from_json(
+            &id, &json,
+        ) {
             Ok(definition) => Some((id, definition)),
             Err(error) => {
                 warn!(%error, "A check is not run");

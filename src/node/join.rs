@@ -122,7 +122,8 @@ mod tests {
 
     #[tokio::test]
     async fn targets_are_dialled_ever_less_often_and_not_at_all_once_there_are_members() {
-        let mut join = Join::new(vec!["127.0.0.2:99".to_owned()], "127.0.0.1:7401".parse().unwrap());
+        let mut join =
+            Join::new(vec!["127.0.0.2:99".to_owned()], "127.0.0.1:7401".parse().unwrap());
         while join.addresses().is_empty() {
             tokio::task::yield_now().await;
         }

@@ -161,12 +161,13 @@ impl Node {
     pub async fn close(mut self) {
         self.mailbox.close();
         let Some(writer) = self.writer.take() else { return };
-        let finished = tokio::task::spawn_blocking(move || {
-            writer.join().map(|mut store| store.checkpoint())
-        });
+        let finished =
+            tokio::task::spawn_blocking(move || writer.join().map(|mut store| store.checkpoint()));
         match tokio::time::timeout(WRITER_DRAIN, finished).await {
             Ok(Ok(Ok(Ok(_)))) => {}
-            Ok(Ok(Ok(Err(error)))) => warn!(%error, "The database was not closed in order; nothing is lost"),
+            Ok(Ok(Ok(Err(error)))) => {
+                warn!(%error, "The database was not closed in order; nothing is lost")
+            }
             Ok(Ok(Err(_)) | Err(_)) => warn!("The writer had failed"),
             Err(_) => warn!("The writer did not finish in time; nothing acknowledged is lost"),
         }
@@ -208,8 +209,7 @@ fn first_view(local: &Local, readers: &Readers) -> Result<View, StorageError> {
         tables.push(TableEvents { rows: rows.collect(), table });
     }
     let at = Hlc::default().tick(writer::wall_now());
-    let commit =
-        Commit { seq: Seq::default(), at, tables, changeset: None, heads: Vec::new() };
+    let commit = Commit { seq: Seq::default(), at, tables, changeset: None, heads: Vec::new() };
     Ok(View::new(local.id).fold(&commit).0)
 }
 

@@ -53,7 +53,9 @@ pub enum StartError {
 /// terminal or forge a line.
 pub fn start(config: &Config) -> Result<(), StartError> {
     let filter = filter(&config.filter)?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr)
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
     match config.format {
         Format::Plain => builder.finish().try_init(),

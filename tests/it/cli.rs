@@ -26,7 +26,19 @@ fn a_start_that_cannot_work_says_why_and_exits_with_2() {
     let ip = cluster.address(1).to_string();
     let (http, dns, gossip) = (format!("{ip}:8500"), format!("{ip}:8600"), format!("{ip}:7401"));
     let data = at("data");
-    let base = ["agent", "--node", "n1", "--data-dir", &data, "--http", &http, "--dns", &dns, "--gossip", &gossip];
+    let base = [
+        "agent",
+        "--node",
+        "n1",
+        "--data-dir",
+        &data,
+        "--http",
+        &http,
+        "--dns",
+        &dns,
+        "--gossip",
+        &gossip,
+    ];
     let with = |further: &[&str]| tribune(&[&base[..], further].concat());
 
     let config = at("config.toml");
@@ -35,7 +47,10 @@ fn a_start_that_cannot_work_says_why_and_exits_with_2() {
     refused(&with(&["--config", &at("none.toml")]), &["none.toml"]);
     refused(&tribune(&["agent", "--http", "nowhere"]), &["'nowhere' is not an address"]);
     refused(&tribune(&["agent", "--gossip", "0.0.0.0:7401"]), &["needs certificates"]);
-    refused(&with(&["--ca", &at("none.pem"), "--cert", &at("n.pem"), "--key", &at("n-key.pem")]), &["none.pem"]);
+    refused(
+        &with(&["--ca", &at("none.pem"), "--cert", &at("n.pem"), "--key", &at("n-key.pem")]),
+        &["none.pem"],
+    );
 
     let held = TcpListener::bind(&http).expect("a listener");
     refused(&with(&[]), &[&http, "--http"]);
@@ -58,7 +73,11 @@ fn a_start_that_cannot_work_says_why_and_exits_with_2() {
 
     fs::create_dir_all(&data).expect("a directory");
     let database = format!("{data}/tribune.db");
-    fs::write(&database, "this is no database, but it is longer than a header of one is, by far....").expect("a file");
+    fs::write(
+        &database,
+        "this is no database, but it is longer than a header of one is, by far....",
+    )
+    .expect("a file");
     refused(&with(&[]), &["tribune.db", "not an SQLite database"]);
     fs::remove_file(&database).expect("a file");
     let newer = rusqlite::Connection::open(&database).expect("a database");
@@ -70,7 +89,19 @@ fn a_start_that_cannot_work_says_why_and_exits_with_2() {
     let file = at("file");
     fs::write(&file, "").expect("a file");
     fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("a mode");
-    let args = ["agent", "--node", "n1", "--data-dir", &file, "--http", &http, "--dns", &dns, "--gossip", &gossip];
+    let args = [
+        "agent",
+        "--node",
+        "n1",
+        "--data-dir",
+        &file,
+        "--http",
+        &http,
+        "--dns",
+        &dns,
+        "--gossip",
+        &gossip,
+    ];
     refused(&tribune(&args), &["data directory", "file"]);
 
     let schema = at("bad.sql");
@@ -101,13 +132,28 @@ async fn commands_register_list_query_and_deregister() {
         assert!(output.status.success(), "{args:?}: {output:?}");
         String::from_utf8(output.stdout).expect("text")
     };
-    run(&["register", "web", "--id", "web-1", "--port", "80", "--tag", "blue", "--check-ttl", "24h"]);
+    run(&[
+        "register",
+        "web",
+        "--id",
+        "web-1",
+        "--port",
+        "80",
+        "--tag",
+        "blue",
+        "--check-ttl",
+        "24h",
+    ]);
     assert!(run(&["services"]).contains("web"));
     assert!(run(&["services", "web"]).contains("web-1"));
     assert!(run(&["members"]).contains("n1"));
     assert!(run(&["query", "SELECT id, port FROM services"]).contains("web-1  80"));
-    assert!(run(&["exec", "INSERT INTO kv (key) VALUES (?)", "--param", "a"]).contains("1 row affected"));
-    let json: serde_json::Value = serde_json::from_str(&run(&["services", "--json"])).expect("JSON");
+    assert!(
+        run(&["exec", "INSERT INTO kv (key) VALUES (?)", "--param", "a"])
+            .contains("1 row affected")
+    );
+    let json: serde_json::Value =
+        serde_json::from_str(&run(&["services", "--json"])).expect("JSON");
     assert_eq!(json[0]["name"], "web");
     run(&["deregister", "web-1"]);
     assert!(!run(&["services"]).contains("web"));

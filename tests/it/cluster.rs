@@ -78,7 +78,8 @@ async fn a_blocking_query_on_one_node_wakes_for_a_change_on_another() {
     let second_index = index(&second);
     assert!(second_index.parse::<u64>().unwrap() > first.parse::<u64>().unwrap());
     let body: serde_json::Value = second.json().await.expect("JSON");
-    let statuses: Vec<_> = body[0]["Checks"].as_array().unwrap().iter().map(|c| &c["Status"]).collect();
+    let statuses: Vec<_> =
+        body[0]["Checks"].as_array().unwrap().iter().map(|c| &c["Status"]).collect();
     assert!(statuses.contains(&&json!("critical")), "{body}");
 }
 

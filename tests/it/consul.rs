@@ -24,7 +24,8 @@ async fn other_nodes_follow_a_real_consul_agent() {
     let n1 = cluster.start_with(1, &["--consul", &consul.url()]).await;
     let n2 = cluster.start(2).await;
     cluster.wait_joined(&[&n1, &n2]).await;
-    let mut changes = n2.subscribe("SELECT id, status FROM checks WHERE id = 'service:shop-1'").await;
+    let mut changes =
+        n2.subscribe("SELECT id, status FROM checks WHERE id = 'service:shop-1'").await;
 
     consul
         .put(

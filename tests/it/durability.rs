@@ -44,7 +44,11 @@ async fn every_acknowledged_registration_outlives_kill_9_and_reaches_all() {
         let enough = 150 + 97 * (round % 8);
         wait_for("some registrations are in", async || {
             let services = n1.try_get("/v1/agent/services").await?;
-            let count = services.as_object()?.keys().filter(|id| id.starts_with(&format!("r{round}-"))).count();
+            let count = services
+                .as_object()?
+                .keys()
+                .filter(|id| id.starts_with(&format!("r{round}-")))
+                .count();
             (count >= enough).then_some(())
         })
         .await;
@@ -56,12 +60,18 @@ async fn every_acknowledged_registration_outlives_kill_9_and_reaches_all() {
     }
     let n1 = cluster.start(1).await;
     for node in [&n1, &n2, &n3] {
-        wait_for(&format!("{} has all {} registrations", node.name, acknowledged.len()), async || {
-            let entries = node.try_get("/v1/catalog/service/load").await?;
-            let held: std::collections::BTreeSet<&str> =
-                entries.as_array()?.iter().filter_map(|entry| entry["ServiceID"].as_str()).collect();
-            acknowledged.iter().all(|id| held.contains(id.as_str())).then_some(())
-        })
+        wait_for(
+            &format!("{} has all {} registrations", node.name, acknowledged.len()),
+            async || {
+                let entries = node.try_get("/v1/catalog/service/load").await?;
+                let held: std::collections::BTreeSet<&str> = entries
+                    .as_array()?
+                    .iter()
+                    .filter_map(|entry| entry["ServiceID"].as_str())
+                    .collect();
+                acknowledged.iter().all(|id| held.contains(id.as_str())).then_some(())
+            },
+        )
         .await;
     }
     assert!(acknowledged.len() >= kills() * 150);

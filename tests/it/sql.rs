@@ -10,7 +10,8 @@ use crate::support::{Agent, Cluster, wait_for};
 async fn rows(node: &Agent, sql: &str) -> Vec<Json> {
     let (status, body) = node.send("POST", "/v1/queries", &json!(sql).to_string()).await;
     assert_eq!(status, 200, "{body}");
-    let lines: Vec<Json> = body.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let lines: Vec<Json> =
+        body.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     assert!(lines.last().expect("lines").get("eoq").is_some(), "{body}");
     lines.iter().filter_map(|line| line.pointer("/row/1").cloned()).collect()
 }
@@ -61,7 +62,12 @@ async fn a_users_table_is_written_on_one_node_and_followed_on_another() {
     .await;
 
     // Concurrent writes of different columns of one row both stay.
-    n1.send("POST", "/v1/transactions", &json!(["INSERT INTO deploys (app) VALUES ('both')"]).to_string()).await;
+    n1.send(
+        "POST",
+        "/v1/transactions",
+        &json!(["INSERT INTO deploys (app) VALUES ('both')"]).to_string(),
+    )
+    .await;
     wait_for("the row is on n2", async || {
         (rows(&n2, "SELECT app FROM deploys").await == [json!(["both"])]).then_some(())
     })
@@ -102,7 +108,8 @@ async fn a_subscription_resumes_where_it_was() {
     let line: Json = serde_json::from_slice(chunk.split(|b| *b == b'\n').next().unwrap()).unwrap();
     assert_eq!(line["change"], json!(["insert", 3, ["web-3", "web"], 2]));
 
-    let (status, body) = n1.send("GET", "/v1/subscriptions/00000000-0000-0000-0000-000000000000", "").await;
+    let (status, body) =
+        n1.send("GET", "/v1/subscriptions/00000000-0000-0000-0000-000000000000", "").await;
     assert_eq!(status, 404);
     assert!(body.ends_with("}\n"), "an error is a whole line: {body:?}");
 }
@@ -154,7 +161,11 @@ async fn the_query_endpoint_only_reads_and_the_write_endpoint_only_writes_rows()
     assert_eq!(status, 500);
     assert!(rows(&n1, "SELECT * FROM kv").await.is_empty());
     let (status, body) = n1
-        .send("POST", "/v1/transactions", &json!(["INSERT INTO kv (key) VALUES ('whole')"]).to_string())
+        .send(
+            "POST",
+            "/v1/transactions",
+            &json!(["INSERT INTO kv (key) VALUES ('whole')"]).to_string(),
+        )
         .await;
     assert_eq!(status, 200, "{body}");
     assert_eq!(rows(&n1, "SELECT key FROM kv").await, [json!(["whole"])]);

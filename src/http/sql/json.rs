@@ -13,7 +13,9 @@ pub(super) fn statement(json: Json) -> Result<Statement, String> {
     match json {
         Json::String(sql) => Ok(Statement { sql, params: Params::None }),
         Json::Object(mut object) => {
-            let Some(Json::String(sql)) = object.remove("query") else { return Err(no_statement()) };
+            let Some(Json::String(sql)) = object.remove("query") else {
+                return Err(no_statement());
+            };
             // Where both are given, the positional ones win.
             let params = object.remove("params").filter(|params| !params.is_null());
             let params = params.or_else(|| object.remove("named_params"));
@@ -47,9 +49,9 @@ fn parameters(json: Json) -> Result<Params, String> {
     match json {
         Json::Null => Ok(Params::None),
         Json::Array(list) => Ok(Params::Positional(list.into_iter().map(parameter).collect())),
-        Json::Object(named) => {
-            Ok(Params::Named(named.into_iter().map(|(name, json)| (name, parameter(json))).collect()))
-        }
+        Json::Object(named) => Ok(Params::Named(
+            named.into_iter().map(|(name, json)| (name, parameter(json))).collect(),
+        )),
         other @ (Json::Bool(_) | Json::Number(_) | Json::String(_)) => {
             Err(format!("invalid type: {}, expected parameters", kind_of(&other)))
         }
@@ -96,7 +98,9 @@ pub(super) fn value(value: &Value) -> Json {
         Value::Null => Json::Null,
         Value::Integer(number) => Json::from(*number),
         // Always with a point or an exponent, so that a client can tell it from an integer.
-        Value::Real(number) => serde_json::Number::from_f64(*number).map_or(Json::Null, Json::Number),
+        Value::Real(number) => {
+            serde_json::Number::from_f64(*number).map_or(Json::Null, Json::Number)
+        }
         Value::Text(text) => Json::from(text.as_str()),
         Value::Blob(bytes) => Json::from(bytes.as_slice()),
     }
@@ -158,7 +162,10 @@ mod tests {
         assert_eq!(read(r#"{"query":"select 1","params":null,"named_params":null}"#), Ok(plain));
         let positional = Params::Positional(vec![Value::Integer(1)]);
         assert_eq!(read(r#"["select ?",[1]]"#).unwrap().params, positional);
-        assert_eq!(read(r#"{"query":"q","params":[1],"named_params":{":a":2}}"#).unwrap().params, positional);
+        assert_eq!(
+            read(r#"{"query":"q","params":[1],"named_params":{":a":2}}"#).unwrap().params,
+            positional
+        );
         let named = Params::Named(vec![(":a".into(), Value::from("x"))]);
         assert_eq!(read(r#"["select :a",{":a":"x"}]"#).unwrap().params, named);
         for wrong in [r#"["select 1"]"#, r#"["select ?",1]"#, "7", "{}", r#"["q",1,2]"#] {

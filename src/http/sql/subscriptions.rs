@@ -71,13 +71,17 @@ fn options(query: Option<&str>) -> Result<(Option<u64>, bool), Response> {
 /// Answers with the stream: what can be told at once in one chunk, then each thing as it happens.
 fn stream_of(subscription: Subscription) -> Response {
     let id = subscription.id();
-    let chunks = stream::unfold((subscription, false), |(mut subscription, is_broken)| async move {
-        if is_broken {
-            return Some((Err(std::io::Error::other("this node is shutting down")), (subscription, false)));
-        }
-        let (lines, is_broken) = gather(&mut subscription).await?;
-        Some((Ok(Bytes::from(lines)), (subscription, is_broken)))
-    });
+    let chunks =
+        stream::unfold((subscription, false), |(mut subscription, is_broken)| async move {
+            if is_broken {
+                return Some((
+                    Err(std::io::Error::other("this node is shutting down")),
+                    (subscription, false),
+                ));
+            }
+            let (lines, is_broken) = gather(&mut subscription).await?;
+            Some((Ok(Bytes::from(lines)), (subscription, is_broken)))
+        });
     let mut response = Body::from_stream(chunks).into_response();
     let headers = response.headers_mut();
     let mut put = |name: HeaderName, text: String| {
