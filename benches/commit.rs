@@ -36,12 +36,15 @@ const INSERT: &str = "INSERT INTO services
      enable_tag_override = excluded.enable_tag_override, kind = excluded.kind,
      source = excluded.source";
 
+/// Writes into a directory for some time; returns how many transactions a second it made.
+type Contestant = fn(&Path, Duration) -> f64;
+
 fn main() {
     let options = Options::read();
     if let Some(only) = &options.only {
         println!("{only} alone, for a profiler");
     }
-    let contestants: [(&str, fn(&Path, Duration) -> f64); 7] = [
+    let contestants: [(&str, Contestant); 7] = [
         ("plain, 1 writer", plain_alone),
         ("store, 1 writer, operations", store_alone),
         ("store, 1 writer, SQL", store_alone_sql),
