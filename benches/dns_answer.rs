@@ -2,6 +2,8 @@
 //!
 //! `cargo bench --bench dns_answer`; with `--test` it runs small and only checks that all answer.
 
+#![expect(clippy::print_stdout, reason = "a benchmark prints what it measured")]
+
 use std::sync::Arc;
 use std::time::Instant;
 

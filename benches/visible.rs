@@ -4,8 +4,10 @@
 //! (`TRIBUNE_TEST_CONSUL` names it; see contrib/consul), makes 200 changes at each source and asks
 //! another node by DNS until the answer follows. Without `--bench` it makes a few.
 
+#![expect(clippy::print_stdout, reason = "a benchmark prints what it measured")]
+
 #[path = "../tests/it/support/mod.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, reason = "the integration tests use the rest")]
 mod support;
 
 use std::net::{Ipv4Addr, UdpSocket};

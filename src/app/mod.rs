@@ -110,7 +110,7 @@ impl App {
         let engine_token = CancellationToken::new();
         let handle = node.handle().clone();
         let queries = Queries::new(
-            Arc::clone(handle.readers()),
+            Arc::clone(handle.own_readers()),
             Arc::clone(handle.feed()),
             token.child_token(),
         );
@@ -161,7 +161,9 @@ impl App {
     /// Stops the node: faces and sources first, then a goodbye to the cluster, then the writer.
     pub async fn stop(self) {
         self.token.cancel();
-        self.queries.close().await;
+        if tokio::time::timeout(DRAIN_WITHIN, self.queries.close()).await.is_err() {
+            warn!("A live query was still looking");
+        }
         if !self.faces.drain(DRAIN_WITHIN).await {
             warn!("Some requests were not finished in time");
         }

@@ -1,5 +1,7 @@
 //! `tribune agent`: this host's node, until it is told to stop.
 
+use std::time::Duration;
+
 use tracing::{info, warn};
 
 use super::Failure;
@@ -7,17 +9,24 @@ use crate::app::{App, Options};
 use crate::config::{Agent, Flags};
 use crate::telemetry;
 
+/// How long work that was left may take once all is said and done.
+pub(super) const END_WITHIN: Duration = Duration::from_millis(500);
+
 pub(super) fn run(flags: Flags) -> Result<(), Failure> {
     let agent = Agent::from_flags(flags)?;
     start_log(&agent.log_level, agent.log_json)?;
-    runtime()?.block_on(async {
+    let runtime = runtime()?;
+    let outcome = runtime.block_on(async {
         // Signals are caught before anything is started, so that none ends the node half-way.
         let stop = Stop::catch()?;
         let app = App::start(agent, Options::default())
             .await
             .map_err(|error| Failure::Usage(error.to_string()))?;
         serve(app, stop).await
-    })
+    });
+    // A query that still computes must not keep the process: it only reads.
+    runtime.shutdown_timeout(END_WITHIN);
+    outcome
 }
 
 /// Sends the log to the standard error output.
@@ -50,10 +59,11 @@ async fn serve(mut app: App, mut stop: Stop) -> Result<(), Failure> {
         warn!("Asked a second time: stopping at once");
     }
     match ended {
-        None => {
+        None if stopped => {
             info!("Stopped");
             Ok(())
         }
+        None => Err(Failure::Failed("stopped at once, as asked a second time".to_owned())),
         Some(task) => Err(Failure::Failed(format!(
             "the node stopped because a part of it ended by itself ({task:?}); the log says why"
         ))),

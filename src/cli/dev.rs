@@ -9,7 +9,7 @@ use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-use super::agent::{Stop, runtime};
+use super::agent::{END_WITHIN, Stop, runtime};
 use super::{Failure, complain, say};
 use crate::app::{App, Options};
 use crate::catalog::{Check, Status};
@@ -59,7 +59,8 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> Result<(), Failure> {
     super::agent::start_log(&args.log, false)?;
-    runtime()?.block_on(async {
+    let runtime = runtime()?;
+    let outcome = runtime.block_on(async {
         let mut stop = Stop::catch()?;
         let home = Home::make()?;
         let mut cluster = Cluster::default();
@@ -67,13 +68,15 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
             outcome = cluster.work(&args, &home) => outcome,
             () = stop.asked() => Ok(()),
         };
-        complain_of_second_signal(cluster.stop(), &mut stop).await;
+        stop_unless_asked_again(cluster.stop(), &mut stop).await;
         outcome
-    })
+    });
+    runtime.shutdown_timeout(END_WITHIN);
+    outcome
 }
 
 /// Stops the nodes unless asked again meanwhile.
-async fn complain_of_second_signal(stopping: impl Future<Output = ()>, stop: &mut Stop) {
+async fn stop_unless_asked_again(stopping: impl Future<Output = ()>, stop: &mut Stop) {
     tokio::select! {
         () = stopping => {}
         () = stop.asked() => complain("asked a second time: stopping at once"),

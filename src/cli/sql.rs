@@ -41,6 +41,7 @@ pub(super) async fn query(args: QueryArgs) -> Result<(), Failure> {
     let body = response.text().await.map_err(|error| client.unreachable(&error))?;
     let mut columns = Vec::new();
     let mut rows = Vec::new();
+    let mut is_whole = false;
     for line in body.lines().filter(|line| !line.is_empty()) {
         let event: Json = serde_json::from_str(line)
             .map_err(|_| Failure::Failed(format!("the node answered: {}", body.trim())))?;
@@ -50,9 +51,13 @@ pub(super) async fn query(args: QueryArgs) -> Result<(), Failure> {
         if let Some(names) = event.get("columns") {
             columns = list(names).iter().map(shown).collect();
         }
+        is_whole |= event.get("eoq").is_some();
         if let Some(row) = event.pointer("/row/1") {
             rows.push(row.clone());
         }
+    }
+    if !is_whole {
+        return Err(Failure::Failed("the answer broke off before its end".to_owned()));
     }
     if args.remote.json {
         return say(&format!("{:#}", json!({ "columns": columns, "rows": rows })));

@@ -145,6 +145,12 @@ impl Agent {
         let address =
             flags.address.or(file.address).unwrap_or_else(|| gossip.advertise.ip().to_string());
         check_name("address", &address)?;
+        if address.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified()) {
+            return Err(ConfigError::new(format!(
+                "address '{address}' reaches nobody: name the address under which others reach \
+                 this host"
+            )));
+        }
         let datacenter = flags.datacenter.or(file.datacenter).unwrap_or_else(|| "dc1".to_owned());
         check_name("datacenter", &datacenter)?;
         let node = flags.node.or(file.node);
@@ -233,13 +239,19 @@ fn consul(
     file: file::Consul,
 ) -> Result<Option<Consul>, ConfigError> {
     let Some(url) = url.or(file.url) else { return Ok(None) };
-    if !url.starts_with("http://") && !url.starts_with("https://") {
+    let host = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
+    if host.is_none_or(|host| host.is_empty() || host.starts_with(['/', ':'])) {
         return Err(ConfigError::new(format!(
             "'{url}' is not the URL of a Consul agent; write it like http://127.0.0.1:8500"
         )));
     }
     let token = match (token.or(file.token), file.token_file) {
-        (Some(token), _) => Some(token),
+        (Some(_), Some(_)) => {
+            return Err(ConfigError::new(
+                "[consul] has both a token and a token_file; keep one of them",
+            ));
+        }
+        (Some(token), None) => Some(token),
         (None, Some(path)) => {
             let text = std::fs::read_to_string(&path).map_err(|error| {
                 ConfigError::new(format!("cannot read the token file {}: {error}", path.display()))
@@ -357,6 +369,8 @@ mod tests {
             ("[http]\nlisten = ['nowhere']", "'nowhere' is not an address"),
             ("[consul]\nurl = 'consul:8500'", "is not the URL of a Consul agent"),
             ("[log]\nformat = 'xml'", "neither 'plain' nor 'json'"),
+            ("address = '0.0.0.0'", "reaches nobody"),
+            ("[consul]\nurl = 'http://'", "is not the URL of a Consul agent"),
         ] {
             let error = resolve(Flags::default(), file).unwrap_err().to_string();
             assert!(error.contains(part), "{file}: {error}");

@@ -4,7 +4,7 @@ use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{DNSClass, RecordType};
 
 use super::config::Config;
-use super::packet::{self, Packet, Query};
+use super::packet::{self, Query, Unread};
 use super::record::Sections;
 use super::resolve::resolve;
 use super::wire;
@@ -70,12 +70,12 @@ pub fn answer_into(
     out: &mut Vec<u8>,
 ) -> Option<Outcome> {
     let query = match packet::read(request.packet) {
-        Packet::Query(query) => query,
-        Packet::Refused(code) => {
+        Ok(query) => query,
+        Err(Unread::Refused(code)) => {
             wire::write_header(out, request.packet, code);
             return Some(Outcome { kind: None, code, is_truncated: false });
         }
-        Packet::Ignored => return None,
+        Err(Unread::Ignored) => return None,
     };
     let sections = match refusal(&query) {
         Some(code) => Sections { is_authoritative: false, ..Sections::empty(code) },
@@ -136,7 +136,8 @@ mod tests {
         let version_at = packet.len() - 5;
         packet[version_at] = 1;
         let reply = udp(&packet);
-        assert_eq!(reply.metadata.response_code, ResponseCode::BADVERS);
+        // 16 has two names; the decoder shows the other one.
+        assert_eq!(u16::from(reply.metadata.response_code), u16::from(ResponseCode::BADVERS));
         assert_eq!(reply.edns.unwrap().version(), 0);
         assert!(reply.answers.is_empty());
     }
@@ -242,7 +243,7 @@ mod tests {
 
         #[test]
         fn a_damaged_question_gets_a_whole_reply_or_none(
-            name in "((_?[a-z0-9-]{1,9}|app|db|node|service|addr|dc1)\\.){0,4}(internal|consul|in-addr\\.arpa|com)\\.",
+            name in "((_?[a-z0-9]{1,9}|app|db|node|service|addr|dc1)\\.){0,4}(internal|consul|in-addr\\.arpa|com)\\.",
             kind in prop_oneof![
                 Just("A"), Just("AAAA"), Just("SRV"), Just("ANY"), Just("TXT"), Just("SOA"),
                 Just("NS"), Just("PTR"), Just("CNAME"), Just("MX"), Just("AXFR"),

@@ -50,8 +50,7 @@ pub struct Config {
     pub disable_compression: bool,
 }
 
-/// The smallest and the largest value of [`Config::udp_bytes_max`].
-pub const UDP_BYTES_MIN: u16 = 512;
+/// The largest value of [`Config::udp_bytes_max`].
 pub const UDP_BYTES_MAX: u16 = 4096;
 
 /// More workers for one address than this bring nothing: the sockets' own work dominates.

@@ -164,10 +164,11 @@ impl<'a> Resolver<'a, '_> {
         want: Want,
         records: &mut Vec<Record<'a>>,
     ) {
-        if !Name::Host(host).is_speakable() {
+        let data = Data::Cname(Name::Host(host));
+        let is_circle = records.iter().any(|record| record.data == data);
+        if is_circle || !Name::Host(host).is_speakable() {
             return;
         }
-        let data = Data::Cname(Name::Host(host));
         records.push(Record { owner, ttl: want.ttl, data });
         if want.kind != RecordType::CNAME {
             self.follow(host, want, records);

@@ -34,9 +34,9 @@ pub struct Edns {
     pub version: u8,
 }
 
-/// What a packet turned out to be.
-pub enum Packet {
-    Query(Query),
+/// Why a packet is no question.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unread {
     /// To be answered by a header with this code.
     Refused(ResponseCode),
     /// Not to be answered: too short to have an id, or itself a reply.
@@ -44,28 +44,25 @@ pub enum Packet {
 }
 
 /// Reads a packet.
-pub fn read(bytes: &[u8]) -> Packet {
+pub fn read(bytes: &[u8]) -> Result<Query, Unread> {
     if bytes.len() < HEADER_BYTES {
-        return Packet::Ignored;
+        return Err(Unread::Ignored);
     }
     let mut decoder = BinDecoder::new(bytes);
-    let Ok(header) = Header::read(&mut decoder) else { return Packet::Ignored };
+    let Ok(header) = Header::read(&mut decoder) else { return Err(Unread::Ignored) };
     // A reply to a reply could go on for ever.
     if header.message_type == MessageType::Response {
-        return Packet::Ignored;
+        return Err(Unread::Ignored);
     }
     match header.op_code {
         OpCode::Query => {}
-        OpCode::Notify | OpCode::Update => return Packet::Refused(ResponseCode::Refused),
-        OpCode::Status | OpCode::Unknown(_) => return Packet::Refused(ResponseCode::NotImp),
+        OpCode::Notify | OpCode::Update => return Err(Unread::Refused(ResponseCode::Refused)),
+        OpCode::Status | OpCode::Unknown(_) => return Err(Unread::Refused(ResponseCode::NotImp)),
     }
     if bytes.len() > QUERY_BYTES_MAX {
-        return Packet::Refused(ResponseCode::FormErr);
+        return Err(Unread::Refused(ResponseCode::FormErr));
     }
-    match read_query(&header, &mut decoder) {
-        Some(query) => Packet::Query(query),
-        None => Packet::Refused(ResponseCode::FormErr),
-    }
+    read_query(&header, &mut decoder).ok_or(Unread::Refused(ResponseCode::FormErr))
 }
 
 /// Reads what follows the header; `None` when anything is wrong with it.
@@ -122,9 +119,9 @@ mod tests {
     /// Reads a packet and says in a word what it was.
     fn check(packet: &[u8], expected: &str) {
         let found = match read(packet) {
-            Packet::Query(query) => query.text,
-            Packet::Refused(code) => format!("{code:?}"),
-            Packet::Ignored => "silence".to_owned(),
+            Ok(query) => query.text,
+            Err(Unread::Refused(code)) => format!("{code:?}"),
+            Err(Unread::Ignored) => "silence".to_owned(),
         };
         assert_eq!(found, expected, "{packet:?}");
     }

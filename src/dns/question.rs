@@ -330,7 +330,7 @@ mod tests {
         check("node.app.internal", "nothing");
         check("db.node.app.internal", "node db in app");
         check("node.service.internal", "service node");
-        check("service.service.internal", "nothing");
+        check("service.service.internal", "service service");
         check("web.service.node.internal", "node web.service");
     }
 

@@ -54,9 +54,9 @@ pub struct BindError {
 
 /// A listener ended by itself. The sockets are still bound: `run` may be called again.
 #[derive(Debug, thiserror::Error)]
-#[error("the DNS listener on {address} ended: {reason}")]
+#[error("the DNS listener on {listener} ended: {reason}")]
 pub struct RunError {
-    pub address: SocketAddr,
+    listener: String,
     reason: io::Error,
 }
 
@@ -94,7 +94,7 @@ impl Dns {
         let mut tasks = JoinSet::new();
         for listener in &self.listeners {
             let address = listener.address;
-            let failed = move |reason| RunError { address, reason };
+            let failed = move |reason| RunError { listener: format!("UDP {address}"), reason };
             for endpoint in &listener.udp {
                 let worker = Worker::new(Arc::clone(&self.shared), Arc::clone(&feed));
                 let (endpoint, token, ended) = (Arc::clone(endpoint), token.clone(), ended.clone());
@@ -116,6 +116,11 @@ impl Dns {
         tokio::select! {
             () = token.cancelled() => {}
             Some(result) = endings.recv() => result?,
+            // It ends by the token, else by a panic.
+            Some(Err(panic)) = tasks.join_next() => {
+                let reason = io::Error::other(panic);
+                return Err(RunError { listener: "TCP".to_owned(), reason });
+            }
         }
         token.cancel();
         while tasks.join_next().await.is_some() {}
@@ -229,4 +234,175 @@ fn now_unix() -> u32 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     // Serial numbers are counted modulo 2^32 (RFC 1982).
     (since.as_secs() & u64::from(u32::MAX)) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+    use std::time::Duration;
+
+    use hickory_proto::op::Message;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpStream, UdpSocket};
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::dns::testing::{Catalog, question};
+
+    /// A wait that only a failing test comes to the end of.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    struct Running {
+        address: SocketAddr,
+        counters: Arc<Counters>,
+        token: CancellationToken,
+        task: tokio::task::JoinHandle<Result<(), RunError>>,
+    }
+
+    fn config(address: &str) -> Config {
+        Config {
+            listen: vec![(address.parse().unwrap(), false)],
+            udp_workers: 2,
+            ..Config::default()
+        }
+    }
+
+    fn start(address: &str) -> Running {
+        let catalog = (0..60).fold(Catalog::new(), |catalog, n| {
+            catalog.instance(&format!("app a{n} 10.0.0.{n}:80"))
+        });
+        let dns = Dns::bind(config(address)).unwrap();
+        let (address, counters) = (dns.local_addrs()[0], dns.counters());
+        let (feed, token) = (Arc::new(Feed::new(catalog.view)), CancellationToken::new());
+        let ending = token.clone();
+        let task = tokio::spawn(async move { dns.run(feed, ending).await });
+        Running { address, counters, token, task }
+    }
+
+    impl Running {
+        async fn stop(self) {
+            self.token.cancel();
+            timeout(PATIENCE, self.task).await.unwrap().unwrap().unwrap();
+            // The port is free again.
+            Dns::bind(config(&self.address.to_string())).unwrap();
+        }
+    }
+
+    async fn ask_udp(to: SocketAddr, packet: &[u8]) -> Message {
+        let socket = UdpSocket::bind((to.ip(), 0)).await.unwrap();
+        socket.connect(to).await.unwrap();
+        socket.send(packet).await.unwrap();
+        let mut reply = [0; 4_096];
+        let length = timeout(PATIENCE, socket.recv(&mut reply)).await.unwrap().unwrap();
+        Message::from_vec(&reply[..length]).unwrap()
+    }
+
+    async fn read_tcp(stream: &mut TcpStream) -> Message {
+        let length = usize::from(stream.read_u16().await.unwrap());
+        let mut reply = vec![0; length];
+        stream.read_exact(&mut reply).await.unwrap();
+        Message::from_vec(&reply).unwrap()
+    }
+
+    fn framed(packet: &[u8]) -> Vec<u8> {
+        [&u16::try_from(packet.len()).unwrap().to_be_bytes()[..], packet].concat()
+    }
+
+    #[tokio::test]
+    async fn udp_cuts_and_tcp_gives_the_whole() {
+        let running = start("127.0.0.1:0");
+        let packet = question("app.internal. A", 0);
+        let cut = ask_udp(running.address, &packet).await;
+        assert!(cut.metadata.truncation && cut.answers.len() < 60);
+        let mut stream = TcpStream::connect(running.address).await.unwrap();
+        stream.write_all(&framed(&packet)).await.unwrap();
+        let whole = timeout(PATIENCE, read_tcp(&mut stream)).await.unwrap();
+        assert_eq!((whole.answers.len(), whole.metadata.truncation), (60, false));
+        let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        let counters = &running.counters;
+        assert_eq!([count(&counters.kinds.a), count(&counters.truncated)], [2, 1]);
+        running.stop().await;
+    }
+
+    #[tokio::test]
+    async fn an_ipv6_listener_answers_and_leaves_ipv4_alone() {
+        let Ok(probe) = net::UdpSocket::bind("[::1]:0") else { return };
+        drop(probe);
+        let running = start("[::]:0");
+        let to = SocketAddr::new("::1".parse().unwrap(), running.address.port());
+        assert_eq!(ask_udp(to, &question("a1.app.internal. A", 0)).await.answers.len(), 1);
+        net::TcpListener::bind(("127.0.0.1", running.address.port())).unwrap();
+        running.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_socket_for_all_addresses_replies_from_the_one_that_was_asked() {
+        let running = start("0.0.0.0:0");
+        let to = SocketAddr::new("127.0.0.53".parse().unwrap(), running.address.port());
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        socket.send_to(&question("a1.app.internal. A", 0), to).await.unwrap();
+        let mut reply = [0; 512];
+        let (_, from) = timeout(PATIENCE, socket.recv_from(&mut reply)).await.unwrap().unwrap();
+        assert_eq!(from, to);
+        running.stop().await;
+    }
+
+    #[tokio::test]
+    async fn questions_on_one_connection_are_answered_in_order() {
+        let running = start("127.0.0.1:0");
+        let mut stream = TcpStream::connect(running.address).await.unwrap();
+        let mut all = Vec::new();
+        for id in 0..200u16 {
+            let mut packet = question("a1.app.internal. A", 0);
+            packet[..2].copy_from_slice(&id.to_be_bytes());
+            all.extend(framed(&packet));
+        }
+        stream.write_all(&all).await.unwrap();
+        for id in 0..200 {
+            let reply = timeout(PATIENCE, read_tcp(&mut stream)).await.unwrap();
+            assert_eq!(reply.metadata.id, id);
+        }
+        running.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_sends_no_question_is_closed() {
+        let running = start("127.0.0.1:0");
+        let reply_to_a_reply = framed(&[0, 1, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        for wrong in [&[0, 0][..], &[0xff, 0xff], &[0, 3, 1, 2, 3], &reply_to_a_reply] {
+            let mut stream = TcpStream::connect(running.address).await.unwrap();
+            stream.write_all(wrong).await.unwrap();
+            let mut rest = Vec::new();
+            timeout(PATIENCE, stream.read_to_end(&mut rest)).await.unwrap().unwrap();
+            assert!(rest.is_empty());
+        }
+        running.stop().await;
+    }
+
+    #[test]
+    fn a_taken_port_is_said_in_one_sentence_unless_it_is_optional() {
+        let taken = Dns::bind(config("127.0.0.1:0")).unwrap();
+        let address = taken.local_addrs()[0];
+        let sentence = Dns::bind(config(&address.to_string())).err().unwrap().to_string();
+        assert!(sentence.starts_with(&format!("DNS cannot listen on {address}: ")), "{sentence}");
+        assert!(sentence.ends_with("; choose another address with --dns"), "{sentence}");
+        let optional = Config { listen: vec![(address, true)], ..Config::default() };
+        assert_eq!(Dns::bind(optional).unwrap().local_addrs(), []);
+    }
+
+    #[test]
+    fn a_port_that_another_has_over_udp_alone_is_taken_too() {
+        let other = net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        assert!(Dns::bind(config(&other.local_addr().unwrap().to_string())).is_err());
+    }
+
+    #[test]
+    fn the_likely_owner_of_a_port_is_named() {
+        let hint =
+            |address: &str, kind: io::ErrorKind| hint(address.parse().unwrap(), &kind.into());
+        assert!(hint("127.0.0.1:8600", io::ErrorKind::AddrInUse).contains("Consul agent"));
+        assert!(hint("127.0.0.1:53", io::ErrorKind::AddrInUse).contains("dnsmasq"));
+        assert!(hint("127.0.0.1:53", io::ErrorKind::PermissionDenied).contains("CAP_NET_BIND"));
+        assert_eq!(hint("127.0.0.1:8600", io::ErrorKind::NotFound), "");
+    }
 }

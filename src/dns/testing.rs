@@ -162,7 +162,7 @@ pub fn show(catalog: &Catalog, config: &Config, text: &str) -> String {
     };
     let sections = [&message.answers, &message.authorities, &message.additionals];
     let sections = sections.map(|records| section(records)).join(" | ");
-    format!("{code}{}", sections.trim_end_matches([' ', '|']))
+    format!("{code}{sections}").trim_end_matches([' ', '|']).trim_start().to_owned()
 }
 
 /// Shows a record without its TTL where that is 0, and an SOA by its owner alone.

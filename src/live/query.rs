@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{Semaphore, broadcast, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -28,11 +28,30 @@ use crate::types::Value;
 /// How many distinct queries may be live on one node. Beyond it new ones are refused.
 const QUERIES_MAX: usize = 1_000;
 
-/// How many rows a live query may have: they are all held in memory.
+/// How many subscribers all queries of one node may have together. Beyond it new ones are refused.
+const SUBSCRIBERS_MAX: usize = 10_000;
+
+/// How many rows a live query may have, and how many bytes of values: they are held in memory.
 const ROWS_MAX: usize = 100_000;
+const ROW_BYTES_MAX: usize = 64 << 20;
 
 /// How many changes are kept for subscribers who fall behind or come back.
 const LOG_CHANGES_MAX: usize = 10_000;
+const LOG_BYTES_MAX: usize = 16 << 20;
+
+/// How many queries are looked at at once; the others wait for their turn.
+const LOOKS_MAX: usize = 2;
+
+/// How long after a look that ran out of time the query is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// How many looks in a row may fail before the query is given up.
+const FAILURES_MAX: u32 = 5;
+
+/// How far apart the change ids of two lives of one query are: more than either will have. A
+/// client that resumes in another life (after a restart, or on another node) is then told so, and
+/// never passed over a change. Together with 32 random bits it stays below 2^53.
+const LIFE_CHANGES: u64 = 1 << 20;
 
 /// How long one look may take.
 const LOOK_WITHIN: Duration = Duration::from_secs(30);
@@ -42,6 +61,10 @@ const IDLE_FOR: Duration = Duration::from_secs(600);
 
 /// What a subscriber hears who comes in the moment in which an idle query ends.
 const NOBODY: &str = "nobody subscribed to this query for ten minutes; subscribe again";
+
+/// Why a query cannot be kept live.
+const NOT_FOR_LIFE: &str = "the query calls a function of time, chance or the connection: its rows \
+     would change without a commit, so it cannot be kept live";
 
 /// The name space of query ids: the same SQL has the same id everywhere.
 const ID_SPACE: Uuid = Uuid::from_u128(0x6b1e_6f0a_52a7_4b0c_9d55_3b6c_1f0e_72a4);
@@ -59,7 +82,9 @@ pub enum SubscribeError {
     Unknown(Uuid),
     #[error("a `from` query param was supplied, but no existing subscription found")]
     NothingToResume,
-    #[error("this node already holds {QUERIES_MAX} live queries")]
+    #[error(
+        "this node already holds {QUERIES_MAX} live queries, or {SUBSCRIBERS_MAX} subscribers of them"
+    )]
     TooMany,
 }
 
@@ -86,6 +111,7 @@ pub struct Queries {
     readers: Arc<Readers>,
     feed: Arc<Feed>,
     live: Mutex<BTreeMap<Uuid, Arc<LiveQuery>>>,
+    looks: Semaphore,
     tasks: TaskTracker,
     token: CancellationToken,
 }
@@ -106,15 +132,25 @@ struct LiveQuery {
 struct State {
     rows: Rows,
     log: VecDeque<Arc<Change>>,
+    log_bytes: usize,
+    /// The last change that is not in the log any more, or the number this life began with.
+    forgotten_to: u64,
+    /// All rows as of the newest change, once somebody asked.
+    snapshot: Option<Snapshot>,
     /// What every subscriber is told last, once the query has ended.
     end: Option<Event>,
 }
 
+/// Rows with their numbers, shared by all subscribers who came between two changes.
+type Snapshot = Arc<Vec<(u64, Row)>>;
+
 /// A subscriber's place in a live query.
 pub struct Subscription {
     query: Arc<LiveQuery>,
-    /// What is still to be told before the changes.
-    first: VecDeque<Event>,
+    /// What is still to be told before the changes: heads, rows from a place on, and an end.
+    head: Option<Event>,
+    rows: Option<(Snapshot, usize)>,
+    tail: Option<Event>,
     told_to: u64,
     news: watch::Receiver<u64>,
     is_over: bool,
@@ -123,7 +159,14 @@ pub struct Subscription {
 impl Queries {
     /// Makes the set, empty. Cancelling the token ends every query.
     pub fn new(readers: Arc<Readers>, feed: Arc<Feed>, token: CancellationToken) -> Arc<Self> {
-        Arc::new(Self { readers, feed, live: Mutex::default(), tasks: TaskTracker::new(), token })
+        Arc::new(Self {
+            readers,
+            feed,
+            live: Mutex::default(),
+            looks: Semaphore::new(LOOKS_MAX),
+            tasks: TaskTracker::new(),
+            token,
+        })
     }
 
     /// Subscribes to a SELECT. `from` resumes after that change, and needs a query that is live.
@@ -134,6 +177,7 @@ impl Queries {
         skip_rows: bool,
     ) -> Result<Subscription, SubscribeError> {
         let id = id_of(&statement);
+        self.admit()?;
         if let Some(query) = self.find(id) {
             return Ok(query.subscribe(from, skip_rows));
         }
@@ -151,6 +195,7 @@ impl Queries {
         from: Option<u64>,
         skip_rows: bool,
     ) -> Result<Subscription, SubscribeError> {
+        self.admit()?;
         let query = self.find(id).ok_or(SubscribeError::Unknown(id))?;
         Ok(query.subscribe(from, skip_rows))
     }
@@ -167,6 +212,10 @@ impl Queries {
         self.token.cancel();
         self.tasks.close();
         self.tasks.wait().await;
+    }
+
+    fn admit(&self) -> Result<(), SubscribeError> {
+        if self.counts().1 >= SUBSCRIBERS_MAX { Err(SubscribeError::TooMany) } else { Ok(()) }
     }
 
     fn find(&self, id: Uuid) -> Option<Arc<LiveQuery>> {
@@ -188,21 +237,32 @@ impl Queries {
         let sql = statement.sql.clone();
         let (described, key) = blocking(move || {
             let described = readers.describe(&sql)?;
+            if !described.is_deterministic() {
+                return Err(QueryError::Forbidden(NOT_FOR_LIFE.to_owned()));
+            }
             let key = key_of(&described, |table| readers.key_of(table))?;
             Ok((described, key))
         })
         .await?
-        .map_err(|error: QueryError| SubscribeError::Refused(error.to_string()))?;
+        .map_err(sort)?;
         let begun = Instant::now();
         let first = self.look(&statement).await?;
         let mut rows = Rows::new(key);
-        rows.begin(first);
+        let base = u64::from(rand::random::<u32>()) * LIFE_CHANGES;
+        rows.begin(first, base);
         let query = Arc::new(LiveQuery {
             id,
             statement,
             tables: described.tables().into_iter().map(str::to_owned).collect(),
             columns: described.columns.into_iter().map(|column| column.name).collect(),
-            state: Mutex::new(State { rows, log: VecDeque::new(), end: None }),
+            state: Mutex::new(State {
+                rows,
+                log: VecDeque::new(),
+                log_bytes: 0,
+                forgotten_to: base,
+                snapshot: None,
+                end: None,
+            }),
             news: watch::Sender::new(0),
             subscribers: AtomicUsize::new(0),
             looked_in: begun.elapsed(),
@@ -241,12 +301,13 @@ impl Queries {
                 Hit::No => continue,
                 Hit::Over => break query.end(Event::Interrupted),
             }
-            match self.look(&query.statement).await {
-                Ok(rows) => query.take(rows),
-                Err(error) => {
-                    warn!(id = %query.id, %error, "A live query failed; its subscribers are told");
-                    break query.end(Event::Failed(error.to_string()));
-                }
+            let caught_up = tokio::select! {
+                caught_up = self.catch_up(&query) => caught_up,
+                () = self.token.cancelled() => break query.end(Event::Interrupted),
+            };
+            if let Err(error) = caught_up {
+                warn!(id = %query.id, %error, "A live query failed; its subscribers are told");
+                break query.end(Event::Failed(error.to_string()));
             }
         }
         let mut live = lock(&self.live);
@@ -255,34 +316,55 @@ impl Queries {
         }
     }
 
+    /// Looks again, and yet again where the database is busy.
+    async fn catch_up(&self, query: &LiveQuery) -> Result<(), SubscribeError> {
+        for _ in 1..FAILURES_MAX {
+            match self.look(&query.statement).await {
+                Ok(rows) => {
+                    query.take(rows);
+                    return Ok(());
+                }
+                Err(SubscribeError::Failed(error)) => {
+                    debug!(id = %query.id, error, "A look failed; looking again");
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.look(&query.statement).await.map(|rows| query.take(rows))
+    }
+
     /// Runs the query once.
     async fn look(&self, statement: &Statement) -> Result<Vec<Row>, SubscribeError> {
+        // Held while the look runs; waited for without occupying a thread.
+        let _turn = self.looks.acquire().await.expect("this semaphore is never closed");
         let readers = Arc::clone(&self.readers);
         let statement = statement.clone();
-        blocking(move || {
-            let mut rows = Vec::new();
-            let mut is_too_long = false;
+        let (rows, is_too_large) = blocking(move || {
+            let (mut rows, mut bytes, mut is_too_large) = (Vec::new(), 0, false);
             let deadline = std::time::Instant::now() + LOOK_WITHIN;
             readers.query(&statement, Some(deadline), &mut |event| {
                 if let QueryEvent::Row(row) = event {
-                    is_too_long = rows.len() >= ROWS_MAX;
-                    if is_too_long {
+                    bytes += row.iter().map(Value::bytes).sum::<usize>();
+                    is_too_large = rows.len() >= ROWS_MAX || bytes > ROW_BYTES_MAX;
+                    if is_too_large {
                         return ControlFlow::Break(());
                     }
-                    rows.push(row);
+                    rows.push(Row::from(row));
                 }
                 ControlFlow::Continue(())
             })?;
-            Ok((rows, is_too_long))
+            Ok((rows, is_too_large))
         })
         .await?
-        .map_err(|error: QueryError| SubscribeError::Refused(error.to_string()))
-        .and_then(|(rows, is_too_long)| match is_too_long {
-            true => Err(SubscribeError::Refused(format!(
-                "the query has more than {ROWS_MAX} rows, too many to keep live; narrow it"
-            ))),
-            false => Ok(rows),
-        })
+        .map_err(sort)?;
+        if is_too_large {
+            return Err(SubscribeError::Refused(format!(
+                "the query has more than {ROWS_MAX} rows or {ROW_BYTES_MAX} bytes, too many to \
+                 keep live; narrow it"
+            )));
+        }
+        Ok(rows)
     }
 }
 
@@ -326,9 +408,13 @@ impl LiveQuery {
         if changes.is_empty() {
             return;
         }
+        state.snapshot = None;
+        state.log_bytes += changes.iter().map(bytes_of).sum::<usize>();
         state.log.extend(changes.into_iter().map(Arc::new));
-        while state.log.len() > LOG_CHANGES_MAX {
-            state.log.pop_front();
+        while state.log.len() > LOG_CHANGES_MAX || state.log_bytes > LOG_BYTES_MAX {
+            let Some(oldest) = state.log.pop_front() else { break };
+            state.log_bytes -= bytes_of(&oldest);
+            state.forgotten_to = oldest.id;
         }
         drop(state);
         self.news.send_modify(|count| *count += 1);
@@ -343,29 +429,43 @@ impl LiveQuery {
         self.subscribers.fetch_add(1, Ordering::Relaxed);
         let news = self.news.subscribe();
         // One lock for rows and change id: the first change told is the first after the rows.
-        let state = lock(&self.state);
+        let mut state = lock(&self.state);
         let last = state.rows.last_change();
-        let mut first = VecDeque::new();
-        let told_to = match from.filter(|id| *id > 0) {
-            Some(from) => {
-                if from > last {
-                    first.push_back(Event::Failed(format!(
-                        "change id {from} lies ahead of this query, whose last is {last}"
-                    )));
-                }
-                from
-            }
-            None if skip_rows => last,
-            None => {
-                first.push_back(Event::Columns(self.columns.clone()));
-                let rows = state.rows.all().into_iter();
-                first.extend(rows.map(|(row, cells)| Event::Row(row, cells)));
-                first.push_back(Event::EndOfRows { took: self.looked_in, change_id: last });
-                last
-            }
+        let mut subscription = Subscription {
+            query: Arc::clone(self),
+            head: None,
+            rows: None,
+            tail: None,
+            told_to: last,
+            news,
+            is_over: false,
         };
+        match from.filter(|id| *id > 0) {
+            Some(from) if from > last => {
+                subscription.head = Some(Event::Failed(format!(
+                    "change id {from} is not one of this query's, whose last is {last}: it began \
+                     anew, subscribe again"
+                )));
+            }
+            Some(from) => subscription.told_to = from,
+            None if skip_rows => {}
+            None => {
+                let rows = state.snapshot();
+                subscription.head = Some(Event::Columns(self.columns.clone()));
+                subscription.rows = Some((rows, 0));
+                subscription.tail =
+                    Some(Event::EndOfRows { took: self.looked_in, change_id: last });
+            }
+        }
         drop(state);
-        Subscription { query: Arc::clone(self), first, told_to, news, is_over: false }
+        subscription
+    }
+}
+
+impl State {
+    fn snapshot(&mut self) -> Snapshot {
+        let Self { snapshot, rows, .. } = self;
+        Arc::clone(snapshot.get_or_insert_with(|| Arc::new(rows.all())))
     }
 }
 
@@ -381,7 +481,7 @@ impl Subscription {
             if self.is_over {
                 return None;
             }
-            if let Some(event) = self.first.pop_front().or_else(|| self.change()) {
+            if let Some(event) = self.first().or_else(|| self.change()) {
                 self.is_over = matches!(event, Event::Failed(_) | Event::Interrupted);
                 return Some(event);
             }
@@ -391,22 +491,36 @@ impl Subscription {
         }
     }
 
+    /// Returns the next of what is told before the changes.
+    fn first(&mut self) -> Option<Event> {
+        if let Some(head) = self.head.take() {
+            return Some(head);
+        }
+        if let Some((rows, place)) = &mut self.rows {
+            if let Some((row, cells)) = rows.get(*place) {
+                *place += 1;
+                return Some(Event::Row(*row, Arc::clone(cells)));
+            }
+            self.rows = None;
+        }
+        self.tail.take()
+    }
+
     /// Returns the next change, if there is one already.
     fn change(&mut self) -> Option<Event> {
         // Seen before the log is read: what comes after wakes `next` again.
         self.news.borrow_and_update();
         let state = lock(&self.query.state);
-        if let Some(oldest) = state.log.front().map(|change| change.id) {
-            if self.told_to + 1 < oldest {
-                return Some(Event::Failed(format!(
-                    "subscription already deleted older changes, min change id: {oldest}"
-                )));
-            }
-            let place = usize::try_from(self.told_to + 1 - oldest).unwrap_or(usize::MAX);
-            if let Some(change) = state.log.get(place) {
-                self.told_to = change.id;
-                return Some(Event::Change(Arc::clone(change)));
-            }
+        if self.told_to < state.forgotten_to {
+            return Some(Event::Failed(format!(
+                "subscription already deleted older changes, min change id: {}",
+                state.forgotten_to + 1
+            )));
+        }
+        let place = usize::try_from(self.told_to - state.forgotten_to).unwrap_or(usize::MAX);
+        if let Some(change) = state.log.get(place) {
+            self.told_to = change.id;
+            return Some(Event::Change(Arc::clone(change)));
         }
         state.end.clone()
     }
@@ -416,6 +530,21 @@ impl Drop for Subscription {
     fn drop(&mut self) {
         self.query.subscribers.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// Sorts why a query did not run: the statement's fault, or not.
+fn sort(error: QueryError) -> SubscribeError {
+    match error {
+        QueryError::Prepare(_) | QueryError::Forbidden(_) | QueryError::Bind(_) => {
+            SubscribeError::Refused(error.to_string())
+        }
+        QueryError::Run(_) => SubscribeError::Refused(error.to_string()),
+        QueryError::TimedOut | QueryError::Failed(_) => SubscribeError::Failed(error.to_string()),
+    }
+}
+
+fn bytes_of(change: &Change) -> usize {
+    size_of::<Change>() + change.cells.iter().map(Value::bytes).sum::<usize>()
 }
 
 /// Returns a query's id: the same for the same text and parameters on every node.

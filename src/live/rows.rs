@@ -5,11 +5,12 @@
 //! their order among each other. Each row gets a number that no later row of the query gets again.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::types::Value;
 
-/// A row as the query returns it.
-pub type Row = Vec<Value>;
+/// A row as the query returns it, shared by all who are told of it.
+pub type Row = Arc<[Value]>;
 
 /// What happened to one row.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,7 +23,7 @@ pub enum Kind {
 /// One difference, with its place in the query's history.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Change {
-    /// Contiguous, from 1.
+    /// Contiguous: one more than the change before, or than the number the rows began with.
     pub id: u64,
     pub kind: Kind,
     /// The row's number.
@@ -32,7 +33,7 @@ pub struct Change {
 }
 
 /// What a row is known by: its key, and its place among the rows with that key.
-type Identity = (Row, usize);
+type Identity = (Vec<Value>, usize);
 
 /// The rows of a query as last looked at.
 #[derive(Debug, Default)]
@@ -80,10 +81,11 @@ impl Rows {
         changes
     }
 
-    /// Takes over the first look, which is told as rows and not as changes.
-    pub fn begin(&mut self, first: Vec<Row>) {
+    /// Takes over the first look, which is told as rows and not as changes. The first change after
+    /// it is `base` + 1.
+    pub fn begin(&mut self, first: Vec<Row>, base: u64) {
         self.replace(first);
-        self.last_change = 0;
+        self.last_change = base;
     }
 
     /// Lists the rows in the order of their numbers.
@@ -93,13 +95,13 @@ impl Rows {
         rows
     }
 
-    /// Returns the id of the newest change; 0 before the first.
+    /// Returns the id of the newest change; the base before the first.
     pub fn last_change(&self) -> u64 {
         self.last_change
     }
 
     fn identify(&self, rows: Vec<Row>) -> BTreeMap<Identity, Row> {
-        let mut grouped: BTreeMap<Row, Vec<Row>> = BTreeMap::new();
+        let mut grouped: BTreeMap<Vec<Value>, Vec<Row>> = BTreeMap::new();
         for row in rows {
             grouped.entry(self.key_of(&row)).or_default().push(row);
         }
@@ -114,9 +116,9 @@ impl Rows {
         identified
     }
 
-    fn key_of(&self, row: &Row) -> Row {
+    fn key_of(&self, row: &Row) -> Vec<Value> {
         if self.key.is_empty() {
-            return row.clone();
+            return row.to_vec();
         }
         self.key.iter().filter_map(|index| row.get(*index).cloned()).collect()
     }
@@ -142,7 +144,7 @@ mod tests {
     #[test]
     fn a_row_with_a_key_is_updated_and_keeps_its_number() {
         let mut rows = Rows::new(vec![0]);
-        rows.begin(vec![row(&[1, 10]), row(&[2, 20])]);
+        rows.begin(vec![row(&[1, 10]), row(&[2, 20])], 0);
         let changes = rows.replace(vec![row(&[2, 21]), row(&[3, 30])]);
         assert_eq!(
             told(&changes),
@@ -155,7 +157,7 @@ mod tests {
     #[test]
     fn without_a_key_equal_rows_are_counted() {
         let mut rows = Rows::new(vec![]);
-        rows.begin(vec![row(&[7]), row(&[7])]);
+        rows.begin(vec![row(&[7]), row(&[7])], 0);
         let changes = rows.replace(vec![row(&[7]), row(&[7]), row(&[7])]);
         assert_eq!(told(&changes), [(1, Kind::Insert, 3)]);
         let changes = rows.replace(vec![row(&[7])]);
@@ -165,15 +167,15 @@ mod tests {
     #[test]
     fn the_same_rows_in_another_order_are_no_change() {
         let mut rows = Rows::new(vec![0]);
-        rows.begin(vec![row(&[1, 5]), row(&[1, 4])]);
+        rows.begin(vec![row(&[1, 5]), row(&[1, 4])], 9);
         assert!(rows.replace(vec![row(&[1, 4]), row(&[1, 5])]).is_empty());
-        assert_eq!(rows.last_change(), 0);
+        assert_eq!(rows.last_change(), 9);
     }
 
     #[test]
     fn replaying_the_changes_gives_the_rows() {
         let mut rows = Rows::new(vec![0]);
-        rows.begin(vec![]);
+        rows.begin(vec![], 0);
         let mut replayed: BTreeMap<u64, Row> = BTreeMap::new();
         let looks =
             [vec![row(&[1, 1])], vec![row(&[1, 2]), row(&[2, 2])], vec![], vec![row(&[2, 9])]];

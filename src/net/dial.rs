@@ -156,9 +156,6 @@ async fn dial(
     node: Option<NodeId>,
     address: SocketAddr,
 ) -> Result<Link, DialError> {
-    if shared.closing.is_cancelled() {
-        return Err(DialError::Failed { address, why: "this node stops".to_owned() });
-    }
     Counters::one(&shared.counters.dials);
     let config = shared.client.lock().expect("no code under this lock can panic").clone();
     let connecting = shared

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{
-    ClientConfig, Endpoint, EndpointConfig, IdleTimeout, ServerConfig, TokioRuntime,
-    TransportConfig, VarInt,
+    ClientConfig, ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, IdleTimeout,
+    ServerConfig, TokioRuntime, TransportConfig, VarInt,
 };
 use ring::hmac;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -99,11 +99,37 @@ fn bind_error(address: SocketAddr, error: io::Error) -> BindError {
 
 /// The key of stateless resets is derived from the node's private key: a peer that still holds a
 /// connection to our former process is told so by our first answer, instead of sending into the
-/// void for half an hour.
+/// void until it finds us silent. An answer is shorter than what it answers, and there are at most
+/// fifty a second.
 fn endpoint_config(identity: &Identity) -> EndpointConfig {
     let secret = hmac::Key::new(hmac::HMAC_SHA256, identity.secret());
     let seed = hmac::sign(&secret, b"tribune stateless reset 1");
-    EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, seed.as_ref())))
+    let reset_key = hmac::Key::new(hmac::HMAC_SHA256, seed.as_ref());
+    let mut config = EndpointConfig::new(Arc::new(reset_key));
+    config.cid_generator(|| Box::new(RandomIds));
+    config
+}
+
+/// Connection ids without a mark of the process that gave them out: QUIC's usual ones have one,
+/// and what a former process gave out would not be answered.
+struct RandomIds;
+
+impl RandomIds {
+    const BYTES: usize = 8;
+}
+
+impl ConnectionIdGenerator for RandomIds {
+    fn generate_cid(&mut self) -> ConnectionId {
+        ConnectionId::new(&rand::random::<[u8; Self::BYTES]>())
+    }
+
+    fn cid_len(&self) -> usize {
+        Self::BYTES
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
 }
 
 /// Returns the settings for connections that others begin.

@@ -29,7 +29,8 @@ pub enum Event {
     Datagram { from: NodeId, bytes: Bytes },
     /// One message, without the length that frames it.
     Frame { from: NodeId, lane: Lane, bytes: Bytes },
-    /// A connection in use measured its round trip; at most every five seconds.
+    /// A connection in use measured its round trip; at most three times within
+    /// [`crate::net::Config::silence`].
     RoundTrip { node: NodeId, round_trip: Duration },
     /// Another process uses this node's certificate: a copied data directory. At most once a
     /// minute for each address.

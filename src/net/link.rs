@@ -27,9 +27,6 @@ use crate::wire::FrameReader;
 /// How long the two greetings may take.
 const GREETING: Duration = Duration::from_secs(5);
 
-/// How often a connection is looked at: its round trip, its silence.
-const PULSE: Duration = Duration::from_secs(5);
-
 /// How long a replaced connection is still listened to, for what is on its way.
 const RETIREMENT: Duration = Duration::from_secs(5);
 
@@ -116,7 +113,7 @@ pub(super) async fn establish(
         return Err(DialError::Itself(address));
     }
     if subject.node == shared.me {
-        connection.close(Close::Itself.code(), b"a certificate in use by another process");
+        connection.close(Close::Twin.code(), b"a certificate in use by another process");
         return Err(DialError::Twin(address));
     }
     let (dialer, attempt) = match dialled {
@@ -163,7 +160,7 @@ pub(super) async fn serve(shared: &Arc<Shared>, link: &Link, outbox: &Outbox) ->
     let mut writers = pin!(write_all_tracks(shared, link, outbox));
     let mut readers = FuturesUnordered::new();
     let mut pulse = Pulse::new(link);
-    let mut ticks = interval(PULSE);
+    let mut ticks = interval(shared.config.pulse());
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let retirement = async {
         link.retired.cancelled().await;
@@ -382,6 +379,7 @@ impl Pulse {
         (self.sent, self.received) = (stats.udp_tx.datagrams, stats.udp_rx.datagrams);
         if has_received {
             self.owed_since = None;
+            shared.peers().touch(link.node, now);
             let round_trip = link.connection.rtt();
             shared.events.offer(Event::RoundTrip { node: link.node, round_trip });
         } else if has_sent {
@@ -396,7 +394,7 @@ impl Pulse {
 
     fn keep_alive(&mut self, shared: &Shared, link: &Link, now: Instant) {
         // One pulse early: the next look may come a little late.
-        let is_due = now - self.quiet_since + PULSE >= shared.config.keep_alive;
+        let is_due = now - self.quiet_since + shared.config.pulse() >= shared.config.keep_alive;
         if is_due && !link.retired.is_cancelled() && shared.peers().is_pinned(link.node) {
             // Refused only where the connection has ended, which is told elsewhere.
             let _ = link.connection.send_datagram(Bytes::new());

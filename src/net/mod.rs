@@ -20,6 +20,8 @@ mod peers;
 mod why;
 
 #[cfg(test)]
+mod membership_tests;
+#[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
@@ -109,7 +111,7 @@ struct Shared {
     handshakes: Arc<Semaphore>,
     tasks: TaskTracker,
     stop: CancellationToken,
-    /// Cancelled first: no new connections, in or out.
+    /// Cancelled first: no new connections of others, while what is queued still gets out.
     closing: CancellationToken,
 }
 

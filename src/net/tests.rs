@@ -162,15 +162,16 @@ async fn three_nodes_speak_to_each_other_without_being_asked_to_dial() {
     let mut ends: [End; 3] = cluster();
     for from in 0..3 {
         for to in (0..3).filter(|to| *to != from) {
-            ends[from].send(&ends[to], Lane::Own, &[from as u8]).unwrap();
+            let body = [u8::try_from(from).unwrap()];
+            ends[from].send(&ends[to], Lane::Own, &body).unwrap();
         }
     }
-    for to in 0..3 {
+    for (to, end) in ends.iter_mut().enumerate() {
         let mut heard = Vec::new();
         for _ in 0..2 {
-            let (node, _, bytes) = ends[to].frame().await;
+            let (node, _, bytes) = end.frame().await;
             assert_eq!(node, id(bytes[0] + 1));
-            heard.push(bytes[0] as usize);
+            heard.push(usize::from(bytes[0]));
         }
         heard.sort();
         let others: Vec<usize> = (0..3).filter(|other| *other != to).collect();
@@ -358,43 +359,36 @@ async fn a_peer_that_vanishes_is_noticed() {
     assert_eq!(b.disconnected().await.0, node);
 }
 
-/// Kept for its two seconds of real silence: nothing else shows that a peer which is gone without
-/// a word is given up.
+/// Takes a second of real silence: nothing else shows that a peer which is gone without a word is
+/// given up.
 #[tokio::test]
 async fn a_peer_that_answers_nothing_any_more_is_given_up() {
     let ca = Ca::new(SystemTime::now()).unwrap();
-    let mute = std::thread::spawn({
-        let identity = issue(&ca, &ca, 2);
-        let (address, goes) = (std::sync::mpsc::channel(), std::sync::mpsc::channel::<()>());
-        let handle = Mute { goes: goes.0, address: address.1 };
-        let run = move || {
-            let runtime =
-                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            let end = runtime.block_on(async { start(&identity) });
-            address.0.send(end.net.address()).unwrap();
-            // It runs only while it must, and then never again: its socket stays open.
-            while goes.1.try_recv().is_err() {
-                runtime.block_on(sleep(Duration::from_millis(5)));
-            }
-            std::thread::sleep(Duration::from_secs(30));
-            drop(end);
-        };
-        std::thread::spawn(run);
-        move || handle
+    let identity = issue(&ca, &ca, 2);
+    let (tell_address, address) = tokio::sync::oneshot::channel();
+    let (silence, is_silenced) = tokio::sync::oneshot::channel::<()>();
+    let (test_lives, test_ends) = std::sync::mpsc::channel::<()>();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let end = runtime.block_on(async {
+            let end = start(&identity);
+            tell_address.send(end.net.address()).unwrap();
+            let _ = is_silenced.await;
+            end
+        });
+        // From here on nothing of it runs, but its socket stays open.
+        let _ = test_ends.recv();
+        drop(end);
     });
-    let mute = mute.join().unwrap();
-    let address = mute.address.recv().unwrap();
-    let quick = Config { silence: Duration::from_secs(1), ..config() };
+    let address = address.await.unwrap();
+    let moment = Duration::from_millis(300);
+    let quick = Config { silence: Duration::from_secs(1), keep_alive: moment, ..config() };
     let mut a = start_with(&issue(&ca, &ca, 1), quick);
     a.net.pin(id(2), address, true);
     assert_eq!(a.connected().await, id(2));
-    mute.goes.send(()).unwrap();
+    silence.send(()).unwrap();
     assert_eq!(a.disconnected().await, (id(2), Why::Silent));
-}
-
-struct Mute {
-    goes: std::sync::mpsc::Sender<()>,
-    address: std::sync::mpsc::Receiver<SocketAddr>,
+    drop(test_lives);
 }
 
 #[tokio::test]
@@ -412,14 +406,16 @@ async fn a_restarted_peer_is_noticed_by_the_first_packet_it_cannot_read() {
     a.send(&b, Lane::Own, b"1").unwrap();
     a.connected().await;
     killed.shutdown_background();
-    std::mem::forget(b.net);
-    let again = loop {
-        let config = Config::new(address);
-        match Net::bind(config, &identity) {
-            Ok((net, events)) => break End { net, events, identity: identity.clone() },
-            Err(_) => sleep(Duration::from_millis(10)).await,
+    drop(b);
+    let again = timeout(Duration::from_secs(10), async {
+        loop {
+            match Net::bind(Config::new(address), &identity) {
+                Ok((net, events)) => break End { net, events, identity: identity.clone() },
+                Err(_) => sleep(Duration::from_millis(10)).await,
+            }
         }
-    };
+    });
+    let again = again.await.expect("the port is free again");
     a.datagram(&again, &[1; 200]);
     let (node, why) = a.disconnected().await;
     assert_eq!((node, why), (id(2), Why::Restarted));

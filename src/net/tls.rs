@@ -540,7 +540,13 @@ mod tests {
             assert!(refusal.contains(expected), "{refusal} - expected: {expected}");
         };
         check(ca.certificate(), &cert, &key, now + 100 * DAY, "expired 10 days ago");
-        check(ca.certificate(), &cert, &key, now - 10 * DAY, "becomes valid only in 9 days");
+        check(
+            ca.certificate(),
+            &cert,
+            &key,
+            now - 10 * DAY - DAY / 2,
+            "becomes valid only in 9 days",
+        );
         check(ca.certificate(), &cert, &key, now + 4_000 * DAY, "CA's certificate expired");
         check(other.certificate(), &cert, &key, now, "belongs to cluster");
         check(twin.certificate(), &cert, &key, now, "was not signed by the CA");

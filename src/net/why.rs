@@ -68,10 +68,11 @@ pub(super) enum Close {
     Unwanted = 7,
     WrongNode = 8,
     Itself = 9,
+    Twin = 10,
 }
 
 impl Close {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Stopping,
         Self::Replaced,
         Self::Evicted,
@@ -81,6 +82,7 @@ impl Close {
         Self::Unwanted,
         Self::WrongNode,
         Self::Itself,
+        Self::Twin,
     ];
 
     pub fn code(self) -> VarInt {
@@ -100,7 +102,7 @@ pub(super) fn why(error: &ConnectionError) -> Why {
             Some(Close::Replaced) => Why::Replaced,
             Some(Close::Evicted) => Why::Evicted,
             Some(Close::Unwanted) => Why::Unwanted,
-            Some(Close::Silent | Close::Stuck | Close::Itself) | None => {
+            Some(Close::Silent | Close::Stuck | Close::Itself | Close::Twin) | None => {
                 Why::Lost(format!("the other node closed it: {}", shortened(&close.to_string())))
             }
             Some(Close::Fault | Close::WrongNode) => Why::Fault(shortened(&close.to_string())),
@@ -130,9 +132,12 @@ pub(super) fn dial_error(address: SocketAddr, error: &ConnectionError) -> DialEr
             );
             DialError::Refused { address, why }
         }
-        ConnectionError::ApplicationClosed(close) => {
-            DialError::Refused { address, why: shortened(&close.to_string()) }
-        }
+        ConnectionError::ApplicationClosed(close) => match Close::from_code(close.error_code) {
+            // Both sides find this out, and either may be first to say so.
+            Some(Close::Itself) => DialError::Itself(address),
+            Some(Close::Twin) => DialError::Twin(address),
+            Some(_) | None => DialError::Refused { address, why: shortened(&close.to_string()) },
+        },
         ConnectionError::VersionMismatch
         | ConnectionError::Reset
         | ConnectionError::LocallyClosed

@@ -5,7 +5,7 @@
 //! out. The engine never waits for the disk, a peer or a caller: everything it asks for is answered
 //! by a later input.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,9 +56,17 @@ const FAREWELL: Duration = Duration::from_millis(300);
 #[derive(Debug)]
 pub(super) enum Happened {
     Committed(Arc<Changeset>),
-    Applied { id: BatchId, result: Result<Vec<(Origin, Version)>, StorageError> },
+    Applied {
+        id: BatchId,
+        result: Result<Vec<(Origin, Version)>, StorageError>,
+    },
     EpochBegun(Result<Origin, StorageError>),
-    Loaded { id: LoadId, extract: Option<Extract> },
+    Loaded {
+        id: LoadId,
+        extract: Option<Extract>,
+    },
+    /// The writer's thread has ended: nothing becomes true any more.
+    WriterEnded,
 }
 
 /// Everything the loop needs.
@@ -83,6 +91,9 @@ pub(super) struct Engine {
 /// What the loop remembers between turns.
 struct Memory {
     is_net_lost: bool,
+    is_writer_gone: bool,
+    /// Peers whose connections are kept alive: those that this node pushes to.
+    pinned: BTreeSet<NodeId>,
     addresses: BTreeMap<NodeId, SocketAddr>,
     settles_at: Option<Instant>,
     is_settled: bool,
@@ -107,6 +118,8 @@ impl Engine {
     pub(super) async fn run(mut self) {
         let mut memory = Memory {
             is_net_lost: false,
+            is_writer_gone: false,
+            pinned: BTreeSet::new(),
             addresses: BTreeMap::new(),
             settles_at: None,
             is_settled: false,
@@ -117,14 +130,13 @@ impl Engine {
         loop {
             let wake = self.wake_at(&memory);
             let is_on = tokio::select! {
-                biased;
                 farewell = self.leave.recv() => {
                     self.say_goodbye(&mut memory, farewell).await;
                     false
                 }
                 happened = self.reports.recv() => match happened {
-                    Some(happened) => { self.happened(&mut memory, happened); true }
-                    None => { error!("The writer is gone"); false }
+                    Some(happened) => { self.happened(&mut memory, happened); !memory.is_writer_gone }
+                    None => false,
                 },
                 event = self.events.recv() => match event {
                     Some(event) => { self.heard(&mut memory, event); !memory.is_net_lost }
@@ -136,6 +148,9 @@ impl Engine {
                 return;
             }
             self.gather(&mut memory);
+            if memory.is_writer_gone || memory.is_net_lost {
+                return;
+            }
             self.tick(&mut memory);
             self.perform(&mut memory);
         }
@@ -144,12 +159,17 @@ impl Engine {
     /// Takes what else is ready.
     fn gather(&mut self, memory: &mut Memory) {
         for _ in 0..INPUTS_PER_TURN {
-            if let Ok(happened) = self.reports.try_recv() {
-                self.happened(memory, happened);
-            } else if let Some(event) = self.events.try_recv() {
-                self.heard(memory, event);
-            } else {
+            // In turns, so that neither a busy writer nor a busy network keeps the other waiting.
+            let happened = self.reports.try_recv().ok();
+            let event = self.events.try_recv();
+            if happened.is_none() && event.is_none() {
                 return;
+            }
+            if let Some(happened) = happened {
+                self.happened(memory, happened);
+            }
+            if let Some(event) = event {
+                self.heard(memory, event);
             }
         }
     }
@@ -172,6 +192,11 @@ impl Engine {
 
     fn happened(&mut self, memory: &mut Memory, happened: Happened) {
         let input = match happened {
+            Happened::WriterEnded => {
+                error!("The writer has ended by itself: nothing can be written any more");
+                memory.is_writer_gone = true;
+                return;
+            }
             Happened::Committed(changeset) => replica::Input::Committed(changeset),
             Happened::Loaded { id, extract } => replica::Input::Loaded { id, extract },
             Happened::Applied { id, result } => {
@@ -259,6 +284,7 @@ impl Engine {
         }
         if memory.survey_at <= Instant::now() {
             memory.survey_at = Instant::now() + SURVEY_EVERY;
+            self.pin_neighbours(memory);
             self.survey();
         }
     }
@@ -291,6 +317,8 @@ impl Engine {
                 let what = if left { "A member has left" } else { "A member is down" };
                 info!(%node, name = self.name_of(node), "{what}");
                 memory.addresses.remove(&node);
+                memory.pinned.remove(&node);
+                self.net.disconnect(node);
                 self.feed.publish_liveness(wall_now(), Liveness::Down(node));
                 self.replica.handle(self.now(), replica::Input::PeerDown(node));
                 self.survey();
@@ -356,6 +384,17 @@ impl Engine {
                 self.mailbox.push(Job::BeginEpoch { above });
             }
         }
+    }
+
+    /// Keeps the connections to neighbours alive, and lets those go that are none any more.
+    fn pin_neighbours(&self, memory: &mut Memory) {
+        let now: BTreeSet<NodeId> = self.replica.neighbours().collect();
+        for node in memory.pinned.symmetric_difference(&now) {
+            if let Some(address) = memory.addresses.get(node) {
+                self.net.pin(*node, *address, now.contains(node));
+            }
+        }
+        memory.pinned = now;
     }
 
     /// Renews what `members` and metrics show.

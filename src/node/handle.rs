@@ -16,6 +16,9 @@ use crate::live::Feed;
 use crate::store::{Readers, Statement, Transacted};
 use crate::types::NodeId;
 
+/// The longest that a user's transaction may wait and run.
+const TRANSACTION_MAX: Duration = Duration::from_secs(10);
+
 /// A node, as its faces and sources hold it. Cloning is cheap; all clones are the same node.
 #[derive(Clone)]
 pub struct Handle {
@@ -27,8 +30,9 @@ struct Shared {
     key: NodeKey,
     feed: Arc<Feed>,
     readers: Arc<Readers>,
+    own_readers: Arc<Readers>,
     mailbox: Arc<Mailbox>,
-    definitions: watch::Sender<u64>,
+    definitions: Arc<watch::Sender<u64>>,
     members: Arc<ArcSwap<Vec<MemberStatus>>>,
 }
 
@@ -80,13 +84,23 @@ impl Handle {
         local: Local,
         feed: Arc<Feed>,
         readers: Arc<Readers>,
+        own_readers: Arc<Readers>,
         mailbox: Arc<Mailbox>,
+        definitions: Arc<watch::Sender<u64>>,
         members: Arc<ArcSwap<Vec<MemberStatus>>>,
     ) -> Self {
-        let definitions = watch::Sender::new(0);
         let key = key_of(local.id);
         Self {
-            shared: Arc::new(Shared { local, key, feed, readers, mailbox, definitions, members }),
+            shared: Arc::new(Shared {
+                local,
+                key,
+                feed,
+                readers,
+                own_readers,
+                mailbox,
+                definitions,
+                members,
+            }),
         }
     }
 
@@ -111,25 +125,32 @@ impl Handle {
         &self.shared.readers
     }
 
+    /// Returns the read-only connections that no user's query can occupy: for live queries and for
+    /// what the node itself reads. Their calls block, too.
+    pub fn own_readers(&self) -> &Arc<Readers> {
+        &self.shared.own_readers
+    }
+
     /// Carries out a command of this node. When it returns, the change is on disk and in
     /// [`Handle::view`].
     pub async fn submit(&self, command: Command) -> Result<(), SubmitError> {
         let ops = rows::plan(&self.shared.key, &command);
         let (reply, answer) = oneshot::channel();
         self.shared.mailbox.submit(Job::Ops { ops, reply })?;
-        answer.await.map_err(|_| SubmitError::Stopping)??;
-        if may_define(&command) {
-            self.shared.definitions.send_modify(|count| *count += 1);
-        }
-        Ok(())
+        answer.await.map_err(|_| SubmitError::Stopping)?
     }
 
     /// Runs statements as one transaction, all or none. When it returns, they are on disk.
+    ///
+    /// Whatever the deadline, ten seconds is the longest a transaction may run: all others wait
+    /// for it.
     pub async fn transact(
         &self,
         statements: Vec<Statement>,
         deadline: Option<Instant>,
     ) -> Result<Transacted, TransactError> {
+        let latest = Instant::now() + TRANSACTION_MAX;
+        let deadline = Some(deadline.map_or(latest, |deadline| deadline.min(latest)));
         let (reply, answer) = oneshot::channel();
         self.shared.mailbox.submit(Job::Sql { statements, deadline, reply })?;
         answer.await.map_err(|_| SubmitError::Stopping)?
@@ -137,7 +158,7 @@ impl Handle {
 
     /// Returns the definitions of this node's checks, by check id.
     pub async fn check_definitions(&self) -> Result<Vec<(String, CheckDefinition)>, SubmitError> {
-        let readers = Arc::clone(&self.shared.readers);
+        let readers = Arc::clone(&self.shared.own_readers);
         let read = move || readers.check_definitions();
         let rows = tokio::task::spawn_blocking(read)
             .await
@@ -168,20 +189,6 @@ impl Handle {
     /// Returns how many writes wait for the disk.
     pub fn writes_waiting(&self) -> usize {
         self.shared.mailbox.waiting()
-    }
-}
-
-/// Tells whether a command may add, change or remove the definition of a check.
-fn may_define(command: &Command) -> bool {
-    match command {
-        Command::Register { .. }
-        | Command::Deregister { .. }
-        | Command::RegisterCheck(_)
-        | Command::DeregisterCheck { .. } => true,
-        Command::Announce(_)
-        | Command::SetStatus { .. }
-        | Command::Maintenance { .. }
-        | Command::Mirror { .. } => false,
     }
 }
 

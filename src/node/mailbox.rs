@@ -97,6 +97,16 @@ impl Mailbox {
         self.arrived.notify_all();
     }
 
+    /// Closes the mailbox and drops what waits: nobody is there to do it. Whoever waits for an
+    /// answer learns that there will be none.
+    pub(super) fn abandon(&self) {
+        let mut queues = self.lock();
+        queues.is_closed = true;
+        let dropped = (std::mem::take(&mut queues.faces), std::mem::take(&mut queues.engine));
+        drop(queues);
+        drop(dropped);
+    }
+
     /// Returns how many jobs of faces wait.
     pub(super) fn waiting(&self) -> usize {
         self.lock().faces.len()

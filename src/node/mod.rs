@@ -15,7 +15,7 @@ use std::thread;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tracing::warn;
 
@@ -24,6 +24,7 @@ pub use handle::{Handle, Local, MemberState, MemberStatus, SubmitError, Transact
 use self::engine::Engine;
 use self::join::Join;
 use self::mailbox::Mailbox;
+use self::writer::Listeners;
 use crate::catalog::{Command, Node as NodeRow, View, rows};
 use crate::crdt::storage::{Storage, StorageError};
 use crate::crdt::{Commit, RowEvent, TableEvents};
@@ -37,6 +38,9 @@ use crate::types::{Hlc, Seq};
 
 /// The port for gossip, unless said otherwise.
 pub const GOSSIP_PORT: u16 = 7401;
+
+/// How many connections serve live queries and the node itself: no user's query can occupy them.
+const OWN_READERS: usize = 3;
 
 /// How long the writer may take to finish what waits and fold the log into the database.
 const WRITER_DRAIN: Duration = Duration::from_secs(10);
@@ -92,13 +96,16 @@ impl Node {
         net: Net,
         events: Events,
     ) -> Result<(Self, impl Future<Output = ()> + Send + 'static), StorageError> {
-        let database = store.path().ok_or_else(|| in_memory())?.to_owned();
+        let database = store.path().ok_or_else(in_memory)?.to_owned();
         let readers = Readers::open(&database, READERS_DEFAULT).map_err(reader_failed)?;
         let readers = Arc::new(readers);
+        let own_readers = Readers::open(&database, OWN_READERS).map_err(reader_failed)?;
+        let own_readers = Arc::new(own_readers);
         let feed = Arc::new(Feed::new(first_view(&config.local, &readers)?));
         let mailbox = Arc::new(Mailbox::default());
         let (reports, reported) = mpsc::channel(engine::REPORTS_MAX);
         let (leave, leaving) = mpsc::channel(1);
+        let definitions = Arc::new(watch::Sender::new(0));
         let members = Arc::new(ArcSwap::default());
         let stats = Arc::new(ArcSwap::<Stats>::default());
         let start = Instant::now();
@@ -129,10 +136,13 @@ impl Node {
             config.local.clone(),
             Arc::clone(&feed),
             readers,
+            own_readers,
             Arc::clone(&mailbox),
+            Arc::clone(&definitions),
             members,
         );
-        let writer = spawn_writer(store, Arc::clone(&mailbox), feed, reports)?;
+        let listeners = Listeners { mailbox: Arc::clone(&mailbox), feed, reports, definitions };
+        let writer = spawn_writer(store, listeners)?;
         let node = Self { handle, stats, mailbox, leave, writer: Some(writer) };
         node.announce(&config).await?;
         Ok((node, engine.run()))
@@ -215,13 +225,11 @@ fn first_view(local: &Local, readers: &Readers) -> Result<View, StorageError> {
 
 fn spawn_writer(
     store: Store,
-    mailbox: Arc<Mailbox>,
-    feed: Arc<Feed>,
-    reports: mailbox::Reports,
+    listeners: Listeners,
 ) -> Result<thread::JoinHandle<Store>, StorageError> {
     thread::Builder::new()
         .name("tribune-writer".to_owned())
-        .spawn(move || writer::run(store, &mailbox, &feed, &reports))
+        .spawn(move || writer::run(store, &listeners))
         .map_err(thread_failed)
 }
 

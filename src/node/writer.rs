@@ -6,12 +6,14 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tracing::{error, warn};
 
 use super::engine::Happened;
 use super::mailbox::{Job, Mailbox, Reports};
 use super::{SubmitError, TransactError};
+use crate::catalog::rows;
+use crate::crdt::RowOp;
 use crate::crdt::storage::StorageError;
 use crate::live::Feed;
 use crate::replica::BatchId;
@@ -26,10 +28,28 @@ enum Outcome {
     Epoch(Result<Origin, StorageError>),
 }
 
+/// Whom the writer tells of what became true.
+pub(super) struct Listeners {
+    pub(super) mailbox: Arc<Mailbox>,
+    pub(super) feed: Arc<Feed>,
+    pub(super) reports: Reports,
+    /// Changes when the definitions of this node's checks may have.
+    pub(super) definitions: Arc<watch::Sender<u64>>,
+}
+
+/// However the thread ends, a panic included: nobody waits for it any more, and the engine knows.
+impl Drop for Listeners {
+    fn drop(&mut self) {
+        self.mailbox.abandon();
+        // An engine that has ended already needs no word.
+        let _ = self.reports.blocking_send(Happened::WriterEnded);
+    }
+}
+
 /// Writes until the mailbox is closed and empty. Returns the store, for a last checkpoint.
-pub(super) fn run(mut store: Store, mailbox: &Mailbox, feed: &Feed, reports: &Reports) -> Store {
-    while let Some(jobs) = mailbox.take() {
-        write_group(&mut store, jobs, feed, reports);
+pub(super) fn run(mut store: Store, listeners: &Listeners) -> Store {
+    while let Some(jobs) = listeners.mailbox.take() {
+        write_group(&mut store, jobs, listeners);
         if let Err(error) = store.maintain() {
             warn!(%error, "The write-ahead log could not be folded into the database; trying again after the next commit");
         }
@@ -37,7 +57,9 @@ pub(super) fn run(mut store: Store, mailbox: &Mailbox, feed: &Feed, reports: &Re
     store
 }
 
-fn write_group(store: &mut Store, jobs: Vec<Job>, feed: &Feed, reports: &Reports) {
+fn write_group(store: &mut Store, jobs: Vec<Job>, listeners: &Listeners) {
+    let Listeners { feed, reports, definitions, .. } = listeners;
+    let may_define = jobs.iter().any(may_define);
     let mut group = store.group(wall_now());
     let mut outcomes = Vec::with_capacity(jobs.len());
     for job in jobs {
@@ -58,12 +80,32 @@ fn write_group(store: &mut Store, jobs: Vec<Job>, feed: &Feed, reports: &Reports
                     report(reports, Happened::Committed(Arc::clone(changeset)));
                 }
             }
+            // Before the callers hear: a report on a check that was just registered finds it.
+            if may_define {
+                definitions.send_modify(|count| *count += 1);
+            }
             answer(outcomes, None, reports);
         }
         Err(failure) => {
             error!(error = %failure, "A group of writes did not reach the disk; none of them happened");
             answer(outcomes, Some(&failure), reports);
         }
+    }
+}
+
+/// Tells whether a job may add, change or remove the definition of a check, or its row.
+fn may_define(job: &Job) -> bool {
+    let names = |table: &str| table == rows::DEFINITIONS;
+    match job {
+        Job::Ops { ops, .. } => ops.iter().any(|op| match op {
+            RowOp::Put { table, .. } | RowOp::Set { table, .. } | RowOp::Delete { table, .. } => {
+                names(table)
+            }
+            RowOp::Require { .. } => false,
+        }),
+        // A user's statement may have deleted a check.
+        Job::Sql { .. } => true,
+        Job::Apply { .. } | Job::BeginEpoch { .. } => false,
     }
 }
 

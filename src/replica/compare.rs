@@ -2,7 +2,7 @@
 //! ledgers in three messages (hashes, heads of the buckets that differ, heads of which more is
 //! held here).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rand::RngExt;
 use rand::rngs::SmallRng;
@@ -25,6 +25,8 @@ pub(super) struct Digests {
     /// When the moved heads are told; `None`: none moved.
     digest_at: Option<Time>,
     compare_at: Option<Time>,
+    /// Origins that came by pulling: neighbours, who expect pushes, have to be told of them.
+    pulled: BTreeSet<Origin>,
     /// Peers to which messages were lost: when their ledgers are compared.
     overrun: BTreeMap<NodeId, Time>,
     config: Config,
@@ -32,11 +34,36 @@ pub(super) struct Digests {
 
 impl Digests {
     pub(super) fn new(config: Config) -> Self {
-        Self { digest_at: None, compare_at: None, overrun: BTreeMap::new(), config }
+        Self {
+            digest_at: None,
+            compare_at: None,
+            pulled: BTreeSet::new(),
+            overrun: BTreeMap::new(),
+            config,
+        }
     }
 
     pub(super) fn on_moved(&mut self, now: Time) {
         self.digest_at.get_or_insert(now + self.config.digest_every);
+    }
+
+    pub(super) fn on_pulled(&mut self, origin: Origin) {
+        self.pulled.insert(origin);
+    }
+
+    /// Takes the origins that came by pulling and are on disk, as many as fit into a digest.
+    pub(super) fn take_pulled(&mut self, is_on_disk: impl Fn(Origin) -> bool) -> Vec<Origin> {
+        let on_disk: Vec<Origin> = self
+            .pulled
+            .iter()
+            .filter(|origin| is_on_disk(**origin))
+            .take(DIGEST_HEADS_MAX)
+            .copied()
+            .collect();
+        for origin in &on_disk {
+            self.pulled.remove(origin);
+        }
+        on_disk
     }
 
     /// A comparison found a difference: look again before long, until there is none. Any of its

@@ -15,7 +15,7 @@ use rand::rngs::SmallRng;
 use crate::crdt::{Changeset, Piece};
 use crate::ledger::Ledger;
 use crate::types::{Epoch, NodeId, Origin, Time, Version};
-use crate::wire::{Message, RequestId};
+use crate::wire::Message;
 
 mod compare;
 pub mod config;
@@ -33,7 +33,7 @@ pub use stats::{Behind, Stats};
 use compare::Digests;
 use intake::{Intake, Lost, Taken};
 use overlay::{Event, Overlay};
-use pull::Pulls;
+use pull::{Answer, Pulls};
 use serve::Serve;
 
 /// A fresh commit that was passed on so often is not passed on any more. Heads stop duplicates;
@@ -221,7 +221,7 @@ impl Replica {
                 self.effects.push_back(answer);
             }
             Message::Pulled { request, piece, head } => {
-                self.on_pulled(now, from, request, piece, head);
+                self.on_pulled(now, Answer { from, request, piece, head });
             }
             Message::Busy { request, retry_after } => {
                 self.stats.pulls_busy += 1;
@@ -289,24 +289,17 @@ impl Replica {
         }
     }
 
-    fn on_pulled(
-        &mut self,
-        now: Time,
-        from: NodeId,
-        request: RequestId,
-        piece: Piece,
-        head: Version,
-    ) {
-        let origin = piece.origin;
+    fn on_pulled(&mut self, now: Time, answer: Answer) {
+        let (from, origin) = (answer.from, answer.piece.origin);
         let reached = self.intake.reached(&self.ledger, origin);
-        let answer = (piece, head);
-        let whole = self.pulls.on_pulled(now, &mut self.stats, from, request, answer, reached);
+        let whole = self.pulls.on_pulled(now, &mut self.stats, answer, reached);
         let Some(piece) = whole else { return };
         if self.is_own(origin) {
             self.stats.rejected += 1;
             return;
         }
         if self.intake.take(now, &self.ledger, from, piece) == Taken::Next {
+            self.digests.on_pulled(origin);
             self.reached(origin);
         }
     }
@@ -386,19 +379,7 @@ impl Replica {
     /// Sends the digests and comparisons that are due.
     fn tell(&mut self, now: Time) {
         if self.digests.is_digest_due(now) {
-            let mut more = false;
-            let mut digests = Vec::new();
-            for (node, told) in self.overlay.lazy() {
-                let (heads, cursor) = self.ledger.moved_since(*told, compare::DIGEST_HEADS_MAX);
-                more |= cursor < self.ledger.cursor();
-                *told = cursor;
-                digests.push((node, Message::Heads(heads)));
-            }
-            for (node, digest) in digests {
-                self.stats.digests += 1;
-                self.send(vec![node], digest, Lane::Control);
-            }
-            self.digests.on_told(now, more);
+            self.send_digests(now);
         }
         if self.digests.is_compare_due(now, &mut self.rng)
             && let Some(node) = self.overlay.exchange_lazy(&mut self.rng)
@@ -409,6 +390,27 @@ impl Replica {
         for node in self.digests.overrun_due(now) {
             self.compare(node);
         }
+    }
+
+    fn send_digests(&mut self, now: Time) {
+        let mut more = false;
+        let mut digests = Vec::new();
+        for (node, told) in self.overlay.lazy() {
+            let (heads, cursor) = self.ledger.moved_since(*told, compare::DIGEST_HEADS_MAX);
+            more |= cursor < self.ledger.cursor();
+            *told = cursor;
+            digests.push((vec![node], heads));
+        }
+        let (intake, ledger) = (&self.intake, &self.ledger);
+        let is_on_disk = |origin| intake.reached(ledger, origin) == ledger.head(origin);
+        let pulled = self.digests.take_pulled(is_on_disk);
+        let pulled = pulled.into_iter().map(|origin| (origin, ledger.head(origin)));
+        digests.push((self.overlay.eager_only().collect(), pulled.collect()));
+        for (to, heads) in digests.into_iter().filter(|(_, heads)| !heads.is_empty()) {
+            self.stats.digests += to.len() as u64;
+            self.send(to, Message::Heads(heads), Lane::Control);
+        }
+        self.digests.on_told(now, more);
     }
 
     /// Begins a comparison of ledgers with a peer, which tells it all that this node holds.

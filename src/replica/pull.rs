@@ -77,6 +77,16 @@ struct Open {
     deadline: Time,
 }
 
+/// What a peer answered to a want.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub from: NodeId,
+    pub request: RequestId,
+    pub piece: Piece,
+    /// The head of the snapshot that the piece was cut from.
+    pub head: Version,
+}
+
 /// Parts of a catch-up, kept until they reach the head that the first of them was cut from: only
 /// then do they show the origin's rows as they once were.
 #[derive(Debug)]
@@ -158,11 +168,10 @@ impl Pulls {
         &mut self,
         now: Time,
         stats: &mut Stats,
-        from: NodeId,
-        request: RequestId,
-        (piece, head): (Piece, Version),
+        answer: Answer,
         reached: Version,
     ) -> Option<Piece> {
+        let Answer { from, request, piece, head } = answer;
         let origin = piece.origin;
         let was_open = self.is_open(from, request, origin);
         if was_open {

@@ -56,12 +56,10 @@ impl Truths {
         self.acknowledged.insert(origin, version);
     }
 
-    /// A disk was lost: what nobody else has of this node's origins need not come back.
-    pub(super) fn excuse(&mut self, node: NodeId, survived: impl Fn(Origin) -> Version) {
+    /// A disk was lost: what no other disk holds need not come back.
+    pub(super) fn excuse(&mut self, survived: impl Fn(Origin) -> Version) {
         for (origin, version) in &mut self.acknowledged {
-            if origin.node == node {
-                *version = survived(*origin).min(*version);
-            }
+            *version = survived(*origin).min(*version);
         }
     }
 
@@ -169,6 +167,14 @@ pub(super) fn heads_only_rise(node: &VirtualNode, heads: &[(Origin, Version)]) -
         }
     }
     Ok(())
+}
+
+/// Only a node whose disk went back has a reason to begin an epoch.
+pub(super) fn epoch_is_needed(node: &VirtualNode) -> Checked {
+    match node.image {
+        Some(_) => Ok(()),
+        None => Err(format!("{} begins an epoch, though its disk lost nothing", node.index)),
+    }
 }
 
 /// The replica's ledger holds nothing that is not on disk; at rest, all that is.

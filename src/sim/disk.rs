@@ -19,6 +19,8 @@ pub struct DiskConfig {
     pub write_max: Duration,
     /// What a read takes at most.
     pub read_max: Duration,
+    /// How long after that, at most, the process takes note of what became of a write.
+    pub attention_max: Duration,
 }
 
 impl Default for DiskConfig {
@@ -27,6 +29,7 @@ impl Default for DiskConfig {
             write_min: Duration::from_micros(150),
             write_max: Duration::from_millis(2),
             read_max: Duration::from_millis(1),
+            attention_max: Duration::from_micros(200),
         }
     }
 }
@@ -71,6 +74,10 @@ impl Disk {
 impl DiskConfig {
     pub(super) fn draw_write(&self, rng: &mut SmallRng) -> Duration {
         rng.random_range(self.write_min..=self.write_max)
+    }
+
+    pub(super) fn draw_attention(&self, rng: &mut SmallRng) -> Duration {
+        rng.random_range(Duration::ZERO..=self.attention_max)
     }
 
     pub(super) fn draw_read(&self, rng: &mut SmallRng) -> Duration {

@@ -47,9 +47,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// How long a cluster that has converged is listened to: it must be silent.
 const LISTEN_FOR: Duration = Duration::from_secs(10);
 
-/// How long a node takes, at most, between its disk's answer and its attention.
-const ATTENTION_MAX: Duration = Duration::from_micros(200);
-
 /// A node's number, counted from 0.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct NodeIndex(pub usize);
@@ -290,6 +287,7 @@ impl Cluster {
             }
             Effect::BeginEpoch { above } => {
                 self.note(node, "must begin an epoch", None, u64::from(above.0));
+                check::epoch_is_needed(&self.nodes[node.0])?;
                 self.add_job(node, Job::BeginEpoch { above });
                 Ok(())
             }
@@ -418,7 +416,7 @@ impl Cluster {
 
     /// The disk's answers reach the process a little later, in their order.
     fn tell_soon(&mut self, node: NodeIndex, input: Input) {
-        let attention = self.rng.random_range(Duration::ZERO..ATTENTION_MAX);
+        let attention = self.scenario.disk.draw_attention(&mut self.rng);
         let this = &mut self.nodes[node.0];
         this.told_at = this.told_at.max(self.now + attention);
         let life = this.life;
@@ -531,7 +529,7 @@ impl Cluster {
         self.nodes[node.0].read_heads();
         let nodes = &self.nodes;
         let survived = |origin| nodes.iter().map(|other| other.head(origin)).max();
-        self.truths.excuse(nodes[node.0].id, |origin| survived(origin).unwrap_or_default());
+        self.truths.excuse(|origin| survived(origin).unwrap_or_default());
         self.note(node, "is rolled back", None, 0);
     }
 

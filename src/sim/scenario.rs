@@ -71,6 +71,8 @@ impl Scenario {
         scenario.network.duplication = [0.0, 0.02][rng.random_range(0..2)];
         scenario.network.jitter = Duration::from_millis([1, 5, 200][rng.random_range(0..3)]);
         scenario.disk.write_max = Duration::from_millis([1, 5, 100][rng.random_range(0..3)]);
+        scenario.disk.attention_max =
+            Duration::from_micros([200, 1_000_000][rng.random_range(0..2)]);
         scenario.faults = faults::draw(&mut rng, nodes, until);
         scenario.replica = draw_caps(&mut rng);
         // Of 20 % loss everything is left to luck and to the next half minute.

@@ -89,7 +89,7 @@ mod tests {
             Message::Hello { origin: Origin::default(), head: Version(3) },
             Message::Heads(Vec::new()),
         ];
-        let stream: Vec<u8> = messages.iter().flat_map(|message| encode_frame(message)).collect();
+        let stream: Vec<u8> = messages.iter().flat_map(encode_frame).collect();
         for step in 1..stream.len() {
             let mut reader = FrameReader::default();
             let mut read = Vec::new();

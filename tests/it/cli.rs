@@ -53,10 +53,10 @@ fn a_start_that_cannot_work_says_why_and_exits_with_2() {
     );
 
     let held = TcpListener::bind(&http).expect("a listener");
-    refused(&with(&[]), &[&http, "--http"]);
+    refused(&with(&[]), &["HTTP port 8500", &ip, "--http"]);
     drop(held);
     let held = TcpListener::bind(&dns).expect("a listener");
-    refused(&with(&[]), &[&dns, "--dns"]);
+    refused(&with(&[]), &["8600", &ip, "--dns"]);
     drop(held);
 
     // A certificate of another cluster's CA.

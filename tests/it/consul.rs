@@ -25,7 +25,7 @@ async fn other_nodes_follow_a_real_consul_agent() {
     let n2 = cluster.start(2).await;
     cluster.wait_joined(&[&n1, &n2]).await;
     let mut changes =
-        n2.subscribe("SELECT id, status FROM checks WHERE id = 'service:shop-1'").await;
+        n2.subscribe("SELECT node_id, status, id FROM checks WHERE id = 'service:shop-1'").await;
 
     consul
         .put(

@@ -96,17 +96,24 @@ async fn a_subscription_resumes_where_it_was() {
     n1.register("web", "web-2", 2).await;
     let (kind, cells) = changes.change().await;
     assert_eq!((kind.as_str(), &cells), ("insert", &json!(["web-2", "web"])));
-    let id = changes.id.clone();
+    let (id, told_to) = (changes.id.clone(), changes.last_id);
     drop(changes);
     n1.register("web", "web-3", 3).await;
 
-    let url = n1.url(&format!("/v1/subscriptions/{id}?from=1"));
+    let url = n1.url(&format!("/v1/subscriptions/{id}?from={told_to}"));
     let response = n1.http.get(url).send().await.expect("an answer");
     assert_eq!(response.headers()["corro-query-id"].to_str().unwrap(), id);
     let mut response = response;
     let chunk = response.chunk().await.expect("a stream").expect("a change");
     let line: Json = serde_json::from_slice(chunk.split(|b| *b == b'\n').next().unwrap()).unwrap();
-    assert_eq!(line["change"], json!(["insert", 3, ["web-3", "web"], 2]));
+    assert_eq!(line["change"], json!(["insert", 3, ["web-3", "web"], told_to + 1]));
+
+    // Ids of another life of the query are not passed over in silence.
+    for foreign in [1, told_to + 100] {
+        let url = n1.url(&format!("/v1/subscriptions/{id}?from={foreign}"));
+        let answer = n1.http.get(url).send().await.expect("an answer").text().await.expect("text");
+        assert!(answer.starts_with("{\"error\"") && answer.ends_with("}\n"), "{answer}");
+    }
 
     let (status, body) =
         n1.send("GET", "/v1/subscriptions/00000000-0000-0000-0000-000000000000", "").await;

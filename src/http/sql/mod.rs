@@ -67,10 +67,16 @@ fn refuse(status: StatusCode, error: impl std::fmt::Display) -> Response {
     (status, [("content-type", "application/json")], Bytes::from(line)).into_response()
 }
 
-/// Returns the seconds of a `timeout` parameter; an answer where it is not a number.
+/// The longest time limit that means anything, in seconds: node and readers have lower ones.
+const TIMEOUT_SECONDS_MAX: u64 = 3_600;
+
+/// Returns the seconds of a `timeout` parameter, `None` where there is none or it is 0: as long as
+/// the node allows. An answer where it is not a number.
 fn timeout_of(query: Option<&str>) -> Result<Option<u64>, Response> {
     let Some(text) = parameter(query, "timeout") else { return Ok(None) };
-    text.parse().map(Some).map_err(|_| {
+    let seconds = text.parse::<u64>();
+    let seconds = seconds.map(|seconds| Some(seconds.min(TIMEOUT_SECONDS_MAX)).filter(|s| *s > 0));
+    seconds.map_err(|_| {
         let text = format!("Failed to deserialize query string: timeout '{text}' is no number\n");
         (StatusCode::BAD_REQUEST, text).into_response()
     })
@@ -120,6 +126,9 @@ mod tests {
     #[test]
     fn a_timeout_that_is_no_number_is_a_bad_request() {
         assert_eq!(timeout_of(Some("timeout=5")).unwrap(), Some(5));
+        assert_eq!(timeout_of(Some("timeout=0")).unwrap(), None);
+        let longest = format!("timeout={}", u64::MAX);
+        assert_eq!(timeout_of(Some(&longest)).unwrap(), Some(TIMEOUT_SECONDS_MAX));
         assert_eq!(timeout_of(Some("timeout=abc")).unwrap_err().status(), StatusCode::BAD_REQUEST);
     }
 }

@@ -13,15 +13,15 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::{CHUNK_BYTES, SqlState, admit, json, read_json, refuse, timeout_of, unprocessable};
-use crate::store::readers::{QUERY_MAX, QueryError, QueryEvent};
+use crate::store::readers::{QueryError, QueryEvent};
 use crate::store::{Readers, Statement};
-
-/// How long a query may take unless its client says otherwise, in seconds; 0 asks for the longest
-/// that is allowed, [`QUERY_MAX`].
-const TIMEOUT_SECONDS: u64 = 60;
 
 /// How many chunks may wait for a slow client. Then the query waits, and runs out of time.
 const CHUNKS_AHEAD: usize = 4;
+
+/// How long a client may leave a full chunk unread. A query holds one of few connections, which
+/// must not wait for somebody who does not read.
+const STALL_MAX: Duration = Duration::from_secs(2);
 
 /// How long rows are gathered before they are sent.
 const GATHER_FOR: Duration = Duration::from_millis(10);
@@ -29,6 +29,8 @@ const GATHER_FOR: Duration = Duration::from_millis(10);
 /// What the thread that runs the query tells the one that answers.
 enum Told {
     Lines(Bytes),
+    /// The last rows, and that they are the last.
+    End(Bytes),
     Failed(QueryError),
 }
 
@@ -48,14 +50,15 @@ async fn work(
     body: &[u8],
 ) -> Result<Response, Response> {
     let _place = admit(&state.reads)?;
-    let seconds = timeout_of(query)?.unwrap_or(TIMEOUT_SECONDS);
+    let timeout = timeout_of(query)?;
     let statement = json::statement(read_json(headers, body)?).map_err(|e| unprocessable(&e))?;
-    let deadline = (seconds > 0).then(|| Instant::now() + Duration::from_secs(seconds));
+    let deadline = timeout.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     let readers = Arc::clone(state.handle.readers());
     let (tell, mut told) = mpsc::channel(CHUNKS_AHEAD);
     tokio::task::spawn_blocking(move || run(&readers, &statement, deadline, &tell));
     match told.recv().await {
         Some(Told::Lines(first)) => Ok(Body::from_stream(lines(first, told)).into_response()),
+        Some(Told::End(all)) => Ok(Body::from(all).into_response()),
         Some(Told::Failed(error)) => Err(refuse(status_of(&error), error)),
         None => Err(refuse(StatusCode::INTERNAL_SERVER_ERROR, "the query was interrupted")),
     }
@@ -69,7 +72,6 @@ fn run(
     tell: &mpsc::Sender<Told>,
 ) {
     let begun = Instant::now();
-    let until = deadline.unwrap_or(begun + QUERY_MAX);
     let mut lines = Vec::new();
     let mut row_number: u64 = 0;
     let mut sent_at = begun;
@@ -90,7 +92,7 @@ fn run(
         }
         sent_at = Instant::now();
         let chunk = Bytes::from(std::mem::take(&mut lines));
-        if send(tell, Told::Lines(chunk), until) {
+        if send(tell, Told::Lines(chunk)) {
             ControlFlow::Continue(())
         } else {
             ControlFlow::Break(())
@@ -102,39 +104,52 @@ fn run(
         Ok(_) => {
             let time = begun.elapsed().as_secs_f64();
             json::push_line(&mut lines, &json!({ "eoq": { "time": time } }));
-            Told::Lines(Bytes::from(lines))
+            Told::End(Bytes::from(lines))
         }
         Err(error) => {
             if !lines.is_empty() {
-                send(tell, Told::Lines(Bytes::from(lines)), until);
+                send(tell, Told::Lines(Bytes::from(lines)));
             }
             Told::Failed(error)
         }
     };
-    send(tell, last, until);
+    send(tell, last);
 }
 
-/// Waits until the client has room for this, but not beyond the query's time: a client who stops
-/// reading must not keep the connection that others wait for. Tells whether it was taken.
-fn send(tell: &mpsc::Sender<Told>, told: Told, until: Instant) -> bool {
-    let sending = tokio::time::timeout_at(until.into(), tell.send(told));
+/// Waits until the client has room for this, but not for long. Tells whether it was taken.
+fn send(tell: &mpsc::Sender<Told>, told: Told) -> bool {
+    let sending = tokio::time::timeout(STALL_MAX, tell.send(told));
     tokio::runtime::Handle::current().block_on(sending).is_ok_and(|sent| sent.is_ok())
 }
 
-/// Goes on after the first chunk; an error now is the last line, since the status is out.
+/// Where a stream is.
+enum Place {
+    First(Bytes),
+    Middle,
+    End,
+}
+
+/// Goes on after the first chunk; an error now is the last line, since the status is out. Where
+/// the query was given up because the client did not read, the stream breaks off: what was told
+/// must not pass for all there is.
 fn lines(
     first: Bytes,
     told: mpsc::Receiver<Told>,
-) -> impl futures_util::Stream<Item = Result<Bytes, std::convert::Infallible>> {
-    stream::unfold((Some(first), told), |(first, mut told)| async move {
-        let chunk = match first {
-            Some(first) => first,
-            None => match told.recv().await? {
-                Told::Lines(lines) => lines,
-                Told::Failed(error) => Bytes::from(json::error_line(&error.to_string())),
+) -> impl futures_util::Stream<Item = std::io::Result<Bytes>> {
+    stream::unfold((Place::First(first), told), |(place, mut told)| async move {
+        let (chunk, next) = match place {
+            Place::First(first) => (Ok(first), Place::Middle),
+            Place::Middle => match told.recv().await {
+                Some(Told::Lines(lines)) => (Ok(lines), Place::Middle),
+                Some(Told::End(lines)) => (Ok(lines), Place::End),
+                Some(Told::Failed(error)) => {
+                    (Ok(Bytes::from(json::error_line(&error.to_string()))), Place::End)
+                }
+                None => (Err(std::io::Error::other("the client read too slowly")), Place::End),
             },
+            Place::End => return None,
         };
-        Some((Ok(chunk), (None, told)))
+        Some((chunk, (next, told)))
     })
 }
 

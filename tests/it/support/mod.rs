@@ -1,4 +1,5 @@
 //! Starts agents as processes and asks them. Whatever a test starts ends with it.
+#![allow(clippy::print_stderr, reason = "a failing test shows what its agents logged")]
 
 use std::fs::{self, File};
 use std::future::Future;
@@ -315,7 +316,8 @@ impl Agent {
         let mut changes = Changes { id, response, buffer: Vec::new(), last_id: 0 };
         loop {
             let line = changes.line().await;
-            if line.get("eoq").is_some() {
+            if let Some(end) = line.get("eoq") {
+                changes.last_id = end["change_id"].as_u64().expect("a change id");
                 return changes;
             }
         }
@@ -327,7 +329,7 @@ pub struct Changes {
     pub id: String,
     response: reqwest::Response,
     buffer: Vec<u8>,
-    last_id: u64,
+    pub last_id: u64,
 }
 
 impl Changes {
