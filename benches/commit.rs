@@ -4,7 +4,7 @@
 //!
 //! Rounds of all contestants alternate, so that what the machine does beside hits all alike; the
 //! median round counts. `cargo bench --bench commit` measures (`-- --seconds 2 --rounds 9`,
-//! `-- --dir PATH`); `cargo test --bench commit` runs a few rows of each.
+//! `-- --dir PATH`, `-- --only PART-OF-A-NAME` for a profiler); `cargo test --bench commit` runs a few rows of each.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints what it measured")]
 #![expect(clippy::expect_used, clippy::unwrap_used, reason = "a benchmark that fails may stop")]
@@ -36,22 +36,30 @@ const INSERT: &str = "INSERT INTO services
      enable_tag_override = excluded.enable_tag_override, kind = excluded.kind,
      source = excluded.source";
 
-/// Runs for so long in a directory of its own, and returns transactions per second.
+/// Writes into a directory for some time; returns how many transactions a second it made.
 type Contestant = fn(&Path, Duration) -> f64;
 
 fn main() {
     let options = Options::read();
-    let contestants: [(&str, Contestant); 6] = [
+    if let Some(only) = &options.only {
+        println!("{only} alone, for a profiler");
+    }
+    let contestants: [(&str, Contestant); 7] = [
         ("plain, 1 writer", plain_alone),
         ("store, 1 writer, operations", store_alone),
         ("store, 1 writer, SQL", store_alone_sql),
         ("plain, 16 threads, a mutex", plain_threads),
         ("plain, 16 rows a commit", plain_grouped),
         ("store, 16 callers, grouped", store_grouped),
+        ("store, 16 callers, no threads", store_grouped_alone),
     ];
     let mut rates: Vec<Vec<f64>> = vec![Vec::new(); contestants.len()];
     for round in 0..options.rounds {
-        for (place, (_, run)) in contestants.iter().enumerate() {
+        for (place, (name, run)) in contestants.iter().enumerate() {
+            if options.only.as_ref().is_some_and(|only| !name.contains(only.as_str())) {
+                rates[place].push(f64::MIN_POSITIVE);
+                continue;
+            }
             let dir = options.dir.join(format!("{round}-{place}"));
             std::fs::create_dir_all(&dir).expect("the directory can be written");
             rates[place].push(run(&dir, options.time));
@@ -64,8 +72,9 @@ fn main() {
         let base = if place < 3 { 0 } else { 3 };
         println!("{name:<30} {:>12.0} {:>10.2}", medians[place], medians[place] / medians[base]);
     }
-    let to_grouped = medians[5] / medians[4];
-    println!("{:<30} {:>12} {to_grouped:>10.2}", "store / plain, both grouped", "");
+    for (place, name) in [(5, "grouped / 16 rows a commit"), (6, "the same without threads")] {
+        println!("{name:<30} {:>12} {:>10.2}", "", medians[place] / medians[4]);
+    }
     assert!(medians.iter().all(|rate| *rate > 0.0), "every contestant wrote something");
 }
 
@@ -73,6 +82,8 @@ struct Options {
     dir: PathBuf,
     time: Duration,
     rounds: usize,
+    /// Part of the name of the only contestant to run.
+    only: Option<String>,
 }
 
 impl Options {
@@ -93,6 +104,7 @@ impl Options {
         Self {
             dir: dir.join(format!("tribune-bench-{}", std::process::id())),
             time: Duration::from_secs_f64(number("--seconds", if is_test { 0.02 } else { 1.0 })),
+            only: after("--only").cloned(),
             rounds: if is_test { 1 } else { number("--rounds", 7.0) as usize },
         }
     }
@@ -219,6 +231,19 @@ fn store_alone_sql(dir: &Path, time: Duration) -> f64 {
         let mut group = store.group(NOW);
         group.sql(&[Statement { sql: INSERT.to_owned(), params }], None).unwrap();
         assert_eq!(group.commit().unwrap().len(), 1);
+        store.maintain().unwrap();
+    })
+}
+
+/// The work of sixteen callers alone, without the cost of waking them.
+fn store_grouped_alone(dir: &Path, time: Duration) -> f64 {
+    let mut store = open_store(dir);
+    measure(time, CALLERS, |n| {
+        let mut group = store.group(NOW);
+        for caller in 0..CALLERS {
+            group.ops(&put(n * CALLERS + caller)).unwrap();
+        }
+        assert_eq!(group.commit().unwrap().len(), CALLERS);
         store.maintain().unwrap();
     })
 }

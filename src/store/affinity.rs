@@ -4,6 +4,8 @@
 
 use crate::types::Value;
 
+const NEGATIVE_ZERO: u64 = 1 << 63;
+
 /// How a column treats values: SQLite's affinities, and the strict types that refuse.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Affinity {
@@ -48,6 +50,10 @@ impl Affinity {
     /// Tells whether a column of this affinity stores the value as it is.
     pub fn keeps(self, value: &Value) -> bool {
         match (self, value) {
+            // SQLite has neither: it stores 0.0 and NULL.
+            (_, Value::Real(number)) if number.is_nan() || number.to_bits() == NEGATIVE_ZERO => {
+                false
+            }
             (Self::Blob, _) | (_, Value::Null | Value::Blob(_)) => true,
             (Self::Text, Value::Text(_)) => true,
             (Self::Text, Value::Integer(_) | Value::Real(_)) => false,
@@ -149,7 +155,7 @@ mod tests {
         let mut values: Vec<Value> = texts.into_iter().map(Value::from).collect();
         values.extend(numbers.map(Value::real));
         values.extend(integers.map(Value::from));
-        values.extend([Value::Null, Value::Blob(b"5".to_vec())]);
+        values.extend([Value::Null, Value::Blob(b"5".to_vec()), Value::Real(-0.0)]);
 
         let conn = Connection::open_in_memory().unwrap();
         for affinity in

@@ -259,7 +259,7 @@ impl<'a> Merge<'a> {
         let result = match (&row.before, &row.row) {
             (_, None) => table.delete_row(self.conn, key),
             (None, Some(values)) => table.insert_row(self.conn, values),
-            (Some(_), Some(values)) => table.update_row(self.conn, values),
+            (Some(before), Some(values)) => table.update_row(self.conn, before, values),
         };
         match result {
             Ok(()) => Ok(None),

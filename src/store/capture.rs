@@ -81,6 +81,27 @@ impl Capture {
         self.lock().clear();
     }
 
+    /// Lets `work` write rows that the hook does not log: whoever writes them logs them.
+    pub fn unwatched<T>(&self, work: impl FnOnce() -> T) -> T {
+        let was_on = std::mem::replace(&mut self.lock().is_on, false);
+        let result = work();
+        self.lock().is_on = was_on;
+        result
+    }
+
+    /// Logs a row as the hook would. A table that is not replicated is left out.
+    pub fn log(&self, table: &Arc<Table>, old: Option<Vec<Value>>, new: Option<Vec<Value>>) {
+        let mut log = self.lock();
+        if !log.is_on || log.fault.is_some() || !log.tables.contains_key(&table.info.name) {
+            return;
+        }
+        let checked = old.iter().chain(&new).try_for_each(|row| log.check_side(table, row));
+        match checked {
+            Ok(()) => log.events.push(Event { table: Arc::clone(table), old, new }),
+            Err(fault) => log.fault = Some(format!("table {}: {fault}", table.info.name)),
+        }
+    }
+
     /// Says what makes the transaction impossible, if anything does.
     pub fn fault(&self) -> Option<String> {
         self.lock().fault.clone()
@@ -146,9 +167,14 @@ impl Log {
         let mut values = Vec::with_capacity(table.columns.len());
         for (column, name) in table.columns.iter().zip(&table.info.columns) {
             let value = read(column.cid).map_err(|bad| format!("column {name}: {bad}"))?;
-            self.bytes += value.bytes() + 16;
             values.push(column.affinity.seen(value));
         }
+        self.check_side(table, &values)?;
+        Ok(values)
+    }
+
+    fn check_side(&mut self, table: &Table, values: &[Value]) -> Result<(), String> {
+        self.bytes += values.iter().map(|value| value.bytes() + 16).sum::<usize>();
         if self.bytes > TOUCHED_BYTES_MAX {
             return Err(format!(
                 "the transaction touches rows of more than {TOUCHED_BYTES_MAX} bytes in all; write in smaller transactions"
@@ -161,7 +187,7 @@ impl Log {
                 "the row with {column} = {value} belongs to another node; only that node may write it"
             ));
         }
-        Ok(values)
+        Ok(())
     }
 }
 

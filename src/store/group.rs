@@ -70,7 +70,7 @@ impl<'a> Group<'a> {
             let store = &mut *group.store;
             store.capture.start();
             for op in ops {
-                ops::carry_out(&store.conn, &store.tables, &store.local, op)?;
+                ops::carry_out(store, op)?;
             }
             let nets = store.capture.finish().map_err(Refusal)?;
             let locals = ops.iter().filter(|op| ops::table_of(op) == &*store.local.info.name);
@@ -239,13 +239,13 @@ impl<'a> Group<'a> {
         for net in nets {
             match (&net.before, &net.after) {
                 (None, Some(after)) => net.table.insert_row(&store.conn, after),
-                (Some(_), Some(after)) => net.table.update_row(&store.conn, after),
+                (Some(before), Some(after)) => net.table.update_row(&store.conn, before, after),
                 (_, None) => Ok(()),
             }
             .map_err(failed)?;
         }
         for op in locals {
-            ops::carry_out(&store.conn, &store.tables, &store.local, op)?;
+            ops::carry_out(store, op)?;
         }
         self.record(nets).map_err(|error| StorageError::Failed(error.to_string()))?;
         Ok(())

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use rusqlite::Connection;
 
-use super::tables::{Table, Tables};
+use super::database::Store;
+use super::tables::Table;
 use super::values::{Bound, quote};
 use crate::crdt::storage::StorageError;
 use crate::crdt::{Refusal, RowOp};
@@ -12,20 +13,17 @@ use crate::types::Value;
 
 type Columns<'a> = &'a [(&'static str, Value)];
 
-/// Carries out one operation. `local` is this node's own table, which is not replicated.
-pub fn carry_out(
-    conn: &Connection,
-    tables: &Tables,
-    local: &Arc<Table>,
-    op: &RowOp,
-) -> Result<(), StorageError> {
+/// Carries out one operation.
+pub fn carry_out(store: &Store, op: &RowOp) -> Result<(), StorageError> {
+    let conn = &store.conn;
     let find = |name: &str| {
-        let table = if *local.info.name == *name { Some(local) } else { tables.get(name) };
+        let is_local = *store.local.info.name == *name;
+        let table = if is_local { Some(&store.local) } else { store.tables.get(name) };
         table.ok_or_else(|| Refusal(format!("there is no table {name}")))
     };
     match op {
-        RowOp::Put { table, row, keep } => put(conn, find(table)?, row, keep),
-        RowOp::Set { table, matching, set } => set_all(conn, find(table)?, matching, set),
+        RowOp::Put { table, row, keep } => put(store, find(table)?, row, keep),
+        RowOp::Set { table, matching, set } => set_all(store, find(table)?, matching, set),
         RowOp::Delete { table, matching, except } => {
             delete(conn, find(table)?, matching, except.as_ref())
         }
@@ -47,8 +45,8 @@ pub fn table_of(op: &RowOp) -> &'static str {
 }
 
 fn put(
-    conn: &Connection,
-    table: &Table,
+    store: &Store,
+    table: &Arc<Table>,
     row: Columns<'_>,
     keep: &[&'static str],
 ) -> Result<(), StorageError> {
@@ -60,22 +58,44 @@ fn put(
         new[place_of(table, column)?] = value.clone();
     }
     let key = key_of(table, &new)?;
-    let held = table.read_row(conn, &key).map_err(sort)?;
-    let Some(held) = held else { return table.insert_row(conn, &new).map_err(sort) };
-    for column in keep {
-        let place = place_of(table, column)?;
-        new[place] = held[place].clone();
+    let held = table.read_row(&store.conn, &key).map_err(sort)?;
+    if let Some(held) = &held {
+        for column in keep {
+            let place = place_of(table, column)?;
+            new[place] = held[place].clone();
+        }
     }
-    if held == new { Ok(()) } else { table.update_row(conn, &new).map_err(sort) }
+    if held.as_ref() == Some(&new) { Ok(()) } else { write(store, table, held, new) }
+}
+
+/// Writes a row in place of the one that is there, if one is.
+fn write(
+    store: &Store,
+    table: &Arc<Table>,
+    held: Option<Vec<Value>>,
+    new: Vec<Value>,
+) -> Result<(), StorageError> {
+    // What SQLite stores as it is need not be read back by the hook.
+    let is_plain = table.keeps(&new);
+    let write = || match &held {
+        Some(held) => table.update_row(&store.conn, held, &new),
+        None => table.insert_row(&store.conn, &new),
+    };
+    if !is_plain {
+        return write().map_err(sort);
+    }
+    store.capture.unwatched(write).map_err(sort)?;
+    store.capture.log(table, held, Some(new));
+    Ok(())
 }
 
 fn set_all(
-    conn: &Connection,
-    table: &Table,
+    store: &Store,
+    table: &Arc<Table>,
     matching: Columns<'_>,
     set: Columns<'_>,
 ) -> Result<(), StorageError> {
-    for held in find_rows(conn, table, matching, None)? {
+    for held in find_rows(&store.conn, table, matching, None)? {
         let mut new = held.clone();
         for (column, value) in set {
             new[place_of(table, column)?] = value.clone();
@@ -85,9 +105,9 @@ fn set_all(
             continue;
         }
         if table.key_of(&held).eq(key.iter()) {
-            table.update_row(conn, &new).map_err(sort)?;
+            write(store, table, Some(held), new)?;
         } else {
-            move_row(conn, table, &held, &new)?;
+            move_row(&store.conn, table, &held, &new)?;
         }
     }
     Ok(())
@@ -104,24 +124,7 @@ fn move_row(
         let name = &table.info.name;
         return Err(Refusal(format!("table {name}: there is a row with the new key")).into());
     }
-    let names = || table.info.columns.iter().map(|name| quote(name));
-    let set: Vec<String> =
-        names().enumerate().map(|(place, name)| format!("{name} = ?{}", place + 1)).collect();
-    let by_key: Vec<String> = table
-        .info
-        .key
-        .iter()
-        .enumerate()
-        .map(|(nth, &place)| {
-            format!("{} = ?{}", quote(&table.info.columns[place]), new.len() + nth + 1)
-        })
-        .collect();
-    let sql = format!(
-        "UPDATE {} SET {} WHERE {}",
-        quote(&table.info.name),
-        set.join(", "),
-        by_key.join(" AND ")
-    );
+    let sql = format!("{} SET {}{}", table.sql.update, table.sql.set.join(", "), table.sql.by_key);
     let params = new.iter().chain(table.key_of(held)).map(Bound);
     conn.prepare_cached(&sql)
         .and_then(|mut statement| statement.execute(rusqlite::params_from_iter(params)))

@@ -8,7 +8,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension};
 
 use super::affinity::Affinity;
-use super::values::{BadValue, Bound, quote, read};
+use super::values::{BadValue, Bound, check, quote, read};
 use crate::crdt::{Class, ColumnId, Name, TableInfo};
 use crate::types::Value;
 
@@ -43,14 +43,20 @@ pub struct Column {
     pub is_key: bool,
 }
 
-/// The statements that read and write one row. Parameters are numbered by column, those of the
-/// key in the key's order where a statement needs nothing else.
+/// The statements that read and write one row, whole or in parts.
 #[derive(Debug)]
 pub struct RowSql {
+    /// By the key, in the key's order.
     pub select: String,
+    /// All columns, in the order of the table.
     pub insert: String,
-    /// `None` when all columns are of the key.
-    pub update: Option<String>,
+    /// The beginning of an update: `UPDATE t`.
+    pub update: String,
+    /// The middle of an update, for each column: `c = ?`.
+    pub set: Vec<String>,
+    /// The end of an update: ` WHERE k = ? AND l = ?`, in the key's order.
+    pub by_key: String,
+    /// By the key, in the key's order.
     pub delete: String,
 }
 
@@ -99,6 +105,12 @@ impl Table {
         Ok(())
     }
 
+    /// Tells whether SQLite stores the row as it is, and may replicate it.
+    pub fn keeps(&self, row: &[Value]) -> bool {
+        let mut cells = self.columns.iter().zip(row);
+        cells.all(|(column, value)| column.affinity.keeps(value) && check(value).is_ok())
+    }
+
     /// Makes a row of a key and defaults.
     pub fn blank(&self, key: &[Value]) -> Vec<Value> {
         let mut row: Vec<Value> =
@@ -130,10 +142,29 @@ impl Table {
         Ok(())
     }
 
-    /// Writes all columns of the row with the same key.
-    pub fn update_row(&self, conn: &Connection, row: &[Value]) -> rusqlite::Result<()> {
-        let Some(update) = &self.sql.update else { return Ok(()) };
-        conn.prepare_cached(update)?.execute(rusqlite::params_from_iter(row.iter().map(Bound)))?;
+    /// Writes what differs of a row, whose key stays. An index is touched only where one of its
+    /// columns differs.
+    pub fn update_row(
+        &self,
+        conn: &Connection,
+        before: &[Value],
+        after: &[Value],
+    ) -> rusqlite::Result<()> {
+        let mut sql = self.sql.update.clone();
+        let mut params = Vec::with_capacity(after.len());
+        for (place, (old, new)) in before.iter().zip(after).enumerate() {
+            if old != new {
+                sql.push_str(if params.is_empty() { " SET " } else { ", " });
+                sql.push_str(&self.sql.set[place]);
+                params.push(Bound(new));
+            }
+        }
+        if params.is_empty() {
+            return Ok(());
+        }
+        sql.push_str(&self.sql.by_key);
+        params.extend(self.key_of(after).map(Bound));
+        conn.prepare_cached(&sql)?.execute(rusqlite::params_from_iter(params))?;
         Ok(())
     }
 
@@ -402,28 +433,19 @@ fn read_table(
 
 fn row_sql(table: &str, columns: &[Name], key: &[usize]) -> RowSql {
     let table = quote(table);
-    let quoted: Vec<String> = columns.iter().map(|name| quote(name)).collect();
-    let names = quoted.join(", ");
-    let by_key = |first: &dyn Fn(usize, usize) -> usize| -> String {
-        let terms = key.iter().enumerate();
-        let terms: Vec<String> = terms
-            .map(|(nth, &place)| format!("{} = ?{}", quoted[place], first(nth, place)))
-            .collect();
-        terms.join(" AND ")
-    };
-    let in_key_order = by_key(&|nth, _| nth + 1);
-    let in_column_order = by_key(&|_, place| place + 1);
-    let numbered: Vec<String> = (1..=columns.len()).map(|number| format!("?{number}")).collect();
-    let set: Vec<String> = (0..columns.len())
-        .filter(|place| !key.contains(place))
-        .map(|place| format!("{} = ?{}", quoted[place], place + 1))
-        .collect();
+    let columns: Vec<String> = columns.iter().map(|name| quote(name)).collect();
+    let names = columns.join(", ");
+    let set: Vec<String> = columns.iter().map(|name| format!("{name} = ?")).collect();
+    let key: Vec<&str> = key.iter().map(|&place| set[place].as_str()).collect();
+    let by_key = format!(" WHERE {}", key.join(" AND "));
+    let places = vec!["?"; columns.len()].join(", ");
     RowSql {
-        select: format!("SELECT {names} FROM {table} WHERE {in_key_order}"),
-        insert: format!("INSERT INTO {table} ({names}) VALUES ({})", numbered.join(", ")),
-        update: (!set.is_empty())
-            .then(|| format!("UPDATE {table} SET {} WHERE {in_column_order}", set.join(", "))),
-        delete: format!("DELETE FROM {table} WHERE {in_key_order}"),
+        select: format!("SELECT {names} FROM {table}{by_key}"),
+        insert: format!("INSERT INTO {table} ({names}) VALUES ({places})"),
+        update: format!("UPDATE {table}"),
+        delete: format!("DELETE FROM {table}{by_key}"),
+        by_key,
+        set,
     }
 }
 

@@ -1,0 +1,298 @@
+//! The replicated tables as files describe them. SQLite itself reads the files, in a database of
+//! its own in memory; nothing here writes to the node's database but `grow`.
+
+mod grow;
+mod rules;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use rusqlite::fallible_iterator::FallibleIterator;
+use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
+use rusqlite::{Batch, Connection};
+
+pub use grow::literal;
+
+/// The tables that every node has.
+const FIXED: [(&str, &str); 4] = [
+    ("schema/nodes.sql", include_str!("../../../schema/nodes.sql")),
+    ("schema/services.sql", include_str!("../../../schema/services.sql")),
+    ("schema/checks.sql", include_str!("../../../schema/checks.sql")),
+    ("schema/kv.sql", include_str!("../../../schema/kv.sql")),
+];
+
+/// Why the schema was not applied. The database is as it was.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SchemaError {
+    #[error("cannot read the schema file {path}: {detail}")]
+    Unreadable { path: String, detail: String },
+    /// The text is no SQL that may stand in a schema file.
+    #[error("{file}, line {line}: {detail}")]
+    Syntax { file: String, line: usize, detail: String },
+    /// A table breaks a rule that every replicated table keeps.
+    #[error("{file}: table {table}{}: {reason}", column_part(.column))]
+    Rule { file: String, table: String, column: Option<String>, reason: String },
+    /// The file and the database differ in a way that would lose data.
+    #[error("{file}: table {table}{}: {reason}", column_part(.column))]
+    Destructive { file: String, table: String, column: Option<String>, reason: String },
+    #[error("cannot change the schema: {0}")]
+    Failed(String),
+}
+
+fn column_part(column: &Option<String>) -> String {
+    column.as_ref().map(|name| format!(", column {name}")).unwrap_or_default()
+}
+
+impl From<rusqlite::Error> for SchemaError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+/// One schema file: where it is from, and its text.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Source {
+    pub file: String,
+    pub sql: String,
+}
+
+/// Reads schema files, and all `*.sql` files of directories in the order of their names; the fixed
+/// tables come first.
+pub fn read_sources(paths: &[PathBuf]) -> Result<Vec<Source>, SchemaError> {
+    let fixed = FIXED.iter();
+    let mut sources: Vec<Source> =
+        fixed.map(|(file, sql)| Source { file: (*file).into(), sql: (*sql).into() }).collect();
+    for path in paths {
+        for file in files_of(path)? {
+            let sql = fs::read_to_string(&file).map_err(|error| unreadable(&file, &error))?;
+            sources.push(Source { file: file.display().to_string(), sql });
+        }
+    }
+    Ok(sources)
+}
+
+fn files_of(path: &Path) -> Result<Vec<PathBuf>, SchemaError> {
+    let metadata = fs::metadata(path).map_err(|error| unreadable(path, &error))?;
+    if !metadata.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let mut files = Vec::new();
+    for entry in fs::read_dir(path).map_err(|error| unreadable(path, &error))? {
+        let file = entry.map_err(|error| unreadable(path, &error))?.path();
+        if file.extension().is_some_and(|extension| extension == "sql") {
+            files.push(file);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> SchemaError {
+    SchemaError::Unreadable { path: path.display().to_string(), detail: error.to_string() }
+}
+
+/// What a set of files describes.
+#[derive(Debug)]
+pub struct Schema {
+    conn: Connection,
+    tables: Vec<Object>,
+    indexes: Vec<Object>,
+}
+
+#[derive(Clone, Debug)]
+struct Object {
+    file: String,
+    name: String,
+    table: String,
+    sql: String,
+}
+
+/// What was done to bring a database in line.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct SchemaChange {
+    pub tables_added: Vec<String>,
+    /// Table and column.
+    pub columns_added: Vec<(String, String)>,
+    pub indexes_added: Vec<String>,
+}
+
+impl SchemaChange {
+    pub fn is_empty(&self) -> bool {
+        self.tables_added.is_empty()
+            && self.columns_added.is_empty()
+            && self.indexes_added.is_empty()
+    }
+}
+
+impl Schema {
+    /// Reads the files and holds each table to the rules.
+    pub fn parse(sources: &[Source]) -> Result<Self, SchemaError> {
+        let denied = Arc::new(Mutex::new(None));
+        let conn = scratch(Arc::clone(&denied))?;
+        let mut schema = Self { conn, tables: Vec::new(), indexes: Vec::new() };
+        for source in sources {
+            schema.run(source, &denied)?;
+        }
+        // The rules ask for pragmas, which the files may not.
+        schema.conn.authorizer(None::<fn(AuthContext<'_>) -> Authorization>)?;
+        for table in &schema.tables {
+            schema.check_table(table)?;
+        }
+        Ok(schema)
+    }
+
+    fn run(&mut self, source: &Source, denied: &Denied) -> Result<(), SchemaError> {
+        let mut batch = Batch::new(&self.conn, &source.sql);
+        let mut made = Vec::new();
+        // Where the statement that is read next begins.
+        let mut start = 0;
+        loop {
+            let before = count_objects(&self.conn)?;
+            start = skip_blank(&source.sql, start);
+            let fault = |error: &rusqlite::Error| source.fault(start, explain(error, denied));
+            let Some(mut statement) = batch.next().map_err(|error| fault(&error))? else { break };
+            let text = statement.expanded_sql().unwrap_or_default();
+            statement.raw_execute().map_err(|error| fault(&error))?;
+            drop(statement);
+            if count_objects(&self.conn)? == before {
+                let detail = "the statement makes nothing new: its table or index is declared twice, or it is no CREATE TABLE or CREATE INDEX";
+                return Err(source.fault(start, detail.to_owned()));
+            }
+            made.push(newest_objects(&self.conn, before)?);
+            start = source.sql[start..]
+                .find(text.trim())
+                .map_or(start, |at| start + at + text.trim().len());
+        }
+        for (kind, name, table, sql) in made.into_iter().flatten() {
+            let object = Object { file: source.file.clone(), name, table, sql };
+            if kind == "table" { self.tables.push(object) } else { self.indexes.push(object) }
+        }
+        Ok(())
+    }
+}
+
+type Denied = Arc<Mutex<Option<String>>>;
+
+/// Opens the database in which the files are read: it knows tables and indexes, and nothing else.
+fn scratch(denied: Denied) -> Result<Connection, SchemaError> {
+    use rusqlite::config::DbConfig;
+    let mut conn = Connection::open_in_memory()?;
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_DQS_DDL, false)?;
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
+    conn.pragma_update(None, "foreign_keys", false)?;
+    let ours = Arc::clone(&denied);
+    conn.authorizer(Some(move |context: AuthContext<'_>| {
+        let Some(what) = refused(&context) else { return Authorization::Allow };
+        *ours.lock().expect("nothing panics while it holds this lock") = Some(what);
+        Authorization::Deny
+    }))?;
+    Ok(conn)
+}
+
+/// Says what is wrong with an action of a schema file; `None`: nothing.
+fn refused(context: &AuthContext<'_>) -> Option<String> {
+    let is_catalog = |table: &str| table == "sqlite_master" || table == "sqlite_schema";
+    let what = match context.action {
+        AuthAction::CreateTable { .. }
+        | AuthAction::CreateIndex { .. }
+        | AuthAction::Reindex { .. }
+        | AuthAction::Function { .. } => return None,
+        AuthAction::Insert { table_name }
+        | AuthAction::Delete { table_name }
+        | AuthAction::Update { table_name, .. }
+        | AuthAction::Read { table_name, .. }
+            if is_catalog(table_name) =>
+        {
+            return None;
+        }
+        // CREATE INDEX reads the table it is on, which is empty here.
+        AuthAction::Read { .. } => return None,
+        // Our own look at the catalog between two statements.
+        AuthAction::Select => return None,
+        AuthAction::CreateTempTable { .. } | AuthAction::CreateTempIndex { .. } => {
+            "a temporary table"
+        }
+        AuthAction::Insert { table_name } if table_name.starts_with("sqlite_temp_") => {
+            "a temporary table"
+        }
+        AuthAction::CreateView { .. } | AuthAction::CreateTempView { .. } => "a view",
+        AuthAction::CreateTrigger { .. } | AuthAction::CreateTempTrigger { .. } => "a trigger",
+        AuthAction::CreateVtable { .. } => "a virtual table",
+        AuthAction::Insert { .. } | AuthAction::Update { .. } | AuthAction::Delete { .. } => {
+            "a write to a table"
+        }
+        AuthAction::Pragma { .. } => "a PRAGMA",
+        AuthAction::Transaction { .. } | AuthAction::Savepoint { .. } => "transaction control",
+        AuthAction::Attach { .. } | AuthAction::Detach { .. } => "another database",
+        _ => "this statement",
+    };
+    Some(format!("{what} cannot stand in a schema file: only CREATE TABLE and CREATE INDEX can"))
+}
+
+type ObjectRow = (String, String, String, String);
+
+fn count_objects(conn: &Connection) -> rusqlite::Result<i64> {
+    conn.query_row("SELECT coalesce(max(rowid), 0) FROM sqlite_schema", [], |row| row.get(0))
+}
+
+/// Lists what was made after the object of row `after`, but for the indexes that SQLite makes for
+/// itself.
+fn newest_objects(conn: &Connection, after: i64) -> rusqlite::Result<Vec<ObjectRow>> {
+    conn.prepare(
+        "SELECT type, name, tbl_name, sql FROM sqlite_schema
+         WHERE rowid > ?1 AND sql IS NOT NULL AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'",
+    )?
+    .query_map([after], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?
+    .collect()
+}
+
+impl Source {
+    fn fault(&self, offset: usize, detail: String) -> SchemaError {
+        let before = self.sql.bytes().take(offset);
+        let line = before.filter(|byte| *byte == b'\n').count() + 1;
+        SchemaError::Syntax { file: self.file.clone(), line, detail }
+    }
+}
+
+fn explain(error: &rusqlite::Error, denied: &Denied) -> String {
+    let denied = denied.lock().expect("nothing panics while it holds this lock").take();
+    denied.unwrap_or_else(|| match error {
+        rusqlite::Error::SqlInputError { msg, .. } => msg.clone(),
+        other => other.to_string(),
+    })
+}
+
+/// Returns where the next statement begins: after blanks, semicolons and comments. This is for the
+/// line in a message only.
+fn skip_blank(text: &str, mut at: usize) -> usize {
+    loop {
+        let rest = &text[at..];
+        let trimmed = rest.trim_start_matches(|c: char| c.is_whitespace() || c == ';');
+        at += rest.len() - trimmed.len();
+        let comment = if trimmed.starts_with("--") {
+            trimmed.find('\n')
+        } else if trimmed.starts_with("/*") {
+            trimmed.find("*/").map(|end| end + 2)
+        } else {
+            return at;
+        };
+        at = comment.map_or(text.len(), |length| at + length);
+    }
+}
+
+/// Returns a column's collation, and whether SQLite numbers it.
+fn metadata(conn: &Connection, table: &str, column: &str) -> Result<(String, bool), String> {
+    let (_, collation, _, _, is_automatic) =
+        conn.column_metadata(Some("main"), table, column).map_err(|error| error.to_string())?;
+    let collation = collation.map_or("BINARY".into(), |name| name.to_string_lossy());
+    Ok((collation.to_ascii_uppercase(), is_automatic))
+}
+
+/// Lists the words and numbers of an SQL text.
+fn split_words(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|c: char| !(c.is_alphanumeric() || c == '_')).filter(|word| !word.is_empty())
+}
+
+#[cfg(test)]
+mod tests;
