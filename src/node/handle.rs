@@ -143,8 +143,8 @@ impl Handle {
 
     /// Runs statements as one transaction, all or none. When it returns, they are on disk.
     ///
-    /// Whatever the deadline, ten seconds is the longest a transaction may run: all others wait
-    /// for it.
+    /// Whatever the deadline, a transaction may wait and run for ten seconds in all, and of these run
+    /// for three: all other writes wait for it.
     pub async fn transact(
         &self,
         statements: Vec<Statement>,
