@@ -1,12 +1,13 @@
 //! The feed: commits go in, in order; the view, the waiters and the subscribers learn of them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
 use tokio::sync::{Notify, broadcast};
 use tokio::time::Instant;
 
+use super::lock;
 use crate::catalog::view::Liveness;
 use crate::catalog::{Topic, View};
 use crate::crdt::Commit;
@@ -156,12 +157,6 @@ impl Drop for Waiter<'_> {
             }
         }
     }
-}
-
-/// No code panics while it holds one of these locks, and a half-made state cannot be seen: a
-/// poisoned lock is as good as any.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

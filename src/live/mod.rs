@@ -7,3 +7,11 @@ pub mod rows;
 
 pub use feed::Feed;
 pub use query::{Queries, Subscription};
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// No code panics while it holds one of this room's locks, and a half-made state cannot be seen: a
+/// poisoned lock is as good as any.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
