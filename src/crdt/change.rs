@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use crate::types::{Hlc, NodeId, Origin, Seq, Value, Version, Wall};
+use crate::types::{Epoch, Hlc, NodeId, Origin, Seq, Value, Version, Wall};
 
 /// A table's or column's name, shared by all that mention it.
 pub type Name = Arc<str>;
@@ -18,6 +18,14 @@ pub type Key = Arc<[u8]>;
 pub struct Stamp {
     pub origin: Origin,
     pub version: Version,
+}
+
+impl Stamp {
+    /// Orders the writes of one node by when it made them: its epochs only rise, and within one
+    /// its versions do. Between nodes it says nothing of time, but is total all the same.
+    pub fn recency(self) -> impl Ord + Copy {
+        (self.origin.epoch, self.version, self.origin)
+    }
 }
 
 /// Which life a row is in, and who began it.
@@ -165,7 +173,8 @@ pub struct RowEvent {
 pub enum RowOp {
     /// Writes the whole row; columns that it does not name take their defaults. Where the row
     /// exists already, the columns named in `keep` stay as they are. A row that is equal already
-    /// is not touched.
+    /// is not touched, unless it is an owned one of an earlier epoch: then it is claimed, which is
+    /// a write as by [`RowOp::Renew`].
     Put { table: &'static str, row: Vec<(&'static str, Value)>, keep: &'static [&'static str] },
     /// Sets columns of every row whose columns equal `matching`. Key columns too: the row moves to
     /// the new key, where none may be.
@@ -183,7 +192,17 @@ pub enum RowOp {
     },
     /// Gives up the transaction with `otherwise` unless a row matches.
     Require { table: &'static str, matching: Vec<(&'static str, Value)>, otherwise: Refusal },
+    /// Writes this node's own rows that stand under `from` again as they are, under its present
+    /// epoch: at most [`OWN_ROWS_MAX`] of them. Then nothing of the epochs before can replace them.
+    Renew { from: Epoch },
+    /// Deletes this node's own rows that stand under an epoch before its present one: at most
+    /// [`OWN_ROWS_MAX`] of them. Other nodes still had them, this one has not claimed them.
+    Withdraw,
 }
+
+/// How many rows one [`RowOp::Renew`] or [`RowOp::Withdraw`] writes at most: far below the limits
+/// of a transaction, whatever the rows hold. Repeat it until it changes nothing.
+pub const OWN_ROWS_MAX: usize = 500;
 
 /// Why a command was not carried out. Nothing was written.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -194,7 +213,8 @@ pub struct Refusal(pub String);
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Class {
     /// Each row belongs to the node whose id begins its key; only that node writes it, and each
-    /// write replaces the row whole, under one stamp.
+    /// write replaces the row whole, under one stamp. The latest write is the row, however often
+    /// the row was written before: an owner that lost its disk cannot know how often that was.
     Owned,
     /// Any node writes any row; concurrent writes merge cell by cell.
     Shared,

@@ -6,6 +6,8 @@
 //! the value, then the stamp. There is no equal case but the same write, so the join is
 //! commutative, associative and idempotent; the tests below this file draw random histories and
 //! hold it to that.
+//!
+//! Rows that have an owner are a simpler lattice: the greatest write of the owner is the row.
 
 use std::cmp::Ordering;
 
@@ -40,6 +42,20 @@ pub fn judge_life(held: Option<Life>, incoming: Life) -> LifeVerdict {
         Ordering::Less => LifeVerdict::Past,
         Ordering::Greater => LifeVerdict::Later,
         Ordering::Equal if incoming.stamp > held.stamp => LifeVerdict::Restamped,
+        Ordering::Equal => LifeVerdict::Same,
+    }
+}
+
+/// Compares the life of an owned row that a change brings with the row's own. In a table of this
+/// class every write replaces the row whole and puts its stamp on the life, so the latest write is
+/// the row: neither the length of the life nor the counts of cells have a say.
+pub fn judge_owned_life(held: Option<Life>, incoming: Life) -> LifeVerdict {
+    let Some(held) = held else { return LifeVerdict::Later };
+    // The length tells only writes apart that nobody honest makes: two under one stamp.
+    let rank = |life: Life| (life.stamp.recency(), life.length);
+    match rank(incoming).cmp(&rank(held)) {
+        Ordering::Less => LifeVerdict::Past,
+        Ordering::Greater => LifeVerdict::Later,
         Ordering::Equal => LifeVerdict::Same,
     }
 }

@@ -186,6 +186,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::crdt::Class;
     use crate::crdt::row::tests::{State, changes};
     use crate::types::{Epoch, NodeId, Scope};
 
@@ -262,7 +263,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_clock_survives_its_bytes(changes in changes()) {
-            if let Some(clock) = State::of(&changes).clock {
+            if let Some(clock) = State::of(Class::Shared, &changes).clock {
                 prop_assert_eq!(RowClock::from_bytes(&clock.to_bytes()), Ok(clock));
             }
         }
@@ -274,7 +275,7 @@ mod tests {
             byte in 0..5_u8,
             cut in any::<bool>(),
         ) {
-            if let Some(clock) = State::of(&changes).clock {
+            if let Some(clock) = State::of(Class::Shared, &changes).clock {
                 let mut bytes = clock.to_bytes();
                 let place = place.index(bytes.len());
                 bytes[place] = byte;

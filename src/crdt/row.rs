@@ -6,8 +6,8 @@
 
 use std::collections::BTreeSet;
 
-use super::change::{Life, Stamp};
-use super::merge::{CellClock, CellVerdict, LifeVerdict, judge_cell, judge_life};
+use super::change::{Class, Life, Stamp};
+use super::merge::{CellClock, CellVerdict, LifeVerdict, judge_cell, judge_life, judge_owned_life};
 use crate::types::Value;
 
 /// A column within one table of one storage. Other storages number the same columns differently.
@@ -42,6 +42,8 @@ pub(super) struct Group {
 /// A change of one row, with the columns as this storage numbers them.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Incoming<'a> {
+    /// The class of the row's table.
+    pub class: Class,
     /// The stamp of every cell below.
     pub stamp: Stamp,
     pub life: Life,
@@ -194,7 +196,8 @@ impl RowClock {
     ///
     /// `value` returns what the row holds in a column that has a clock; it is asked only where the
     /// counts are equal. A change with an impossible life or count (see [`COUNT_MAX`]) counts for
-    /// nothing, and so do cells of a dead row.
+    /// nothing, nor does one of an owned row whose life has another stamp than its cells, and so
+    /// do cells of a dead row.
     pub fn merge<'a, 'v>(
         held: &mut Option<Self>,
         change: &Incoming<'a>,
@@ -206,7 +209,12 @@ impl RowClock {
             return merged;
         }
         let was_alive = held.as_ref().is_some_and(Self::is_alive);
-        let verdict = judge_life(held.as_ref().map(Self::life), change.life);
+        let held_life = held.as_ref().map(Self::life);
+        let verdict = match change.class {
+            Class::Owned if stamp != change.stamp => return merged,
+            Class::Owned => judge_owned_life(held_life, change.life),
+            Class::Shared => judge_life(held_life, change.life),
+        };
         let clock = held.get_or_insert_with(|| Self { life: change.life, groups: Vec::new() });
         match verdict {
             LifeVerdict::Past => return merged,
@@ -390,7 +398,8 @@ pub(super) mod tests {
         let life = Life { length: 1, stamp: stamp(1, 1) };
         let mut clock = Some(RowClock::inserted(None, stamp(1, 1), [V]));
         let (held, greater) = (Value::from("a"), Value::from("b"));
-        let change = Incoming { stamp: stamp(1, 1), life, cells: vec![(V, 1, &greater)] };
+        let cells = vec![(V, 1, &greater)];
+        let change = Incoming { class: Class::Shared, stamp: stamp(1, 1), life, cells };
         let merged = RowClock::merge(&mut clock, &change, |_| &held);
         assert_eq!((merged.take, merged.is_changed), (vec![(V, &greater)], true));
         let merged = RowClock::merge(&mut clock, &change, |_| &greater);
@@ -398,8 +407,9 @@ pub(super) mod tests {
     }
 
     /// A row as a storage keeps it: the clock, and what [`Merged`] made of its values.
-    #[derive(Clone, PartialEq, Eq, Debug, Default)]
+    #[derive(Clone, PartialEq, Eq, Debug)]
     pub(crate) struct State {
+        class: Class,
         pub(crate) clock: Option<RowClock>,
         values: BTreeMap<ColumnId, Value>,
     }
@@ -409,15 +419,16 @@ pub(super) mod tests {
     pub(crate) type Heard = (Stamp, Life, Vec<(ColumnId, u64, Value)>);
 
     impl State {
-        pub(crate) fn of(changes: &[Heard]) -> Self {
-            let mut state = Self::default();
+        pub(crate) fn of(class: Class, changes: &[Heard]) -> Self {
+            let mut state = Self { class, clock: None, values: BTreeMap::new() };
             changes.iter().for_each(|change| state.hear(change));
             state
         }
 
         fn hear(&mut self, (stamp, life, cells): &Heard) {
             let cells = cells.iter().map(|(column, count, value)| (*column, *count, value));
-            let incoming = Incoming { stamp: *stamp, life: *life, cells: cells.collect() };
+            let (class, cells) = (self.class, cells.collect());
+            let incoming = Incoming { class, stamp: *stamp, life: *life, cells };
             let before = self.clone();
             let merged =
                 RowClock::merge(&mut self.clock, &incoming, |column| &before.values[&column]);
@@ -464,12 +475,58 @@ pub(super) mod tests {
         prop::collection::vec((stamps(), life, cells), 0..6)
     }
 
+    /// Changes to a row of a table of either class; some of an owned row are none that count.
+    fn heard() -> impl Strategy<Value = (Class, [Vec<Heard>; 3])> {
+        let drawn = (any::<bool>(), 0..8_u8, [changes(), changes(), changes()]);
+        drawn.prop_map(|(is_owned, keep, mut drawn)| {
+            if !is_owned {
+                return (Class::Shared, drawn);
+            }
+            for (nth, (stamp, life, _)) in (0..).zip(drawn.iter_mut().flatten()) {
+                if nth != keep {
+                    life.stamp = *stamp;
+                }
+            }
+            (Class::Owned, drawn)
+        })
+    }
+
+    #[test]
+    fn the_latest_write_of_an_owned_row_is_the_row() {
+        let at = |epoch: u32, version: u64| {
+            let mut stamp = stamp(1, version);
+            stamp.origin.epoch = Epoch(epoch);
+            stamp
+        };
+        let write = |stamp: Stamp, length: u64, count: u64, value: &str| {
+            let cells = if length % 2 == 1 { vec![(V, count, value.into())] } else { vec![] };
+            (stamp, Life { length, stamp }, cells)
+        };
+        // A long history, a great value, and then a lost disk: the owner begins to count anew.
+        let before = [write(at(1, 8), 5, 9, "z"), write(at(1, 9), 6, 0, "")];
+        let after = write(at(2, 1), 1, 1, "a");
+        for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0], [0, 2, 1]] {
+            let all = [before[0].clone(), before[1].clone(), after.clone()];
+            let state = State::of(Class::Owned, &order.map(|nth| all[nth].clone()));
+            assert_eq!(state.values, [(V, "a".into())].into(), "{order:?}");
+            assert!(state.clock.unwrap().is_alive());
+        }
+        // In a shared table the longer life stays.
+        let state = State::of(Class::Shared, &[before[1].clone(), after]);
+        assert!(!state.clock.unwrap().is_alive());
+    }
+
+    #[test]
+    fn an_owned_row_whose_life_and_cells_are_of_two_writes_counts_for_nothing() {
+        let life = Life { length: 1, stamp: stamp(1, 2) };
+        let heard = (stamp(1, 3), life, vec![(V, 1, "a".into())]);
+        assert_eq!(State::of(Class::Owned, &[heard]).clock, None);
+    }
+
     proptest! {
         #[test]
-        fn the_join_is_commutative_associative_and_idempotent(
-            a in changes(), b in changes(), c in changes(),
-        ) {
-            let [a, b, c] = [a, b, c].map(|changes| State::of(&changes));
+        fn the_join_is_commutative_associative_and_idempotent((class, drawn) in heard()) {
+            let [a, b, c] = drawn.map(|changes| State::of(class, &changes));
             prop_assert_eq!(a.join(&a), a.clone());
             prop_assert_eq!(a.join(&b), b.join(&a));
             prop_assert_eq!(a.join(&b).join(&c), a.join(&b.join(&c)));
@@ -478,7 +535,8 @@ pub(super) mod tests {
 
         #[test]
         fn the_order_of_arrival_and_repetitions_do_not_matter(
-            changes in changes(), order in prop::collection::vec(any::<prop::sample::Index>(), 0..9),
+            (class, [changes, ..]) in heard(),
+            order in prop::collection::vec(any::<prop::sample::Index>(), 0..9),
         ) {
             let mut shuffled: Vec<Heard> = changes.clone();
             shuffled.reverse();
@@ -486,13 +544,13 @@ pub(super) mod tests {
                 let repeated = order.iter().map(|index| changes[index.index(changes.len())].clone());
                 shuffled.splice(0..0, repeated);
             }
-            prop_assert_eq!(State::of(&shuffled), State::of(&changes));
+            prop_assert_eq!(State::of(class, &shuffled), State::of(class, &changes));
         }
 
         #[test]
-        fn what_a_state_is_joined_from_is_in_it(a in changes(), b in changes()) {
+        fn what_a_state_is_joined_from_is_in_it((class, [a, b, _]) in heard()) {
             // A join with a part changes nothing: nothing that was heard is ever taken back.
-            let [a, b] = [a, b].map(|changes| State::of(&changes));
+            let [a, b] = [a, b].map(|changes| State::of(class, &changes));
             let joined = a.join(&b);
             prop_assert_eq!(joined.join(&a), joined.clone());
             prop_assert_eq!(joined.join(&b), joined);

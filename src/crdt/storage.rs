@@ -2,7 +2,6 @@
 //! map model of [`crate::crdt::table`], which the simulator uses. `suite` holds both to the same law.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use super::change::{Batch, Commit, Life, Name, Piece, Refusal, RowOp};
 use super::merge::CellClock;
@@ -77,7 +76,15 @@ pub trait Storage {
 
     /// Begins a new epoch for this node's own writes and returns the new origin. Its epoch is
     /// greater than `above`, than the one that ends and than every one it holds versions of.
-    fn begin_epoch(&mut self, above: Epoch) -> Result<Origin, StorageError>;
+    ///
+    /// In the same transaction the node's own rows of the epoch that ends are written again under
+    /// the new one ([`RowOp::Renew`]): the commits that say so are returned too. What it wrote
+    /// under that epoch, and has lost since, cannot replace them any more.
+    fn begin_epoch(
+        &mut self,
+        now: Wall,
+        above: Epoch,
+    ) -> Result<(Origin, Vec<Commit>), StorageError>;
 
     /// Returns a hash over all rows, live and dead, parked ones too, and their clocks (see
     /// [`crate::crdt::fingerprint`]): equal on two nodes that hold the same versions and nothing
@@ -92,6 +99,3 @@ pub trait Storage {
     /// those of a foreign owner, and those whose key is none.
     fn refusals(&self) -> u64;
 }
-
-/// A commit as it is shared by all who learn of it.
-pub type SharedCommit = Arc<Commit>;

@@ -78,6 +78,11 @@ impl Table {
         self.sheets.get_key_value(table)
     }
 
+    /// Lists the tables here whose rows have owners.
+    pub(super) fn owned_sheets(&self) -> impl Iterator<Item = (&Name, &Sheet)> {
+        self.sheets.iter().filter(|(name, _)| Class::of(name) == Class::Owned)
+    }
+
     /// Returns a row as the table shows it; `None`: it is not there.
     pub(super) fn image(&self, table: &str, key: &Key) -> Option<Vec<Value>> {
         let (_, sheet) = self.sheet(table)?;
@@ -155,15 +160,24 @@ impl Storage for Table {
         Ok(self.heads.iter().map(|(origin, head)| (*origin, *head)).collect())
     }
 
-    fn begin_epoch(&mut self, above: Epoch) -> Result<Origin, StorageError> {
+    fn begin_epoch(
+        &mut self,
+        now: Wall,
+        above: Epoch,
+    ) -> Result<(Origin, Vec<Commit>), StorageError> {
         let mine = |origin: &&Origin| origin.node == self.origin.node;
         let held = self.heads.keys().filter(mine).map(|origin| origin.epoch).max();
         let last = above.max(self.origin.epoch).max(held.unwrap_or_default());
         let epoch = last.0.checked_add(1).ok_or_else(|| {
             StorageError::Failed("this node has used up its epochs; give it a new id".to_owned())
         })?;
+        let from = self.origin.epoch;
         self.origin.epoch = Epoch(epoch);
-        Ok(self.origin)
+        let mut commits = Vec::new();
+        while let Some(commit) = self.commit(now, &[RowOp::Renew { from }])? {
+            commits.push(commit);
+        }
+        Ok((self.origin, commits))
     }
 
     fn fingerprint(&self) -> Result<u64, StorageError> {
@@ -325,7 +339,7 @@ impl Table {
             .iter()
             .filter_map(|change| Some((cell(change)?, change.count, &change.value)))
             .collect();
-        let incoming = Incoming { stamp, life: change.life, cells };
+        let incoming = Incoming { class: Class::of(table), stamp, life: change.life, cells };
         let held = self.sheets[table].rows.get(&change.key).cloned();
         let mut clock = held.as_ref().map(|row| row.clock.clone());
         let held_value = |id| &held.as_ref().expect("it has a clock, so it is held").values[&id];
@@ -553,8 +567,14 @@ mod tests {
             self.0.heads()
         }
 
-        fn begin_epoch(&mut self, above: Epoch) -> Result<Origin, StorageError> {
-            self.0.begin_epoch(above)
+        fn begin_epoch(
+            &mut self,
+            now: Wall,
+            above: Epoch,
+        ) -> Result<(Origin, Vec<Commit>), StorageError> {
+            let begun = self.0.begin_epoch(now, above);
+            self.check();
+            begun
         }
 
         fn fingerprint(&self) -> Result<u64, StorageError> {
@@ -636,7 +656,7 @@ mod tests {
     #[test]
     fn the_last_epoch_is_the_last() {
         let mut table = Memory.open(suite::A, &[]);
-        let error = table.begin_epoch(Epoch(u32::MAX)).unwrap_err();
+        let error = table.begin_epoch(suite::NOW, Epoch(u32::MAX)).unwrap_err();
         assert!(error.to_string().contains("give it a new id"), "{error}");
         assert_eq!(table.origin(), suite::origin(suite::A));
     }

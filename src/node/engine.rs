@@ -61,6 +61,8 @@ pub(super) enum Happened {
         result: Result<Vec<(Origin, Version)>, StorageError>,
     },
     EpochBegun(Result<Origin, StorageError>),
+    /// This node's rows that came back were withdrawn, in so many commits.
+    Withdrawn(Result<usize, StorageError>),
     Loaded {
         id: LoadId,
         extract: Option<Extract>,
@@ -208,6 +210,21 @@ impl Engine {
                     }
                 };
                 replica::Input::Applied { id, outcome }
+            }
+            Happened::Withdrawn(result) => {
+                match &result {
+                    Ok(0) => {}
+                    Ok(_) => warn!(
+                        "Instances and checks that this node once had, and that nobody has \
+                         registered again since its disk was lost or restored, were withdrawn"
+                    ),
+                    Err(error) => warn!(
+                        %error,
+                        "Rows of this node that came back from others could not be withdrawn; \
+                         trying again later"
+                    ),
+                }
+                replica::Input::Withdrawn { is_done: result.is_ok() }
             }
             Happened::EpochBegun(Ok(origin)) => {
                 info!(%origin, "This node goes on under a new epoch");
@@ -383,6 +400,7 @@ impl Engine {
                 memory.epoch_above = above;
                 self.mailbox.push(Job::BeginEpoch { above });
             }
+            replica::Effect::Withdraw => self.mailbox.push(Job::Withdraw),
         }
     }
 

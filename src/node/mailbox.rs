@@ -37,6 +37,8 @@ pub(super) enum Job {
     Apply { id: BatchId, batch: Batch },
     /// The replica found that this node's tail was lost: a peer knows more of it than it does.
     BeginEpoch { above: Epoch },
+    /// Delete this node's rows that came back from others and that nobody has written again.
+    Withdraw,
 }
 
 /// What waits for the writer.

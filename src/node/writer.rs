@@ -30,6 +30,7 @@ enum Outcome {
     Sql(oneshot::Sender<Result<Transacted, TransactError>>, Result<Transacted, SqlError>),
     Applied(BatchId, Result<Vec<(Origin, Version)>, StorageError>),
     Epoch(Result<Origin, StorageError>),
+    Withdrawn(Result<usize, StorageError>),
 }
 
 /// Whom the writer tells of what became true.
@@ -76,10 +77,14 @@ fn write_group(store: &mut Store, jobs: Vec<Job>, listeners: &Listeners) {
             }
             Job::Apply { id, batch } => Outcome::Applied(id, group.apply(&batch)),
             Job::BeginEpoch { above } => Outcome::Epoch(group.begin_epoch(above)),
+            Job::Withdraw => Outcome::Withdrawn(group.withdraw()),
         });
     }
     match group.commit() {
         Ok(commits) => {
+            // A new epoch is heard of before what is written under it.
+            let is_epoch = |outcome: &mut Outcome| matches!(outcome, Outcome::Epoch(_));
+            answer(outcomes.extract_if(.., is_epoch).collect(), None, reports);
             for commit in &commits {
                 feed.publish(commit);
                 if let Some(changeset) = &commit.changeset {
@@ -107,11 +112,11 @@ fn may_define(job: &Job) -> bool {
             RowOp::Put { table, .. } | RowOp::Set { table, .. } | RowOp::Delete { table, .. } => {
                 names(table)
             }
-            RowOp::Require { .. } => false,
+            RowOp::Require { .. } | RowOp::Renew { .. } | RowOp::Withdraw => false,
         }),
         // A user's statement may have deleted a check.
         Job::Sql { .. } => true,
-        Job::Apply { .. } | Job::BeginEpoch { .. } => false,
+        Job::Apply { .. } | Job::BeginEpoch { .. } | Job::Withdraw => false,
     }
 }
 
@@ -135,6 +140,9 @@ fn answer(outcomes: Vec<Outcome>, group: Option<&StorageError>, reports: &Report
                 report(reports, Happened::Applied { id, result: all(result, group) });
             }
             Outcome::Epoch(result) => report(reports, Happened::EpochBegun(all(result, group))),
+            Outcome::Withdrawn(result) => {
+                report(reports, Happened::Withdrawn(all(result, group)));
+            }
         }
     }
 }

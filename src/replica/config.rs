@@ -53,6 +53,9 @@ pub struct Config {
     pub staged_origin_bytes_max: usize,
     /// How many bytes of pulled parts of all origins are kept until they are whole.
     pub staged_bytes_max: usize,
+    /// How long rows of this node may stay that come back from others after its disk was lost or
+    /// set back, before they are withdrawn: what runs here has that long to register again.
+    pub withdraw_after: Duration,
 }
 
 impl Default for Config {
@@ -80,6 +83,7 @@ impl Default for Config {
             early_bytes_max: 16 * 1024 * 1024,
             staged_origin_bytes_max: 8 * 1024 * 1024,
             staged_bytes_max: 64 * 1024 * 1024,
+            withdraw_after: Duration::from_secs(60),
         }
     }
 }

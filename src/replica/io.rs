@@ -29,6 +29,8 @@ pub enum Input {
     Loaded { id: LoadId, extract: Option<Extract> },
     /// The answer to [`Effect::BeginEpoch`], or the epoch was begun for another reason (a restore).
     EpochBegun(Origin),
+    /// The answer to [`Effect::Withdraw`]: it is done, or nothing was written.
+    Withdrawn { is_done: bool },
     /// The deadline has come. Every other input does this one's work too.
     Tick,
 }
@@ -59,6 +61,10 @@ pub enum Effect {
     /// next local commit and answer [`Input::EpochBegun`]. Where that fails, repeat it: the replica
     /// asks only once.
     BeginEpoch { above: Epoch },
+    /// Carry out [`crate::crdt::RowOp::Withdraw`] until it changes nothing, and answer
+    /// [`Input::Withdrawn`], whatever happens: of this node's own rows those are left that came
+    /// back from other nodes and that nobody here has written again.
+    Withdraw,
 }
 
 /// Which of a connection's queues a message waits in, most urgent first.

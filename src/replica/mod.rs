@@ -23,6 +23,7 @@ mod intake;
 pub mod io;
 mod overlay;
 mod pull;
+mod returned;
 mod serve;
 pub mod stats;
 
@@ -34,6 +35,7 @@ use compare::Digests;
 use intake::{Intake, Lost, Taken};
 use overlay::{Event, Overlay};
 use pull::{Answer, Pulls};
+use returned::Returned;
 use serve::Serve;
 
 /// A fresh commit that was passed on so often is not passed on any more. Heads stop duplicates;
@@ -64,6 +66,7 @@ pub struct Replica {
     epoch_asked: Option<Epoch>,
     /// Peers that know no more of this node's stream than it does itself.
     confirmed: BTreeSet<NodeId>,
+    returned: Returned,
     effects: VecDeque<Effect>,
     rng: SmallRng,
     stats: Stats,
@@ -84,6 +87,7 @@ impl Replica {
             intake: Intake::new(config.clone()),
             pulls: Pulls::new(config.clone()),
             serve: Serve::new(config.clone()),
+            returned: Returned::new(config.withdraw_after),
             digests: Digests::new(config),
             epoch_asked: None,
             confirmed: BTreeSet::new(),
@@ -118,6 +122,7 @@ impl Replica {
                 self.effects.extend(self.serve.on_loaded(&mut self.stats, id, extract, own));
             }
             Input::EpochBegun(origin) => self.on_epoch_begun(origin),
+            Input::Withdrawn { is_done } => self.returned.on_withdrawn(now, is_done),
             Input::Tick => {}
         }
         self.run(now);
@@ -136,6 +141,7 @@ impl Replica {
             (self.digests.deadline(), "tell peers of moved heads"),
             (pull, "pull what is missing"),
             (self.intake.deadline(), "apply what waits"),
+            (self.returned.deadline(), "withdraw what came back"),
         ];
         all.into_iter().filter_map(|(at, why)| Some((at?, why))).min()
     }
@@ -169,6 +175,11 @@ impl Replica {
     /// itself. A node that cannot trust its disk waits for some before its first write.
     pub fn confirmations(&self) -> usize {
         self.confirmed.len()
+    }
+
+    /// Tells whether rows of this node that came back from others may have to be withdrawn.
+    pub fn awaits_withdrawal(&self) -> bool {
+        self.returned.is_pending()
     }
 
     /// Returns the peers that this node pushes to, and they to it.
@@ -341,7 +352,13 @@ impl Replica {
         self.on_overlay_events();
         // A batch that leaves makes room for what is pulled.
         if let Some((id, batch)) = self.intake.next_batch(now) {
+            if batch.pieces.iter().any(|piece| piece.origin.node == self.me.node) {
+                self.returned.on_returned(now);
+            }
             self.effects.push_back(Effect::Apply { id, batch });
+        }
+        if self.returned.run(now) {
+            self.effects.push_back(Effect::Withdraw);
         }
         self.pulls.run(now, &mut self.stats);
         self.pull(now);

@@ -90,7 +90,10 @@ impl One {
 fn sent(effects: &[Effect]) -> Vec<(Vec<NodeId>, &Message)> {
     let sent = effects.iter().filter_map(|effect| match effect {
         Effect::Send { to, message, .. } => Some((to.clone(), message)),
-        Effect::Apply { .. } | Effect::Load { .. } | Effect::BeginEpoch { .. } => None,
+        Effect::Apply { .. }
+        | Effect::Load { .. }
+        | Effect::BeginEpoch { .. }
+        | Effect::Withdraw => None,
     });
     sent.collect()
 }
@@ -98,7 +101,10 @@ fn sent(effects: &[Effect]) -> Vec<(Vec<NodeId>, &Message)> {
 fn batch(effects: &[Effect]) -> Option<(BatchId, Batch)> {
     effects.iter().find_map(|effect| match effect {
         Effect::Apply { id, batch } => Some((*id, batch.clone())),
-        Effect::Send { .. } | Effect::Load { .. } | Effect::BeginEpoch { .. } => None,
+        Effect::Send { .. }
+        | Effect::Load { .. }
+        | Effect::BeginEpoch { .. }
+        | Effect::Withdraw => None,
     })
 }
 
@@ -333,6 +339,25 @@ fn a_peer_that_knows_more_of_this_node_than_itself_makes_it_begin_an_epoch() {
     let later = Origin { epoch: Epoch(7), ..origin(ME) };
     let effects = one.hear(2, Message::Known { origin: later, head: Version(1) });
     assert_eq!(effects, [Effect::BeginEpoch { above: Epoch(7) }]);
+}
+
+#[test]
+fn what_came_back_of_this_node_is_withdrawn_a_minute_later() {
+    let mut one = One::with_neighbours(&[2]);
+    let withdraws = |effects: &[Effect]| effects.iter().filter(|e| **e == Effect::Withdraw).count();
+    let minute = Config::default().withdraw_after.as_millis() as u64;
+    assert_eq!(withdraws(&one.wait(minute + 1_000)), 1, "what an earlier process left");
+    one.tell(Input::Withdrawn { is_done: true });
+    assert_eq!(withdraws(&one.wait(2 * minute)), 0);
+
+    one.tell(Input::EpochBegun(Origin { epoch: Epoch(2), ..origin(ME) }));
+    let effects = one.hear(2, push(ME, 1));
+    let (id, batch) = batch(&effects).expect("it is of an earlier epoch: another's");
+    assert_eq!(withdraws(&one.done(id, &batch)), 0);
+    assert_eq!(withdraws(&one.wait(minute - 1_000)), 0);
+    assert_eq!(withdraws(&one.wait(2_000)), 1);
+    one.tell(Input::Withdrawn { is_done: false });
+    assert_eq!(withdraws(&one.wait(minute + 1_000)), 1, "it is tried again");
 }
 
 #[test]

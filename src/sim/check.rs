@@ -177,6 +177,35 @@ pub(super) fn epoch_is_needed(node: &VirtualNode) -> Checked {
     }
 }
 
+/// What a node withdraws are rows that it did not write in this life.
+pub(super) fn only_strangers_are_withdrawn(node: &VirtualNode) -> Checked {
+    for key in node.own.keys() {
+        let held = node.storage.inspect("services", key).ok().flatten();
+        if held.is_none_or(|inspected| inspected.row.is_none()) {
+            return Err(format!("{} has withdrawn {key:?}, which it had claimed", node.index));
+        }
+    }
+    Ok(())
+}
+
+/// Every node shows of every owner the rows that the owner last wrote, and no others.
+pub(super) fn owners_have_the_last_word(nodes: &[VirtualNode]) -> Checked {
+    for (node, owner) in nodes.iter().flat_map(|node| nodes.iter().map(move |o| (node, o))) {
+        for key in workload::owned_keys(owner.id) {
+            let held = node.storage.inspect("services", &key).ok().flatten();
+            let shown = held.and_then(|inspected| inspected.row);
+            let written = owner.own.get(&key[..]);
+            if shown.as_ref() != written {
+                return Err(format!(
+                    "{} shows {shown:?} where {} last wrote {written:?}",
+                    node.index, owner.index
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// The replica's ledger holds nothing that is not on disk; at rest, all that is.
 pub(super) fn ledger_is_honest(node: &VirtualNode, is_at_rest: bool) -> Checked {
     let Some(replica) = &node.replica else { return Ok(()) };
@@ -207,7 +236,9 @@ pub(super) fn has_converged(nodes: &[VirtualNode]) -> bool {
     nodes.iter().all(|node| {
         let is_told = node.replica.as_ref().is_some_and(|replica| {
             // What follows a version that a restored disk lost may wait for it in vain.
-            replica.behind().versions == 0 && replica.waiting_bytes().0 == 0
+            replica.behind().versions == 0
+                && replica.waiting_bytes().0 == 0
+                && !replica.awaits_withdrawal()
         });
         is_told && node.disk.is_idle() && node.heads_hash() == first
     })

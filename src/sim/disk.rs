@@ -40,6 +40,7 @@ pub(super) enum Job {
     Commit(Vec<RowOp>),
     Apply { id: BatchId, batch: Batch },
     BeginEpoch { above: Epoch },
+    Withdraw,
 }
 
 /// The one writer of a node and what waits for it. A job becomes true, whole and durable, at the

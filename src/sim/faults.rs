@@ -20,6 +20,8 @@ pub enum Fault {
     Image(NodeIndex),
     /// The process, which crashed, starts again on the image, with a new epoch.
     Restore(NodeIndex),
+    /// The process, which crashed, starts again on an empty disk, with a new epoch.
+    Wipe(NodeIndex),
     /// The process, which crashed, starts again on the image, and nobody notices: a virtual
     /// machine was rolled back. It confirms its head with its peers before it writes.
     RollBack(NodeIndex),
@@ -62,11 +64,13 @@ fn draw_crash(rng: &mut SmallRng, nodes: usize, end: Time, faults: &mut Vec<(Tim
     let node = NodeIndex(rng.random_range(0..nodes));
     let (from, to) = draw_span(rng, end);
     faults.push((from, Fault::Crash(node)));
-    if rng.random_bool(0.3) {
-        faults.push((Time(rng.random_range(0..from.0)), Fault::Image(node)));
-        faults.push((to, Fault::Restore(node)));
-    } else {
-        faults.push((to, Fault::Restart(node)));
+    match rng.random_range(0..10) {
+        0..3 => {
+            faults.push((Time(rng.random_range(0..from.0)), Fault::Image(node)));
+            faults.push((to, Fault::Restore(node)));
+        }
+        3 | 4 => faults.push((to, Fault::Wipe(node))),
+        _ => faults.push((to, Fault::Restart(node))),
     }
 }
 

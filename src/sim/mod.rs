@@ -38,7 +38,7 @@ use agenda::Agenda;
 use check::{Checked, Truths};
 use disk::Job;
 use network::Network;
-use node::{VirtualNode, first_origin, index_of};
+use node::{OwnRows, VirtualNode, first_origin, index_of};
 use trace::{Note, Trace};
 
 /// How often it is looked whether all nodes hold the same.
@@ -153,6 +153,7 @@ impl Cluster {
         check::equal_heads_have_equal_contents(&self.nodes)?;
         self.listen()?;
         self.truths.nothing_acknowledged_is_lost(&self.nodes)?;
+        check::owners_have_the_last_word(&self.nodes)?;
         for node in &self.nodes {
             check::ledger_is_honest(node, true)?;
         }
@@ -237,10 +238,7 @@ impl Cluster {
                 self.write(node, serial);
                 Ok(())
             }
-            Event::Trouble(fault) => {
-                self.trouble(fault);
-                Ok(())
-            }
+            Event::Trouble(fault) => self.trouble(fault),
             Event::Deliver { .. }
             | Event::Tell { .. }
             | Event::DiskDone { .. }
@@ -283,6 +281,10 @@ impl Cluster {
                 let life = self.nodes[node.0].life;
                 let asked = (origin, after, bytes_max);
                 self.agenda.enter(at, Event::DiskRead { node, life, id, asked });
+                Ok(())
+            }
+            Effect::Withdraw => {
+                self.add_job(node, Job::Withdraw);
                 Ok(())
             }
             Effect::BeginEpoch { above } => {
@@ -380,8 +382,7 @@ impl Cluster {
             Job::Commit(ops) => {
                 let commit = this.storage.commit(now, &ops).map_err(|error| error.to_string())?;
                 let Some(commit) = commit else { return self.next_job(node) };
-                self.truths.on_own_commit(self.now, &self.nodes[node.0], &commit)?;
-                self.became_true(node, &commit)?;
+                self.on_own_commit(node, &commit)?;
                 commit.changeset.map(Input::Committed)
             }
             Job::Apply { id, .. } if is_failing => {
@@ -397,14 +398,49 @@ impl Cluster {
                 None
             }
             Job::BeginEpoch { above } => {
-                let begun = this.storage.begin_epoch(above).map_err(|error| error.to_string())?;
-                Some(Input::EpochBegun(begun))
+                let begun = this.storage.begin_epoch(now, above);
+                let (origin, commits) = begun.map_err(|error| error.to_string())?;
+                self.tell_soon(node, Input::EpochBegun(origin));
+                self.committed(node, commits)?;
+                None
+            }
+            // Whoever is not sure of its head does not write yet.
+            Job::Withdraw if is_failing || !this.may_write() => {
+                Some(Input::Withdrawn { is_done: false })
+            }
+            Job::Withdraw => {
+                let mut commits = Vec::new();
+                while let Some(commit) =
+                    this.storage.commit(now, &[RowOp::Withdraw]).map_err(|e| e.to_string())?
+                {
+                    commits.push(commit);
+                }
+                check::only_strangers_are_withdrawn(this)?;
+                self.committed(node, commits)?;
+                Some(Input::Withdrawn { is_done: true })
             }
         };
         if let Some(input) = input {
             self.tell_soon(node, input);
         }
         self.next_job(node)
+    }
+
+    /// A node wrote on its own account.
+    fn on_own_commit(&mut self, node: NodeIndex, commit: &Commit) -> Checked {
+        self.nodes[node.0].note_own(commit);
+        self.truths.on_own_commit(self.now, &self.nodes[node.0], commit)?;
+        self.became_true(node, commit)
+    }
+
+    fn committed(&mut self, node: NodeIndex, commits: Vec<Commit>) -> Checked {
+        for commit in commits {
+            self.on_own_commit(node, &commit)?;
+            if let Some(changeset) = commit.changeset {
+                self.tell_soon(node, Input::Committed(changeset));
+            }
+        }
+        Ok(())
     }
 
     fn next_job(&mut self, node: NodeIndex) -> Checked {
@@ -450,20 +486,38 @@ impl Cluster {
         Ok(())
     }
 
-    fn trouble(&mut self, fault: Fault) {
+    /// Returns an epoch that no life of any node had, as the seconds since 1970 are one.
+    fn epoch_by_the_clock(&mut self) -> Epoch {
+        self.tally.restores += 1;
+        Epoch(self.tally.restores * 1_000)
+    }
+
+    fn trouble(&mut self, fault: Fault) -> Checked {
         match fault {
             Fault::Crash(node) => self.crash(node),
             Fault::Restart(node) => self.start(node),
             Fault::Image(node) => {
-                self.nodes[node.0].image = Some(self.nodes[node.0].storage.clone());
+                let this = &mut self.nodes[node.0];
+                this.image = Some((this.storage.clone(), this.own.clone()));
             }
             Fault::Restore(node) if self.nodes[node.0].replica.is_none() => {
+                let above = self.epoch_by_the_clock();
                 self.roll_back(node);
-                // Whoever restores names an epoch that no earlier restore of this node named.
-                self.tally.restores += 1;
-                let above = Epoch(self.tally.restores);
-                let begun = self.nodes[node.0].storage.begin_epoch(above);
-                begun.expect("the storage in memory does not fail");
+                let now = self.nodes[node.0].wall(self.now);
+                let begun = self.nodes[node.0].storage.begin_epoch(now, above);
+                let (_, commits) = begun.map_err(|error| error.to_string())?;
+                for commit in &commits {
+                    self.on_own_commit(node, commit)?;
+                }
+                self.start(node);
+            }
+            Fault::Wipe(node) if self.nodes[node.0].replica.is_none() => {
+                let epoch = self.epoch_by_the_clock();
+                let origin = Origin { epoch, ..first_origin(node) };
+                let empty = Table::new(origin, &workload::definitions());
+                let empty = empty.map_err(|error| error.to_string())?;
+                self.nodes[node.0].image = Some((empty, OwnRows::new()));
+                self.roll_back(node);
                 self.start(node);
             }
             Fault::RollBack(node) if self.nodes[node.0].replica.is_none() => {
@@ -471,7 +525,7 @@ impl Cluster {
                 self.nodes[node.0].confirmations_needed = 2.min(self.scenario.nodes - 1);
                 self.start(node);
             }
-            Fault::Restore(_) | Fault::RollBack(_) => {}
+            Fault::Restore(_) | Fault::Wipe(_) | Fault::RollBack(_) => {}
             Fault::Partition(sides) => {
                 self.note(NodeIndex(0), "and others: the network is divided", None, 0);
                 self.network.divide(&sides);
@@ -490,6 +544,7 @@ impl Cluster {
             }
         }
         self.spread_news();
+        Ok(())
     }
 
     fn start(&mut self, node: NodeIndex) {
@@ -502,7 +557,9 @@ impl Cluster {
         this.storage.restart();
         this.read_heads();
         let heads = this.heads.clone();
-        let config = self.scenario.replica.clone();
+        let mut config = self.scenario.replica.clone();
+        // Long enough for some writes to come first.
+        config.withdraw_after = Duration::from_secs(2);
         let replica = Replica::new(this.storage.origin(), heads, config, seed);
         this.replica = Some(Box::new(replica));
         let life = this.life;
@@ -524,8 +581,9 @@ impl Cluster {
 
     /// Puts the image in the place of the disk. What only this disk held is gone.
     fn roll_back(&mut self, node: NodeIndex) {
-        let Some(image) = self.nodes[node.0].image.clone() else { return };
+        let Some((image, own)) = self.nodes[node.0].image.clone() else { return };
         self.nodes[node.0].storage = image;
+        self.nodes[node.0].own = own;
         self.nodes[node.0].read_heads();
         let nodes = &self.nodes;
         let survived = |origin| nodes.iter().map(|other| other.head(origin)).max();

@@ -5,9 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::NodeIndex;
 use super::disk::Disk;
 use super::trace::Fnv;
-use crate::crdt::{Storage, Table};
+use crate::crdt::{Commit, Storage, Table, pack};
 use crate::replica::Replica;
-use crate::types::{Epoch, NodeId, Origin, Scope, Time, Version, Wall};
+use crate::types::{Epoch, NodeId, Origin, Scope, Time, Value, Version, Wall};
+
+/// Rows of `services` by key, as their owner last wrote them.
+pub(super) type OwnRows = BTreeMap<Vec<Value>, Vec<Value>>;
 
 /// A node's process, disk and clock.
 #[derive(Debug)]
@@ -21,7 +24,9 @@ pub(super) struct VirtualNode {
     pub(super) storage: Table,
     /// The storage's heads, counted here too.
     pub(super) heads: BTreeMap<Origin, Version>,
-    pub(super) image: Option<Table>,
+    pub(super) image: Option<(Table, OwnRows)>,
+    /// The rows that it owns as its last commits left them, by key: what all nodes must show.
+    pub(super) own: OwnRows,
     pub(super) disk: Disk,
     /// Whom its process believes to be up.
     pub(super) up: BTreeSet<NodeIndex>,
@@ -45,6 +50,7 @@ impl VirtualNode {
             storage,
             heads: BTreeMap::new(),
             image: None,
+            own: OwnRows::new(),
             disk: Disk::default(),
             up: BTreeSet::new(),
             wake_at: None,
@@ -58,6 +64,20 @@ impl VirtualNode {
     pub(super) fn read_heads(&mut self) {
         let heads = self.storage.heads().expect("the storage in memory does not fail");
         self.heads = heads.into_iter().collect();
+    }
+
+    /// Notes what a commit of its own did to the rows that it owns. A row that was written as it
+    /// was before is claimed all the same.
+    pub(super) fn note_own(&mut self, commit: &Commit) {
+        let changes = commit.changeset.iter().flat_map(|changeset| &changeset.tables);
+        for row in changes.filter(|t| &*t.table == "services").flat_map(|table| &table.rows) {
+            let key = pack::unpack(&row.key).expect("it packed the key itself");
+            let held = self.storage.inspect("services", &key);
+            match held.ok().flatten().and_then(|inspected| inspected.row) {
+                Some(row) => drop(self.own.insert(key, row)),
+                None => drop(self.own.remove(&key)),
+            }
+        }
     }
 
     pub(super) fn head(&self, origin: Origin) -> Version {

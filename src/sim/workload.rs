@@ -32,7 +32,11 @@ pub(super) fn definitions() -> [Definition; 2] {
 /// Draws one transaction of a node. `serial` makes its values differ from all others.
 pub(super) fn draw(rng: &mut SmallRng, me: NodeId, serial: i64) -> Vec<RowOp> {
     match rng.random_range(0..10) {
-        0..4 => put_owned_pair(me, rng.random_range(0..OWNED_PAIRS), serial),
+        0..4 => {
+            // Neither rising nor always new: what decides must be who wrote last.
+            let port = if rng.random_bool(0.3) { serial % 3 } else { serial * 7_919 % 10_007 };
+            put_owned_pair(me, rng.random_range(0..OWNED_PAIRS), port)
+        }
         4 => {
             let matching = vec![
                 ("node_id", Value::from(me.to_string())),
@@ -89,14 +93,14 @@ pub(super) fn shared_part(event: &RowEvent) -> Option<&[Value]> {
     event.row.as_ref().map(|row| &row[event.key.len()..])
 }
 
-fn put_owned_pair(me: NodeId, pair: u8, serial: i64) -> Vec<RowOp> {
+fn put_owned_pair(me: NodeId, pair: u8, port: i64) -> Vec<RowOp> {
     let put = |side: &str| RowOp::Put {
         table: "services",
         row: vec![
             ("node_id", Value::from(me.to_string())),
             ("id", Value::from(format!("{side}{pair}"))),
             ("name", Value::from(pair_name(pair))),
-            ("port", Value::Integer(serial)),
+            ("port", Value::Integer(port)),
         ],
         keep: &[],
     };

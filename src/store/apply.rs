@@ -151,7 +151,8 @@ impl<'a> Merge<'a> {
             |cell: &CellChange| columns.get(usize::from(cell.column)).copied().flatten();
         let cells = change.cells.iter();
         let cells = cells.filter_map(|cell| Some((column_of(cell)?, cell.count, &cell.value)));
-        let incoming = Incoming { stamp, life: change.life, cells: cells.collect() };
+        let class = Class::of(&self.tables.entry(table).name);
+        let incoming = Incoming { class, stamp, life: change.life, cells: cells.collect() };
         let place = self.touch(table, &change.key)?;
         self.rows[place].merge(&incoming);
         Ok(())

@@ -114,7 +114,7 @@ impl Store {
         migrate::migrate(&mut conn, &shown)?;
         let file = path.as_deref().map(file_of).transpose();
         let file = file.map_err(|source| OpenError::Directory { path: shown.clone(), source })?;
-        let identity = identify(&conn, config, &shown, file)?;
+        let Identified { identity, ended } = identify(&conn, config, &shown, file)?;
         let gate = Gate::set_up(&mut conn, true).map_err(failed)?;
         let capture = Capture::watch(&conn).map_err(failed)?;
         let local = read_local(&conn, CHECKS_TABLE).map_err(failed)?;
@@ -144,7 +144,25 @@ impl Store {
             _lock: lock,
         };
         store.grow(schema, Wall(0))?;
+        if let Some(from) = ended {
+            store.resume(from, file).map_err(|error| {
+                let (path, detail) = (shown.clone(), error.to_string());
+                OpenError::Epoch { path, detail }
+            })?;
+        }
         Ok(store)
+    }
+
+    /// Goes on under the epoch that opening chose, with this node's rows of the one that ended:
+    /// both in one transaction, since rows that are not taken along are withdrawn later.
+    fn resume(&mut self, from: Epoch, file: Option<FileName>) -> Result<(), StorageError> {
+        let identity = self.identity.clone();
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = Wall(u64::try_from(since.as_micros()).unwrap_or(u64::MAX));
+        let mut group = self.group(now);
+        group.resume(from, |conn| write_identity(conn, &identity, file))?;
+        group.commit()?;
+        Ok(())
     }
 
     /// Returns who the database belongs to. The epoch is the one of now.
@@ -362,14 +380,22 @@ fn fresh_epoch(held: Epoch) -> Epoch {
     Epoch(u32::try_from(now).unwrap_or(u32::MAX - 1).max(held.0.saturating_add(1)))
 }
 
-/// Reads who the database belongs to, holds it against the configuration and the file it is in,
-/// and writes what is new.
+/// Who a database belongs to from now on.
+struct Identified {
+    identity: Identity,
+    /// The epoch that the database was last written under, where it is not the identity's. Then
+    /// the identity is not written yet.
+    ended: Option<Epoch>,
+}
+
+/// Reads who the database belongs to, and holds it against the configuration and the file it is
+/// in. Writes what is new, unless an epoch ended.
 fn identify(
     conn: &Connection,
     config: &OpenConfig,
     path: &str,
     file: Option<FileName>,
-) -> Result<Identity, OpenError> {
+) -> Result<Identified, OpenError> {
     let failed = |error| OpenError::of(path, error);
     let written_in: Option<FileName> =
         conn.query_row(SELECT_FILE, [], |row| row.get(0)).optional().map_err(failed)?.flatten();
@@ -389,13 +415,22 @@ fn identify(
         }
         Some(held) => reconcile(held, config, path)?,
     };
-    if held.as_ref() != Some(&identity) || written_in != file {
-        let cluster = identity.cluster.map(|cluster| cluster.0);
-        let (node, name) = (identity.node.0, &identity.name);
-        conn.execute(UPSERT_NODE, (node, name, cluster, identity.scope.0, identity.epoch.0, file))
-            .map_err(failed)?;
+    let ended = held.as_ref().map(|held| held.epoch).filter(|epoch| *epoch != identity.epoch);
+    if ended.is_none() && (held.as_ref() != Some(&identity) || written_in != file) {
+        write_identity(conn, &identity, file).map_err(failed)?;
     }
-    Ok(identity)
+    Ok(Identified { identity, ended })
+}
+
+fn write_identity(
+    conn: &Connection,
+    identity: &Identity,
+    file: Option<FileName>,
+) -> rusqlite::Result<()> {
+    let Identity { node, name, cluster, scope, epoch } = identity;
+    let cluster = cluster.map(|cluster| cluster.0);
+    conn.execute(UPSERT_NODE, (node.0, name, cluster, scope.0, epoch.0, file))?;
+    Ok(())
 }
 
 fn reconcile(held: Identity, config: &OpenConfig, path: &str) -> Result<Identity, OpenError> {
@@ -459,8 +494,10 @@ mod tests {
         assert_eq!(opened(&copy), copied, "the copy's next start is a restart");
     }
 
+    use crate::crdt::RowOp;
     use crate::crdt::storage::Storage;
-    use crate::store::trial::{T, Trial};
+    use crate::store::trial::{ME, NOW, T, Trial};
+    use crate::types::Version;
 
     #[test]
     fn a_foreign_commit_is_noticed() {
@@ -506,6 +543,37 @@ mod tests {
         let error = Store::open(&second).unwrap_err();
         assert!(matches!(error, OpenError::OtherCluster { .. }), "{error}");
         assert_eq!(Store::open(&config).unwrap().identity().cluster, Some(ClusterId([1; 16])));
+    }
+
+    #[test]
+    fn a_restored_database_takes_its_own_rows_along_in_the_transaction_that_changes_the_epoch() {
+        let mut trial = Trial::new("");
+        let row = |id: &str| {
+            vec![("node_id", ME.to_string().into()), ("id", id.into()), ("port", 80.into())]
+        };
+        let ops = ["a", "b"].map(|id| RowOp::Put { table: "services", row: row(id), keep: &[] });
+        trial.store.commit(NOW, &ops).unwrap();
+        let first = trial.store.origin();
+        let Trial { store, dir, config } = trial;
+        drop(store);
+        // The same bytes in another file: what a restore from a backup leaves.
+        let path = config.data_dir.join(DATABASE_FILE);
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::rename(&path, config.data_dir.join("old.db")).unwrap();
+        std::fs::write(&path, bytes).unwrap();
+        for _ in 0..2 {
+            let store = Store::open(&config).unwrap();
+            let origin = store.origin();
+            assert!(origin.epoch > first.epoch);
+            let heads = store.heads().unwrap();
+            assert_eq!(heads, [(first, Version(1)), (origin, Version(1))]);
+            for id in ["a", "b"] {
+                let key = [ME.to_string().into(), id.into()];
+                let inspected = store.inspect("services", &key).unwrap().unwrap();
+                assert_eq!(inspected.life.stamp.origin, origin);
+            }
+        }
+        drop(dir);
     }
 
     #[test]

@@ -10,7 +10,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use rusqlite::ErrorCode;
+use rusqlite::{Connection, ErrorCode};
 
 use super::apply::Merge;
 use super::capture::Net;
@@ -66,22 +66,25 @@ impl<'a> Group<'a> {
     /// Carries out row operations: all or none. Returns the version they made; `None`: nothing
     /// replicated changed.
     pub fn ops(&mut self, ops: &[RowOp]) -> Result<Option<Version>, StorageError> {
-        self.caller(failed_text, |group| {
-            let store = &mut *group.store;
-            store.capture.start();
-            for op in ops {
-                ops::carry_out(store, op)?;
-            }
-            let nets = store.capture.finish().map_err(Refusal)?;
-            let locals = ops.iter().filter(|op| ops::table_of(op) == &*store.local.info.name);
-            let locals: Vec<RowOp> = locals.cloned().collect();
-            let version = group.record(&nets).map_err(|error| match error {
-                RecordError::Sqlite(error) => failed(error),
-                refused => Refusal(refused.to_string()).into(),
-            })?;
-            group.done.push(Done::Local(nets, locals));
-            Ok(version)
-        })
+        self.caller(failed_text, |group| group.carry_out(ops))
+    }
+
+    fn carry_out(&mut self, ops: &[RowOp]) -> Result<Option<Version>, StorageError> {
+        let store = &mut *self.store;
+        store.capture.start();
+        for op in ops {
+            ops::carry_out(store, op)?;
+        }
+        let nets = store.capture.finish().map_err(Refusal)?;
+        let local = &*store.local.info.name;
+        let locals = ops.iter().filter(|op| ops::table_of(op) == Some(local)).cloned();
+        let locals: Vec<RowOp> = locals.collect();
+        let version = self.record(&nets).map_err(|error| match error {
+            RecordError::Sqlite(error) => failed(error),
+            refused => Refusal(refused.to_string()).into(),
+        })?;
+        self.done.push(Done::Local(nets, locals));
+        Ok(version)
     }
 
     /// Runs a user's statements: all or none.
@@ -115,7 +118,7 @@ impl<'a> Group<'a> {
         })
     }
 
-    /// Begins a new epoch for this node's own writes: see
+    /// Begins a new epoch for this node's own writes, which writes its rows again: see
     /// [`Storage::begin_epoch`](crate::crdt::storage::Storage::begin_epoch).
     pub fn begin_epoch(&mut self, above: Epoch) -> Result<Origin, StorageError> {
         self.caller(failed_text, |group| {
@@ -131,7 +134,32 @@ impl<'a> Group<'a> {
             let origin = Origin { epoch: Epoch(epoch), ..me };
             group.enter(origin).map_err(failed)?;
             group.done.push(Done::Epoch(origin));
+            while group.carry_out(&[RowOp::Renew { from: me.epoch }])?.is_some() {}
             Ok(origin)
+        })
+    }
+
+    /// Goes on under the epoch that the store was opened with: `write` puts it down, and this
+    /// node's rows of `from` are written again.
+    pub(super) fn resume(
+        &mut self,
+        from: Epoch,
+        write: impl FnOnce(&Connection) -> rusqlite::Result<()>,
+    ) -> Result<(), StorageError> {
+        self.caller(failed_text, |group| {
+            write(&group.store.conn).map_err(failed)?;
+            while group.carry_out(&[RowOp::Renew { from }])?.is_some() {}
+            Ok(())
+        })
+    }
+
+    /// Deletes what of this node's own rows stands under an earlier epoch: other nodes still had
+    /// it, and nobody here has claimed it. Returns how many commits that took.
+    pub fn withdraw(&mut self) -> Result<usize, StorageError> {
+        self.caller(failed_text, |group| {
+            let before = group.commits.len();
+            while group.carry_out(&[RowOp::Withdraw])?.is_some() {}
+            Ok(group.commits.len() - before)
         })
     }
 
@@ -239,6 +267,7 @@ impl<'a> Group<'a> {
         for net in nets {
             match (&net.before, &net.after) {
                 (None, Some(after)) => net.table.insert_row(&store.conn, after),
+                (Some(before), Some(after)) if before == after => Ok(()),
                 (Some(before), Some(after)) => net.table.update_row(&store.conn, before, after),
                 (_, None) => Ok(()),
             }

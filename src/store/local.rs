@@ -196,7 +196,8 @@ fn travelling(table: &Table, mut changes: Vec<Change<'_>>) -> TableChanges {
 /// Tells what the rows' watchers see of a transaction.
 pub fn events(nets: &[Net]) -> Vec<TableEvents> {
     let mut tables: Vec<TableEvents> = Vec::new();
-    for net in nets {
+    // Who watches a row that was only renewed sees nothing.
+    for net in nets.iter().filter(|net| net.before != net.after) {
         let side = net.after.as_ref().or(net.before.as_ref());
         let side = side.expect("the sides of a net change differ");
         let event = RowEvent {

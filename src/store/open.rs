@@ -93,6 +93,10 @@ pub enum OpenError {
     TooOld { found: &'static str },
     #[error(transparent)]
     Schema(#[from] SchemaError),
+    #[error(
+        "cannot write this node's rows in {path} under a new epoch: {detail}; nothing was changed"
+    )]
+    Epoch { path: String, detail: String },
     #[error("cannot open {path}: {source}")]
     Sqlite { path: String, source: rusqlite::Error },
 }

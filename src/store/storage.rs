@@ -43,12 +43,15 @@ impl Storage for Store {
         Ok(self.origins.heads())
     }
 
-    fn begin_epoch(&mut self, above: Epoch) -> Result<Origin, StorageError> {
-        // The times of commits do not matter: an epoch makes none.
-        let mut group = self.group(Wall(0));
+    fn begin_epoch(
+        &mut self,
+        now: Wall,
+        above: Epoch,
+    ) -> Result<(Origin, Vec<Commit>), StorageError> {
+        let mut group = self.group(now);
         let origin = group.begin_epoch(above)?;
-        group.commit()?;
-        Ok(origin)
+        let commits = group.commit()?;
+        Ok((origin, commits.into_iter().map(Arc::unwrap_or_clone).collect()))
     }
 
     fn fingerprint(&self) -> Result<u64, StorageError> {

@@ -13,9 +13,9 @@ type Mirror = BTreeMap<(String, Vec<Value>), Vec<Value>>;
 pub fn play<T: Bench>(bench: &mut T, replica_count: usize, words: &[u32]) -> u64 {
     let nodes = (1..=5).map(|number| NodeId([number; 16])).take(replica_count);
     let replicas = nodes.map(|node| Replica::new(bench.open(node, &all_tables()), node)).collect();
-    let mut play = Play { replicas, sent: Vec::new() };
+    let mut play = Play { replicas, sent: Vec::new(), losses: 0 };
     for word in words {
-        play.step(*word);
+        play.step(bench, *word);
     }
     play.settle();
     let newcomer = Replica::new(bench.open(NodeId([9; 16]), &all_tables()), NodeId([9; 16]));
@@ -28,6 +28,8 @@ struct Play<D> {
     replicas: Vec<Replica<D>>,
     /// Every piece of news there ever was: any of it may come late, twice or never.
     sent: Vec<Piece>,
+    /// How many disks were lost.
+    losses: u32,
 }
 
 struct Replica<D> {
@@ -53,9 +55,9 @@ impl Dice {
 }
 
 impl<D: Storage> Play<D> {
-    fn step(&mut self, word: u32) {
+    fn step<T: Bench<Disk = D>>(&mut self, bench: &mut T, word: u32) {
         let mut dice = Dice(word);
-        let kind = dice.roll(16);
+        let kind = dice.roll(17);
         let me = dice.pick(&self.replicas).expect("there are replicas");
         match kind {
             0..8 => {
@@ -76,9 +78,20 @@ impl<D: Storage> Play<D> {
                 let bytes_max = 1 + 60 * usize::try_from(dice.roll(4)).expect("it is small");
                 self.pull(me, from, parts, bytes_max);
             }
+            15 => {
+                let above = Epoch(dice.roll(3));
+                self.sent.extend(self.replicas[me].begin_epoch(above));
+            }
             _ => {
-                let replica = &mut self.replicas[me];
-                replica.disk.begin_epoch(Epoch(dice.roll(3))).unwrap();
+                // An empty disk, under an epoch that no earlier one had. Somebody has what was on the
+                // lost one: else what overwrote a shared cell may be gone for good, while others
+                // hold the versions that it took the cell from (see ARCHITECTURE.md).
+                self.losses += 1;
+                self.pull((me + 1) % self.replicas.len(), me, u32::MAX, 200);
+                let node = self.replicas[me].node;
+                self.replicas[me] = Replica::new(bench.open(node, &all_tables()), node);
+                let above = Epoch(1_000 * self.losses);
+                self.sent.extend(self.replicas[me].begin_epoch(above));
             }
         }
     }
@@ -168,7 +181,7 @@ impl<D: Storage> Replica<D> {
         let owner = self.node.to_string();
         let service = SERVICES[usize::try_from(id % 2).expect("it is 0 or 1")];
         let pair = || vec![("a", Value::from(id % 2)), ("b", Value::from(id / 2 % 2))];
-        match dice.roll(12) {
+        match dice.roll(13) {
             0..2 => put(id, value),
             2 => {
                 RowOp::Put { table: "t", row: vec![("id", id.into()), ("w", value)], keep: &["v"] }
@@ -183,6 +196,7 @@ impl<D: Storage> Replica<D> {
             8 => RowOp::Put { table: "pairs", row: pair(), keep: &[] },
             9 => RowOp::Delete { table: "pairs", matching: pair(), except: None },
             10 => put_service(&owner, service, "x", id),
+            11 => RowOp::Withdraw,
             _ => RowOp::Delete {
                 table: "services",
                 matching: vec![("node_id", owner.into()), ("id", service.into())],
@@ -196,7 +210,11 @@ impl<D: Storage> Replica<D> {
         let before = self.disk.fingerprint().unwrap();
         match self.disk.commit(NOW, ops) {
             Ok(Some(commit)) => {
-                assert!(!commit.tables.is_empty(), "a version that changes nothing");
+                let told = &commit.changeset.as_ref().unwrap().tables;
+                assert!(told.iter().any(|table| !table.rows.is_empty()), "a version of nothing");
+                // What nobody sees is an owned row that was claimed.
+                let is_seen = !commit.tables.is_empty();
+                assert!(is_seen || told.iter().all(|table| &*table.table == "services"));
                 self.learn(&commit);
                 Some(news(&commit))
             }
@@ -206,6 +224,13 @@ impl<D: Storage> Replica<D> {
             }
             Err(StorageError::Failed(error)) => panic!("{error}"),
         }
+    }
+
+    fn begin_epoch(&mut self, above: Epoch) -> Vec<Piece> {
+        let (origin, commits) = self.disk.begin_epoch(NOW, above).unwrap();
+        assert_eq!(self.disk.origin(), origin);
+        assert!(commits.iter().all(|commit| commit.tables.is_empty()), "nobody sees it");
+        commits.iter().map(news).collect()
     }
 
     fn apply(&mut self, batch: &Batch) {

@@ -5,6 +5,7 @@
 
 pub mod histories;
 pub mod laws;
+pub mod owners;
 pub mod travel;
 pub mod vectors;
 
@@ -77,6 +78,10 @@ macro_rules! storage_suite {
             laws::a_row_without_other_columns_lives_and_dies,
             laws::an_epoch_rises_above_all_that_are_known,
             laws::values_come_back_as_they_went_in,
+            owners::a_lost_disk_does_not_lose_its_owners_word,
+            owners::an_epoch_takes_the_owners_rows_along,
+            owners::a_row_that_came_back_is_claimed_by_writing_it_again,
+            owners::many_rows_are_renewed_in_pieces,
             travel::a_changeset_stands_alone,
             travel::a_piece_applied_twice_changes_nothing,
             travel::a_piece_that_does_not_join_is_skipped,
