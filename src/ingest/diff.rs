@@ -90,6 +90,10 @@ pub struct Mirror {
     waiting_checks: Option<String>,
     /// Since when the agent does not answer, and why.
     silence: Option<Silence>,
+    /// Whether what is held alike is written too: once after the start. Rows that other nodes
+    /// brought back, after this node's disk was lost, are withdrawn unless somebody claims them;
+    /// of others nothing changes by it.
+    claims: bool,
 }
 
 #[derive(Debug)]
@@ -119,6 +123,7 @@ impl Mirror {
             waiting_services: None,
             waiting_checks: None,
             silence: None,
+            claims: true,
         }
     }
 
@@ -186,6 +191,7 @@ impl Mirror {
             draft.of(&id).push(MirrorChange::RemoveService { service_id: id.clone() });
         }
         self.tell_of_oddities(&answer, &mut draft);
+        self.claims = false;
         draft.into_step()
     }
 
@@ -208,7 +214,7 @@ impl Mirror {
                 continue;
             }
             staying.insert(id.clone());
-            if held.services.get(id) != Some(service) {
+            if self.claims || held.services.get(id) != Some(service) {
                 draft.of(id).push(MirrorChange::PutService(service.clone()));
             }
         }
@@ -242,7 +248,8 @@ impl Mirror {
                 let last = self.written_at.get(id).copied().unwrap_or(self.started);
                 now.since(last) >= self.update_interval
             };
-            if before.is_none_or(|before| is_news(before, check) || before != check && is_due()) {
+            let is_news = |before: &Check| is_news(before, check) || before != check && is_due();
+            if self.claims || before.is_none_or(is_news) {
                 self.written_at.insert(id.clone(), now);
                 draft.of(&check.service_id).push(MirrorChange::PutCheck(check.clone()));
             }
@@ -534,6 +541,16 @@ mod tests {
         for _ in 0..1000 {
             assert_eq!(pair.poll(S), Step::default());
         }
+    }
+
+    #[test]
+    fn what_is_held_alike_is_claimed_once_after_the_start() {
+        let before = Pair::with(2);
+        let guard = GuardConfig::default();
+        let mut started = Pair { mirror: Mirror::new(Time(0), guard, 300 * S, None), ..before };
+        started.poll(S);
+        assert_eq!(started.changes, 4, "two instances, each with a check");
+        assert_eq!(started.poll(S), Step::default());
     }
 
     #[test]

@@ -156,8 +156,13 @@ async fn a_node_whose_disk_was_wiped_or_restored_is_heard_again() {
     let cluster = Cluster::new(16);
     let (n1, n2) = (cluster.start(1).await, cluster.start(2).await);
     cluster.wait_joined(&[&n1, &n2]).await;
-    n2.register("web", "web", 80).await;
-    n1.wait_dig("web.internal SRV", &["1 1 80 n2.node.dc1.internal."]).await;
+    // Ports fall from life to life: what decides must be who wrote last, not what is greater.
+    for port in [9091, 9092, 9090] {
+        n2.register("web", "web", port).await;
+    }
+    n2.register("lost", "lost", 1).await;
+    n1.wait_dig("web.internal SRV", &["1 1 9090 n2.node.dc1.internal."]).await;
+    n1.wait_dig("lost.internal SRV", &["1 1 1 n2.node.dc1.internal."]).await;
     let (data, image) = (cluster.home().join("n2.data"), cluster.home().join("n2.image"));
 
     // A new database is told from an old one by the second in which it was made.
@@ -167,6 +172,7 @@ async fn a_node_whose_disk_was_wiped_or_restored_is_heard_again() {
     let n2 = cluster.start(2).await;
     n2.register("web", "web", 8080).await;
     n1.wait_dig("web.internal SRV", &["1 1 8080 n2.node.dc1.internal."]).await;
+    n2.wait_dig("lost.internal SRV", &["1 1 1 n2.node.dc1.internal."]).await;
 
     // An old copy comes back, and writes before it has heard of anybody.
     n2.kill();
@@ -180,7 +186,7 @@ async fn a_node_whose_disk_was_wiped_or_restored_is_heard_again() {
         }
     }
     let n2 = cluster.start(2).await;
-    n2.register("web", "web", 9090).await;
-    n1.wait_dig("web.internal SRV", &["1 1 9090 n2.node.dc1.internal."]).await;
-    n2.wait_dig("web.internal SRV", &["1 1 9090 n2.node.dc1.internal."]).await;
+    n2.register("web", "web", 80).await;
+    n1.wait_dig("web.internal SRV", &["1 1 80 n2.node.dc1.internal."]).await;
+    n2.wait_dig("web.internal SRV", &["1 1 80 n2.node.dc1.internal."]).await;
 }
