@@ -21,6 +21,7 @@ use super::open::{
 use super::origins::Origins;
 use super::schema::{Schema, SchemaChange, SchemaError, Source, read_sources};
 use super::tables::{Table, TableId, Tables, read_local};
+use super::waiting::Waiting;
 use super::{clocks, migrate, parked};
 use crate::crdt::storage::StorageError;
 use crate::crdt::{Commit, Key, pack};
@@ -186,6 +187,12 @@ impl Store {
     /// has shown, since the machine's clock may have gone back while the node was down.
     pub fn not_before(&mut self, at: Hlc) {
         self.now.at = self.now.at.max(at);
+    }
+
+    /// From now on users' transactions are ended when somebody has waited for this store for
+    /// [`YIELD_GRACE`](super::limits::YIELD_GRACE). Said once.
+    pub fn yield_to(&self, waiting: Arc<Waiting>) {
+        self.gate.yield_to(waiting);
     }
 
     /// Returns how often another program wrote to the database since it was opened. Such writes

@@ -398,6 +398,7 @@ mod tests {
 
     use super::*;
     use crate::crdt::storage::Storage;
+    use crate::store::Waiting;
     use crate::store::trial::{ME, NOW, T, Trial, changes, events, in_memory, plain, run};
     use crate::types::{NodeId, Value};
 
@@ -512,6 +513,28 @@ mod tests {
     #[test]
     fn an_interrupted_caller_does_not_take_the_others_along() {
         check_others_survive(ENDLESS, soon(), "interrupted");
+    }
+
+    #[test]
+    fn a_transaction_that_others_wait_for_is_undone_and_takes_nobody_along() {
+        let mut trial = Trial::new(T);
+        let waiting = Arc::new(Waiting::default());
+        trial.store.yield_to(Arc::clone(&waiting));
+        let mut group = trial.store.group(NOW);
+        group.ops(&put(1, "a")).unwrap();
+        let small = [plain("INSERT INTO t (id) VALUES (1)")];
+        group.sql(&small, None).unwrap();
+        waiting.begin();
+        assert_eq!(group.sql(&[plain(ENDLESS)], None), Err(SqlError::Yielded));
+        // Nor does it help to be many statements of a few steps each.
+        let one = plain("UPDATE t SET v = 1 WHERE id = 1");
+        assert_eq!(group.sql(&vec![one; 3], None), Err(SqlError::Yielded));
+        waiting.renew(false);
+        group.ops(&put(2, "a")).unwrap();
+        assert_eq!(group.commit().unwrap().len(), 3);
+        assert_eq!(trial.rows("SELECT id, v FROM t"), ["1 NULL"]);
+        assert_eq!(trial.rows("SELECT count(*) FROM kv"), ["2"]);
+        trial.write(&["UPDATE t SET v = 1"]);
     }
 
     #[test]

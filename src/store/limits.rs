@@ -1,5 +1,7 @@
 //! What a transaction, a statement and an answer may take. Each limit says what happens beyond it.
 
+use std::time::Duration;
+
 use rusqlite::Connection;
 use rusqlite::limits::Limit;
 
@@ -40,6 +42,11 @@ pub const ROW_BYTES_MAX: usize = 16 << 20;
 
 /// Every how many steps of SQLite's virtual machine a deadline is looked at: about 20 µs.
 pub const DEADLINE_STEPS: std::ffi::c_int = 2_000;
+
+/// How long a user's transaction may go on once somebody else waits for the writer: remote changes
+/// and verdicts of checks must not be late by more than a person would notice, and what takes
+/// longer than this (some 10,000 rows) can be split. Beyond it the transaction is undone.
+pub const YIELD_GRACE: Duration = Duration::from_millis(250);
 
 const _: () = assert!(VALUE_BYTES_MAX <= TRANSACTION_BYTES_MAX);
 const _: () = assert!(TRANSACTION_BYTES_MAX < ROW_BYTES_MAX);

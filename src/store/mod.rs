@@ -28,6 +28,7 @@ mod tables;
 #[cfg(test)]
 mod trial;
 mod values;
+mod waiting;
 
 pub use changes::Loader;
 pub use database::{CHECKS_TABLE, Identity, Store};
@@ -37,3 +38,4 @@ pub use readers::Readers;
 pub use schema::SchemaError;
 pub use sql::{Outcome, Params, Statement, Transacted};
 pub use statements::SqlError;
+pub use waiting::Waiting;

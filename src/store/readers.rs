@@ -270,7 +270,7 @@ impl Reader {
         let Self { conn, gate } = self;
         let result = gate.guarded(Some(deadline), || run(conn, statement, deadline, on_event));
         match (result, gate.take_denied()) {
-            (Err(_), _) if gate.is_late() => Err(QueryError::TimedOut),
+            (Err(_), _) if gate.ended().is_some() => Err(QueryError::TimedOut),
             (Err(_), Some(denied)) => Err(QueryError::Forbidden(denied)),
             (result, _) => result,
         }
