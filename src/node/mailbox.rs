@@ -8,7 +8,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
@@ -17,6 +17,7 @@ use crate::crdt::{Batch, RowOp};
 use crate::node::{SubmitError, TransactError};
 use crate::replica::BatchId;
 use crate::store::{Statement, Transacted, Waiting};
+use crate::telemetry::Pulse;
 use crate::types::Epoch;
 
 /// How many jobs of faces may wait, and how many transactions of users. Beyond it they are refused
@@ -27,6 +28,9 @@ const WAITING_JOBS_MAX: usize = 1_000;
 /// How many jobs share one sync at most: enough to make the sync's price a detail, few enough
 /// that the first of them does not wait for long.
 pub(super) const GROUP_JOBS_MAX: usize = 128;
+
+/// How long the writer waits before it says that it still does.
+const WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// One thing for the writer to do, and quickly done.
 pub(super) enum Job {
@@ -116,13 +120,16 @@ impl Mailbox {
 
     /// Takes what comes next; waits until there is something. `None` once the mailbox is closed
     /// and empty.
-    pub(super) fn take(&self) -> Option<Turn> {
+    pub(super) fn take(&self, pulse: &Pulse) -> Option<Turn> {
         let mut queues = self.lock();
+        pulse.beat("waiting for work");
         while queues.is_empty() {
             if queues.is_closed {
                 return None;
             }
-            queues = self.arrived.wait(queues).unwrap_or_else(PoisonError::into_inner);
+            let waited = self.arrived.wait_timeout(queues, WAIT_MAX);
+            queues = waited.unwrap_or_else(PoisonError::into_inner).0;
+            pulse.beat("waiting for work");
         }
         let turn = queues.take();
         self.waiting.renew(!queues.is_empty());
@@ -199,6 +206,7 @@ pub(super) type Reports = tokio::sync::mpsc::Sender<Happened>;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::Pulses;
 
     fn job() -> (Job, oneshot::Receiver<Result<(), SubmitError>>) {
         let (reply, answer) = oneshot::channel();
@@ -210,8 +218,12 @@ mod tests {
         (Transaction { statements: Vec::new(), deadline: None, reply }, answer)
     }
 
+    fn take(mailbox: &Mailbox) -> Option<Turn> {
+        mailbox.take(&Pulses::default().add("test"))
+    }
+
     fn take_jobs(mailbox: &Mailbox) -> Vec<Job> {
-        match mailbox.take() {
+        match take(mailbox) {
             Some(Turn::Jobs(jobs)) => jobs,
             Some(Turn::Transactions(_)) | None => panic!("no jobs"),
         }
@@ -241,7 +253,7 @@ mod tests {
         }
         let mut turns = String::new();
         while mailbox.waiting() > 0 {
-            match mailbox.take().unwrap() {
+            match take(&mailbox).unwrap() {
                 Turn::Jobs(_) => turns.push('j'),
                 Turn::Transactions(_) => turns.push('t'),
             }
@@ -253,7 +265,7 @@ mod tests {
     #[test]
     fn who_waits_is_known_until_nobody_does() {
         let mailbox = Mailbox::default();
-        let (waiting, at_all) = (mailbox.who_waits(), std::time::Duration::ZERO);
+        let (waiting, at_all) = (mailbox.who_waits(), Duration::ZERO);
         assert!(!waiting.is_over(at_all));
         mailbox.submit_transaction(transaction().0).unwrap();
         mailbox.submit(job().0).unwrap();
@@ -279,7 +291,7 @@ mod tests {
         mailbox.close();
         assert_eq!(mailbox.submit(job().0), Err(SubmitError::Stopping));
         let mut done = 0;
-        while let Some(turn) = mailbox.take() {
+        while let Some(turn) = take(&mailbox) {
             done += match turn {
                 Turn::Jobs(group) => group.len(),
                 Turn::Transactions(_) => 1,

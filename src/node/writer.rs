@@ -21,6 +21,7 @@ use crate::crdt::storage::StorageError;
 use crate::live::Feed;
 use crate::replica::BatchId;
 use crate::store::{Group, SqlError, Store, Transacted};
+use crate::telemetry::Pulse;
 use crate::types::{Origin, Version, Wall};
 
 /// The longest that one user's transaction may run, even if nobody waits. The largest that is
@@ -47,6 +48,7 @@ pub(super) struct Listeners {
     pub(super) reports: Reports,
     /// Changes when the definitions of this node's checks may have.
     pub(super) definitions: Arc<watch::Sender<u64>>,
+    pub(super) pulse: Pulse,
 }
 
 /// However the thread ends, a panic included: nobody waits for it any more, and the engine knows.
@@ -61,11 +63,12 @@ impl Drop for Listeners {
 /// Writes until the mailbox is closed and empty. Returns the store, for a last checkpoint.
 pub(super) fn run(mut store: Store, listeners: &Listeners) -> Store {
     store.yield_to(listeners.mailbox.who_waits());
-    while let Some(turn) = listeners.mailbox.take() {
+    while let Some(turn) = listeners.mailbox.take(&listeners.pulse) {
         match turn {
             Turn::Jobs(jobs) => write_jobs(&mut store, jobs, listeners),
             Turn::Transactions(first) => write_transactions(&mut store, first, listeners),
         }
+        listeners.pulse.beat_long("moving the log into the database");
         if let Err(error) = store.maintain() {
             warn!(%error, "The write-ahead log could not be folded into the database; trying again after the next commit");
         }
@@ -78,11 +81,21 @@ fn write_jobs(store: &mut Store, jobs: Vec<Job>, listeners: &Listeners) {
     let mut group = store.group(wall_now());
     let mut outcomes = Vec::with_capacity(jobs.len());
     for job in jobs {
+        listeners.pulse.beat("carrying out a command");
         outcomes.push(match job {
             Job::Ops { ops, reply } => Outcome::Ops(reply, group.ops(&ops).map(drop)),
-            Job::Apply { id, batch } => Outcome::Applied(id, group.apply(&batch)),
-            Job::BeginEpoch { above } => Outcome::Epoch(group.begin_epoch(above)),
-            Job::Withdraw => Outcome::Withdrawn(group.withdraw()),
+            Job::Apply { id, batch } => {
+                listeners.pulse.beat_long("merging changes of other nodes");
+                Outcome::Applied(id, group.apply(&batch))
+            }
+            Job::BeginEpoch { above } => {
+                listeners.pulse.beat_long("writing this node's rows under a new epoch");
+                Outcome::Epoch(group.begin_epoch(above))
+            }
+            Job::Withdraw => {
+                listeners.pulse.beat_long("withdrawing rows of earlier epochs");
+                Outcome::Withdrawn(group.withdraw())
+            }
         });
     }
     conclude(group, outcomes, may_define, listeners);
@@ -94,6 +107,7 @@ fn write_transactions(store: &mut Store, first: Transaction, listeners: &Listene
     let mut outcomes = Vec::new();
     let mut next = Some(first);
     while let Some(Transaction { statements, deadline, reply }) = next {
+        listeners.pulse.beat("running a user's transaction");
         let latest = Instant::now() + RUN_MAX;
         let deadline = deadline.map_or(latest, |deadline| deadline.min(latest));
         outcomes.push(Outcome::Sql(reply, group.sql(&statements, Some(deadline))));
@@ -111,9 +125,11 @@ fn conclude(
     may_define: bool,
     listeners: &Listeners,
 ) {
-    let Listeners { feed, reports, definitions, .. } = listeners;
+    let Listeners { feed, reports, definitions, pulse, .. } = listeners;
+    pulse.beat_long("writing a group to the disk");
     match group.commit() {
         Ok(commits) => {
+            pulse.beat("telling of what was written");
             // A new epoch is heard of before what is written under it.
             let is_epoch = |outcome: &mut Outcome| matches!(outcome, Outcome::Epoch(_));
             answer(outcomes.extract_if(.., is_epoch).collect(), None, reports);

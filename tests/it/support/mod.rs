@@ -248,11 +248,21 @@ impl Agent {
         process.wait().expect("a child");
     }
 
+    /// Sends a signal, such as `STOP`.
+    pub fn signal(&self, name: &str) {
+        let status =
+            Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status();
+        assert!(status.expect("kill runs").success());
+    }
+
+    /// Returns the process's id.
+    pub fn pid(&self) -> u32 {
+        self.process.lock().expect("no panic").id()
+    }
+
     /// Sends SIGTERM, waits for the end, and returns the exit code.
     pub async fn terminate(&self) -> Option<i32> {
-        let pid = self.process.lock().expect("no panic").id();
-        let status = Command::new("kill").args(["-TERM", &pid.to_string()]).status();
-        assert!(status.expect("kill runs").success());
+        self.signal("TERM");
         wait_for(&format!("{} ends after SIGTERM", self.name), async || {
             self.process.lock().expect("no panic").try_wait().expect("a child")
         })
