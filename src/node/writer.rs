@@ -119,12 +119,7 @@ fn write_transactions(store: &mut Store, first: Transaction, listeners: &Listene
 }
 
 /// Makes a group's work true, and tells everybody.
-fn conclude(
-    group: Group<'_>,
-    mut outcomes: Vec<Outcome>,
-    may_define: bool,
-    listeners: &Listeners,
-) {
+fn conclude(group: Group<'_>, mut outcomes: Vec<Outcome>, may_define: bool, listeners: &Listeners) {
     let Listeners { feed, reports, definitions, pulse, .. } = listeners;
     pulse.beat_long("writing a group to the disk");
     match group.commit() {

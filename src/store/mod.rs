@@ -10,7 +10,9 @@ mod clocks;
 mod database;
 mod gate;
 mod group;
+mod guard;
 mod hook;
+mod life;
 pub mod limits;
 mod local;
 pub mod maintain;
@@ -19,6 +21,8 @@ pub mod open;
 mod ops;
 mod origins;
 mod parked;
+#[cfg(test)]
+mod power_loss;
 pub mod readers;
 pub mod schema;
 pub mod sql;
