@@ -100,6 +100,7 @@ impl Node {
     ) -> Result<(Self, impl Future<Output = ()> + Send + 'static), StorageError> {
         let database = store.path().ok_or_else(in_memory)?.to_owned();
         let readers = Readers::open(&database, READERS_DEFAULT).map_err(reader_failed)?;
+        readers.yield_to(&store.log_waits());
         let readers = Arc::new(readers);
         let own_readers = Readers::open(&database, OWN_READERS).map_err(reader_failed)?;
         let own_readers = Arc::new(own_readers);

@@ -12,10 +12,13 @@ use super::limits::{DEADLINE_STEPS, YIELD_GRACE};
 use super::tables::INTERNAL_PREFIX;
 use super::waiting::Waiting;
 
-/// Functions that reach out of the database, or into its internals.
-const FUNCTIONS_DENIED: [&str; 6] = [
+/// Functions that reach out of the database, or into its internals, or that take hours for two
+/// values of megabytes without looking at a deadline.
+const FUNCTIONS_DENIED: [&str; 8] = [
     "load_extension",
     "fts3_tokenizer",
+    "json_patch",
+    "jsonb_patch",
     "sqlite_compileoption_get",
     "sqlite_compileoption_used",
     "sqlite_log",

@@ -11,7 +11,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::schema::SchemaError;
-use super::{guard, limits, migrate};
+use super::{functions, guard, limits, migrate};
 use crate::types::{ClusterId, NodeId, Scope};
 
 /// The database's file in the data directory.
@@ -257,6 +257,7 @@ fn settle(conn: &Connection) -> rusqlite::Result<()> {
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_DQS_DDL, false)?;
     conn.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
     guard::admit(conn)?;
+    functions::bound(conn)?;
     limits::limit(conn)
 }
 

@@ -8,7 +8,7 @@ use std::time::Instant;
 use rusqlite::{Connection, ErrorCode};
 
 use super::bind::bind;
-use super::database::Store;
+use super::database::{Store, fault_text};
 use super::gate::Ended;
 use super::limits::{RETURNED_BYTES_MAX, YIELD_GRACE};
 use super::sql::{Outcome, Statement};
@@ -105,7 +105,7 @@ impl From<rusqlite::Error> for Fault {
                 | ErrorCode::ReadOnly
                 | ErrorCode::DatabaseBusy
                 | ErrorCode::DatabaseLocked,
-            ) => Self::Database(error.to_string()),
+            ) => Self::Database(fault_text(&error)),
             _ => Self::Statement(error.to_string()),
         }
     }

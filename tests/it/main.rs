@@ -11,4 +11,5 @@ mod cluster;
 mod consul;
 mod dev;
 mod durability;
+mod hostile;
 mod sql;
