@@ -1,7 +1,9 @@
 //! Every room's counters, under the names that `/metrics` has them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 
@@ -13,7 +15,7 @@ use crate::ingest::Ingest;
 use crate::live::Queries;
 use crate::net::Net;
 use crate::node::{Handle, Stats};
-use crate::telemetry::{Family, Metrics};
+use crate::telemetry::{Family, Metrics, Pulses};
 
 /// Where the numbers are read.
 pub(super) struct Sources {
@@ -25,11 +27,12 @@ pub(super) struct Sources {
     pub(super) health: Health,
     pub(super) queries: Arc<Queries>,
     pub(super) ingest: Option<Ingest>,
+    pub(super) pulses: Pulses,
 }
 
 /// Registers every room.
 pub(super) fn register(metrics: &Metrics, sources: Sources) {
-    let Sources { handle, stats, net, dns, http, health, queries, ingest } = sources;
+    let Sources { handle, stats, net, dns, http, health, queries, ingest, pulses } = sources;
     let node = handle.clone();
     metrics.add("node", move || {
         vec![Family::gauge(
@@ -53,9 +56,27 @@ pub(super) fn register(metrics: &Metrics, sources: Sources) {
             Family::gauge("subscribers", "Subscribers of live SQL queries.", count(subscribers)),
         ]
     });
+    metrics.add("watchdog", move || vec![heartbeats(&pulses)]);
     if let Some(ingest) = ingest {
         metrics.add("ingest", move || of_ingest(&ingest));
     }
+}
+
+/// Tells of each kind of loop how old the oldest heartbeat is.
+fn heartbeats(pulses: &Pulses) -> Family {
+    let now = Instant::now();
+    let mut oldest: BTreeMap<&str, f64> = BTreeMap::new();
+    for beat in pulses.beats() {
+        let age = oldest.entry(beat.name).or_default();
+        *age = age.max(beat.age(now).as_secs_f64());
+    }
+    let points = oldest.into_iter().map(|(part, age)| (vec![("part", part.to_owned())], age));
+    Family::gauges(
+        "heartbeat_age",
+        "Since a loop last said that it lives, the oldest of its kind.",
+        points,
+    )
+    .unit("seconds")
 }
 
 fn catalog(view: &View) -> Vec<Family> {

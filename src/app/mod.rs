@@ -5,6 +5,7 @@ mod identity;
 mod metrics;
 mod settings;
 pub mod tasks;
+pub mod watchdog;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -17,6 +18,7 @@ use tracing::{info, warn};
 pub use tasks::Task;
 
 use self::tasks::Tasks;
+use self::watchdog::Watchdog;
 use crate::config::Agent;
 use crate::dns::Dns;
 use crate::health::Health;
@@ -29,7 +31,7 @@ use crate::node::{self, Handle, Local, Node};
 use crate::replica;
 use crate::store::{OpenConfig, Store};
 use crate::swim;
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, Pulses};
 
 /// How long the faces may take to finish what they are answering.
 const DRAIN_WITHIN: Duration = Duration::from_secs(3);
@@ -61,6 +63,7 @@ pub struct App {
     engine: Tasks,
     token: CancellationToken,
     engine_token: CancellationToken,
+    _watchdog: Option<Watchdog>,
 }
 
 impl App {
@@ -104,8 +107,9 @@ impl App {
             seed: net_seed(),
             local,
         };
+        let pulses = Pulses::default();
         let (node, engine) =
-            Node::start(config, store, net, events).await.map_err(StartError::of)?;
+            Node::start(config, store, net, events, &pulses).await.map_err(StartError::of)?;
         let token = CancellationToken::new();
         let engine_token = CancellationToken::new();
         let handle = node.handle().clone();
@@ -132,17 +136,27 @@ impl App {
                 health: health.clone(),
                 queries: Arc::clone(&queries),
                 ingest,
+                pulses: pulses.clone(),
             },
         );
         log_start(&agent, &handle, &http, &dns, is_alone);
-        spawn_dns(&mut faces, dns, &handle, &token);
+        spawn_dns(&mut faces, dns, &handle, &pulses, &token);
         let further =
             own::routes(handle.clone()).merge(sql::routes(handle.clone(), Arc::clone(&queries)));
         faces.spawn_once(
             Task::Http,
             http.run(Arc::new(handle), Arc::new(health), metrics, further, token.clone()),
         );
-        Ok(Self { node, queries, faces, engine: engine_task, token, engine_token })
+        let watchdog = Watchdog::start(pulses, agent.watchdog_limit).map_err(StartError::of)?;
+        Ok(Self {
+            node,
+            queries,
+            faces,
+            engine: engine_task,
+            token,
+            engine_token,
+            _watchdog: watchdog,
+        })
     }
 
     /// Returns the node's handle.
@@ -198,12 +212,20 @@ fn spawn_ingest(
     Ok(Some(ingest))
 }
 
-fn spawn_dns(faces: &mut Tasks, dns: Dns, handle: &Handle, token: &CancellationToken) {
+fn spawn_dns(
+    faces: &mut Tasks,
+    dns: Dns,
+    handle: &Handle,
+    pulses: &Pulses,
+    token: &CancellationToken,
+) {
     let (dns, feed, token) = (Arc::new(dns), Arc::clone(handle.feed()), token.clone());
+    let pulses = pulses.clone();
     faces.spawn(Task::Dns, move || {
         let (dns, feed, token) = (Arc::clone(&dns), Arc::clone(&feed), token.clone());
+        let pulses = pulses.clone();
         async move {
-            if let Err(error) = dns.run(feed, token).await {
+            if let Err(error) = dns.run(feed, &pulses, token).await {
                 warn!(%error, "DNS has stopped answering");
             }
         }

@@ -15,6 +15,11 @@ use crate::types::{NodeId, Scope};
 pub const HTTP_PORT: u16 = 8500;
 pub const DNS_PORT: u16 = 8600;
 
+/// How long a loop of the node may stand still unless told otherwise: a healthy one says every
+/// second that it lives.
+const WATCHDOG_LIMIT: Duration = Duration::from_secs(30);
+const WATCHDOG_LIMIT_MIN: Duration = Duration::from_secs(2);
+
 /// The flags of `tribune agent`, each with its environment variable.
 #[derive(clap::Args, Clone, Debug, Default, PartialEq)]
 pub struct Flags {
@@ -96,6 +101,8 @@ pub struct Agent {
     pub gossip: Gossip,
     pub consul: Option<Consul>,
     pub checks: file::Checks,
+    /// How long a loop of the node may stand still; zero: for ever.
+    pub watchdog_limit: Duration,
     pub log_level: String,
     pub log_json: bool,
 }
@@ -178,6 +185,7 @@ impl Agent {
             gossip,
             consul: consul(flags.consul, flags.consul_token, file.consul)?,
             checks: file.checks,
+            watchdog_limit: watchdog_limit(&file.watchdog)?,
             log_level: flags.log.or(file.log.level).unwrap_or_else(|| "info".to_owned()),
             log_json: log_format(flags.log_format.or(file.log.format))?,
         })
@@ -301,6 +309,17 @@ fn log_format(word: Option<String>) -> Result<bool, ConfigError> {
     }
 }
 
+fn watchdog_limit(file: &file::Watchdog) -> Result<Duration, ConfigError> {
+    let limit = file.limit.map_or(WATCHDOG_LIMIT, |span| span.0);
+    if !limit.is_zero() && limit < WATCHDOG_LIMIT_MIN {
+        return Err(ConfigError::new(format!(
+            "[watchdog] limit {limit:?} is too short: healthy parts of the node report every \
+             second; choose {WATCHDOG_LIMIT_MIN:?} or more, or 0s to switch it off"
+        )));
+    }
+    Ok(limit)
+}
+
 /// Returns what the flags say, else what the file says.
 fn first_of<T>(flags: Vec<T>, file: Option<Vec<T>>) -> Option<Vec<T>> {
     if flags.is_empty() { file } else { Some(flags) }
@@ -370,6 +389,7 @@ mod tests {
             ("[consul]\nurl = 'consul:8500'", "is not the URL of a Consul agent"),
             ("[log]\nformat = 'xml'", "neither 'plain' nor 'json'"),
             ("address = '0.0.0.0'", "reaches nobody"),
+            ("[watchdog]\nlimit = '500ms'", "choose 2s or more, or 0s"),
             ("[consul]\nurl = 'http://'", "is not the URL of a Consul agent"),
         ] {
             let error = resolve(Flags::default(), file).unwrap_err().to_string();

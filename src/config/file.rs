@@ -30,6 +30,7 @@ pub struct File {
     pub log: Log,
     pub http: Http,
     pub dns: Dns,
+    pub watchdog: Watchdog,
     pub gossip: Gossip,
     pub consul: Consul,
     pub checks: Checks,
@@ -83,6 +84,15 @@ pub struct Dns {
     /// Node meta as TXT records beside SRV answers. Default true.
     pub additional_node_meta_txt: Option<bool>,
     pub soa: Soa,
+}
+
+#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Watchdog {
+    /// How long the engine, the writer or a DNS loop may stand still before the process ends, so
+    /// that it is started afresh; ten times as long where it waits for the disk. `0s`: for ever.
+    /// Default `30s`.
+    pub limit: Option<Span>,
 }
 
 /// The SOA record's times.

@@ -19,6 +19,7 @@ use super::config::Config;
 use super::counters::{Counters, add_one};
 use super::{tcp, udp, wire};
 use crate::live::Feed;
+use crate::telemetry::Pulses;
 
 /// How often a free port is looked for when any will do: UDP and TCP must both have it.
 const PORT_ATTEMPTS: usize = 16;
@@ -86,7 +87,12 @@ impl Dns {
     }
 
     /// Answers until the token is cancelled, or until a listener ends by itself.
-    pub async fn run(&self, feed: Arc<Feed>, token: CancellationToken) -> Result<(), RunError> {
+    pub async fn run(
+        &self,
+        feed: Arc<Feed>,
+        pulses: &Pulses,
+        token: CancellationToken,
+    ) -> Result<(), RunError> {
         // Whatever ends this run ends all of its workers.
         let token = token.child_token();
         let _guard = token.clone().drop_guard();
@@ -98,8 +104,9 @@ impl Dns {
             for endpoint in &listener.udp {
                 let worker = Worker::new(Arc::clone(&self.shared), Arc::clone(&feed));
                 let (endpoint, token, ended) = (Arc::clone(endpoint), token.clone(), ended.clone());
+                let pulse = pulses.add("dns-udp");
                 let run = move || {
-                    let result = udp::run(&endpoint, worker, &token).map_err(failed);
+                    let result = udp::run(&endpoint, worker, &token, &pulse).map_err(failed);
                     // Nobody listens any more when the run is over.
                     let _ = ended.send(result);
                 };
@@ -110,7 +117,8 @@ impl Dns {
             let acceptor = tokio::net::TcpListener::from_std(acceptor).map_err(failed)?;
             let (shared, feed, token) =
                 (Arc::clone(&self.shared), Arc::clone(&feed), token.clone());
-            tasks.spawn(async move { tcp::run(acceptor, shared, feed, token).await });
+            let pulse = pulses.add("dns-tcp");
+            tasks.spawn(async move { tcp::run(acceptor, shared, feed, token, pulse).await });
         }
         drop(ended);
         tokio::select! {
@@ -275,7 +283,7 @@ mod tests {
         let (address, counters) = (dns.local_addrs()[0], dns.counters());
         let (feed, token) = (Arc::new(Feed::new(catalog.view)), CancellationToken::new());
         let ending = token.clone();
-        let task = tokio::spawn(async move { dns.run(feed, ending).await });
+        let task = tokio::spawn(async move { dns.run(feed, &Pulses::default(), ending).await });
         Running { address, counters, token, task }
     }
 

@@ -19,6 +19,7 @@ use super::counters::add_one;
 use super::packet::QUERY_BYTES_MAX;
 use super::server::{Shared, Worker};
 use crate::live::Feed;
+use crate::telemetry::Pulse;
 
 /// Connections of one listener at a time; one more is closed at once. TCP is for the few answers
 /// that do not fit UDP, and each connection costs a descriptor and a few KiB.
@@ -33,18 +34,24 @@ const MESSAGE_MAX: Duration = Duration::from_secs(2);
 /// How long accepting rests when the system is out of descriptors.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 
+/// How long accepting waits before it says that it still does.
+const ACCEPT_WAIT_MAX: Duration = Duration::from_secs(1);
+
 /// Accepts connections until the token is cancelled. Those that are open then are closed.
 pub async fn run(
     listener: TcpListener,
     shared: Arc<Shared>,
     feed: Arc<Feed>,
     token: CancellationToken,
+    pulse: Pulse,
 ) {
     let clients = Arc::new(Clients::default());
     let mut connections = JoinSet::new();
     loop {
+        pulse.beat("waiting for a connection");
         let accepted = tokio::select! {
             () = token.cancelled() => return,
+            () = tokio::time::sleep(ACCEPT_WAIT_MAX) => continue,
             Some(_) = connections.join_next() => continue,
             accepted = listener.accept() => accepted,
         };

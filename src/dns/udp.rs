@@ -13,6 +13,7 @@ use super::answer::Transport;
 use super::config::Config;
 use super::counters::add_one;
 use super::server::Worker;
+use crate::telemetry::Pulse;
 
 /// How long a thread waits for a packet before it looks whether it is to end.
 const WAIT_MAX: Duration = Duration::from_millis(200);
@@ -74,16 +75,23 @@ impl Endpoint {
 }
 
 /// Answers until the token is cancelled, or until the socket fails for good.
-pub fn run(endpoint: &Endpoint, mut worker: Worker, token: &CancellationToken) -> io::Result<()> {
+pub fn run(
+    endpoint: &Endpoint,
+    mut worker: Worker,
+    token: &CancellationToken,
+    pulse: &Pulse,
+) -> io::Result<()> {
     let mut buffer = vec![0; BATCH_BYTES_MAX];
     let shared = std::sync::Arc::clone(&worker.shared);
     let cautious = Config { udp_bytes_max: SAFE_REPLY_BYTES, ..shared.config.clone() };
     while !token.is_cancelled() {
+        pulse.beat("waiting for a packet");
         let meta = match endpoint.receive(&mut buffer) {
             Ok(meta) => meta,
             Err(error) if is_passing(&error) => continue,
             Err(error) => return Err(error),
         };
+        pulse.beat("answering");
         if !endpoint.is_client(&meta) {
             add_one(&shared.counters.dropped);
             continue;

@@ -540,7 +540,9 @@ fn sort(error: QueryError) -> SubscribeError {
             SubscribeError::Refused(error.to_string())
         }
         QueryError::Run(_) => SubscribeError::Refused(error.to_string()),
-        QueryError::TimedOut | QueryError::Failed(_) => SubscribeError::Failed(error.to_string()),
+        QueryError::TimedOut | QueryError::Yielded | QueryError::Failed(_) => {
+            SubscribeError::Failed(error.to_string())
+        }
     }
 }
 

@@ -29,6 +29,7 @@ use crate::live::Feed;
 use crate::net::{self, Net, SendError};
 use crate::replica::{self, ApplyOutcome, BatchId, LoadId, Replica};
 use crate::swim::{self, Identity, Swim};
+use crate::telemetry::Pulse;
 use crate::types::{Epoch, NodeId, Origin, Time, Version};
 use crate::wire;
 
@@ -86,6 +87,7 @@ pub(super) struct Engine {
     pub(super) join: Join,
     pub(super) stats: Arc<ArcSwap<super::Stats>>,
     pub(super) leave: mpsc::Receiver<oneshot::Sender<()>>,
+    pub(super) pulse: Pulse,
     /// Where time begins.
     pub(super) start: Instant,
 }
@@ -131,6 +133,8 @@ impl Engine {
         };
         loop {
             let wake = self.wake_at(&memory);
+            // It wakes for the survey at the latest.
+            self.pulse.beat("waiting for something to happen");
             let is_on = tokio::select! {
                 farewell = self.leave.recv() => {
                     self.say_goodbye(&mut memory, farewell).await;
@@ -149,11 +153,13 @@ impl Engine {
             if !is_on {
                 return;
             }
+            self.pulse.beat("taking in what happened");
             self.gather(&mut memory);
             if memory.is_writer_gone || memory.is_net_lost {
                 return;
             }
             self.tick(&mut memory);
+            self.pulse.beat("doing what was asked for");
             self.perform(&mut memory);
         }
     }

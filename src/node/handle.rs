@@ -8,11 +8,12 @@ use arc_swap::ArcSwap;
 use tokio::sync::{oneshot, watch};
 use tracing::warn;
 
-use super::mailbox::{Job, Mailbox};
+use super::mailbox::{Job, Mailbox, Transaction};
 use crate::catalog::model::key_of;
 use crate::catalog::{CheckDefinition, Command, NodeKey, View, rows};
 use crate::crdt::Refusal;
 use crate::live::Feed;
+use crate::store::limits::YIELD_GRACE;
 use crate::store::{Readers, Statement, Transacted};
 use crate::types::NodeId;
 
@@ -75,6 +76,12 @@ pub enum TransactError {
     /// The deadline passed.
     #[error("interrupted: the transaction took longer than its time limit")]
     TimedOut,
+    /// It had run for a while, and others waited for the writer.
+    #[error(
+        "interrupted: other writes had waited for {} ms; nothing was written: try again, or write in smaller transactions",
+        YIELD_GRACE.as_millis()
+    )]
+    Yielded,
     /// See [`SubmitError`].
     #[error(transparent)]
     Node(#[from] SubmitError),
@@ -144,7 +151,7 @@ impl Handle {
     /// Runs statements as one transaction, all or none. When it returns, they are on disk.
     ///
     /// Whatever the deadline, a transaction may wait and run for ten seconds in all, and of these run
-    /// for three: all other writes wait for it.
+    /// for three; once others wait for the writer, only for another quarter of a second.
     pub async fn transact(
         &self,
         statements: Vec<Statement>,
@@ -153,7 +160,7 @@ impl Handle {
         let latest = Instant::now() + TRANSACTION_MAX;
         let deadline = Some(deadline.map_or(latest, |deadline| deadline.min(latest)));
         let (reply, answer) = oneshot::channel();
-        self.shared.mailbox.submit(Job::Sql { statements, deadline, reply })?;
+        self.shared.mailbox.submit_transaction(Transaction { statements, deadline, reply })?;
         answer.await.map_err(|_| SubmitError::Stopping)?
     }
 

@@ -34,6 +34,7 @@ use crate::replica::{self, Replica};
 use crate::store::readers::{QueryError, READERS_DEFAULT};
 use crate::store::{Loader, Readers, Store};
 use crate::swim::{self, Identity, Swim};
+use crate::telemetry::Pulses;
 use crate::types::{Hlc, Seq};
 
 /// The port for gossip, unless said otherwise.
@@ -95,9 +96,11 @@ impl Node {
         store: Store,
         net: Net,
         events: Events,
+        pulses: &Pulses,
     ) -> Result<(Self, impl Future<Output = ()> + Send + 'static), StorageError> {
         let database = store.path().ok_or_else(in_memory)?.to_owned();
         let readers = Readers::open(&database, READERS_DEFAULT).map_err(reader_failed)?;
+        readers.yield_to(&store.log_waits());
         let readers = Arc::new(readers);
         let own_readers = Readers::open(&database, OWN_READERS).map_err(reader_failed)?;
         let own_readers = Arc::new(own_readers);
@@ -130,6 +133,7 @@ impl Node {
             join: Join::new(config.join.clone(), config.local.gossip),
             stats: Arc::clone(&stats),
             leave: leaving,
+            pulse: pulses.add("engine"),
             start,
         };
         let handle = Handle::new(
@@ -141,7 +145,9 @@ impl Node {
             Arc::clone(&definitions),
             members,
         );
-        let listeners = Listeners { mailbox: Arc::clone(&mailbox), feed, reports, definitions };
+        let pulse = pulses.add("writer");
+        let listeners =
+            Listeners { mailbox: Arc::clone(&mailbox), feed, reports, definitions, pulse };
         let writer = spawn_writer(store, listeners)?;
         let node = Self { handle, stats, mailbox, leave, writer: Some(writer) };
         node.announce(&config).await?;

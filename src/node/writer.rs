@@ -2,6 +2,9 @@
 //!
 //! It takes what waits, runs each job in its own savepoint of one transaction, commits once, and
 //! only then publishes and answers. Nobody hears of a change that is not on disk.
+//!
+//! A user's transaction runs freely while nobody waits. Once somebody does it has
+//! [`YIELD_GRACE`](crate::store::limits::YIELD_GRACE) left, and is undone then.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -10,19 +13,24 @@ use tokio::sync::{oneshot, watch};
 use tracing::{error, warn};
 
 use super::engine::Happened;
-use super::mailbox::{Job, Mailbox, Reports};
+use super::mailbox::{GROUP_JOBS_MAX, Job, Mailbox, Reports, Transaction, Turn};
 use super::{SubmitError, TransactError};
 use crate::catalog::rows;
 use crate::crdt::RowOp;
 use crate::crdt::storage::StorageError;
 use crate::live::Feed;
 use crate::replica::BatchId;
-use crate::store::{SqlError, Store, Transacted};
+use crate::store::{Group, SqlError, Store, Transacted};
+use crate::telemetry::Pulse;
 use crate::types::{Origin, Version, Wall};
 
-/// The longest that one user's transaction may run: all other writes, remote changes and verdicts
-/// of checks among them, wait for it. The largest that is allowed takes about a second.
+/// The longest that one user's transaction may run, even if nobody waits. The largest that is
+/// allowed takes about a second.
 pub(super) const RUN_MAX: Duration = Duration::from_secs(3);
+
+/// How long users' transactions may go on sharing one sync, before it is the turn of other jobs:
+/// about what a sync costs on a slow disk. One that begins within it may run longer.
+const TRANSACTIONS_TURN: Duration = Duration::from_millis(10);
 
 /// What a job has earned, to be told once the group is on disk.
 enum Outcome {
@@ -40,6 +48,7 @@ pub(super) struct Listeners {
     pub(super) reports: Reports,
     /// Changes when the definitions of this node's checks may have.
     pub(super) definitions: Arc<watch::Sender<u64>>,
+    pub(super) pulse: Pulse,
 }
 
 /// However the thread ends, a panic included: nobody waits for it any more, and the engine knows.
@@ -53,8 +62,13 @@ impl Drop for Listeners {
 
 /// Writes until the mailbox is closed and empty. Returns the store, for a last checkpoint.
 pub(super) fn run(mut store: Store, listeners: &Listeners) -> Store {
-    while let Some(jobs) = listeners.mailbox.take() {
-        write_group(&mut store, jobs, listeners);
+    store.yield_to(listeners.mailbox.who_waits());
+    while let Some(turn) = listeners.mailbox.take(&listeners.pulse) {
+        match turn {
+            Turn::Jobs(jobs) => write_jobs(&mut store, jobs, listeners),
+            Turn::Transactions(first) => write_transactions(&mut store, first, listeners),
+        }
+        listeners.pulse.beat_long("moving the log into the database");
         if let Err(error) = store.maintain() {
             warn!(%error, "The write-ahead log could not be folded into the database; trying again after the next commit");
         }
@@ -62,26 +76,55 @@ pub(super) fn run(mut store: Store, listeners: &Listeners) -> Store {
     store
 }
 
-fn write_group(store: &mut Store, jobs: Vec<Job>, listeners: &Listeners) {
-    let Listeners { feed, reports, definitions, .. } = listeners;
+fn write_jobs(store: &mut Store, jobs: Vec<Job>, listeners: &Listeners) {
     let may_define = jobs.iter().any(may_define);
     let mut group = store.group(wall_now());
     let mut outcomes = Vec::with_capacity(jobs.len());
     for job in jobs {
+        listeners.pulse.beat("carrying out a command");
         outcomes.push(match job {
             Job::Ops { ops, reply } => Outcome::Ops(reply, group.ops(&ops).map(drop)),
-            Job::Sql { statements, deadline, reply } => {
-                let latest = Instant::now() + RUN_MAX;
-                let deadline = deadline.map_or(latest, |deadline| deadline.min(latest));
-                Outcome::Sql(reply, group.sql(&statements, Some(deadline)))
+            Job::Apply { id, batch } => {
+                listeners.pulse.beat_long("merging changes of other nodes");
+                Outcome::Applied(id, group.apply(&batch))
             }
-            Job::Apply { id, batch } => Outcome::Applied(id, group.apply(&batch)),
-            Job::BeginEpoch { above } => Outcome::Epoch(group.begin_epoch(above)),
-            Job::Withdraw => Outcome::Withdrawn(group.withdraw()),
+            Job::BeginEpoch { above } => {
+                listeners.pulse.beat_long("writing this node's rows under a new epoch");
+                Outcome::Epoch(group.begin_epoch(above))
+            }
+            Job::Withdraw => {
+                listeners.pulse.beat_long("withdrawing rows of earlier epochs");
+                Outcome::Withdrawn(group.withdraw())
+            }
         });
     }
+    conclude(group, outcomes, may_define, listeners);
+}
+
+fn write_transactions(store: &mut Store, first: Transaction, listeners: &Listeners) {
+    let begun = Instant::now();
+    let mut group = store.group(wall_now());
+    let mut outcomes = Vec::new();
+    let mut next = Some(first);
+    while let Some(Transaction { statements, deadline, reply }) = next {
+        listeners.pulse.beat("running a user's transaction");
+        let latest = Instant::now() + RUN_MAX;
+        let deadline = deadline.map_or(latest, |deadline| deadline.min(latest));
+        outcomes.push(Outcome::Sql(reply, group.sql(&statements, Some(deadline))));
+        let has_room = outcomes.len() < GROUP_JOBS_MAX && begun.elapsed() < TRANSACTIONS_TURN;
+        next = if has_room { listeners.mailbox.next_transaction() } else { None };
+    }
+    // A user's statement may have deleted a check.
+    conclude(group, outcomes, true, listeners);
+}
+
+/// Makes a group's work true, and tells everybody.
+fn conclude(group: Group<'_>, mut outcomes: Vec<Outcome>, may_define: bool, listeners: &Listeners) {
+    let Listeners { feed, reports, definitions, pulse, .. } = listeners;
+    pulse.beat_long("writing a group to the disk");
     match group.commit() {
         Ok(commits) => {
+            pulse.beat("telling of what was written");
             // A new epoch is heard of before what is written under it.
             let is_epoch = |outcome: &mut Outcome| matches!(outcome, Outcome::Epoch(_));
             answer(outcomes.extract_if(.., is_epoch).collect(), None, reports);
@@ -114,8 +157,6 @@ fn may_define(job: &Job) -> bool {
             }
             RowOp::Require { .. } | RowOp::Renew { .. } | RowOp::Withdraw => false,
         }),
-        // A user's statement may have deleted a check.
-        Job::Sql { .. } => true,
         Job::Apply { .. } | Job::BeginEpoch { .. } | Job::Withdraw => false,
     }
 }
@@ -176,6 +217,7 @@ impl From<SqlError> for TransactError {
         match error {
             SqlError::Statement { index, message } => Self::Statement { index, message },
             SqlError::TimedOut => Self::TimedOut,
+            SqlError::Yielded => Self::Yielded,
             SqlError::Failed(text) => Self::Node(SubmitError::Failed(text)),
         }
     }

@@ -14,14 +14,17 @@ use super::apply::Merge;
 use super::capture::Capture;
 use super::gate::Gate;
 use super::group::Group;
+use super::life::{Beside, Doubt, Mark};
 use super::maintain::WalMeter;
 use super::open::{
-    DATABASE_FILE, DirectoryLock, OpenConfig, OpenError, lock_directory, open_memory, open_writer,
+    DATABASE_FILE, DirectoryLock, OpenConfig, OpenError, has_log, lock_directory, open_memory,
+    open_writer,
 };
 use super::origins::Origins;
 use super::schema::{Schema, SchemaChange, SchemaError, Source, read_sources};
 use super::tables::{Table, TableId, Tables, read_local};
-use super::{clocks, migrate, parked};
+use super::waiting::Waiting;
+use super::{clocks, guard, migrate, parked};
 use crate::crdt::storage::StorageError;
 use crate::crdt::{Commit, Key, pack};
 use crate::types::{ClusterId, Epoch, Hlc, NodeId, Origin, Scope, Seq, Wall};
@@ -30,9 +33,10 @@ use crate::types::{ClusterId, Epoch, Hlc, NodeId, Origin, Scope, Seq, Wall};
 pub const CHECKS_TABLE: &str = "__tribune_checks";
 
 const SELECT_NODE: &str = "SELECT id, name, cluster, scope, epoch FROM __tribune_node";
-const SELECT_FILE: &str = "SELECT file FROM __tribune_node";
+const SELECT_FILE: &str = "SELECT file, life, boot FROM __tribune_node";
 const UPSERT_NODE: &str = "INSERT OR REPLACE INTO __tribune_node
-    (one, id, name, cluster, scope, epoch, file) VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6)";
+    (one, id, name, cluster, scope, epoch, file, life, boot)
+    VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
 pub(super) const UPDATE_EPOCH: &str = "UPDATE __tribune_node SET epoch = ?1";
 
 /// Who a database belongs to.
@@ -68,6 +72,8 @@ pub struct Store {
     foreign_commits: u64,
     identity: Identity,
     path: Option<PathBuf>,
+    /// `None`: in memory.
+    life: Option<Beside>,
     _lock: Option<DirectoryLock>,
 }
 
@@ -91,8 +97,9 @@ impl Store {
         let schema = Schema::parse(&sources)?;
         let lock = lock_directory(&config.data_dir)?;
         let path = config.data_dir.join(DATABASE_FILE);
+        let has_log = has_log(&path);
         let conn = open_writer(&path)?;
-        Self::over(conn, Some(path), Some(lock), config, &schema)
+        Self::over(conn, Some((path, has_log)), Some(lock), config, &schema)
     }
 
     /// Opens an empty database in memory, with the tables of `sources` and no others: for tests
@@ -104,17 +111,20 @@ impl Store {
 
     fn over(
         mut conn: Connection,
-        path: Option<PathBuf>,
+        path: Option<(PathBuf, bool)>,
         lock: Option<DirectoryLock>,
         config: &OpenConfig,
         schema: &Schema,
     ) -> Result<Self, OpenError> {
+        let (path, has_log) = path.map_or((None, false), |(path, has_log)| (Some(path), has_log));
         let shown = path.as_deref().map_or(":memory:".into(), |path| path.display().to_string());
         let failed = |error| OpenError::of(&shown, error);
         migrate::migrate(&mut conn, &shown)?;
-        let file = path.as_deref().map(file_of).transpose();
-        let file = file.map_err(|source| OpenError::Directory { path: shown.clone(), source })?;
-        let Identified { identity, ended } = identify(&conn, config, &shown, file)?;
+        let unusable = |source| OpenError::Directory { path: shown.clone(), source };
+        let file = path.as_deref().map(file_of).transpose().map_err(unusable)?;
+        let mark = file.map_or_else(Mark::default, |_| Mark::new());
+        let place = Place { file, mark };
+        let Identified { identity, ended } = identify(&conn, config, &shown, (&place, has_log))?;
         let gate = Gate::set_up(&mut conn, true).map_err(failed)?;
         let capture = Capture::watch(&conn).map_err(failed)?;
         let local = read_local(&conn, CHECKS_TABLE).map_err(failed)?;
@@ -141,26 +151,30 @@ impl Store {
             gate,
             identity,
             path,
+            life: None,
             _lock: lock,
         };
         store.grow(schema, Wall(0))?;
-        if let Some(from) = ended {
-            store.resume(from, file).map_err(|error| {
+        // Last, so that a start that fails before leaves no trace that a life began.
+        match ended {
+            None => write_identity(&store.conn, &store.identity, &place).map_err(failed)?,
+            Some(from) => store.resume(from, &place).map_err(|error| {
                 let (path, detail) = (shown.clone(), error.to_string());
                 OpenError::Epoch { path, detail }
-            })?;
+            })?,
         }
+        store.life = Beside::begin(&config.data_dir, &place.mark).map_err(unusable)?;
         Ok(store)
     }
 
     /// Goes on under the epoch that opening chose, with this node's rows of the one that ended:
     /// both in one transaction, since rows that are not taken along are withdrawn later.
-    fn resume(&mut self, from: Epoch, file: Option<FileName>) -> Result<(), StorageError> {
+    fn resume(&mut self, from: Epoch, place: &Place) -> Result<(), StorageError> {
         let identity = self.identity.clone();
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now = Wall(u64::try_from(since.as_micros()).unwrap_or(u64::MAX));
         let mut group = self.group(now);
-        group.resume(from, |conn| write_identity(conn, &identity, file))?;
+        group.resume(from, |conn| write_identity(conn, &identity, place))?;
         group.commit()?;
         Ok(())
     }
@@ -186,6 +200,12 @@ impl Store {
     /// has shown, since the machine's clock may have gone back while the node was down.
     pub fn not_before(&mut self, at: Hlc) {
         self.now.at = self.now.at.max(at);
+    }
+
+    /// From now on users' transactions are ended when somebody has waited for this store for
+    /// [`YIELD_GRACE`](super::limits::YIELD_GRACE). Said once.
+    pub fn yield_to(&self, waiting: Arc<Waiting>) {
+        self.gate.yield_to(waiting);
     }
 
     /// Returns how often another program wrote to the database since it was opened. Such writes
@@ -278,6 +298,14 @@ impl Store {
         schema: &Schema,
     ) -> Result<(SchemaChange, Vec<crate::crdt::TableEvents>), SchemaError> {
         let change = schema.apply(&self.conn)?;
+        for table in guard::set_up(&self.conn, &change.tables_added)? {
+            tracing::error!(
+                table,
+                "Somebody removed what keeps other programs from writing to this table. What they \
+                 wrote reaches no other node, and a merge may undo it: write it again, with \
+                 `tribune exec`"
+            );
+        }
         let is_numbered = self.tables.is_complete(&self.conn)?;
         if change.is_empty() && is_numbered {
             return Ok((change, Vec::new()));
@@ -353,6 +381,20 @@ impl Store {
     }
 }
 
+/// Closes in order. A process that is killed does not come here, and that is how the next life
+/// can tell.
+impl Drop for Store {
+    fn drop(&mut self) {
+        let Some(life) = &self.life else { return };
+        // What the disk did after it failed nobody knows.
+        if self.broken.is_none()
+            && let Err(error) = life.close()
+        {
+            warn!(%error, "It could not be noted that the database was closed in order: the next start begins a new epoch");
+        }
+    }
+}
+
 impl Identity {
     /// Returns the origin of the node's own writes.
     pub fn origin(&self) -> Origin {
@@ -371,6 +413,13 @@ fn file_of(path: &Path) -> std::io::Result<FileName> {
     Ok(name)
 }
 
+/// Where and when a life of a database begins.
+struct Place {
+    /// `None`: in memory.
+    file: Option<FileName>,
+    mark: Mark,
+}
+
 /// Returns an epoch that no earlier life of the node had, as far as a clock can say: the seconds
 /// since 1970, or the next after `held` where the clock is behind. A database that is new or a
 /// copy does not know which versions its peers hold of it already; a number never used before is
@@ -383,22 +432,29 @@ fn fresh_epoch(held: Epoch) -> Epoch {
 /// Who a database belongs to from now on.
 struct Identified {
     identity: Identity,
-    /// The epoch that the database was last written under, where it is not the identity's. Then
-    /// the identity is not written yet.
+    /// The epoch that the database was last written under, where it is not the identity's.
     ended: Option<Epoch>,
 }
 
 /// Reads who the database belongs to, and holds it against the configuration and the file it is
-/// in. Writes what is new, unless an epoch ended.
+/// in. Writes nothing.
 fn identify(
     conn: &Connection,
     config: &OpenConfig,
     path: &str,
-    file: Option<FileName>,
+    (place, has_log): (&Place, bool),
 ) -> Result<Identified, OpenError> {
     let failed = |error| OpenError::of(path, error);
-    let written_in: Option<FileName> =
-        conn.query_row(SELECT_FILE, [], |row| row.get(0)).optional().map_err(failed)?.flatten();
+    let read =
+        |row: &rusqlite::Row<'_>| Ok((row.get(0)?, Mark { life: row.get(1)?, boot: row.get(2)? }));
+    let past: Option<(Option<FileName>, Mark)> =
+        conn.query_row(SELECT_FILE, [], read).optional().map_err(failed)?;
+    let (written_in, last) = past.unwrap_or_default();
+    let doubt = if written_in == place.file {
+        last.doubt(Beside::read(&config.data_dir).as_deref(), has_log, &place.mark)
+    } else {
+        Some(Doubt::Copied)
+    };
     let held = conn.query_row(SELECT_NODE, [], read_identity).optional().map_err(failed)?;
     let identity = match held.clone() {
         None => Identity {
@@ -406,30 +462,32 @@ fn identify(
             name: config.name.clone(),
             cluster: config.cluster,
             scope: config.scope,
-            epoch: if file.is_some() { fresh_epoch(Epoch(0)) } else { Epoch(1) },
+            epoch: if place.file.is_some() { fresh_epoch(Epoch(0)) } else { Epoch(1) },
         },
-        Some(held) if written_in != file => {
-            warn!(path, "The database was copied or restored: this node goes on under a new epoch");
-            let identity = reconcile(held, config, path)?;
-            Identity { epoch: fresh_epoch(identity.epoch), ..identity }
-        }
-        Some(held) => reconcile(held, config, path)?,
+        Some(held) => match doubt {
+            None => reconcile(held, config, path)?,
+            Some(doubt) => {
+                let why = match doubt {
+                    Doubt::Copied | Doubt::Exchanged => "it was copied or restored",
+                    Doubt::TailLost => {
+                        "the machine went down under it, and its last writes may be lost"
+                    }
+                };
+                warn!(path, why, "The database goes on under a new epoch");
+                let identity = reconcile(held, config, path)?;
+                Identity { epoch: fresh_epoch(identity.epoch), ..identity }
+            }
+        },
     };
     let ended = held.as_ref().map(|held| held.epoch).filter(|epoch| *epoch != identity.epoch);
-    if ended.is_none() && (held.as_ref() != Some(&identity) || written_in != file) {
-        write_identity(conn, &identity, file).map_err(failed)?;
-    }
     Ok(Identified { identity, ended })
 }
 
-fn write_identity(
-    conn: &Connection,
-    identity: &Identity,
-    file: Option<FileName>,
-) -> rusqlite::Result<()> {
+fn write_identity(conn: &Connection, identity: &Identity, place: &Place) -> rusqlite::Result<()> {
     let Identity { node, name, cluster, scope, epoch } = identity;
+    let Place { file, mark: Mark { life, boot } } = place;
     let cluster = cluster.map(|cluster| cluster.0);
-    conn.execute(UPSERT_NODE, (node.0, name, cluster, scope.0, epoch.0, file))?;
+    conn.execute(UPSERT_NODE, (node.0, name, cluster, scope.0, epoch.0, file, life, boot))?;
     Ok(())
 }
 
@@ -466,7 +524,17 @@ fn read_identity(row: &rusqlite::Row<'_>) -> rusqlite::Result<Identity> {
 
 /// Says what failed in the words of [`StorageError`].
 pub(super) fn failed(error: rusqlite::Error) -> StorageError {
-    StorageError::Failed(error.to_string())
+    StorageError::Failed(fault_text(&error))
+}
+
+/// Says what the database failed of, and what helps where something does.
+pub(super) fn fault_text(error: &rusqlite::Error) -> String {
+    match error.sqlite_error_code() {
+        Some(rusqlite::ErrorCode::DiskFull) => {
+            "the disk is full; make room where the data directory is".to_owned()
+        }
+        _ => error.to_string(),
+    }
 }
 
 #[cfg(test)]
@@ -506,6 +574,7 @@ mod tests {
         trial.write(&["INSERT INTO t (id) VALUES (2)"]);
         assert_eq!(trial.store.foreign_commits(), 0);
         let other = Connection::open(trial.store.path().unwrap()).unwrap();
+        other.execute_batch("DROP TRIGGER __tribune_guard_insert_t").unwrap();
         other.execute("INSERT INTO t (id) VALUES (9)", []).unwrap();
         trial.write(&["INSERT INTO t (id) VALUES (3)"]);
         assert_eq!(trial.store.foreign_commits(), 1);

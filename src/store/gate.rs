@@ -2,19 +2,23 @@
 //! the rules that the writer and the readers share.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use rusqlite::Connection;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 
-use super::limits::DEADLINE_STEPS;
+use super::limits::{DEADLINE_STEPS, YIELD_GRACE};
 use super::tables::INTERNAL_PREFIX;
+use super::waiting::Waiting;
 
-/// Functions that reach out of the database, or into its internals.
-const FUNCTIONS_DENIED: [&str; 6] = [
+/// Functions that reach out of the database, or into its internals, or that take hours for two
+/// values of megabytes without looking at a deadline.
+const FUNCTIONS_DENIED: [&str; 8] = [
     "load_extension",
     "fts3_tokenizer",
+    "json_patch",
+    "jsonb_patch",
     "sqlite_compileoption_get",
     "sqlite_compileoption_used",
     "sqlite_log",
@@ -75,6 +79,15 @@ fn hidden(table: &str) -> Option<String> {
     is_hidden.then(|| format!("the table {table} is internal"))
 }
 
+/// Why guarded work was ended before it was through.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ended {
+    /// Its deadline passed.
+    Late,
+    /// Others had waited for [`YIELD_GRACE`].
+    Yielded,
+}
+
 /// Watches over one connection: whose SQL it prepares now, and until when a statement may run.
 #[derive(Clone, Debug)]
 pub struct Gate {
@@ -88,7 +101,9 @@ struct Shared {
     start: Instant,
     /// Microseconds after `start`; [`u64::MAX`]: no deadline.
     deadline: AtomicU64,
-    is_late: AtomicBool,
+    /// Who may wait for this connection; unset: nobody ever does.
+    waiting: OnceLock<Arc<Waiting>>,
+    ended: Mutex<Option<Ended>>,
 }
 
 impl Gate {
@@ -99,7 +114,8 @@ impl Gate {
             denied: Mutex::default(),
             start: Instant::now(),
             deadline: AtomicU64::new(u64::MAX),
-            is_late: AtomicBool::new(false),
+            waiting: OnceLock::new(),
+            ended: Mutex::default(),
         });
         // Set once and switched from within: SQLite prepares every statement anew when the
         // authorizer itself is exchanged.
@@ -118,7 +134,7 @@ impl Gate {
             u64::try_from(left).unwrap_or(u64::MAX)
         });
         self.take_denied();
-        shared.is_late.store(false, Ordering::Relaxed);
+        shared.set_ended(None);
         shared.deadline.store(micros, Ordering::Relaxed);
         shared.is_guarded.store(true, Ordering::Relaxed);
         let result = work();
@@ -132,9 +148,24 @@ impl Gate {
         self.shared.denied.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Tells whether the last guarded work was ended by its deadline.
-    pub fn is_late(&self) -> bool {
-        self.shared.is_late.load(Ordering::Relaxed)
+    /// Returns why the last guarded work was ended, if it was.
+    pub fn ended(&self) -> Option<Ended> {
+        *self.shared.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says whether work under this deadline has to end now. SQLite asks by itself while a
+    /// statement runs, but not between statements, nor in one of a few steps.
+    pub fn is_over(&self, deadline: Option<Instant>) -> Option<Ended> {
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            return Some(Ended::Late);
+        }
+        self.shared.is_waited_for().then_some(Ended::Yielded)
+    }
+
+    /// From now on guarded work ends when somebody has waited for [`YIELD_GRACE`]. Said once.
+    pub fn yield_to(&self, waiting: Arc<Waiting>) {
+        // A second one would be a second writer thread's; there is one.
+        let _ = self.shared.waiting.set(waiting);
     }
 }
 
@@ -149,11 +180,27 @@ impl Shared {
     }
 
     fn is_over(&self) -> bool {
-        let deadline = self.deadline.load(Ordering::Relaxed);
-        if deadline == u64::MAX || self.start.elapsed().as_micros() < u128::from(deadline) {
+        // The store's own statements run to their end.
+        if !self.is_guarded.load(Ordering::Relaxed) {
             return false;
         }
-        self.is_late.store(true, Ordering::Relaxed);
+        let deadline = self.deadline.load(Ordering::Relaxed);
+        let is_late =
+            deadline != u64::MAX && self.start.elapsed().as_micros() >= u128::from(deadline);
+        let ended = match (is_late, self.is_waited_for()) {
+            (true, _) => Ended::Late,
+            (false, true) => Ended::Yielded,
+            (false, false) => return false,
+        };
+        self.set_ended(Some(ended));
         true
+    }
+
+    fn is_waited_for(&self) -> bool {
+        self.waiting.get().is_some_and(|waiting| waiting.is_over(YIELD_GRACE))
+    }
+
+    fn set_ended(&self, ended: Option<Ended>) {
+        *self.ended.lock().unwrap_or_else(PoisonError::into_inner) = ended;
     }
 }

@@ -14,7 +14,7 @@ use rusqlite::{Connection, ErrorCode};
 
 use super::apply::Merge;
 use super::capture::Net;
-use super::database::{Moment, Store, UPDATE_EPOCH, failed};
+use super::database::{Moment, Store, UPDATE_EPOCH, failed, fault_text};
 use super::local::{self, RecordError};
 use super::ops;
 use super::sql::{Statement, Transacted};
@@ -22,6 +22,9 @@ use super::statements::{self, SqlError};
 use crate::crdt::storage::StorageError;
 use crate::crdt::{Batch, Commit, Refusal, RowOp, Stamp};
 use crate::types::{Epoch, Origin, Seq, Version, Wall};
+
+/// What SQLite says when the index beside the log cannot grow.
+const IOERR_SHMSIZE: std::ffi::c_int = 10 | (19 << 8);
 
 /// Callers who share one sync. Dropped without [`Group::commit`], nothing of it has happened.
 #[derive(Debug)]
@@ -101,7 +104,7 @@ impl<'a> Group<'a> {
             let refused = |message| SqlError::Statement { index: last, message };
             let nets = store.capture.finish().map_err(refused)?;
             let version = group.record(&nets).map_err(|error| match error {
-                RecordError::Sqlite(error) => SqlError::Failed(error.to_string()),
+                RecordError::Sqlite(error) => SqlError::Failed(fault_text(&error)),
                 too_large => refused(too_large.to_string()),
             })?;
             group.done.push(Done::Local(nets, Vec::new()));
@@ -194,15 +197,15 @@ impl<'a> Group<'a> {
             return Err(failed(lost.clone()));
         }
         if !self.is_begun {
-            self.begin().map_err(|error| failed(error.to_string()))?;
+            self.begin().map_err(|error| failed(fault_text(&error)))?;
         }
-        self.run("SAVEPOINT caller").map_err(|error| failed(error.to_string()))?;
+        self.run("SAVEPOINT caller").map_err(|error| failed(fault_text(&error)))?;
         let before = self.store.now;
         let mark = self.store.origins.mark();
         let (commits, done) = (self.commits.len(), self.done.len());
         let names = self.store.tables.name_count();
         let result = work(self).and_then(|value| {
-            self.run("RELEASE caller").map_err(|error| failed(error.to_string()))?;
+            self.run("RELEASE caller").map_err(|error| failed(fault_text(&error)))?;
             Ok(value)
         });
         if result.is_err() {
@@ -362,11 +365,16 @@ impl<'a> Group<'a> {
     /// may differ, and nothing more is written.
     fn note_fault(&mut self, error: &rusqlite::Error) -> String {
         let code = error.sqlite_error_code();
-        if matches!(code, Some(ErrorCode::SystemIoFailure | ErrorCode::DatabaseCorrupt)) {
+        // Without room for the log's index nothing was written, as without room for the log.
+        let is_full =
+            error.sqlite_error().is_some_and(|error| error.extended_code == IOERR_SHMSIZE);
+        let is_broken =
+            matches!(code, Some(ErrorCode::SystemIoFailure | ErrorCode::DatabaseCorrupt));
+        if is_broken && !is_full {
             let fault = format!("the disk failed ({error}); nothing is written until a restart");
             self.store.broken = Some(fault);
         }
-        error.to_string()
+        fault_text(error)
     }
 }
 
@@ -398,6 +406,7 @@ mod tests {
 
     use super::*;
     use crate::crdt::storage::Storage;
+    use crate::store::Waiting;
     use crate::store::trial::{ME, NOW, T, Trial, changes, events, in_memory, plain, run};
     use crate::types::{NodeId, Value};
 
@@ -512,6 +521,28 @@ mod tests {
     #[test]
     fn an_interrupted_caller_does_not_take_the_others_along() {
         check_others_survive(ENDLESS, soon(), "interrupted");
+    }
+
+    #[test]
+    fn a_transaction_that_others_wait_for_is_undone_and_takes_nobody_along() {
+        let mut trial = Trial::new(T);
+        let waiting = Arc::new(Waiting::default());
+        trial.store.yield_to(Arc::clone(&waiting));
+        let mut group = trial.store.group(NOW);
+        group.ops(&put(1, "a")).unwrap();
+        let small = [plain("INSERT INTO t (id) VALUES (1)")];
+        group.sql(&small, None).unwrap();
+        waiting.begin();
+        assert_eq!(group.sql(&[plain(ENDLESS)], None), Err(SqlError::Yielded));
+        // Nor does it help to be many statements of a few steps each.
+        let one = plain("UPDATE t SET v = 1 WHERE id = 1");
+        assert_eq!(group.sql(&vec![one; 3], None), Err(SqlError::Yielded));
+        waiting.renew(false);
+        group.ops(&put(2, "a")).unwrap();
+        assert_eq!(group.commit().unwrap().len(), 3);
+        assert_eq!(trial.rows("SELECT id, v FROM t"), ["1 NULL"]);
+        assert_eq!(trial.rows("SELECT count(*) FROM kv"), ["2"]);
+        trial.write(&["UPDATE t SET v = 1"]);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What a transaction, a statement and an answer may take. Each limit says what happens beyond it.
 
+use std::time::Duration;
+
 use rusqlite::Connection;
 use rusqlite::limits::Limit;
 
@@ -38,8 +40,22 @@ pub const COLUMNS_MAX: usize = 200;
 /// beyond this the merged row is set aside.
 pub const ROW_BYTES_MAX: usize = 16 << 20;
 
-/// Every how many steps of SQLite's virtual machine a deadline is looked at: about 20 µs.
-pub const DEADLINE_STEPS: std::ffi::c_int = 2_000;
+/// The longest text that `instr`, `replace`, `trim` and `unhex` look for, in bytes: what they cost is
+/// this times the length of what they look in, and no deadline ends them.
+pub const PATTERN_BYTES_MAX: usize = 1_000;
+
+/// The longest pattern of `LIKE` and `GLOB`, in bytes, for the same reason: with this one the
+/// largest text takes some seconds.
+pub const LIKE_PATTERN_BYTES_MAX: usize = 100;
+
+/// Every how many steps of SQLite's virtual machine a deadline is looked at: about 2 µs of small
+/// steps. A step may also be a function of a value of megabytes.
+pub const DEADLINE_STEPS: std::ffi::c_int = 200;
+
+/// How long a user's transaction may go on once somebody else waits for the writer: remote changes
+/// and verdicts of checks must not be late by more than a person would notice, and what takes
+/// longer than this (some 10,000 rows) can be split. Beyond it the transaction is undone.
+pub const YIELD_GRACE: Duration = Duration::from_millis(250);
 
 const _: () = assert!(VALUE_BYTES_MAX <= TRANSACTION_BYTES_MAX);
 const _: () = assert!(TRANSACTION_BYTES_MAX < ROW_BYTES_MAX);
@@ -56,7 +72,7 @@ pub fn limit(conn: &Connection) -> rusqlite::Result<()> {
         (Limit::SQLITE_LIMIT_VDBE_OP, 250_000),
         (Limit::SQLITE_LIMIT_FUNCTION_ARG, 32),
         (Limit::SQLITE_LIMIT_ATTACHED, 0),
-        (Limit::SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 1_000),
+        (Limit::SQLITE_LIMIT_LIKE_PATTERN_LENGTH, LIKE_PATTERN_BYTES_MAX),
         (Limit::SQLITE_LIMIT_VARIABLE_NUMBER, PARAMETERS_MAX),
         (Limit::SQLITE_LIMIT_TRIGGER_DEPTH, 10),
         (Limit::SQLITE_LIMIT_WORKER_THREADS, 0),

@@ -8,18 +8,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rusqlite::Connection;
 use rusqlite::hooks::Wal;
+use tracing::warn;
 
 use super::database::{Store, failed};
 use super::open::wal_path;
 use super::parked;
+use super::waiting::Waiting;
 use crate::crdt::storage::StorageError;
 
 /// From here on a checkpoint is worth its while: [`Store::maintain`] makes one. At 4 KiB a page,
 /// about a thousand pages; moving them takes a few milliseconds.
 pub const WAL_BYTES_WORTH: u64 = 4 << 20;
 
-/// Beyond this the log is emptied even if that makes the writer wait for readers, for as long as
-/// the busy time-out. It can only come to this while a reader holds an old snapshot.
+/// Beyond this the log is emptied: users' queries that hold an old snapshot are ended, and the
+/// writer waits for other readers, for as long as the busy time-out. It can only come to this while
+/// there is always a reader; they may take turns.
 pub const WAL_BYTES_MAX: u64 = 256 << 20;
 
 const _: () = assert!(WAL_BYTES_WORTH < WAL_BYTES_MAX);
@@ -33,12 +36,23 @@ const PAGE_BYTES: u64 = 4_096;
 pub(super) struct WalMeter {
     pages: Arc<AtomicU64>,
     next_bytes: u64,
+    /// See [`WAL_BYTES_MAX`]; more for a while after it could not be emptied.
+    forced_bytes: u64,
+    limit_bytes: u64,
+    /// Tells users' queries that the log has to be emptied.
+    emptying: Arc<Waiting>,
 }
 
 impl WalMeter {
     /// Counts from now on what a connection commits.
     pub fn watch(conn: &mut Connection) -> rusqlite::Result<Self> {
-        let meter = Self { pages: Arc::default(), next_bytes: WAL_BYTES_WORTH };
+        let meter = Self {
+            pages: Arc::default(),
+            next_bytes: WAL_BYTES_WORTH,
+            forced_bytes: WAL_BYTES_MAX,
+            limit_bytes: WAL_BYTES_MAX,
+            emptying: Arc::default(),
+        };
         let pages = Arc::clone(&meter.pages);
         conn.wal_hook(Some(move |_: &mut Wal, count: std::ffi::c_int| {
             pages.store(u64::try_from(count).unwrap_or(0), Ordering::Relaxed);
@@ -80,6 +94,8 @@ pub struct Checkpoint {
     pub pages: u64,
     /// Pages of these that are in the database now. Fewer than `pages`: a reader still uses them.
     pub moved: u64,
+    /// Whether a reader kept the log from being emptied, where that was asked for.
+    pub is_held_up: bool,
 }
 
 impl Store {
@@ -87,8 +103,8 @@ impl Store {
     /// Returns what it did, if there was anything to do.
     pub fn maintain(&mut self) -> Result<Option<Checkpoint>, StorageError> {
         let bytes = self.wal.bytes();
-        if bytes >= WAL_BYTES_MAX {
-            return self.checkpoint().map(Some);
+        if bytes >= self.wal.forced_bytes {
+            return self.empty_log(bytes).map(Some);
         }
         if bytes < self.wal.next_bytes() {
             return Ok(None);
@@ -107,6 +123,25 @@ impl Store {
         let checkpoint = self.run_checkpoint("TRUNCATE")?;
         self.wal.wait_for(WAL_BYTES_WORTH);
         Ok(checkpoint)
+    }
+
+    /// Returns since when the log has to be emptied, for whoever may hold that up by reading.
+    pub fn log_waits(&self) -> Arc<Waiting> {
+        Arc::clone(&self.wal.emptying)
+    }
+
+    fn empty_log(&mut self, bytes: u64) -> Result<Checkpoint, StorageError> {
+        self.wal.emptying.begin();
+        let emptied = self.checkpoint();
+        self.wal.emptying.renew(false);
+        let is_empty = emptied.as_ref().is_ok_and(|checkpoint| !checkpoint.is_held_up);
+        // A reader that nobody can end must not make every group wait for the time-out.
+        let more = if is_empty { 0 } else { bytes + self.wal.limit_bytes / 4 };
+        self.wal.forced_bytes = self.wal.limit_bytes.max(more);
+        if !is_empty {
+            warn!(bytes, "The write-ahead log is large, and a reader keeps it from being emptied");
+        }
+        emptied
     }
 
     /// Returns sizes and counts; it reads the database, so ask every few seconds at most.
@@ -135,7 +170,8 @@ impl Store {
         };
         self.conn
             .query_row(&sql, [], |row| {
-                Ok(Checkpoint { pages: read(row, 1)?, moved: read(row, 2)? })
+                let is_held_up = row.get(0)?;
+                Ok(Checkpoint { pages: read(row, 1)?, moved: read(row, 2)?, is_held_up })
             })
             .map_err(failed)
     }
@@ -147,7 +183,11 @@ fn file_bytes_of_wal(database: &Path) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use crate::store::readers::{QueryEvent, Readers};
+    use std::ops::ControlFlow;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::{Duration, Instant};
+
+    use crate::store::readers::{QueryError, QueryEvent, Readers};
     use crate::store::trial::{T, Trial, plain};
 
     const FILL: &str = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 6)
@@ -166,6 +206,61 @@ mod tests {
         assert!(stats.database_bytes > 6_000_000 && stats.wal_bytes > 4_000_000, "{stats:?}");
         trial.store.checkpoint().unwrap();
         assert_eq!(trial.store.stats().unwrap().wal_bytes, 0);
+    }
+
+    /// Writes for `TRIBUNE_TEST_SECONDS` (3) while there is always a reader, two of them in turns,
+    /// and prints the log's size each second. With the variable set the limits are the real ones.
+    #[test]
+    #[allow(clippy::print_stderr, reason = "whoever sets the variable wants to see the figures")]
+    fn the_log_stays_bounded_under_load_although_there_is_always_a_reader() {
+        let given = std::env::var("TRIBUNE_TEST_SECONDS").ok().and_then(|text| text.parse().ok());
+        let mut trial = Trial::new(T);
+        if given.is_none() {
+            (trial.store.wal.limit_bytes, trial.store.wal.forced_bytes) = (16 << 20, 16 << 20);
+        }
+        let limit = trial.store.wal.limit_bytes;
+        trial.write(&[FILL]);
+        let readers = Readers::open(trial.store.path().unwrap(), 2).unwrap();
+        readers.yield_to(&trial.store.log_waits());
+        let is_over = AtomicBool::new(false);
+        let (mut largest, mut ended) = (0, 0);
+        std::thread::scope(|scope| {
+            let reading: Vec<_> =
+                (0..2).map(|_| scope.spawn(|| read_on(&readers, &is_over))).collect();
+            let begun = Instant::now();
+            let (mut second, mut rows) = (0, 0_u64);
+            while begun.elapsed() < Duration::from_secs(given.unwrap_or(3)) {
+                trial.write(&[FILL]);
+                trial.store.maintain().unwrap();
+                rows += 6;
+                let bytes = trial.store.stats().unwrap().wal_bytes;
+                largest = largest.max(bytes);
+                if given.is_some() && begun.elapsed().as_secs() > second {
+                    second = begun.elapsed().as_secs();
+                    eprintln!("{second:4} s: {:4} MiB in the log, {rows} MB written", bytes >> 20);
+                }
+            }
+            is_over.store(true, Ordering::Relaxed);
+            ended = reading.into_iter().map(|thread| thread.join().unwrap()).sum();
+        });
+        eprintln!("at most {} MiB; {ended} queries were ended", largest >> 20);
+        assert!(ended > 0, "the readers were in the way");
+        assert!(largest < limit + (32 << 20), "{largest} bytes");
+    }
+
+    /// Reads without end, again and again. Returns how often it was ended.
+    fn read_on(readers: &Readers, is_over: &AtomicBool) -> usize {
+        const ENDLESS: &str = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)
+            SELECT count(*) FROM n, t";
+        let mut ended = 0;
+        while !is_over.load(Ordering::Relaxed) {
+            let soon = Some(Instant::now() + Duration::from_secs(20));
+            let soon = soon.filter(|_| std::env::var("TRIBUNE_TEST_SECONDS").is_ok());
+            let soon = soon.or(Some(Instant::now() + Duration::from_secs(2)));
+            let result = readers.query(&plain(ENDLESS), soon, &mut |_| ControlFlow::Continue(()));
+            ended += usize::from(result == Err(QueryError::Yielded));
+        }
+        ended
     }
 
     #[test]

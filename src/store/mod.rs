@@ -8,9 +8,12 @@ mod capture;
 pub mod changes;
 mod clocks;
 mod database;
+mod functions;
 mod gate;
 mod group;
+mod guard;
 mod hook;
+mod life;
 pub mod limits;
 mod local;
 pub mod maintain;
@@ -19,6 +22,8 @@ pub mod open;
 mod ops;
 mod origins;
 mod parked;
+#[cfg(test)]
+mod power_loss;
 pub mod readers;
 pub mod schema;
 pub mod sql;
@@ -28,6 +33,7 @@ mod tables;
 #[cfg(test)]
 mod trial;
 mod values;
+mod waiting;
 
 pub use changes::Loader;
 pub use database::{CHECKS_TABLE, Identity, Store};
@@ -37,3 +43,4 @@ pub use readers::Readers;
 pub use schema::SchemaError;
 pub use sql::{Outcome, Params, Statement, Transacted};
 pub use statements::SqlError;
+pub use waiting::Waiting;

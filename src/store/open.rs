@@ -11,7 +11,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::schema::SchemaError;
-use super::{limits, migrate};
+use super::{functions, guard, limits, migrate};
 use crate::types::{ClusterId, NodeId, Scope};
 
 /// The database's file in the data directory.
@@ -161,7 +161,7 @@ pub fn lock_directory(data_dir: &Path) -> Result<DirectoryLock, OpenError> {
 pub fn open_writer(path: &Path) -> Result<Connection, OpenError> {
     check_sqlite(rusqlite::version_number(), rusqlite::version())?;
     let shown = path.display().to_string();
-    let was_left_open = std::fs::metadata(wal_path(path)).is_ok_and(|wal| wal.len() > 0);
+    let was_left_open = has_log(path);
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
         | OpenFlags::SQLITE_OPEN_CREATE
         | OpenFlags::SQLITE_OPEN_NO_MUTEX
@@ -203,6 +203,11 @@ pub fn wal_path(database: &Path) -> PathBuf {
     let mut path = database.as_os_str().to_owned();
     path.push("-wal");
     path.into()
+}
+
+/// Tells whether a database has a write-ahead log beside it: whether it was not closed in order.
+pub fn has_log(database: &Path) -> bool {
+    std::fs::metadata(wal_path(database)).is_ok_and(|wal| wal.len() > 0)
 }
 
 /// The directory may be reached through links; the file itself may not be one, so that nobody can
@@ -251,6 +256,8 @@ fn settle(conn: &Connection) -> rusqlite::Result<()> {
     // are clients that do.
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_DQS_DDL, false)?;
     conn.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
+    guard::admit(conn)?;
+    functions::bound(conn)?;
     limits::limit(conn)
 }
 

@@ -270,6 +270,6 @@ pub fn sort(error: rusqlite::Error) -> StorageError {
         Some(ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch | ErrorCode::TooBig) => {
             Refusal(error.to_string()).into()
         }
-        _ => StorageError::Failed(error.to_string()),
+        _ => super::database::failed(error),
     }
 }

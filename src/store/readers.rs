@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
@@ -12,11 +12,12 @@ use rusqlite::{Connection, ErrorCode};
 
 use super::bind::{BindError, bind};
 use super::database::CHECKS_TABLE;
-use super::gate::{Gate, refusal};
+use super::gate::{Ended, Gate, refusal};
 use super::open::open_reader;
 use super::sql::Statement;
 use super::tables::{Tables, read_at};
 use super::values::{quote, show};
+use super::waiting::Waiting;
 use crate::crdt::TableInfo;
 use crate::types::Value;
 
@@ -32,6 +33,8 @@ pub struct Readers {
     path: PathBuf,
     idle: Mutex<Vec<Reader>>,
     returned: Condvar,
+    /// What the queries make way for.
+    yields_to: OnceLock<Arc<Waiting>>,
 }
 
 #[derive(Debug)]
@@ -65,6 +68,11 @@ pub enum QueryError {
     /// The deadline passed, before a connection was free or while the statement ran.
     #[error("interrupted: the query took longer than its time limit")]
     TimedOut,
+    /// The write-ahead log had to be emptied, and the query was using it.
+    #[error(
+        "interrupted: the query kept the write-ahead log from being emptied; ask for less at a time"
+    )]
+    Yielded,
     /// The disk or the database is at fault.
     #[error("the database failed: {0}")]
     Failed(String),
@@ -140,7 +148,18 @@ impl Readers {
             idle.push(Reader::open(database).map_err(failed)?);
         }
         let path = database.to_owned();
-        Ok(Self { path, idle: Mutex::new(idle), returned: Condvar::new() })
+        let yields_to = OnceLock::new();
+        Ok(Self { path, idle: Mutex::new(idle), returned: Condvar::new(), yields_to })
+    }
+
+    /// From now on a query ends when somebody has waited for
+    /// [`YIELD_GRACE`](super::limits::YIELD_GRACE). Said once, before the first query.
+    pub fn yield_to(&self, waiting: &Arc<Waiting>) {
+        for reader in &*self.lock() {
+            reader.gate.yield_to(Arc::clone(waiting));
+        }
+        // Said once: there is one writer.
+        let _ = self.yields_to.set(Arc::clone(waiting));
     }
 
     /// Runs one statement and hands its columns and rows to `on_event`, which may stop it.
@@ -242,7 +261,12 @@ impl Drop for Lease<'_> {
         // A connection that is left in a transaction would show its old snapshot for ever.
         if !reader.conn.is_autocommit() {
             match Reader::open(&self.pool.path) {
-                Ok(fresh) => reader = fresh,
+                Ok(fresh) => {
+                    if let Some(waiting) = self.pool.yields_to.get() {
+                        fresh.gate.yield_to(Arc::clone(waiting));
+                    }
+                    reader = fresh;
+                }
                 Err(_) => drop(reader.conn.execute_batch("ROLLBACK")),
             }
         }
@@ -268,11 +292,15 @@ impl Reader {
         on_event: &mut dyn FnMut(QueryEvent<'_>) -> ControlFlow<()>,
     ) -> Result<QueryEnd, QueryError> {
         let Self { conn, gate } = self;
-        let result = gate.guarded(Some(deadline), || run(conn, statement, deadline, on_event));
+        let result =
+            gate.guarded(Some(deadline), || run((conn, gate), statement, deadline, on_event));
         match (result, gate.take_denied()) {
-            (Err(_), _) if gate.is_late() => Err(QueryError::TimedOut),
-            (Err(_), Some(denied)) => Err(QueryError::Forbidden(denied)),
-            (result, _) => result,
+            (Err(error), denied) => Err(match (gate.ended(), denied) {
+                (Some(ended), _) => ended.into(),
+                (None, Some(denied)) => QueryError::Forbidden(denied),
+                (None, None) => error,
+            }),
+            (Ok(end), _) => Ok(end),
         }
     }
 
@@ -300,7 +328,7 @@ impl Reader {
 }
 
 fn run(
-    conn: &Connection,
+    (conn, gate): (&Connection, &Gate),
     statement: &Statement,
     deadline: Instant,
     on_event: &mut dyn FnMut(QueryEvent<'_>) -> ControlFlow<()>,
@@ -342,12 +370,21 @@ fn run(
             break;
         }
         // Whoever takes the rows may be slow; SQLite looks at the clock only while it works.
-        if Instant::now() >= deadline {
-            return Err(QueryError::TimedOut);
+        if let Some(ended) = gate.is_over(Some(deadline)) {
+            return Err(ended.into());
         }
     }
     end.took = start.elapsed();
     Ok(end)
+}
+
+impl From<Ended> for QueryError {
+    fn from(ended: Ended) -> Self {
+        match ended {
+            Ended::Late => Self::TimedOut,
+            Ended::Yielded => Self::Yielded,
+        }
+    }
 }
 
 enum Prepared<'a> {

@@ -8,8 +8,9 @@ use std::time::Instant;
 use rusqlite::{Connection, ErrorCode};
 
 use super::bind::bind;
-use super::database::Store;
-use super::limits::RETURNED_BYTES_MAX;
+use super::database::{Store, fault_text};
+use super::gate::Ended;
+use super::limits::{RETURNED_BYTES_MAX, YIELD_GRACE};
 use super::sql::{Outcome, Statement};
 use super::values::show;
 use crate::types::Value;
@@ -26,6 +27,12 @@ pub enum SqlError {
     /// The deadline passed.
     #[error("interrupted: the transaction took longer than its time limit")]
     TimedOut,
+    /// It had run for a while, and others waited for the writer.
+    #[error(
+        "interrupted: other writes had waited for {} ms; nothing was written: try again, or write in smaller transactions",
+        YIELD_GRACE.as_millis()
+    )]
+    Yielded,
     /// The disk or the database is at fault. The same call may be repeated.
     #[error("the database failed: {0}")]
     Failed(String),
@@ -40,16 +47,16 @@ pub(super) fn run(
     let mut outcomes = Vec::with_capacity(statements.len());
     let mut returned_bytes = 0;
     for (index, statement) in statements.iter().enumerate() {
-        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            return Err(SqlError::TimedOut);
-        }
         let gate = store.gate.clone();
+        if let Some(ended) = gate.is_over(deadline) {
+            return Err(ended.into());
+        }
         let is_vetted = store.vetted.contains(&statement.sql);
         let result = gate
             .guarded(deadline, || run_one(&store.conn, statement, is_vetted, &mut returned_bytes));
         let outcome = result.map_err(|fault| {
-            if gate.is_late() {
-                return SqlError::TimedOut;
+            if let Some(ended) = gate.ended() {
+                return ended.into();
             }
             match fault {
                 Fault::Database(message) => SqlError::Failed(message),
@@ -73,6 +80,15 @@ pub(super) fn run(
     Ok(outcomes)
 }
 
+impl From<Ended> for SqlError {
+    fn from(ended: Ended) -> Self {
+        match ended {
+            Ended::Late => Self::TimedOut,
+            Ended::Yielded => Self::Yielded,
+        }
+    }
+}
+
 enum Fault {
     Statement(String),
     Database(String),
@@ -89,7 +105,7 @@ impl From<rusqlite::Error> for Fault {
                 | ErrorCode::ReadOnly
                 | ErrorCode::DatabaseBusy
                 | ErrorCode::DatabaseLocked,
-            ) => Self::Database(error.to_string()),
+            ) => Self::Database(fault_text(&error)),
             _ => Self::Statement(error.to_string()),
         }
     }

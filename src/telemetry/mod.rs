@@ -1,7 +1,8 @@
-//! What the process says about itself: log lines on standard error, numbers for whoever scrapes.
-//! It knows no room: each room counts in a struct of its own, and `app` hands that in as a source.
+//! What the process says about itself: log lines on standard error, numbers for whoever scrapes,
+//! and heartbeats for who watches. It knows no room: each room counts in a struct of its own, and `app` hands that in as a source.
 
 pub mod metrics;
+pub mod pulse;
 
 use std::io::IsTerminal;
 
@@ -9,6 +10,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::SubscriberInitExt;
 
 pub use metrics::{Family, Histogram, Metrics, Points};
+pub use pulse::{Pulse, Pulses};
 
 /// How the log looks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

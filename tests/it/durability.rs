@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use serde_json::json;
+
 use crate::support::{Cluster, registration, wait_for};
 
 /// How often the node is killed. `TRIBUNE_TEST_KILLS` asks for more.
@@ -75,4 +77,78 @@ async fn every_acknowledged_registration_outlives_kill_9_and_reaches_all() {
         .await;
     }
     assert!(acknowledged.len() >= kills() * 150);
+}
+
+/// Fills a file until there is no room any more.
+fn fill(path: &std::path::Path) {
+    let mut file = std::fs::File::create(path).expect("a file");
+    for bytes in [64 << 10, 4 << 10, 512, 1] {
+        while std::io::Write::write_all(&mut file, &vec![0; bytes]).is_ok() {}
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_writes_in_a_sentence_and_room_is_all_it_takes() {
+    let cluster = Cluster::new(32);
+    let n1 = cluster.start_on_small_disk(1, 8 << 10).await;
+    n1.register("web", "web", 1).await;
+    let filler = n1.data_dir(&cluster).join("filler");
+    fill(&filler);
+    let put = |key: usize| {
+        json!([format!("INSERT INTO kv (key, value) VALUES ('k{key}', randomblob(60000))")])
+            .to_string()
+    };
+    // The log's file may have room left from before.
+    let mut written = 0;
+    let refusal = loop {
+        let (status, body) = n1.send("POST", "/v1/transactions", &put(written)).await;
+        if status != 200 {
+            break body;
+        }
+        written += 1;
+        assert!(written < 1_000, "the disk is never full");
+    };
+    assert!(refusal.contains("the disk is full; make room"), "{refusal}");
+    let register = registration("api", "api", 2).to_string();
+    let (status, text) = n1.send("PUT", "/v1/agent/service/register", &register).await;
+    assert!(status == 500 && text.contains("the disk is full"), "{status} {text}");
+
+    // Reads go on, and show what was acknowledged.
+    let count = json!("SELECT count(*) FROM kv").to_string();
+    let (_, rows) = n1.send("POST", "/v1/queries", &count).await;
+    assert!(rows.contains(&format!("{{\"row\":[1,[{written}]]}}")), "{written}: {rows}");
+    assert_eq!(n1.dig("web.internal"), [n1.ip.to_string()]);
+    assert!(n1.dig("api.internal").is_empty());
+
+    std::fs::remove_file(&filler).expect("the filler");
+    let (status, body) = n1.send("POST", "/v1/transactions", &put(written)).await;
+    assert_eq!(status, 200, "{body}");
+    n1.register("api", "api", 2).await;
+    n1.wait_dig("api.internal", &[&n1.ip.to_string()]).await;
+}
+
+#[tokio::test]
+async fn a_shell_cannot_write_into_the_database_and_a_kill_does_not_look_as_if() {
+    let cluster = Cluster::new(33);
+    let n1 = cluster.start(1).await;
+    n1.register("web", "web", 1).await;
+    let database = cluster.home().join("n1.data/tribune.db");
+    let shell = || {
+        let output = std::process::Command::new("sqlite3")
+            .arg(&database)
+            .arg("DELETE FROM services")
+            .output();
+        let output = output.expect("sqlite3 is installed");
+        assert!(!output.status.success());
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(told.contains("only tribune writes here, use tribune exec"), "{told}");
+    };
+    shell();
+    n1.kill();
+    shell();
+    let n1 = cluster.start(1).await;
+    n1.wait_dig("web.internal", &[&n1.ip.to_string()]).await;
+    let log = n1.whole_log();
+    assert!(!log.contains("Somebody removed") && !log.contains("another program wrote"), "{log}");
+    n1.register("api", "api", 2).await;
 }

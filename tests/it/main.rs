@@ -5,9 +5,11 @@
 mod support;
 
 mod bad_input;
+mod bounds;
 mod cli;
 mod cluster;
 mod consul;
 mod dev;
 mod durability;
+mod hostile;
 mod sql;

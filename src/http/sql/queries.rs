@@ -156,8 +156,10 @@ fn lines(
 fn status_of(error: &QueryError) -> StatusCode {
     match error {
         QueryError::Prepare(_) | QueryError::Forbidden(_) => StatusCode::BAD_REQUEST,
-        QueryError::Bind(_) | QueryError::Run(_) | QueryError::TimedOut | QueryError::Failed(_) => {
-            StatusCode::INTERNAL_SERVER_ERROR
-        }
+        QueryError::Bind(_)
+        | QueryError::Run(_)
+        | QueryError::TimedOut
+        | QueryError::Yielded
+        | QueryError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }

@@ -81,7 +81,7 @@ fn failed(status: StatusCode, error: &str, me: NodeId) -> Response {
 
 fn status_of(error: &TransactError) -> StatusCode {
     match error {
-        TransactError::Node(SubmitError::Busy | SubmitError::Stopping) => {
+        TransactError::Yielded | TransactError::Node(SubmitError::Busy | SubmitError::Stopping) => {
             StatusCode::SERVICE_UNAVAILABLE
         }
         TransactError::Statement { .. }

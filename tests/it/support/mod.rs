@@ -82,6 +82,27 @@ impl Cluster {
 
     /// Starts node `k` without waiting.
     pub fn spawn(&self, k: u8, further: &[&str]) -> Agent {
+        self.start_process(k, Command::new(TRIBUNE), further)
+    }
+
+    /// Starts node `k` with its data directory on a file system of so many KiB, in memory, that only
+    /// it sees; [`Agent::data_dir`] reaches into it.
+    pub async fn start_on_small_disk(&self, k: u8, kib: usize) -> Agent {
+        let mut command = Command::new("unshare");
+        let script = format!(
+            "mkdir -p n{k}.data && mount -t tmpfs -o size={kib}k none n{k}.data && exec \"$0\" \"$@\""
+        );
+        command.args(["-rm", "sh", "-c", &script, TRIBUNE]);
+        let agent = self.start_process(k, command, &[]);
+        wait_for(&format!("n{k} answers HTTP"), async || {
+            assert!(agent.is_running(), "n{k} ended:\n{}", agent.log());
+            agent.try_get("/v1/agent/self").await
+        })
+        .await;
+        agent
+    }
+
+    fn start_process(&self, k: u8, mut command: Command, further: &[&str]) -> Agent {
         let name = format!("n{k}");
         if !self.home().join(format!("{name}.pem")).exists() {
             self.tls(&["node", &name]);
@@ -89,7 +110,6 @@ impl Cluster {
         let ip = self.address(k);
         let log_path = self.home().join(format!("{name}.log"));
         let log = File::options().create(true).append(true).open(&log_path).expect("a log file");
-        let mut command = Command::new(TRIBUNE);
         command
             .current_dir(self.home())
             .env_remove("TRIBUNE_LOG")
@@ -248,11 +268,28 @@ impl Agent {
         process.wait().expect("a child");
     }
 
+    /// Sends a signal, such as `STOP`.
+    pub fn signal(&self, name: &str) {
+        let status =
+            Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status();
+        assert!(status.expect("kill runs").success());
+    }
+
+    /// Returns the data directory as the node sees it, mounts of its own included.
+    pub fn data_dir(&self, cluster: &Cluster) -> PathBuf {
+        let path = cluster.home().join(format!("{}.data", self.name));
+        let below = path.strip_prefix("/").expect("an absolute path");
+        Path::new("/proc").join(self.pid().to_string()).join("root").join(below)
+    }
+
+    /// Returns the process's id.
+    pub fn pid(&self) -> u32 {
+        self.process.lock().expect("no panic").id()
+    }
+
     /// Sends SIGTERM, waits for the end, and returns the exit code.
     pub async fn terminate(&self) -> Option<i32> {
-        let pid = self.process.lock().expect("no panic").id();
-        let status = Command::new("kill").args(["-TERM", &pid.to_string()]).status();
-        assert!(status.expect("kill runs").success());
+        self.signal("TERM");
         wait_for(&format!("{} ends after SIGTERM", self.name), async || {
             self.process.lock().expect("no panic").try_wait().expect("a child")
         })

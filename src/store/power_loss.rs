@@ -1,0 +1,196 @@
+//! What a loss of power leaves behind: the log is cut at every frame, and inside of frames, and
+//! the database opened as it then is.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+
+use super::life::LIFE_FILE;
+use super::open::{DATABASE_FILE, wal_path};
+use super::trial::{T, Trial};
+use super::{OpenConfig, Store};
+use crate::crdt::Commit;
+use crate::crdt::storage::Storage;
+use crate::types::{Origin, Version};
+
+/// The log's header, and a frame of it: a header and a page.
+const HEADER_BYTES: usize = 32;
+const FRAME_BYTES: usize = 24 + 4_096;
+
+/// What was true once a commit was acknowledged.
+struct Acknowledged {
+    /// How long the log was then.
+    log_bytes: usize,
+    head: Version,
+    fingerprint: u64,
+}
+
+/// A database that was written to, and what a machine finds of it that went down.
+struct Scene {
+    trial: Option<Trial>,
+    config: OpenConfig,
+    origin: Origin,
+    history: Vec<Acknowledged>,
+    /// Every name that was given away.
+    sent: BTreeSet<(Origin, Version)>,
+    database: Vec<u8>,
+    log: Vec<u8>,
+    life: String,
+}
+
+impl Scene {
+    /// Commits of one and of many pages: rows come, change and go.
+    fn play() -> Self {
+        let mut trial = Trial::new(T);
+        // From here on the log holds nothing but what follows.
+        trial.store.checkpoint().unwrap();
+        let mut scene = Self {
+            config: trial.config.clone(),
+            origin: trial.store.origin(),
+            history: Vec::new(),
+            sent: BTreeSet::new(),
+            database: Vec::new(),
+            log: Vec::new(),
+            life: String::new(),
+            trial: None,
+        };
+        scene.note(&trial.store, None);
+        for i in 0..8 {
+            let insert = format!("INSERT INTO t (id, v) VALUES ({i}, randomblob({}))", i * 1_000);
+            let commit = trial.write(&[&insert]);
+            scene.note(&trial.store, Some(&commit));
+            let commit = trial.write(&[
+                "UPDATE t SET w = coalesce(w, 0) || 'x'",
+                &format!("DELETE FROM t WHERE id = {}", i - 3),
+            ]);
+            scene.note(&trial.store, Some(&commit));
+        }
+        scene.database = fs::read(scene.path(DATABASE_FILE)).unwrap();
+        scene.log = fs::read(wal_path(&scene.path(DATABASE_FILE))).unwrap();
+        scene.life = fs::read_to_string(scene.path(LIFE_FILE)).unwrap();
+        let last = scene.history.last().unwrap().log_bytes;
+        assert_eq!(last, scene.log.len(), "what was acknowledged is in the file");
+        scene.trial = Some(trial);
+        scene
+    }
+
+    fn note(&mut self, store: &Store, commit: Option<&Commit>) {
+        let log = fs::metadata(wal_path(store.path().unwrap())).map_or(0, |log| log.len());
+        self.history.push(Acknowledged {
+            log_bytes: usize::try_from(log).unwrap(),
+            head: commit.map_or(Version(0), |commit| commit.heads[0].1),
+            fingerprint: store.fingerprint().unwrap(),
+        });
+        if let Some(commit) = commit {
+            self.sent.insert((self.origin, commit.heads[0].1));
+        }
+    }
+
+    fn path(&self, file: &str) -> PathBuf {
+        self.config.data_dir.join(file)
+    }
+
+    /// As if the machine had been started afresh: the boot that the database names is another.
+    fn reboot(&mut self) {
+        let boot = super::life::Mark::new().boot.expect("the kernel names its boots");
+        let places: Vec<usize> = (0..self.database.len() - boot.len())
+            .filter(|at| self.database[*at..].starts_with(boot.as_bytes()))
+            .collect();
+        assert!(!places.is_empty() && !self.log.windows(boot.len()).any(|w| w == boot.as_bytes()));
+        for at in places {
+            self.database[at..at + boot.len()].fill(b'0');
+        }
+    }
+
+    /// Puts the files back as they were, with the log cut, under the names and inodes they had,
+    /// and opens the database.
+    fn open_cut(&mut self, log_bytes: usize) -> Store {
+        // Closing it lets go of the lock.
+        drop(self.trial.take().map(|trial| {
+            let Trial { store, dir, .. } = trial;
+            drop(store);
+            // The directory has to stay.
+            dir.keep()
+        }));
+        let database = self.path(DATABASE_FILE);
+        fs::write(&database, &self.database).unwrap();
+        fs::write(wal_path(&database), &self.log[..log_bytes]).unwrap();
+        fs::write(self.path(LIFE_FILE), &self.life).unwrap();
+        let _ = fs::remove_file(self.path("tribune.db-shm"));
+        Store::open(&self.config).unwrap()
+    }
+
+    /// Every frame's end, and places inside of frames: in the header, and in the page.
+    fn cuts(&self) -> Vec<usize> {
+        let ends = (HEADER_BYTES..=self.log.len()).step_by(FRAME_BYTES);
+        let cuts = ends.flat_map(|end| [end, end + 10, end + 24 + 2_000]);
+        [0, 16].into_iter().chain(cuts).filter(|cut| *cut <= self.log.len()).collect()
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        // Best effort: it is below the system's temporary directory.
+        if let Some(home) = self.config.data_dir.parent() {
+            let _ = fs::remove_dir_all(home);
+        }
+    }
+}
+
+fn write_one(store: &mut Store) -> (Origin, Version) {
+    let (_, commit) = super::trial::run(store, &["INSERT INTO t (id) VALUES (99)"]).unwrap();
+    commit.unwrap().heads[0]
+}
+
+#[test]
+fn a_cut_log_shows_whole_commits_and_no_name_is_given_twice() {
+    let mut scene = Scene::play();
+    scene.reboot();
+    let cuts = scene.cuts();
+    assert!(cuts.len() > 80, "{} cuts", cuts.len());
+    for cut in cuts {
+        let mut store = scene.open_cut(cut);
+        let left = scene.history.iter().rev().find(|commit| commit.log_bytes <= cut);
+        let left = left.unwrap_or(&scene.history[0]);
+        let head = store.heads().unwrap().iter().find(|(o, _)| *o == scene.origin).map(|h| h.1);
+        assert_eq!(head.unwrap_or_default(), left.head, "cut at {cut}");
+        assert!(store.fingerprint().unwrap() == left.fingerprint, "cut at {cut}: rows and clocks");
+        let name = write_one(&mut store);
+        assert!(!scene.sent.contains(&name), "cut at {cut}: {name:?} was given away before");
+        assert!(name.0.epoch > scene.origin.epoch);
+    }
+}
+
+#[test]
+fn a_killed_process_has_lost_nothing_and_counts_on() {
+    let mut scene = Scene::play();
+    let whole = scene.log.len();
+    let mut store = scene.open_cut(whole);
+    assert!(store.fingerprint().unwrap() == scene.history.last().unwrap().fingerprint);
+    let last = scene.history.last().unwrap().head;
+    assert_eq!(write_one(&mut store), (scene.origin, last.next()));
+}
+
+#[test]
+fn a_backup_that_was_copied_over_the_database_is_noticed() {
+    let mut scene = Scene::play();
+    // The backup is older than the last start; its copy has the same inode.
+    let (backup, log) = (scene.database.clone(), scene.log.clone());
+    drop(scene.open_cut(log.len()));
+    let life = fs::read_to_string(scene.path(LIFE_FILE)).unwrap();
+    assert!(life.ends_with("closed\n"), "{life}");
+    fs::write(scene.path(DATABASE_FILE), &backup).unwrap();
+    let mut store = Store::open(&scene.config).unwrap();
+    let name = write_one(&mut store);
+    assert!(!scene.sent.contains(&name), "{name:?} was given away before");
+}
+
+/// What the marks cannot tell, so that nobody believes they do: a log that lost its end although
+/// the machine never went down. Then only a peer can say so: `replica` begins the new epoch.
+#[test]
+fn a_tail_that_vanishes_under_a_running_machine_is_for_peers_to_notice() {
+    let mut scene = Scene::play();
+    let cut = scene.history[5].log_bytes;
+    let mut store = scene.open_cut(cut);
+    assert!(scene.sent.contains(&write_one(&mut store)));
+}
