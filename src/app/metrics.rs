@@ -154,6 +154,11 @@ fn of_replica(stats: &Stats) -> Vec<Family> {
         Family::counter("rejected", "What peers said and cannot be.", replica.rejected),
         Family::counter("overruns", "Times a peer's queue was full.", replica.overruns),
         Family::counter(
+            "epochs_refused",
+            "Epochs of this node, told by peers, that are too far ahead to be believed.",
+            replica.epochs_refused,
+        ),
+        Family::counter(
             "epochs_lost",
             "Times a peer knew more of this node's stream than it did itself.",
             replica.epochs_lost,

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use crate::types::{Epoch, Hlc, NodeId, Origin, Seq, Value, Version, Wall};
+use crate::types::{Hlc, NodeId, Origin, Seq, Value, Version, Wall};
 
 /// A table's or column's name, shared by all that mention it.
 pub type Name = Arc<str>;
@@ -169,12 +169,14 @@ pub struct RowEvent {
 /// carries them out. A list of them is one transaction: all or none. What counts is its net
 /// effect: a row that is inserted and deleted is nothing, one that is deleted and inserted again
 /// is updated. Values are equal as [`Value`]s are, so NULL equals NULL.
+///
+/// A row that ends as it began is not touched. There is one exception: an owned row that stands
+/// under an earlier epoch of this node is claimed by that, and written again as it is (see
+/// [`storage::Storage::withdraw`](crate::crdt::storage::Storage::withdraw)).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum RowOp {
     /// Writes the whole row; columns that it does not name take their defaults. Where the row
-    /// exists already, the columns named in `keep` stay as they are. A row that is equal already
-    /// is not touched, unless it is an owned one of an earlier epoch: then it is claimed, which is
-    /// a write as by [`RowOp::Renew`].
+    /// exists already, the columns named in `keep` stay as they are.
     Put { table: &'static str, row: Vec<(&'static str, Value)>, keep: &'static [&'static str] },
     /// Sets columns of every row whose columns equal `matching`. Key columns too: the row moves to
     /// the new key, where none may be.
@@ -190,19 +192,17 @@ pub enum RowOp {
         matching: Vec<(&'static str, Value)>,
         except: Option<(&'static str, Vec<Value>)>,
     },
-    /// Gives up the transaction with `otherwise` unless a row matches.
+    /// Gives up the transaction with `otherwise` unless a row matches. What is built on a row of
+    /// this node's own claims it.
     Require { table: &'static str, matching: Vec<(&'static str, Value)>, otherwise: Refusal },
-    /// Writes this node's own rows that stand under `from` again as they are, under its present
-    /// epoch: at most [`OWN_ROWS_MAX`] of them. Then nothing of the epochs before can replace them.
-    Renew { from: Epoch },
-    /// Deletes this node's own rows that stand under an epoch before its present one: at most
-    /// [`OWN_ROWS_MAX`] of them. Other nodes still had them, this one has not claimed them.
-    Withdraw,
 }
 
-/// How many rows one [`RowOp::Renew`] or [`RowOp::Withdraw`] writes at most: far below the limits
-/// of a transaction, whatever the rows hold. Repeat it until it changes nothing.
+/// How many rows one commit holds at most that begins an epoch or withdraws rows.
 pub const OWN_ROWS_MAX: usize = 500;
+
+/// How many bytes such a commit holds at most, unless a single row has more: half of what a
+/// transaction may have.
+pub const OWN_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// Why a command was not carried out. Nothing was written.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]

@@ -4,14 +4,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::change::{Class, Key, Name, OWN_ROWS_MAX, Refusal, RowOp, owns};
+use super::change::{Class, Key, Name, Refusal, RowOp, owns};
 use super::definition::Definition;
 use super::pack;
 use super::row::RowClock;
 use super::sheet::Sheet;
 use super::storage::Storage;
 use super::table::Table;
-use crate::types::{Epoch, NodeId, Value};
+use crate::types::{NodeId, Value};
 
 /// Rows that a transaction touched, over the tables it started from.
 pub(super) struct Draft<'a> {
@@ -27,11 +27,9 @@ struct Image {
     now: Option<Vec<Value>>,
     /// The key under which the transaction found the row, where it gave it another one.
     came_from: Option<Key>,
-    /// It is written even if it stays as it is: an owned row of an earlier epoch.
-    is_renewed: bool,
 }
 
-/// What a transaction does to one row, all in all. The sides differ, unless it is renewed.
+/// What a transaction does to one row, all in all. The sides differ, unless it is claimed.
 pub(super) struct Write {
     pub(super) table: Name,
     pub(super) key: Key,
@@ -54,19 +52,12 @@ impl<'a> Draft<'a> {
                 self.delete(table, matching, except.as_ref())
             }
             RowOp::Require { table, matching, otherwise } => {
-                let found = self.find(table, matching)?;
-                if found.is_empty() { Err(otherwise.clone()) } else { Ok(()) }
-            }
-            RowOp::Renew { from } => {
-                for (table, key, row) in self.own_rows(|epoch| epoch == *from) {
-                    self.renew(table, key, row);
-                }
-                Ok(())
-            }
-            RowOp::Withdraw => {
-                let present = self.table.origin().epoch;
-                for (table, key, _) in self.own_rows(|epoch| epoch < present) {
-                    self.note(table, key, None, None);
+                let Some((key, row)) = self.find(table, matching)?.pop_first() else {
+                    return Err(otherwise.clone());
+                };
+                let (name, _, _) = self.known(table)?;
+                if Class::of(table) == Class::Owned && is_owner(&key, self.table.origin().node) {
+                    self.note(name, key, Some(row), None);
                 }
                 Ok(())
             }
@@ -78,10 +69,11 @@ impl<'a> Draft<'a> {
         let mut writes = Vec::new();
         for place in std::mem::take(&mut self.order) {
             let image = &self.images[&place];
-            if image.before == image.now && (!image.is_renewed || image.now.is_none()) {
+            let (table, key) = &place;
+            let is_claimed = image.now.is_some() && self.is_of_earlier_epoch(table, key);
+            if image.before == image.now && !is_claimed {
                 continue;
             }
-            let (table, key) = &place;
             if Class::of(table) == Class::Owned {
                 check_owner(table, key, me)?;
             }
@@ -115,11 +107,7 @@ impl<'a> Draft<'a> {
                 new[place] = existing[place].clone();
             }
         }
-        if existing.as_ref() != Some(&new) {
-            self.note(name, key, Some(new), None);
-        } else if self.is_of_earlier_epoch(&name, &key) {
-            self.renew(name, key, new);
-        }
+        self.note(name, key, Some(new), None);
         Ok(())
     }
 
@@ -129,34 +117,6 @@ impl<'a> Draft<'a> {
         let epoch = self.clock_before(table, key).map(|clock| clock.life().stamp.origin.epoch);
         Class::of(table) == Class::Owned
             && epoch.is_some_and(|epoch| epoch < self.table.origin().epoch)
-    }
-
-    /// Lists this node's own rows that stand under one of these epochs, as the transaction has
-    /// them by now: at most [`OWN_ROWS_MAX`].
-    fn own_rows(&self, is_wanted: impl Fn(Epoch) -> bool) -> Vec<(Name, Key, Vec<Value>)> {
-        let me = self.table.origin().node;
-        let mut found = Vec::new();
-        for (name, sheet) in self.table.owned_sheets() {
-            for key in sheet.rows.keys() {
-                let is_own = pack::unpack(key).is_ok_and(|columns| owns(me, &columns[0]));
-                let clock = sheet.clock(key).filter(|clock| clock.is_alive());
-                let is_old = clock.is_some_and(|clock| is_wanted(clock.life().stamp.origin.epoch));
-                if is_own
-                    && is_old
-                    && let Some(row) = self.current(name, key)
-                {
-                    found.push((Arc::clone(name), Arc::clone(key), row));
-                }
-            }
-        }
-        found.truncate(OWN_ROWS_MAX);
-        found
-    }
-
-    fn renew(&mut self, table: Name, key: Key, row: Vec<Value>) {
-        let place = (Arc::clone(&table), Arc::clone(&key));
-        self.note(table, key, Some(row), None);
-        self.images.get_mut(&place).expect("it was noted").is_renewed = true;
     }
 
     fn set(
@@ -264,7 +224,7 @@ impl<'a> Draft<'a> {
         let image = self.images.entry(place.clone()).or_insert_with(|| {
             let before = before();
             order.push(place.clone());
-            Image { now: before.clone(), before, came_from: None, is_renewed: false }
+            Image { now: before.clone(), before, came_from: None }
         });
         // A row that stays where it came to is still the one that came; a new one is not.
         if image.now.is_none() {
@@ -279,6 +239,10 @@ impl<'a> Draft<'a> {
         let clock = sheet.clock(key)?;
         clock.is_alive().then(|| clock.clone())
     }
+}
+
+fn is_owner(key: &Key, me: NodeId) -> bool {
+    pack::unpack(key).is_ok_and(|columns| owns(me, &columns[0]))
 }
 
 fn check_owner(table: &str, key: &Key, me: NodeId) -> Result<(), Refusal> {

@@ -172,6 +172,9 @@ impl RowClock {
         let before = self.groups.iter().map(|group| group.clock.count).max().unwrap_or(0);
         let clock = CellClock { count: before.saturating_add(1), stamp };
         self.life.stamp = stamp;
+        // Of a column that this node does not know nothing is left either: others take the row
+        // as this write says it.
+        self.groups.clear();
         for column in columns {
             self.put(column, clock);
         }
@@ -182,6 +185,19 @@ impl RowClock {
         assert!(self.is_alive(), "a dead row cannot die");
         self.life = Life { length: self.life.length.saturating_add(1), stamp };
         self.groups.clear();
+    }
+
+    /// Puts `stamp` in the place of those that `is_ended` names, everything else as it was: the
+    /// same write under a new name. Returns whether there were any.
+    pub fn restamp(&mut self, stamp: Stamp, is_ended: impl Fn(Stamp) -> bool) -> bool {
+        let before = self.clone();
+        if is_ended(self.life.stamp) {
+            self.life.stamp = stamp;
+        }
+        for (column, clock) in before.cells().filter(|(_, clock)| is_ended(clock.stamp)) {
+            self.put(column, CellClock { stamp, ..clock });
+        }
+        *self != before
     }
 
     fn count_after(&self, column: ColumnId) -> u64 {
@@ -360,6 +376,22 @@ pub(super) mod tests {
         let again = RowClock::inserted(Some(&clock), stamp(1, 4), [V]);
         assert_eq!(again.life(), Life { length: 3, stamp: stamp(1, 4) });
         assert_eq!(count(&again, V), Some((1, stamp(1, 4))));
+    }
+
+    #[test]
+    fn a_row_is_renamed_as_it_is() {
+        let mut clock = RowClock::inserted(None, stamp(1, 1), [V, W]);
+        clock.updated(stamp(2, 1), [W]);
+        clock.updated(stamp(1, 2), [V]);
+        let ours = |old: Stamp| old.origin == stamp(1, 1).origin;
+        assert!(clock.restamp(stamp(3, 9), ours));
+        assert_eq!(clock.life(), Life { length: 1, stamp: stamp(3, 9) });
+        assert_eq!(count(&clock, V), Some((2, stamp(3, 9))));
+        assert_eq!(count(&clock, W), Some((2, stamp(2, 1))));
+        assert!(!clock.restamp(stamp(3, 10), ours));
+        clock.deleted(stamp(1, 3));
+        assert!(clock.restamp(stamp(3, 11), ours));
+        assert_eq!(clock.life(), Life { length: 2, stamp: stamp(3, 11) });
     }
 
     #[test]

@@ -29,6 +29,17 @@ pub struct Extract {
     pub head: Version,
 }
 
+/// An epoch has begun.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Begun {
+    /// The origin of this node's writes from now on.
+    pub origin: Origin,
+    /// The origin that ended, and how far it is held now.
+    pub ended: (Origin, Version),
+    /// What was written again.
+    pub commits: Vec<Commit>,
+}
+
 /// A row with its clock, as tests and repair see it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Inspected {
@@ -77,14 +88,17 @@ pub trait Storage {
     /// Begins a new epoch for this node's own writes and returns the new origin. Its epoch is
     /// greater than `above`, than the one that ends and than every one it holds versions of.
     ///
-    /// In the same transaction the node's own rows of the epoch that ends are written again under
-    /// the new one ([`RowOp::Renew`]): the commits that say so are returned too. What it wrote
-    /// under that epoch, and has lost since, cannot replace them any more.
-    fn begin_epoch(
-        &mut self,
-        now: Wall,
-        above: Epoch,
-    ) -> Result<(Origin, Vec<Commit>), StorageError>;
+    /// In the same transaction the node's own rows of the epoch that ends, dead ones too, are
+    /// stamped anew: what it wrote under that epoch, and has lost since, cannot replace them any
+    /// more. So are its cells of shared tables that it wrote since the storage was opened: their
+    /// names may denote something else elsewhere. The head of the ended origin falls back to what
+    /// it was then, and what others hold beyond comes as from any other node.
+    fn begin_epoch(&mut self, now: Wall, above: Epoch) -> Result<Begun, StorageError>;
+
+    /// Deletes this node's own rows that stand under an epoch before its present one, and returns
+    /// the commits. Other nodes had them still, this one has forgotten them, and nobody has written
+    /// them again since: writing a row as it is, or building on it, claims it.
+    fn withdraw(&mut self, now: Wall) -> Result<Vec<Commit>, StorageError>;
 
     /// Returns a hash over all rows, live and dead, parked ones too, and their clocks (see
     /// [`crate::crdt::fingerprint`]): equal on two nodes that hold the same versions and nothing

@@ -8,15 +8,15 @@ use std::sync::Arc;
 use imbl::{OrdMap, OrdSet};
 
 use super::change::{
-    Batch, CellChange, Changeset, Class, Commit, Key, Name, Piece, Refusal, RowChange, RowEvent,
-    RowOp, Stamp, TableChanges, TableEvents, owns,
+    Batch, CellChange, Changeset, Class, Commit, Key, Name, OWN_BYTES_MAX, OWN_ROWS_MAX, Piece,
+    Refusal, RowChange, RowEvent, RowOp, Stamp, TableChanges, TableEvents, owns,
 };
 use super::definition::Definition;
 use super::draft::{Draft, Write};
 use super::pack;
 use super::row::{COUNT_MAX, ColumnId, Fate, Incoming, RowClock};
 use super::sheet::{Row, Shape, Sheet};
-use super::storage::{Extract, Inspected, Storage, StorageError};
+use super::storage::{Begun, Extract, Inspected, Storage, StorageError};
 use crate::types::{Epoch, Hlc, Origin, Seq, Value, Version, Wall};
 
 /// What a row and a cell weigh in [`Storage::load`], beside their key and value: bytes.
@@ -26,6 +26,8 @@ const ENTRY_BYTES: usize = 16;
 #[derive(Clone, Debug)]
 pub struct Table {
     origin: Origin,
+    /// How far the origin was held when the storage was opened.
+    trusted: Version,
     seq: Seq,
     at: Hlc,
     heads: OrdMap<Origin, Version>,
@@ -44,6 +46,7 @@ impl Table {
     pub fn new(origin: Origin, definitions: &[Definition]) -> Result<Self, Refusal> {
         let mut table = Self {
             origin,
+            trusted: Version(0),
             seq: Seq::default(),
             at: Hlc::default(),
             heads: OrdMap::new(),
@@ -72,15 +75,11 @@ impl Table {
     pub fn restart(&mut self) {
         self.seq = Seq::default();
         self.refusals = 0;
+        self.trusted = self.head(self.origin);
     }
 
     pub(super) fn sheet(&self, table: &str) -> Option<(&Name, &Sheet)> {
         self.sheets.get_key_value(table)
-    }
-
-    /// Lists the tables here whose rows have owners.
-    pub(super) fn owned_sheets(&self) -> impl Iterator<Item = (&Name, &Sheet)> {
-        self.sheets.iter().filter(|(name, _)| Class::of(name) == Class::Owned)
     }
 
     /// Returns a row as the table shows it; `None`: it is not there.
@@ -160,24 +159,39 @@ impl Storage for Table {
         Ok(self.heads.iter().map(|(origin, head)| (*origin, *head)).collect())
     }
 
-    fn begin_epoch(
-        &mut self,
-        now: Wall,
-        above: Epoch,
-    ) -> Result<(Origin, Vec<Commit>), StorageError> {
+    fn begin_epoch(&mut self, now: Wall, above: Epoch) -> Result<Begun, StorageError> {
         let mine = |origin: &&Origin| origin.node == self.origin.node;
         let held = self.heads.keys().filter(mine).map(|origin| origin.epoch).max();
         let last = above.max(self.origin.epoch).max(held.unwrap_or_default());
         let epoch = last.0.checked_add(1).ok_or_else(|| {
             StorageError::Failed("this node has used up its epochs; give it a new id".to_owned())
         })?;
-        let from = self.origin.epoch;
+        let (ended, trusted) = (self.origin, self.trusted.min(self.head(self.origin)));
         self.origin.epoch = Epoch(epoch);
-        let mut commits = Vec::new();
-        while let Some(commit) = self.commit(now, &[RowOp::Renew { from }])? {
-            commits.push(commit);
+        self.trusted = Version(0);
+        match trusted {
+            Version(0) => drop(self.heads.remove(&ended)),
+            trusted => drop(self.heads.insert(ended, trusted)),
         }
-        Ok((self.origin, commits))
+        let commits = self.renew(now, ended, trusted);
+        Ok(Begun { origin: self.origin, ended: (ended, trusted), commits })
+    }
+
+    fn withdraw(&mut self, now: Wall) -> Result<Vec<Commit>, StorageError> {
+        let me = self.origin;
+        let is_past = |stamp: Stamp| stamp.origin.node == me.node && stamp.origin.epoch < me.epoch;
+        let mut places = Vec::new();
+        for (name, sheet) in self.sheets.iter().filter(|(name, _)| is_owned(name)).rev() {
+            let is_left = |row: &Row| row.clock.is_alive() && is_past(row.clock.life().stamp);
+            let left = sheet.rows.iter().filter(|(_, row)| is_left(row));
+            places.extend(left.map(|(key, _)| (Arc::clone(name), Arc::clone(key))));
+        }
+        let delete = |_: &str, row: &Row, stamp: Stamp| {
+            let mut clock = row.clock.clone();
+            clock.deleted(stamp);
+            Row { clock, values: BTreeMap::new() }
+        };
+        Ok(self.write_places(now, &places, delete))
     }
 
     fn fingerprint(&self) -> Result<u64, StorageError> {
@@ -232,6 +246,7 @@ impl Table {
                 let mut row = Row::clone(held);
                 let mut changed: Vec<_> = shape.cells(now).collect();
                 if is_owned {
+                    row.values.clear();
                     row.clock.replaced(stamp, changed.iter().map(|(id, _)| *id));
                 } else {
                     let unchanged: BTreeMap<_, _> = shape.cells(before).collect();
@@ -292,6 +307,70 @@ impl Table {
     fn head(&self, origin: Origin) -> Version {
         self.heads.get(&origin).copied().unwrap_or_default()
     }
+}
+
+/// This node's own rows, when an epoch begins or rows of an earlier one are withdrawn.
+impl Table {
+    /// Stamps anew what the ended origin wrote: of owned rows all, of others what it wrote beyond
+    /// `trusted`.
+    fn renew(&mut self, now: Wall, ended: Origin, trusted: Version) -> Vec<Commit> {
+        let is_ended = move |table: &str, stamp: Stamp| {
+            stamp.origin == ended && (is_owned(table) || stamp.version > trusted)
+        };
+        let mut places = Vec::new();
+        for (name, sheet) in self.sheets.iter().rev() {
+            let has_ended = |row: &Row| row.clock.stamps().into_iter().any(|s| is_ended(name, s));
+            let rows = sheet.rows.iter().filter(|(_, row)| has_ended(row));
+            places.extend(rows.map(|(key, _)| (Arc::clone(name), Arc::clone(key))));
+        }
+        let restamp = |table: &str, row: &Row, stamp: Stamp| {
+            let mut row = row.clone();
+            row.clock.restamp(stamp, |old| is_ended(table, old));
+            row
+        };
+        self.write_places(now, &places, restamp)
+    }
+
+    /// Writes rows in commits of bounded size.
+    fn write_places(
+        &mut self,
+        now: Wall,
+        places: &[(Name, Key)],
+        write: impl Fn(&str, &Row, Stamp) -> Row,
+    ) -> Vec<Commit> {
+        let mut commits = Vec::new();
+        let mut left = places;
+        while !left.is_empty() {
+            let version = self.head(self.origin).next();
+            let stamp = Stamp { origin: self.origin, version };
+            let mut touched = Touched::default();
+            let (mut rows, mut bytes) = (0, 0);
+            while let Some((place, rest)) = left.split_first() {
+                let (name, key) = place;
+                let held = Arc::clone(&self.sheets[name].rows[key]);
+                let row = write(name, &held, stamp);
+                let cells = row.values.values().map(|value| value.bytes() + ENTRY_BYTES);
+                let row_bytes = key.len() + ENTRY_BYTES + cells.sum::<usize>();
+                if rows == OWN_ROWS_MAX || (rows > 0 && bytes + row_bytes > OWN_BYTES_MAX) {
+                    break;
+                }
+                (rows, bytes) = (rows + 1, bytes + row_bytes);
+                touched.note(name, key, || self.image(name, key));
+                self.put_row(name, key, row);
+                left = rest;
+            }
+            self.times.insert(stamp, now);
+            self.heads.insert(self.origin, version);
+            let changeset = Some(Arc::new(self.extract(stamp).0));
+            let events = self.events(touched);
+            commits.push(self.conclude(now, events, changeset, vec![(self.origin, version)]));
+        }
+        commits
+    }
+}
+
+fn is_owned(table: &str) -> bool {
+    Class::of(table) == Class::Owned
 }
 
 /// Remote changes.
@@ -482,6 +561,11 @@ mod tests {
             Table::new(suite::origin(node), definitions).unwrap()
         }
 
+        fn reopen(&mut self, mut disk: Table) -> Table {
+            disk.restart();
+            disk
+        }
+
         fn define(&mut self, disk: &mut Table, definition: &Definition) {
             disk.define(suite::NOW, definition).unwrap();
         }
@@ -509,6 +593,10 @@ mod tests {
 
         fn open(&mut self, node: NodeId, definitions: &[Definition]) -> CheckedTable {
             CheckedTable(Memory.open(node, definitions))
+        }
+
+        fn reopen(&mut self, disk: CheckedTable) -> CheckedTable {
+            CheckedTable(Memory.reopen(disk.0))
         }
 
         fn define(&mut self, disk: &mut CheckedTable, definition: &Definition) {
@@ -567,11 +655,13 @@ mod tests {
             self.0.heads()
         }
 
-        fn begin_epoch(
-            &mut self,
-            now: Wall,
-            above: Epoch,
-        ) -> Result<(Origin, Vec<Commit>), StorageError> {
+        fn withdraw(&mut self, now: Wall) -> Result<Vec<Commit>, StorageError> {
+            let commits = self.0.withdraw(now);
+            self.check();
+            commits
+        }
+
+        fn begin_epoch(&mut self, now: Wall, above: Epoch) -> Result<Begun, StorageError> {
             let begun = self.0.begin_epoch(now, above);
             self.check();
             begun

@@ -90,7 +90,7 @@ pub struct Mirror {
     waiting_checks: Option<String>,
     /// Since when the agent does not answer, and why.
     silence: Option<Silence>,
-    /// Whether what is held alike is written too: once after the start. Rows that other nodes
+    /// Whether what is held alike is written too: until that was done once after the start. Rows that other nodes
     /// brought back, after this node's disk was lost, are withdrawn unless somebody claims them;
     /// of others nothing changes by it.
     claims: bool,
@@ -179,6 +179,11 @@ impl Mirror {
         step
     }
 
+    /// What the last answer asked for is written.
+    pub fn on_written(&mut self) {
+        self.claims = false;
+    }
+
     /// The agent has answered.
     pub fn on_answer(&mut self, now: Time, seen: &Seen, held: &Held) -> Step {
         let answer = Answer { now, seen, held };
@@ -191,7 +196,6 @@ impl Mirror {
             draft.of(&id).push(MirrorChange::RemoveService { service_id: id.clone() });
         }
         self.tell_of_oddities(&answer, &mut draft);
-        self.claims = false;
         draft.into_step()
     }
 
@@ -472,6 +476,7 @@ mod tests {
             self.now = self.now + time;
             let step = self.mirror.on_answer(self.now, &self.agent, &self.held);
             self.carry_out(&step);
+            self.mirror.on_written();
             step
         }
 
@@ -548,7 +553,8 @@ mod tests {
         let before = Pair::with(2);
         let guard = GuardConfig::default();
         let mut started = Pair { mirror: Mirror::new(Time(0), guard, 300 * S, None), ..before };
-        started.poll(S);
+        let unwritten = started.mirror.on_answer(Time(0) + S, &started.agent, &started.held);
+        assert_eq!(started.poll(S), unwritten, "what was not written is said again");
         assert_eq!(started.changes, 4, "two instances, each with a check");
         assert_eq!(started.poll(S), Step::default());
     }

@@ -184,6 +184,9 @@ impl<N: Mirrored> Loop<N> {
             warn!("{error}");
             error
         });
+        if error.is_none() {
+            self.mirror.on_written();
+        }
         let is_watching = self.works.iter().all(|works| works.load(Ordering::Relaxed));
         let (waiting, refused) = (self.mirror.waiting(), self.refused.len());
         self.shared.status.send_modify(|status| {

@@ -17,8 +17,8 @@ pub struct Cursor(u64);
 
 /// The heads of all origins, as they stand on disk.
 ///
-/// Laws: a head never goes down, and is never 0; every version up to it is held. The moves are
-/// numbered from 1, and `recent` holds the number of each origin's latest one.
+/// Laws: a head never goes down but by [`Ledger::set_back`], and is never 0; every version up to it
+/// is held. The moves are numbered from 1, and `recent` holds the number of each origin's latest one.
 #[derive(Clone, Debug)]
 pub struct Ledger {
     heads: BTreeMap<Origin, Head>,
@@ -62,20 +62,35 @@ impl Ledger {
 
     /// Moves an origin's head up to `head`. Returns whether it was below.
     pub fn advance(&mut self, origin: Origin, head: Version) -> bool {
-        let held = self.heads.get(&origin).copied();
-        if held.map_or(Version(0), |held| held.version) >= head {
-            return false;
+        let is_below = self.head(origin) < head;
+        if is_below {
+            self.set(origin, head);
         }
+        is_below
+    }
+
+    /// Takes the head of an origin back to `head`, where it is above: an origin of this node's own
+    /// that has ended, and of which the disk has lost something. It is pulled again from there.
+    pub fn set_back(&mut self, origin: Origin, head: Version) {
+        if self.head(origin) > head {
+            self.set(origin, head);
+        }
+    }
+
+    fn set(&mut self, origin: Origin, head: Version) {
+        let held = self.heads.remove(&origin);
         let bucket = usize::from(bucket_of(origin));
         if let Some(held) = held {
             self.recent.remove(&held.moved);
             self.hashes[bucket] ^= digest::head_hash(origin, held.version);
         }
+        if head == Version(0) {
+            return;
+        }
         self.moves = Cursor(self.moves.0 + 1);
         self.hashes[bucket] ^= digest::head_hash(origin, head);
         self.heads.insert(origin, Head { version: head, moved: self.moves });
         self.recent.insert(self.moves, origin);
-        true
     }
 
     /// Returns all heads, in the order of their origins.
@@ -159,6 +174,20 @@ pub(crate) mod tests {
         let (first, told) = ledger.moved_since(Cursor::default(), 1);
         assert_eq!(first, [(origin(2), Version(1))]);
         assert_eq!(ledger.moved_since(told, 9).0, [(origin(1), Version(2))]);
+    }
+
+    #[test]
+    fn a_head_that_is_set_back_is_as_if_it_had_never_been_higher() {
+        let mut ledger: Ledger =
+            [(origin(1), Version(5)), (origin(2), Version(5))].into_iter().collect();
+        ledger.set_back(origin(1), Version(3));
+        ledger.set_back(origin(1), Version(4));
+        ledger.set_back(origin(2), Version(0));
+        let never: Ledger = [(origin(1), Version(3))].into_iter().collect();
+        assert!(ledger.heads().eq(never.heads()));
+        assert_eq!(ledger.hashes(), never.hashes());
+        assert_eq!(ledger.moved_since(Cursor::default(), 9).0, [(origin(1), Version(3))]);
+        assert!(ledger.advance(origin(2), Version(1)));
     }
 
     #[test]

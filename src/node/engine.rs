@@ -61,7 +61,8 @@ pub(super) enum Happened {
         id: BatchId,
         result: Result<Vec<(Origin, Version)>, StorageError>,
     },
-    EpochBegun(Result<Origin, StorageError>),
+    /// The new origin, and the one that ended with how far it is held now.
+    EpochBegun(Result<(Origin, (Origin, Version)), StorageError>),
     /// This node's rows that came back were withdrawn, in so many commits.
     Withdrawn(Result<usize, StorageError>),
     Loaded {
@@ -104,6 +105,8 @@ struct Memory {
     survey_at: Instant,
     epoch_retry: Option<(Instant, Epoch)>,
     epoch_above: Epoch,
+    /// How many were refused when it was last told.
+    epochs_refused: u64,
 }
 
 impl From<swim::State> for MemberState {
@@ -130,6 +133,7 @@ impl Engine {
             survey_at: Instant::now(),
             epoch_retry: None,
             epoch_above: Epoch::default(),
+            epochs_refused: 0,
         };
         loop {
             let wake = self.wake_at(&memory);
@@ -232,10 +236,10 @@ impl Engine {
                 }
                 replica::Input::Withdrawn { is_done: result.is_ok() }
             }
-            Happened::EpochBegun(Ok(origin)) => {
+            Happened::EpochBegun(Ok((origin, ended))) => {
                 info!(%origin, "This node goes on under a new epoch");
                 memory.epoch_retry = None;
-                replica::Input::EpochBegun(origin)
+                replica::Input::EpochBegun { origin, ended }
             }
             Happened::EpochBegun(Err(error)) => {
                 warn!(%error, "A new epoch could not be begun; trying again");
@@ -308,7 +312,7 @@ impl Engine {
         if memory.survey_at <= Instant::now() {
             memory.survey_at = Instant::now() + SURVEY_EVERY;
             self.pin_neighbours(memory);
-            self.survey();
+            self.survey(memory);
         }
     }
 
@@ -329,7 +333,7 @@ impl Engine {
                 let identity = member.identity;
                 info!(node = %identity.node, name = self.name_of(identity.node), address = %identity.address, "A member is up");
                 self.is_up(memory, &member);
-                self.survey();
+                self.survey(memory);
             }
             swim::Effect::Renewed(member) => {
                 let gone = replica::Input::PeerDown(member.identity.node);
@@ -344,7 +348,7 @@ impl Engine {
                 self.net.disconnect(node);
                 self.feed.publish_liveness(wall_now(), Liveness::Down(node));
                 self.replica.handle(self.now(), replica::Input::PeerDown(node));
-                self.survey();
+                self.survey(memory);
             }
             swim::Effect::Guard { on: true } => warn!(
                 "Many members seem to have failed at once; more likely this node is cut off. None \
@@ -422,7 +426,7 @@ impl Engine {
     }
 
     /// Renews what `members` and metrics show.
-    fn survey(&mut self) {
+    fn survey(&mut self, memory: &mut Memory) {
         let view = self.feed.view();
         let own = view.own();
         let mut list = vec![MemberStatus {
@@ -433,6 +437,14 @@ impl Engine {
             round_trip: None,
             versions_behind: 0,
         }];
+        if self.replica.stats().epochs_refused > memory.epochs_refused {
+            memory.epochs_refused = self.replica.stats().epochs_refused;
+            error!(
+                "Other nodes hold versions of this node from a time that its clock says is decades \
+                 ahead: what it writes does not count with them. Set the clock of this host right \
+                 and start again"
+            );
+        }
         let behind = self.replica.behind_of();
         for member in self.swim.members() {
             let Identity { node, address, .. } = member.identity;

@@ -37,7 +37,7 @@ enum Outcome {
     Ops(oneshot::Sender<Result<(), SubmitError>>, Result<(), StorageError>),
     Sql(oneshot::Sender<Result<Transacted, TransactError>>, Result<Transacted, SqlError>),
     Applied(BatchId, Result<Vec<(Origin, Version)>, StorageError>),
-    Epoch(Result<Origin, StorageError>),
+    Epoch(Result<(Origin, (Origin, Version)), StorageError>),
     Withdrawn(Result<usize, StorageError>),
 }
 
@@ -155,7 +155,7 @@ fn may_define(job: &Job) -> bool {
             RowOp::Put { table, .. } | RowOp::Set { table, .. } | RowOp::Delete { table, .. } => {
                 names(table)
             }
-            RowOp::Require { .. } | RowOp::Renew { .. } | RowOp::Withdraw => false,
+            RowOp::Require { .. } => false,
         }),
         Job::Apply { .. } | Job::BeginEpoch { .. } | Job::Withdraw => false,
     }

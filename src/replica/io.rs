@@ -27,8 +27,9 @@ pub enum Input {
     Applied { id: BatchId, outcome: ApplyOutcome },
     /// The answer to [`Effect::Load`]; `None` when the storage failed.
     Loaded { id: LoadId, extract: Option<Extract> },
-    /// The answer to [`Effect::BeginEpoch`], or the epoch was begun for another reason (a restore).
-    EpochBegun(Origin),
+    /// The answer to [`Effect::BeginEpoch`]: what is written from now on is of `origin`, and the one
+    /// that ended is held as far as that says.
+    EpochBegun { origin: Origin, ended: (Origin, Version) },
     /// The answer to [`Effect::Withdraw`]: it is done, or nothing was written.
     Withdrawn { is_done: bool },
     /// The deadline has come. Every other input does this one's work too.
@@ -61,9 +62,8 @@ pub enum Effect {
     /// next local commit and answer [`Input::EpochBegun`]. Where that fails, repeat it: the replica
     /// asks only once.
     BeginEpoch { above: Epoch },
-    /// Carry out [`crate::crdt::RowOp::Withdraw`] until it changes nothing, and answer
-    /// [`Input::Withdrawn`], whatever happens: of this node's own rows those are left that came
-    /// back from other nodes and that nobody here has written again.
+    /// Call [`crate::crdt::storage::Storage::withdraw`], and answer [`Input::Withdrawn`], whatever
+    /// happens: rows of this node's own have come back from other nodes, and had their time.
     Withdraw,
 }
 

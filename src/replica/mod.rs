@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
@@ -46,6 +47,10 @@ const HOPS_MAX: u8 = 64;
 /// that nobody can use up the numbers.
 const EPOCH_LEAP_MAX: u32 = 1 << 30;
 
+/// How soon a node begins an epoch after another one. Two processes with one identity would each
+/// see the other's versions as their own lost ones, and would outbid each other without end.
+const EPOCH_EVERY: Duration = Duration::from_secs(60);
+
 /// How changes travel between nodes: the state of one node.
 ///
 /// Call [`Replica::handle`] for all that happens, then drain [`Replica::next_effect`], and call
@@ -64,6 +69,7 @@ pub struct Replica {
     digests: Digests,
     /// The epoch that the storage was asked to go beyond.
     epoch_asked: Option<Epoch>,
+    epoch_again_at: Option<Time>,
     /// Peers that know no more of this node's stream than it does itself.
     confirmed: BTreeSet<NodeId>,
     returned: Returned,
@@ -90,6 +96,7 @@ impl Replica {
             returned: Returned::new(config.withdraw_after),
             digests: Digests::new(config),
             epoch_asked: None,
+            epoch_again_at: None,
             confirmed: BTreeSet::new(),
             effects: VecDeque::new(),
             rng: SmallRng::seed_from_u64(seed),
@@ -121,7 +128,7 @@ impl Replica {
                 let own = (self.me, self.ledger.head(self.me));
                 self.effects.extend(self.serve.on_loaded(&mut self.stats, id, extract, own));
             }
-            Input::EpochBegun(origin) => self.on_epoch_begun(origin),
+            Input::EpochBegun { origin, ended } => self.on_epoch_begun(origin, ended),
             Input::Withdrawn { is_done } => self.returned.on_withdrawn(now, is_done),
             Input::Tick => {}
         }
@@ -275,7 +282,7 @@ impl Replica {
         if self.is_own(origin) {
             self.stats.pushes_known += 1;
             self.overlay.on_push(now, from, false);
-            self.hear_of_own(origin, through);
+            self.hear_of_own(now, origin, through);
             return;
         }
         let taken = self.intake.take(now, &self.ledger, from, piece.clone());
@@ -338,8 +345,9 @@ impl Replica {
         }
     }
 
-    fn on_epoch_begun(&mut self, origin: Origin) {
+    fn on_epoch_begun(&mut self, origin: Origin, (ended, head): (Origin, Version)) {
         self.me = origin;
+        self.ledger.set_back(ended, head);
         self.confirmed.clear();
         if self.epoch_asked.is_some_and(|above| origin.epoch > above) {
             self.epoch_asked = None;
@@ -451,7 +459,7 @@ impl Replica {
     fn learn(&mut self, now: Time, from: NodeId, heads: &[(Origin, Version)]) {
         for (origin, head) in heads.iter().copied() {
             if self.is_own(origin) {
-                self.hear_of_own(origin, head);
+                self.hear_of_own(now, origin, head);
             } else if head > self.intake.reached(&self.ledger, origin)
                 && !self.pulls.learn(now, from, (origin, head), now)
             {
@@ -476,16 +484,20 @@ impl Replica {
 
     /// A peer knows a version of this node's stream. If the node does not know it itself, its disk
     /// lost it, and its next commit would take a name that is given away: begin a new epoch.
-    fn hear_of_own(&mut self, origin: Origin, version: Version) {
+    fn hear_of_own(&mut self, now: Time, origin: Origin, version: Version) {
         let is_known = version <= self.ledger.head(origin);
         let is_asked = self.epoch_asked.is_some_and(|above| above >= origin.epoch);
         if is_known || is_asked {
             return;
         }
         if origin.epoch.0 - self.me.epoch.0 > EPOCH_LEAP_MAX {
-            self.stats.rejected += 1;
+            self.stats.epochs_refused += 1;
             return;
         }
+        if self.epoch_again_at.is_some_and(|at| now < at) {
+            return;
+        }
+        self.epoch_again_at = Some(now + EPOCH_EVERY);
         self.stats.epochs_lost += 1;
         self.confirmed.clear();
         self.epoch_asked = Some(origin.epoch);

@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use crate::types::Time;
 
+/// How many times the time it has anyway what comes back in small parts may take.
+const LATEST: u32 = 5;
+
 /// Knows when to withdraw what came back.
 #[derive(Debug)]
 pub(super) struct Returned {
@@ -18,11 +21,10 @@ enum State {
     Quiet,
     /// The process has just begun, and does not know what came back before it.
     Unknown,
-    Due(Time),
+    /// At `at`; what comes back until then moves it, at most to `latest`.
+    Due { at: Time, latest: Time },
     /// The storage was asked. `again`: more has come back since.
-    Asked {
-        again: bool,
-    },
+    Asked { again: bool },
 }
 
 impl Returned {
@@ -33,8 +35,10 @@ impl Returned {
     /// Rows of an earlier epoch of this node are about to be applied.
     pub(super) fn on_returned(&mut self, now: Time) {
         self.state = match self.state {
-            State::Quiet | State::Unknown => State::Due(now + self.after),
-            State::Due(at) => State::Due(at),
+            State::Quiet | State::Unknown => self.due(now),
+            State::Due { at, latest } => {
+                State::Due { at: at.max(now + self.after).min(latest), latest }
+            }
             State::Asked { .. } => State::Asked { again: true },
         };
     }
@@ -43,9 +47,13 @@ impl Returned {
     pub(super) fn on_withdrawn(&mut self, now: Time, is_done: bool) {
         self.state = match self.state {
             State::Asked { again: false } if is_done => State::Quiet,
-            State::Asked { .. } => State::Due(now + self.after),
+            State::Asked { .. } => self.due(now),
             other => other,
         };
+    }
+
+    fn due(&self, now: Time) -> State {
+        State::Due { at: now + self.after, latest: now + self.after * LATEST }
     }
 
     pub(super) fn is_pending(&self) -> bool {
@@ -54,7 +62,7 @@ impl Returned {
 
     pub(super) fn deadline(&self) -> Option<Time> {
         match self.state {
-            State::Due(at) => Some(at),
+            State::Due { at, .. } => Some(at),
             State::Quiet | State::Unknown | State::Asked { .. } => None,
         }
     }
@@ -62,12 +70,12 @@ impl Returned {
     /// Tells whether to withdraw now: once each time it is due.
     pub(super) fn run(&mut self, now: Time) -> bool {
         match self.state {
-            State::Unknown => self.state = State::Due(now + self.after),
-            State::Due(at) if at <= now => {
+            State::Unknown => self.state = self.due(now),
+            State::Due { at, .. } if at <= now => {
                 self.state = State::Asked { again: false };
                 return true;
             }
-            State::Due(_) | State::Quiet | State::Asked { .. } => {}
+            State::Due { .. } | State::Quiet | State::Asked { .. } => {}
         }
         false
     }
@@ -95,7 +103,11 @@ mod tests {
         assert_eq!(returned.deadline(), None);
         returned.on_returned(at(100));
         returned.on_returned(at(110));
-        assert_eq!(returned.deadline(), Some(at(160)));
+        assert_eq!(returned.deadline(), Some(at(170)), "the last of it has its minute too");
+        for second in 111..500 {
+            returned.on_returned(at(second));
+        }
+        assert_eq!(returned.deadline(), Some(at(400)), "but not for ever");
     }
 
     #[test]

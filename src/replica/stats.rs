@@ -50,6 +50,8 @@ pub struct Stats {
     pub rejected: u64,
     /// Epochs asked for because a peer knew more of this node's stream than it did itself.
     pub epochs_lost: u64,
+    /// Peers named epochs of this node that are too far ahead to be believed.
+    pub epochs_refused: u64,
     /// Links made with neighbours.
     pub links_made: u64,
     /// Links ended, by either side or by a peer's going down.

@@ -333,10 +333,13 @@ fn a_peer_that_knows_more_of_this_node_than_itself_makes_it_begin_an_epoch() {
     assert_eq!(effects, [Effect::BeginEpoch { above: Epoch(1) }]);
     assert_eq!(one.hear(2, push(ME, 6)), [], "once is enough");
     let second = Origin { epoch: Epoch(2), ..origin(ME) };
-    one.tell(Input::EpochBegun(second));
+    one.tell(Input::EpochBegun { origin: second, ended: (origin(ME), Version(1)) });
     one.hear(2, heads(ME, 5));
     assert_eq!(wants(&one.wait(300)).len(), 1, "the lost tail comes back as another's");
     let later = Origin { epoch: Epoch(7), ..origin(ME) };
+    let again = Message::Known { origin: later, head: Version(1) };
+    assert_eq!(one.hear(2, again), [], "not one after the other");
+    one.wait(60_000);
     let effects = one.hear(2, Message::Known { origin: later, head: Version(1) });
     assert_eq!(effects, [Effect::BeginEpoch { above: Epoch(7) }]);
 }
@@ -350,7 +353,8 @@ fn what_came_back_of_this_node_is_withdrawn_a_minute_later() {
     one.tell(Input::Withdrawn { is_done: true });
     assert_eq!(withdraws(&one.wait(2 * minute)), 0);
 
-    one.tell(Input::EpochBegun(Origin { epoch: Epoch(2), ..origin(ME) }));
+    let second = Origin { epoch: Epoch(2), ..origin(ME) };
+    one.tell(Input::EpochBegun { origin: second, ended: (origin(ME), Version(0)) });
     let effects = one.hear(2, push(ME, 1));
     let (id, batch) = batch(&effects).expect("it is of an earlier epoch: another's");
     assert_eq!(withdraws(&one.done(id, &batch)), 0);

@@ -11,7 +11,7 @@ use std::time::Duration;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::crdt::{Commit, RowOp, Storage, Table};
+use crate::crdt::{Begun, Commit, RowOp, Storage, Table};
 use crate::replica::{ApplyOutcome, Effect, Input, LoadId, Replica};
 use crate::types::{Epoch, Origin, Time, Version};
 use crate::wire::{Message, decode, encode};
@@ -399,8 +399,9 @@ impl Cluster {
             }
             Job::BeginEpoch { above } => {
                 let begun = this.storage.begin_epoch(now, above);
-                let (origin, commits) = begun.map_err(|error| error.to_string())?;
-                self.tell_soon(node, Input::EpochBegun(origin));
+                let Begun { origin, ended, commits } = begun.map_err(|error| error.to_string())?;
+                this.read_heads();
+                self.tell_soon(node, Input::EpochBegun { origin, ended });
                 self.committed(node, commits)?;
                 None
             }
@@ -409,12 +410,7 @@ impl Cluster {
                 Some(Input::Withdrawn { is_done: false })
             }
             Job::Withdraw => {
-                let mut commits = Vec::new();
-                while let Some(commit) =
-                    this.storage.commit(now, &[RowOp::Withdraw]).map_err(|e| e.to_string())?
-                {
-                    commits.push(commit);
-                }
+                let commits = this.storage.withdraw(now).map_err(|error| error.to_string())?;
                 check::only_strangers_are_withdrawn(this)?;
                 self.committed(node, commits)?;
                 Some(Input::Withdrawn { is_done: true })
@@ -504,9 +500,10 @@ impl Cluster {
                 let above = self.epoch_by_the_clock();
                 self.roll_back(node);
                 let now = self.nodes[node.0].wall(self.now);
+                self.nodes[node.0].storage.restart();
                 let begun = self.nodes[node.0].storage.begin_epoch(now, above);
-                let (_, commits) = begun.map_err(|error| error.to_string())?;
-                for commit in &commits {
+                let begun = begun.map_err(|error| error.to_string())?;
+                for commit in &begun.commits {
                     self.on_own_commit(node, commit)?;
                 }
                 self.start(node);

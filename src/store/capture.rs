@@ -20,7 +20,6 @@ struct Event {
     table: Arc<Table>,
     old: Option<Vec<Value>>,
     new: Option<Vec<Value>>,
-    is_renewal: bool,
 }
 
 /// What one row's changes in a transaction come to.
@@ -34,8 +33,6 @@ pub struct Net {
     pub after: Option<Vec<Value>>,
     /// The key under which the row began this transaction, where that is another one.
     pub moved_from: Option<Key>,
-    /// It is written even if both sides are alike: see [`crate::crdt::RowOp::Renew`].
-    pub is_renewed: bool,
 }
 
 /// The log. The hook writes to it, the store reads it: the same thread, one after the other.
@@ -94,24 +91,13 @@ impl Capture {
 
     /// Logs a row as the hook would. A table that is not replicated is left out.
     pub fn log(&self, table: &Arc<Table>, old: Option<Vec<Value>>, new: Option<Vec<Value>>) {
-        self.log_event(Event { table: Arc::clone(table), old, new, is_renewal: false });
-    }
-
-    /// Logs that a row is written again as it is.
-    pub fn log_renewal(&self, table: &Arc<Table>, row: Vec<Value>) {
-        let (old, new) = (Some(row.clone()), Some(row));
-        self.log_event(Event { table: Arc::clone(table), old, new, is_renewal: true });
-    }
-
-    fn log_event(&self, event: Event) {
         let mut log = self.lock();
-        let Event { table, old, new, .. } = &event;
         if !log.is_on || log.fault.is_some() || !log.tables.contains_key(&table.info.name) {
             return;
         }
-        let checked = old.iter().chain(new).try_for_each(|row| log.check_side(table, row));
+        let checked = old.iter().chain(&new).try_for_each(|row| log.check_side(table, row));
         match checked {
-            Ok(()) => log.events.push(event),
+            Ok(()) => log.events.push(Event { table: Arc::clone(table), old, new }),
             Err(fault) => log.fault = Some(format!("table {}: {fault}", table.info.name)),
         }
     }
@@ -169,7 +155,7 @@ impl Log {
             RowAction::Delete => None,
             RowAction::Insert | RowAction::Update => Some(self.side(table, |cid| row.after(cid))?),
         };
-        self.events.push(Event { table: Arc::clone(table), old, new, is_renewal: false });
+        self.events.push(Event { table: Arc::clone(table), old, new });
         Ok(())
     }
 
@@ -208,14 +194,12 @@ impl Log {
 /// Folds events into one record a row.
 fn net_of(events: Vec<Event>) -> Result<Vec<Net>, String> {
     let mut rows = Rows::default();
-    for Event { table, old, new, is_renewal } in events {
+    for Event { table, old, new } in events {
         let old = old.map(|row| keyed(&table, row)).transpose()?;
         let new = new.map(|row| keyed(&table, row)).transpose()?;
         match (old, new) {
             (Some((key, old)), Some((new_key, new))) if key == new_key => {
-                let row = rows.of(&table, key, Some(old));
-                row.after = Some(new);
-                row.is_renewed |= is_renewal;
+                rows.of(&table, key, Some(old)).after = Some(new);
             }
             (Some((key, old)), Some((new_key, new))) => {
                 rows.of(&table, Arc::clone(&key), Some(old)).after = None;
@@ -233,7 +217,8 @@ fn net_of(events: Vec<Event>) -> Result<Vec<Net>, String> {
             (None, None) => {}
         }
     }
-    rows.list.retain(|row| row.before != row.after || (row.is_renewed && row.after.is_some()));
+    let is_touched = |row: &Net| row.table.class == Class::Owned && row.after.is_some();
+    rows.list.retain(|row| row.before != row.after || is_touched(row));
     Ok(rows.list)
 }
 
@@ -248,8 +233,7 @@ impl Rows {
     fn of(&mut self, table: &Arc<Table>, key: Key, before: Option<Vec<Value>>) -> &mut Net {
         let place = *self.places.entry((table.id, Arc::clone(&key))).or_insert_with(|| {
             let table = Arc::clone(table);
-            let (after, moved_from) = (None, None);
-            self.list.push(Net { table, key, before, after, moved_from, is_renewed: false });
+            self.list.push(Net { table, key, before, after: None, moved_from: None });
             self.list.len() - 1
         });
         &mut self.list[place]

@@ -141,8 +141,37 @@ struct Builder {
     tables: BTreeMap<TableId, Vec<Left>>,
 }
 
+/// What a commit tells of rows, each as the commit is about to leave it.
+pub(super) struct Telling<'a> {
+    reader: Reader<'a>,
+    builder: Builder,
+}
+
+impl<'a> Telling<'a> {
+    pub fn new(conn: &'a Connection, tables: &'a Tables, (stamp, at): (Stamp, Wall)) -> Self {
+        let reader = Reader { conn, tables, has_parked: BTreeMap::new() };
+        Self { reader, builder: Builder { at, ..Builder::new(stamp) } }
+    }
+
+    /// Reads what the commit says of a row with this clock.
+    pub fn read(&mut self, table: TableId, key: &Key, clock: &RowClock) -> rusqlite::Result<Left> {
+        self.reader.read(self.builder.stamp, table, Arc::clone(key), clock)
+    }
+
+    pub fn add(&mut self, table: TableId, row: Left) {
+        self.builder.tables.entry(table).or_default().push(row);
+    }
+
+    pub fn finish(mut self) -> Arc<Changeset> {
+        for rows in self.builder.tables.values_mut() {
+            rows.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        }
+        self.builder.changeset(self.reader.tables)
+    }
+}
+
 /// What is left of one version in one row.
-struct Left {
+pub(super) struct Left {
     key: Key,
     life: Life,
     /// Rising.
@@ -150,7 +179,8 @@ struct Left {
 }
 
 impl Left {
-    fn bytes(&self) -> usize {
+    /// Returns what it weighs, as [`Storage::load`](crate::crdt::storage::Storage::load) counts.
+    pub fn bytes(&self) -> usize {
         let cells = self.cells.iter().map(|(_, _, value)| value.bytes() + ENTRY_BYTES);
         self.key.len() + ENTRY_BYTES + cells.sum::<usize>()
     }
@@ -165,6 +195,11 @@ impl Builder {
         if self.tables.is_empty() {
             return;
         }
+        piece.through = self.stamp.version;
+        piece.changesets.push(self.changeset(tables));
+    }
+
+    fn changeset(self, tables: &Tables) -> Arc<Changeset> {
         let Self { stamp, at, .. } = self;
         let mut changes: Vec<TableChanges> = self
             .tables
@@ -172,8 +207,7 @@ impl Builder {
             .map(|(table, rows)| travelling(&tables.entry(table).name, tables, table, rows))
             .collect();
         changes.sort_unstable_by(|a, b| a.table.cmp(&b.table));
-        piece.through = stamp.version;
-        piece.changesets.push(Arc::new(Changeset { stamp, at, tables: changes }));
+        Arc::new(Changeset { stamp, at, tables: changes })
     }
 }
 

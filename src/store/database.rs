@@ -27,7 +27,7 @@ use super::waiting::Waiting;
 use super::{clocks, guard, migrate, parked};
 use crate::crdt::storage::StorageError;
 use crate::crdt::{Commit, Key, pack};
-use crate::types::{ClusterId, Epoch, Hlc, NodeId, Origin, Scope, Seq, Wall};
+use crate::types::{ClusterId, Epoch, Hlc, NodeId, Origin, Scope, Seq, Version, Wall};
 
 /// The table of this node's check definitions: row operations may name it, nothing of it travels.
 pub const CHECKS_TABLE: &str = "__tribune_checks";
@@ -82,6 +82,8 @@ pub struct Store {
 pub(super) struct Moment {
     /// The origin of this node's own writes.
     pub origin: Origin,
+    /// How far that was held when the database was opened.
+    pub trusted: Version,
     pub seq: Seq,
     pub at: Hlc,
     pub refusals: u64,
@@ -129,13 +131,16 @@ impl Store {
         let capture = Capture::watch(&conn).map_err(failed)?;
         let local = read_local(&conn, CHECKS_TABLE).map_err(failed)?;
         let origin = identity.origin();
+        let origins = Origins::read(&conn).map_err(failed)?;
+        let trusted = origins.head(origin);
         let mut store = Self {
             tables: Tables::read(&conn).map_err(failed)?,
-            origins: Origins::read(&conn).map_err(failed)?,
             has_parked: parked::tables(&conn).map_err(failed)?.into_iter().collect(),
             local: Arc::new(local.expect("the migrations made it")),
+            origins,
             now: Moment {
                 origin,
+                trusted,
                 seq: Seq::default(),
                 at: Hlc::default(),
                 refusals: 0,
@@ -158,7 +163,7 @@ impl Store {
         // Last, so that a start that fails before leaves no trace that a life began.
         match ended {
             None => write_identity(&store.conn, &store.identity, &place).map_err(failed)?,
-            Some(from) => store.resume(from, &place).map_err(|error| {
+            Some(ended) => store.resume(ended, &place).map_err(|error| {
                 let (path, detail) = (shown.clone(), error.to_string());
                 OpenError::Epoch { path, detail }
             })?,
@@ -169,12 +174,12 @@ impl Store {
 
     /// Goes on under the epoch that opening chose, with this node's rows of the one that ended:
     /// both in one transaction, since rows that are not taken along are withdrawn later.
-    fn resume(&mut self, from: Epoch, place: &Place) -> Result<(), StorageError> {
+    fn resume(&mut self, ended: Origin, place: &Place) -> Result<(), StorageError> {
         let identity = self.identity.clone();
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now = Wall(u64::try_from(since.as_micros()).unwrap_or(u64::MAX));
         let mut group = self.group(now);
-        group.resume(from, |conn| write_identity(conn, &identity, place))?;
+        group.resume(ended, |conn| write_identity(conn, &identity, place))?;
         group.commit()?;
         Ok(())
     }
@@ -426,14 +431,19 @@ struct Place {
 /// the only one under which it may write.
 fn fresh_epoch(held: Epoch) -> Epoch {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    Epoch(u32::try_from(now).unwrap_or(u32::MAX - 1).max(held.0.saturating_add(1)))
+    let now = u32::try_from(now).unwrap_or(u32::MAX - 1);
+    Epoch(now.max(EPOCH_FLOOR).max(held.0.saturating_add(1)))
 }
+
+/// No epoch by the clock is below: a moment before this program was written. Without it a host that
+/// starts in 1970, until its clock is set, would be too far behind itself for its peers to tell it.
+const EPOCH_FLOOR: u32 = 1_795_000_000;
 
 /// Who a database belongs to from now on.
 struct Identified {
     identity: Identity,
-    /// The epoch that the database was last written under, where it is not the identity's.
-    ended: Option<Epoch>,
+    /// The origin that the database was last written under, where it is not the identity's.
+    ended: Option<Origin>,
 }
 
 /// Reads who the database belongs to, and holds it against the configuration and the file it is
@@ -479,7 +489,7 @@ fn identify(
             }
         },
     };
-    let ended = held.as_ref().map(|held| held.epoch).filter(|epoch| *epoch != identity.epoch);
+    let ended = held.map(|held| held.origin()).filter(|origin| *origin != identity.origin());
     Ok(Identified { identity, ended })
 }
 
@@ -565,7 +575,6 @@ mod tests {
     use crate::crdt::RowOp;
     use crate::crdt::storage::Storage;
     use crate::store::trial::{ME, NOW, T, Trial};
-    use crate::types::Version;
 
     #[test]
     fn a_foreign_commit_is_noticed() {

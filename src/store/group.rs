@@ -10,18 +10,18 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use rusqlite::{Connection, ErrorCode};
+use rusqlite::ErrorCode;
 
 use super::apply::Merge;
 use super::capture::Net;
-use super::database::{Moment, Store, UPDATE_EPOCH, failed, fault_text};
+use super::database::{Moment, Store, failed, fault_text};
 use super::local::{self, RecordError};
 use super::ops;
 use super::sql::{Statement, Transacted};
 use super::statements::{self, SqlError};
 use crate::crdt::storage::StorageError;
 use crate::crdt::{Batch, Commit, Refusal, RowOp, Stamp};
-use crate::types::{Epoch, Origin, Seq, Version, Wall};
+use crate::types::{Origin, Seq, Version, Wall};
 
 /// What SQLite says when the index beside the log cannot grow.
 const IOERR_SHMSIZE: std::ffi::c_int = 10 | (19 << 8);
@@ -29,13 +29,13 @@ const IOERR_SHMSIZE: std::ffi::c_int = 10 | (19 << 8);
 /// Callers who share one sync. Dropped without [`Group::commit`], nothing of it has happened.
 #[derive(Debug)]
 pub struct Group<'a> {
-    store: &'a mut Store,
-    now: Wall,
+    pub(super) store: &'a mut Store,
+    pub(super) now: Wall,
     start: Moment,
     /// How many names had a number when the group began.
     names: usize,
-    commits: Vec<Arc<Commit>>,
-    done: Vec<Done>,
+    pub(super) commits: Vec<Arc<Commit>>,
+    pub(super) done: Vec<Done>,
     is_begun: bool,
     /// Why nothing of the group can happen any more.
     lost: Option<String>,
@@ -43,11 +43,15 @@ pub struct Group<'a> {
 
 /// What a caller did, as it can be done again.
 #[derive(Debug)]
-enum Done {
+pub(super) enum Done {
     /// Row changes, and operations on this node's own tables.
     Local(Vec<Net>, Vec<RowOp>),
     Applied(Batch),
-    Epoch(Origin),
+    Epoch {
+        origin: Origin,
+        trusted: Version,
+    },
+    Withdrawn,
 }
 
 impl<'a> Group<'a> {
@@ -79,8 +83,9 @@ impl<'a> Group<'a> {
             ops::carry_out(store, op)?;
         }
         let nets = store.capture.finish().map_err(Refusal)?;
+        let nets = local::without_unclaimed(store, nets).map_err(failed)?;
         let local = &*store.local.info.name;
-        let locals = ops.iter().filter(|op| ops::table_of(op) == Some(local)).cloned();
+        let locals = ops.iter().filter(|op| ops::table_of(op) == local).cloned();
         let locals: Vec<RowOp> = locals.collect();
         let version = self.record(&nets).map_err(|error| match error {
             RecordError::Sqlite(error) => failed(error),
@@ -103,6 +108,8 @@ impl<'a> Group<'a> {
             let outcomes = statements::run(store, statements, deadline)?;
             let refused = |message| SqlError::Statement { index: last, message };
             let nets = store.capture.finish().map_err(refused)?;
+            let nets = local::without_unclaimed(store, nets)
+                .map_err(|error| SqlError::Failed(fault_text(&error)))?;
             let version = group.record(&nets).map_err(|error| match error {
                 RecordError::Sqlite(error) => SqlError::Failed(fault_text(&error)),
                 too_large => refused(too_large.to_string()),
@@ -118,51 +125,6 @@ impl<'a> Group<'a> {
             let heads = group.merge(batch).map_err(failed)?;
             group.done.push(Done::Applied(batch.clone()));
             Ok(heads)
-        })
-    }
-
-    /// Begins a new epoch for this node's own writes, which writes its rows again: see
-    /// [`Storage::begin_epoch`](crate::crdt::storage::Storage::begin_epoch).
-    pub fn begin_epoch(&mut self, above: Epoch) -> Result<Origin, StorageError> {
-        self.caller(failed_text, |group| {
-            let me = group.store.now.origin;
-            let held = group.store.origins.heads();
-            let mine = held.iter().filter(|(origin, _)| origin.node == me.node);
-            let last = mine.map(|(origin, _)| origin.epoch).max().unwrap_or_default();
-            let last = last.max(me.epoch).max(above);
-            let epoch = last.0.checked_add(1).ok_or_else(|| {
-                let full = "this node has used up its epochs; give it a new id";
-                StorageError::Failed(full.to_owned())
-            })?;
-            let origin = Origin { epoch: Epoch(epoch), ..me };
-            group.enter(origin).map_err(failed)?;
-            group.done.push(Done::Epoch(origin));
-            while group.carry_out(&[RowOp::Renew { from: me.epoch }])?.is_some() {}
-            Ok(origin)
-        })
-    }
-
-    /// Goes on under the epoch that the store was opened with: `write` puts it down, and this
-    /// node's rows of `from` are written again.
-    pub(super) fn resume(
-        &mut self,
-        from: Epoch,
-        write: impl FnOnce(&Connection) -> rusqlite::Result<()>,
-    ) -> Result<(), StorageError> {
-        self.caller(failed_text, |group| {
-            write(&group.store.conn).map_err(failed)?;
-            while group.carry_out(&[RowOp::Renew { from }])?.is_some() {}
-            Ok(())
-        })
-    }
-
-    /// Deletes what of this node's own rows stands under an earlier epoch: other nodes still had
-    /// it, and nobody here has claimed it. Returns how many commits that took.
-    pub fn withdraw(&mut self) -> Result<usize, StorageError> {
-        self.caller(failed_text, |group| {
-            let before = group.commits.len();
-            while group.carry_out(&[RowOp::Withdraw])?.is_some() {}
-            Ok(group.commits.len() - before)
         })
     }
 
@@ -188,7 +150,7 @@ impl<'a> Group<'a> {
     }
 
     /// Runs one caller's work in a savepoint of its own.
-    fn caller<T, E>(
+    pub(super) fn caller<T, E>(
         &mut self,
         failed: impl Fn(String) -> E,
         work: impl FnOnce(&mut Self) -> Result<T, E>,
@@ -247,7 +209,8 @@ impl<'a> Group<'a> {
             let again = match work {
                 Done::Local(nets, locals) => self.write_again(nets, locals),
                 Done::Applied(batch) => self.merge(batch).map(drop).map_err(failed),
-                Done::Epoch(origin) => self.enter(*origin).map_err(failed),
+                Done::Epoch { origin, trusted } => self.enter(*origin, *trusted).map_err(failed),
+                Done::Withdrawn => self.withdraw_all().map_err(failed),
             };
             again.map_err(|error| error.to_string())?;
         }
@@ -330,14 +293,8 @@ impl<'a> Group<'a> {
         Ok(heads)
     }
 
-    fn enter(&mut self, origin: Origin) -> rusqlite::Result<()> {
-        self.store.conn.execute(UPDATE_EPOCH, [origin.epoch.0])?;
-        self.store.now.origin = origin;
-        Ok(())
-    }
-
     /// Gives a commit its place in the order of all commits.
-    fn conclude(&mut self, commit: Commit) {
+    pub(super) fn conclude(&mut self, commit: Commit) {
         let now = &mut self.store.now;
         now.seq = Seq(now.seq.0 + 1);
         now.at = now.at.tick(self.now);
@@ -408,7 +365,7 @@ mod tests {
     use crate::crdt::storage::Storage;
     use crate::store::Waiting;
     use crate::store::trial::{ME, NOW, T, Trial, changes, events, in_memory, plain, run};
-    use crate::types::{NodeId, Value};
+    use crate::types::{Epoch, NodeId, Value};
 
     const ENDLESS: &str = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)
         INSERT INTO t SELECT 1000 + max(i), 1, 1 FROM n";
@@ -582,9 +539,10 @@ mod tests {
     fn an_epoch_is_kept_and_starts_from_version_one() {
         let mut trial = Trial::new(T);
         trial.write(&["INSERT INTO t (id) VALUES (1)"]);
+        let mut trial = trial.reopen();
         let above = Epoch(trial.store.origin().epoch.0 + 6);
         let mut group = trial.store.group(NOW);
-        let origin = group.begin_epoch(above).unwrap();
+        let (origin, _) = group.begin_epoch(above).unwrap();
         assert_eq!((origin.node, origin.epoch), (ME, Epoch(above.0 + 1)));
         group.sql(&[plain("UPDATE t SET v = 1")], None).unwrap();
         let commits = group.commit().unwrap();

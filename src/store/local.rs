@@ -7,6 +7,7 @@ use rusqlite::Connection;
 
 use super::capture::Net;
 use super::clocks::{self, Times};
+use super::database::Store;
 use super::limits::{TRANSACTION_BYTES_MAX, TRANSACTION_CELLS_MAX};
 use super::origins::Origins;
 use super::parked;
@@ -39,6 +40,26 @@ struct Change<'a> {
     /// Rising.
     cells: Vec<(ColumnId, u64)>,
     row: Option<&'a [Value]>,
+}
+
+/// Leaves out rows that a transaction touched and left as they were, but for those of an earlier
+/// epoch: they are claimed.
+pub fn without_unclaimed(store: &Store, mut nets: Vec<Net>) -> rusqlite::Result<Vec<Net>> {
+    let present = store.now.origin.epoch;
+    let mut fault = None;
+    nets.retain(|net| {
+        if net.before != net.after {
+            return true;
+        }
+        let clock = clocks::read(&store.conn, net.table.id, &net.key);
+        let clock = clock.unwrap_or_else(|error| {
+            fault = Some(error);
+            None
+        });
+        let clock = clock.filter(RowClock::is_alive);
+        clock.is_some_and(|clock| clock.life().stamp.origin.epoch < present)
+    });
+    fault.map_or(Ok(nets), Err)
 }
 
 /// Writes the clocks of all rows, and returns the changeset.
@@ -196,7 +217,7 @@ fn travelling(table: &Table, mut changes: Vec<Change<'_>>) -> TableChanges {
 /// Tells what the rows' watchers see of a transaction.
 pub fn events(nets: &[Net]) -> Vec<TableEvents> {
     let mut tables: Vec<TableEvents> = Vec::new();
-    // Who watches a row that was only renewed sees nothing.
+    // Who watches a row that was only claimed sees nothing.
     for net in nets.iter().filter(|net| net.before != net.after) {
         let side = net.after.as_ref().or(net.before.as_ref());
         let side = side.expect("the sides of a net change differ");

@@ -8,6 +8,7 @@ mod capture;
 pub mod changes;
 mod clocks;
 mod database;
+mod epochs;
 mod functions;
 mod gate;
 mod group;

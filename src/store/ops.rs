@@ -4,14 +4,13 @@ use std::sync::Arc;
 
 use rusqlite::Connection;
 
-use super::clocks;
 use super::database::Store;
 use super::tables::Table;
 use super::values::{Bound, quote};
-use crate::crdt::change::{OWN_ROWS_MAX, owns};
+use crate::crdt::change::owns;
 use crate::crdt::storage::StorageError;
-use crate::crdt::{Class, Refusal, RowClock, RowOp, pack};
-use crate::types::{Epoch, Value};
+use crate::crdt::{Class, Refusal, RowOp};
+use crate::types::Value;
 
 type Columns<'a> = &'a [(&'static str, Value)];
 
@@ -30,75 +29,26 @@ pub fn carry_out(store: &Store, op: &RowOp) -> Result<(), StorageError> {
             delete(conn, find(table)?, matching, except.as_ref())
         }
         RowOp::Require { table, matching, otherwise } => {
-            let is_there = !find_rows(conn, find(table)?, matching, Some(1))?.is_empty();
-            if is_there { Ok(()) } else { Err(otherwise.clone().into()) }
-        }
-        RowOp::Renew { from } => {
-            for (table, row) in own_rows(store, |epoch| epoch == *from).map_err(sort)? {
-                store.capture.log_renewal(&table, row);
-            }
-            Ok(())
-        }
-        RowOp::Withdraw => {
-            let present = store.now.origin.epoch;
-            for (table, row) in own_rows(store, |epoch| epoch < present).map_err(sort)? {
-                let key: Vec<Value> = table.key_of(&row).cloned().collect();
-                table.delete_row(conn, &key).map_err(sort)?;
+            let table = find(table)?;
+            let Some(row) = find_rows(conn, table, matching, Some(1))?.pop() else {
+                return Err(otherwise.clone().into());
+            };
+            let me = store.now.origin.node;
+            if table.class == Class::Owned && owns(me, &row[table.info.key[0]]) {
+                store.capture.log(table, Some(row.clone()), Some(row));
             }
             Ok(())
         }
     }
 }
 
-/// Lists this node's own rows that stand under one of these epochs: at most [`OWN_ROWS_MAX`].
-fn own_rows(
-    store: &Store,
-    is_wanted: impl Fn(Epoch) -> bool,
-) -> rusqlite::Result<Vec<(Arc<Table>, Vec<Value>)>> {
-    let me = store.now.origin.node;
-    let mut found = Vec::new();
-    let tables = store.tables.entries().iter().filter_map(|entry| entry.table.as_ref());
-    for table in tables.filter(|table| table.class == Class::Owned) {
-        let owner = &quote(&table.info.columns[table.info.key[0]]);
-        let columns: Vec<String> = table.info.columns.iter().map(|name| quote(name)).collect();
-        // An owner's rows begin with its id, which what follows is only told from after a '/'.
-        let sql = format!(
-            "SELECT {} FROM {} WHERE {owner} >= ?1 AND {owner} < ?1 || '0'",
-            columns.join(", "),
-            quote(&table.info.name),
-        );
-        let mut statement = store.conn.prepare_cached(&sql)?;
-        let mut rows = statement.query([me.to_string()])?;
-        while let Some(row) = rows.next()? {
-            let row = table.collect(row)?;
-            let epoch = epoch_of(store, table, &row)?;
-            if owns(me, &row[table.info.key[0]]) && epoch.is_some_and(&is_wanted) {
-                found.push((Arc::clone(table), row));
-                if found.len() == OWN_ROWS_MAX {
-                    return Ok(found);
-                }
-            }
-        }
-    }
-    Ok(found)
-}
-
-/// Returns the epoch under which an owned row lives; `None`: before this transaction it did not.
-fn epoch_of(store: &Store, table: &Table, row: &[Value]) -> rusqlite::Result<Option<Epoch>> {
-    let key: Vec<Value> = table.key_of(row).cloned().collect();
-    let Ok(key) = pack::pack(&key) else { return Ok(None) };
-    let clock = clocks::read(&store.conn, table.id, &key)?;
-    Ok(clock.filter(RowClock::is_alive).map(|clock| clock.life().stamp.origin.epoch))
-}
-
-/// The table that an operation is on; `None`: all whose rows have owners.
-pub fn table_of(op: &RowOp) -> Option<&'static str> {
+/// The table that an operation is on.
+pub fn table_of(op: &RowOp) -> &'static str {
     match op {
         RowOp::Put { table, .. }
         | RowOp::Set { table, .. }
         | RowOp::Delete { table, .. }
-        | RowOp::Require { table, .. } => Some(table),
-        RowOp::Renew { .. } | RowOp::Withdraw => None,
+        | RowOp::Require { table, .. } => table,
     }
 }
 
@@ -126,12 +76,7 @@ fn put(
     if held.as_ref() != Some(&new) {
         return write(store, table, held, new);
     }
-    if table.class == Class::Owned {
-        let epoch = epoch_of(store, table, &new).map_err(sort)?;
-        if epoch.is_some_and(|epoch| epoch < store.now.origin.epoch) {
-            store.capture.log_renewal(table, new);
-        }
-    }
+    store.capture.log(table, held, Some(new));
     Ok(())
 }
 
@@ -169,6 +114,7 @@ fn set_all(
         }
         let key = key_of(table, &new)?;
         if new == held {
+            store.capture.log(table, Some(held), Some(new));
             continue;
         }
         if table.key_of(&held).eq(key.iter()) {

@@ -67,10 +67,21 @@ impl Origins {
         ordinal
     }
 
-    /// Moves an origin's head. It never goes back.
+    /// Moves an origin's head up.
     pub fn advance(&mut self, origin: Origin, head: Version) {
         let ordinal = self.ordinal(origin);
-        assert!(head >= self.head(origin), "a head never goes back");
+        assert!(head >= self.head(origin), "only an epoch that ends takes a head back");
+        self.set(origin, Held { ordinal, head });
+    }
+
+    /// Lists all origins, those of which only a number is known too.
+    pub fn all(&self) -> Vec<Origin> {
+        self.held.keys().copied().collect()
+    }
+
+    /// Takes an origin's head back: what was held beyond is no more than anybody's guess.
+    pub fn set_back(&mut self, origin: Origin, head: Version) {
+        let ordinal = self.ordinal(origin);
         self.set(origin, Held { ordinal, head });
     }
 

@@ -7,7 +7,7 @@ use super::changes::{Reader, load};
 use super::clocks;
 use super::database::{Store, failed};
 use crate::crdt::fingerprint::row_hash;
-use crate::crdt::storage::{Extract, Inspected, Storage, StorageError};
+use crate::crdt::storage::{Begun, Extract, Inspected, Storage, StorageError};
 use crate::crdt::{Batch, ColumnId, Commit, Key, Refusal, RowOp, pack};
 use crate::types::{Epoch, Origin, Value, Version, Wall};
 
@@ -43,15 +43,17 @@ impl Storage for Store {
         Ok(self.origins.heads())
     }
 
-    fn begin_epoch(
-        &mut self,
-        now: Wall,
-        above: Epoch,
-    ) -> Result<(Origin, Vec<Commit>), StorageError> {
+    fn begin_epoch(&mut self, now: Wall, above: Epoch) -> Result<Begun, StorageError> {
         let mut group = self.group(now);
-        let origin = group.begin_epoch(above)?;
-        let commits = group.commit()?;
-        Ok((origin, commits.into_iter().map(Arc::unwrap_or_clone).collect()))
+        let (origin, ended) = group.begin_epoch(above)?;
+        let commits = group.commit()?.into_iter().map(Arc::unwrap_or_clone).collect();
+        Ok(Begun { origin, ended, commits })
+    }
+
+    fn withdraw(&mut self, now: Wall) -> Result<Vec<Commit>, StorageError> {
+        let mut group = self.group(now);
+        group.withdraw()?;
+        Ok(group.commit()?.into_iter().map(Arc::unwrap_or_clone).collect())
     }
 
     fn fingerprint(&self) -> Result<u64, StorageError> {
@@ -144,6 +146,11 @@ mod tests {
             Store::in_memory(&config, &sources).unwrap()
         }
 
+        fn reopen(&mut self, mut disk: Store) -> Store {
+            disk.now.trusted = disk.origins.head(disk.now.origin);
+            disk
+        }
+
         fn define(&mut self, disk: &mut Store, definition: &Definition) {
             disk.apply_schema(suite::NOW, &[source(definition)]).unwrap();
         }
@@ -178,6 +185,11 @@ mod tests {
 
         fn open(&mut self, node: NodeId, definitions: &[Definition]) -> Table {
             Table::new(suite::origin(node), definitions).unwrap()
+        }
+
+        fn reopen(&mut self, mut disk: Table) -> Table {
+            disk.restart();
+            disk
         }
 
         fn define(&mut self, disk: &mut Table, definition: &Definition) {

@@ -66,7 +66,10 @@ fn register(
         // Checks that name no instance speak for the node: none of them may get lost here.
         return refuse("an instance needs an id");
     }
-    let mut ops = vec![put(SERVICES, service_row(node, service))];
+    // Maintenance that was entered before this node's disk was lost stays with the instance.
+    let maintenance = row_of(node, &maintenance_of(&service.id));
+    let claim = RowOp::Set { table: CHECKS, matching: maintenance, set: Vec::new() };
+    let mut ops = vec![put(SERVICES, service_row(node, service)), claim];
     if replace_checks {
         let mut kept: Vec<Value> = checks.iter().map(|one| text(&one.check.id)).collect();
         kept.push(maintenance_of(&service.id).into());

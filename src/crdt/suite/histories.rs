@@ -57,7 +57,7 @@ impl Dice {
 impl<D: Storage> Play<D> {
     fn step<T: Bench<Disk = D>>(&mut self, bench: &mut T, word: u32) {
         let mut dice = Dice(word);
-        let kind = dice.roll(17);
+        let kind = dice.roll(18);
         let me = dice.pick(&self.replicas).expect("there are replicas");
         match kind {
             0..8 => {
@@ -82,6 +82,7 @@ impl<D: Storage> Play<D> {
                 let above = Epoch(dice.roll(3));
                 self.sent.extend(self.replicas[me].begin_epoch(above));
             }
+            16 => self.sent.extend(self.replicas[me].withdraw()),
             _ => {
                 // An empty disk, under an epoch that no earlier one had. Somebody has what was on the
                 // lost one: else what overwrote a shared cell may be gone for good, while others
@@ -181,7 +182,7 @@ impl<D: Storage> Replica<D> {
         let owner = self.node.to_string();
         let service = SERVICES[usize::try_from(id % 2).expect("it is 0 or 1")];
         let pair = || vec![("a", Value::from(id % 2)), ("b", Value::from(id / 2 % 2))];
-        match dice.roll(13) {
+        match dice.roll(12) {
             0..2 => put(id, value),
             2 => {
                 RowOp::Put { table: "t", row: vec![("id", id.into()), ("w", value)], keep: &["v"] }
@@ -196,7 +197,6 @@ impl<D: Storage> Replica<D> {
             8 => RowOp::Put { table: "pairs", row: pair(), keep: &[] },
             9 => RowOp::Delete { table: "pairs", matching: pair(), except: None },
             10 => put_service(&owner, service, "x", id),
-            11 => RowOp::Withdraw,
             _ => RowOp::Delete {
                 table: "services",
                 matching: vec![("node_id", owner.into()), ("id", service.into())],
@@ -227,9 +227,15 @@ impl<D: Storage> Replica<D> {
     }
 
     fn begin_epoch(&mut self, above: Epoch) -> Vec<Piece> {
-        let (origin, commits) = self.disk.begin_epoch(NOW, above).unwrap();
+        let Begun { origin, commits, .. } = self.disk.begin_epoch(NOW, above).unwrap();
         assert_eq!(self.disk.origin(), origin);
         assert!(commits.iter().all(|commit| commit.tables.is_empty()), "nobody sees it");
+        commits.iter().map(news).collect()
+    }
+
+    fn withdraw(&mut self) -> Vec<Piece> {
+        let commits = self.disk.withdraw(NOW).unwrap();
+        commits.iter().for_each(|commit| self.learn(commit));
         commits.iter().map(news).collect()
     }
 

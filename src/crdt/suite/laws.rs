@@ -260,19 +260,20 @@ pub fn a_row_without_other_columns_lives_and_dies<T: Bench>(bench: &mut T) {
 pub fn an_epoch_rises_above_all_that_are_known<T: Bench>(bench: &mut T) {
     let mut disk = open(bench);
     write(&mut disk, &[put(1, "a")]);
-    let (second, _) = disk.begin_epoch(NOW, Epoch(0)).unwrap();
+    let mut disk = bench.reopen(disk);
+    let second = disk.begin_epoch(NOW, Epoch(0)).unwrap().origin;
     assert_eq!(second, Origin { epoch: Epoch(2), ..origin(A) });
     assert_eq!(disk.origin(), second);
     let commit = write(&mut disk, &[put(1, "b")]);
     assert_eq!(commit.heads, [(second, Version(1))]);
     assert_eq!(show(&disk, 1), "1 'b' 'dw' | 1@1/A | v:2@1/A2 w:1@1/A");
-    assert_eq!(disk.begin_epoch(NOW, Epoch(6)).unwrap().0.epoch, Epoch(7));
+    assert_eq!(disk.begin_epoch(NOW, Epoch(6)).unwrap().origin.epoch, Epoch(7));
 
     // Versions of an epoch that was lost here, and heard of again.
     let lost = Stamp { origin: Origin { epoch: Epoch(9), ..origin(A) }, version: Version(3) };
     let life = Life { length: 1, stamp: lost };
     apply(&mut disk, piece(lost, 0, vec![row("t", &[9.into()], life, &[])]));
-    assert_eq!(disk.begin_epoch(NOW, Epoch(0)).unwrap().0.epoch, Epoch(10));
+    assert_eq!(disk.begin_epoch(NOW, Epoch(0)).unwrap().origin.epoch, Epoch(10));
 }
 
 pub fn values_come_back_as_they_went_in<T: Bench>(bench: &mut T) {

@@ -16,7 +16,7 @@ use super::change::{
 };
 use super::definition::Definition;
 use super::pack;
-use super::storage::{Storage, StorageError};
+use super::storage::{Begun, Storage, StorageError};
 use crate::types::{Epoch, NodeId, Origin, Scope, Value, Version, Wall};
 
 /// Makes the storages that are to be tested.
@@ -25,6 +25,9 @@ pub trait Bench {
 
     /// Opens an empty storage in the first epoch of `node`.
     fn open(&mut self, node: NodeId, definitions: &[Definition]) -> Self::Disk;
+
+    /// Opens a disk again, as the next process does.
+    fn reopen(&mut self, disk: Self::Disk) -> Self::Disk;
 
     /// Adds a table or columns, as a change of the schema does.
     fn define(&mut self, disk: &mut Self::Disk, definition: &Definition);
@@ -82,6 +85,10 @@ macro_rules! storage_suite {
             owners::an_epoch_takes_the_owners_rows_along,
             owners::a_row_that_came_back_is_claimed_by_writing_it_again,
             owners::many_rows_are_renewed_in_pieces,
+            owners::great_rows_are_renewed_and_withdrawn_in_pieces,
+            owners::whatever_touches_a_row_claims_it,
+            owners::what_was_written_under_names_that_were_given_away_is_said_again,
+            owners::a_claimed_row_says_what_it_holds_and_nothing_else,
             travel::a_changeset_stands_alone,
             travel::a_piece_applied_twice_changes_nothing,
             travel::a_piece_that_does_not_join_is_skipped,

@@ -83,6 +83,7 @@ pub fn a_piece_of_the_present_origin_is_skipped<T: Bench>(bench: &mut T) {
     let lost = piece(stamp(A, 3), 1, vec![insert_by(A, 3, "lost")]);
     let skipped = apply(&mut disk, lost.clone());
     assert_eq!((skipped.tables, skipped.heads), (vec![], vec![(origin(A), Version(1))]));
+    let mut disk = bench.reopen(disk);
     disk.begin_epoch(NOW, Epoch(1)).unwrap();
     assert_eq!(show_events(&apply(&mut disk, lost)), ["+t 1 'lost' 'dw'"]);
     assert_eq!(head(&disk, origin(A)), 3);

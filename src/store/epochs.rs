@@ -1,0 +1,256 @@
+//! This node's own rows when an epoch begins, and those of an earlier one that come back from
+//! others. Both are written by their clocks: what a row holds does not change by a new stamp.
+
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use rusqlite::Connection;
+
+use super::changes::Telling;
+use super::clocks::{self, Times};
+use super::database::{Store, UPDATE_EPOCH, failed};
+use super::group::{Done, Group};
+use super::local::push_event;
+use super::origins::Origins;
+use super::parked;
+use super::tables::{TableId, Tables};
+use crate::crdt::change::{OWN_BYTES_MAX, OWN_ROWS_MAX};
+use crate::crdt::storage::StorageError;
+use crate::crdt::{
+    Changeset, Class, Commit, Key, Name, RowClock, RowEvent, Stamp, TableEvents, pack,
+};
+use crate::types::{Epoch, Origin, Seq, Version, Wall};
+
+/// Rows of which a stamp is left. See `changes.rs` for the second half.
+const SELECT_KEYS: &str = "SELECT tbl, key FROM __tribune_rows WHERE origin = ?1 AND version > ?2
+    UNION
+    SELECT tbl, key FROM __tribune_stamps WHERE origin = ?1 AND version > ?2";
+
+/// Instances go before their nodes and checks: one without its checks would look well.
+type Place = (Reverse<Name>, Key, TableId);
+
+impl Group<'_> {
+    /// Begins a new epoch for this node's own writes: see
+    /// [`Storage::begin_epoch`](crate::crdt::storage::Storage::begin_epoch). Returns the new
+    /// origin, and the one that ended with how far it is held now.
+    pub fn begin_epoch(
+        &mut self,
+        above: Epoch,
+    ) -> Result<(Origin, (Origin, Version)), StorageError> {
+        self.caller(StorageError::Failed, |group| {
+            let me = group.store.now.origin;
+            let held = group.store.origins.heads();
+            let mine = held.iter().filter(|(origin, _)| origin.node == me.node);
+            let last = mine.map(|(origin, _)| origin.epoch).max().unwrap_or_default();
+            let last = last.max(me.epoch).max(above);
+            let epoch = last.0.checked_add(1).ok_or_else(|| {
+                let full = "this node has used up its epochs; give it a new id";
+                StorageError::Failed(full.to_owned())
+            })?;
+            let origin = Origin { epoch: Epoch(epoch), ..me };
+            let trusted = group.store.now.trusted.min(group.store.origins.head(me));
+            group.enter(origin, trusted).map_err(failed)?;
+            group.done.push(Done::Epoch { origin, trusted });
+            Ok((origin, (me, trusted)))
+        })
+    }
+
+    /// Goes on under the epoch that the store was opened with: `write` puts it down, and this
+    /// node's rows of `ended` are written again.
+    pub(super) fn resume(
+        &mut self,
+        ended: Origin,
+        write: impl FnOnce(&Connection) -> rusqlite::Result<()>,
+    ) -> Result<(), StorageError> {
+        self.caller(StorageError::Failed, |group| {
+            write(&group.store.conn).map_err(failed)?;
+            let trusted = group.store.origins.head(ended);
+            group.renew(ended, trusted).map_err(failed)
+        })
+    }
+
+    /// Deletes what of this node's own rows stands under an earlier epoch: see
+    /// [`Storage::withdraw`](crate::crdt::storage::Storage::withdraw). Returns how many commits
+    /// that took.
+    pub fn withdraw(&mut self) -> Result<usize, StorageError> {
+        self.caller(StorageError::Failed, |group| {
+            let before = group.commits.len();
+            group.withdraw_all().map_err(failed)?;
+            group.done.push(Done::Withdrawn);
+            Ok(group.commits.len() - before)
+        })
+    }
+
+    /// Ends the present epoch, whose origin is held up to `trusted` from now on.
+    pub(super) fn enter(&mut self, origin: Origin, trusted: Version) -> rusqlite::Result<()> {
+        let ended = self.store.now.origin;
+        self.store.conn.execute(UPDATE_EPOCH, [origin.epoch.0])?;
+        self.store.now.origin = origin;
+        self.store.now.trusted = Version(0);
+        self.store.origins.set_back(ended, trusted);
+        self.renew(ended, trusted)
+    }
+
+    /// Stamps anew what the ended origin wrote: of owned rows all, of others what it wrote beyond
+    /// `trusted`.
+    fn renew(&mut self, ended: Origin, trusted: Version) -> rusqlite::Result<()> {
+        let mut places = self.places_of(ended, Class::Owned, Version(0))?;
+        places.append(&mut self.places_of(ended, Class::Shared, trusted)?);
+        self.write_places(&places, &Act::Renew { ended, trusted })
+    }
+
+    pub(super) fn withdraw_all(&mut self) -> rusqlite::Result<()> {
+        let me = self.store.now.origin;
+        let held = self.store.origins.all();
+        let is_past = |origin: &Origin| origin.node == me.node && origin.epoch < me.epoch;
+        let mut places = BTreeSet::new();
+        for origin in held.into_iter().filter(is_past) {
+            let of_origin = self.places_of(origin, Class::Owned, Version(0))?;
+            for (name, key, table) in of_origin {
+                let clock = clocks::read(&self.store.conn, table, &key)?;
+                if clock.is_some_and(|clock| clock.is_alive()) {
+                    places.insert((name, key, table));
+                }
+            }
+        }
+        self.write_places(&places, &Act::Withdraw)
+    }
+
+    /// Writes rows in commits of bounded size.
+    fn write_places(&mut self, places: &BTreeSet<Place>, act: &Act) -> rusqlite::Result<()> {
+        let mut left = places.iter().peekable();
+        while left.peek().is_some() {
+            let store = &mut *self.store;
+            let origin = store.now.origin;
+            let version = store.origins.head(origin).next();
+            let stamp = Stamp { origin, version };
+            let mut piece = Piecework::new(store, (stamp, self.now));
+            while let Some(place) = left.peek() {
+                if !piece.write(place, act)? {
+                    break;
+                }
+                left.next();
+            }
+            let (changeset, tables) = piece.finish();
+            let store = &mut *self.store;
+            store.origins.advance(origin, version);
+            let (seq, at) = (Seq::default(), store.now.at);
+            let heads = vec![(origin, version)];
+            self.conclude(Commit { seq, at, tables, changeset: Some(changeset), heads });
+        }
+        Ok(())
+    }
+
+    /// Lists the rows of tables of a class that hold a stamp of the origin beyond `after`.
+    fn places_of(
+        &mut self,
+        origin: Origin,
+        class: Class,
+        after: Version,
+    ) -> rusqlite::Result<BTreeSet<Place>> {
+        let store = &mut *self.store;
+        let ordinal = store.origins.ordinal(origin);
+        let mut statement = store.conn.prepare_cached(SELECT_KEYS)?;
+        let mut rows = statement.query((ordinal, after.0.cast_signed()))?;
+        let mut places = BTreeSet::new();
+        while let Some(row) = rows.next()? {
+            let table: TableId = row.get(0)?;
+            let name = &store.tables.entry(table).name;
+            if Class::of(name) == class {
+                let key: Key = row.get_ref(1)?.as_blob()?.into();
+                places.insert((Reverse(name.clone()), key, table));
+            }
+        }
+        Ok(places)
+    }
+}
+
+/// What is done to rows.
+enum Act {
+    Renew { ended: Origin, trusted: Version },
+    Withdraw,
+}
+
+impl Act {
+    fn on(&self, clock: &mut RowClock, class: Class, stamp: Stamp) {
+        match *self {
+            Self::Withdraw => clock.deleted(stamp),
+            Self::Renew { ended, trusted } => {
+                clock.restamp(stamp, |old| {
+                    old.origin == ended && (class == Class::Owned || old.version > trusted)
+                });
+            }
+        }
+    }
+}
+
+/// One commit while its rows are written.
+struct Piecework<'a> {
+    conn: &'a Connection,
+    names: &'a Tables,
+    origins: &'a mut Origins,
+    has_parked: &'a BTreeSet<TableId>,
+    stamp: Stamp,
+    times: Times,
+    telling: Telling<'a>,
+    tables: Vec<TableEvents>,
+    rows: usize,
+    bytes: usize,
+}
+
+impl<'a> Piecework<'a> {
+    fn new(store: &'a mut Store, (stamp, at): (Stamp, Wall)) -> Self {
+        Self {
+            conn: &store.conn,
+            names: &store.tables,
+            origins: &mut store.origins,
+            has_parked: &store.has_parked,
+            stamp,
+            times: Times::from([(stamp, at)]),
+            telling: Telling::new(&store.conn, &store.tables, (stamp, at)),
+            tables: Vec::new(),
+            rows: 0,
+            bytes: 0,
+        }
+    }
+
+    /// Writes a row; `false`: it has no room in this commit.
+    fn write(&mut self, (Reverse(name), key, table): &Place, act: &Act) -> rusqlite::Result<bool> {
+        let place = (*table, &**key);
+        let Some(held) = clocks::read(self.conn, *table, key)? else { return Ok(true) };
+        let mut clock = held.clone();
+        act.on(&mut clock, Class::of(name), self.stamp);
+        let left = self.telling.read(*table, key, &clock)?;
+        let bytes = left.bytes();
+        let is_full = self.rows == OWN_ROWS_MAX || self.bytes + bytes > OWN_BYTES_MAX;
+        if is_full && self.rows > 0 {
+            return Ok(false);
+        }
+        (self.rows, self.bytes) = (self.rows + 1, self.bytes + bytes);
+        self.telling.add(*table, left);
+        if held.is_alive() && !clock.is_alive() {
+            self.delete(*table, key)?;
+        }
+        clocks::write(self.conn, self.origins, place, (Some(&held), &clock), &self.times)?;
+        Ok(true)
+    }
+
+    fn finish(self) -> (Arc<Changeset>, Vec<TableEvents>) {
+        (self.telling.finish(), self.tables)
+    }
+
+    fn delete(&mut self, table: TableId, key: &Key) -> rusqlite::Result<()> {
+        if self.has_parked.contains(&table) {
+            parked::write(self.conn, (table, key), [])?;
+        }
+        let Some(home) = &self.names.entry(table).table else { return Ok(()) };
+        let key = pack::unpack(key).unwrap_or_default();
+        // A row that SQLite refused was never shown.
+        if home.read_row(self.conn, &key)?.is_some() {
+            home.delete_row(self.conn, &key)?;
+            push_event(&mut self.tables, home, RowEvent { key, existed: true, row: None });
+        }
+        Ok(())
+    }
+}
