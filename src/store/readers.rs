@@ -27,6 +27,9 @@ pub const READERS_DEFAULT: usize = 4;
 /// The longest that any query may hold its snapshot: the write-ahead log grows meanwhile.
 pub const QUERY_MAX: Duration = Duration::from_secs(60);
 
+/// How long between two looks whether the log is emptied: that takes a second, and is rare.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
 /// A pool of read-only connections. Any thread may use it; calls block.
 #[derive(Debug)]
 pub struct Readers {
@@ -230,6 +233,13 @@ impl Readers {
     }
 
     fn take(&self, deadline: Instant) -> Result<Reader, QueryError> {
+        // Who begins while the log is emptied would only be ended.
+        while self.yields_to.get().is_some_and(|waiting| waiting.is_over(Duration::ZERO)) {
+            if Instant::now() >= deadline {
+                return Err(QueryError::TimedOut);
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
         let mut idle = self.lock();
         loop {
             if let Some(reader) = idle.pop() {

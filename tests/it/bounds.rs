@@ -13,7 +13,7 @@ const ENDLESS: &str = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 F
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_endless_transaction_hardly_delays_a_registration() {
-    let cluster = Cluster::new(61);
+    let cluster = Cluster::new(71);
     let n1 = Arc::new(cluster.start(1).await);
     let mut endless = Vec::new();
     for _ in 0..4 {
@@ -46,7 +46,7 @@ async fn an_endless_transaction_hardly_delays_a_registration() {
 
 #[tokio::test]
 async fn a_process_that_was_suspended_goes_on_and_is_not_ended_by_its_watchdog() {
-    let cluster = Cluster::new(62);
+    let cluster = Cluster::new(72);
     let config = cluster.home().join("watchdog.toml");
     std::fs::write(&config, "[watchdog]\nlimit = '2s'\n").expect("a file");
     let n1 = cluster.start_with(1, &["--config", config.to_str().expect("text")]).await;

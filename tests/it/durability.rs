@@ -89,7 +89,7 @@ fn fill(path: &std::path::Path) {
 
 #[tokio::test]
 async fn a_full_disk_refuses_writes_in_a_sentence_and_room_is_all_it_takes() {
-    let cluster = Cluster::new(32);
+    let cluster = Cluster::new(74);
     let n1 = cluster.start_on_small_disk(1, 8 << 10).await;
     n1.register("web", "web", 1).await;
     let filler = n1.data_dir(&cluster).join("filler");
@@ -129,7 +129,7 @@ async fn a_full_disk_refuses_writes_in_a_sentence_and_room_is_all_it_takes() {
 
 #[tokio::test]
 async fn a_shell_cannot_write_into_the_database_and_a_kill_does_not_look_as_if() {
-    let cluster = Cluster::new(33);
+    let cluster = Cluster::new(75);
     let n1 = cluster.start(1).await;
     n1.register("web", "web", 1).await;
     let database = cluster.home().join("n1.data/tribune.db");

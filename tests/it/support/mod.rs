@@ -88,6 +88,11 @@ impl Cluster {
     /// Starts node `k` with its data directory on a file system of so many KiB, in memory, that only
     /// it sees; [`Agent::data_dir`] reaches into it.
     pub async fn start_on_small_disk(&self, k: u8, kib: usize) -> Agent {
+        let probe = Command::new("unshare").args(["-rm", "true"]).status();
+        assert!(
+            probe.is_ok_and(|status| status.success()),
+            "a file system of its own for a node needs `unshare -rm`: allow user namespaces, or run as root"
+        );
         let mut command = Command::new("unshare");
         let script = format!(
             "mkdir -p n{k}.data && mount -t tmpfs -o size={kib}k none n{k}.data && exec \"$0\" \"$@\""
