@@ -468,6 +468,55 @@ mod tests {
         assert_eq!(trial.store.heads().unwrap().len(), 2);
     }
 
+    #[test]
+    fn an_epoch_and_a_withdrawal_survive_a_callers_rollback() {
+        let mut trial = Trial::new(T);
+        let service = |id: &str| {
+            let row = vec![("node_id", ME.to_string().into()), ("id", id.into())];
+            RowOp::Put { table: "services", row, keep: &[] }
+        };
+        trial.store.commit(NOW, &[service("old")]).unwrap();
+        let mut trial = trial.reopen();
+        let first = trial.store.origin();
+        let mut lost = trial.store.load(first, Version(0), usize::MAX).unwrap().piece;
+        let known = trial.store.heads().unwrap();
+
+        let mut group = trial.store.group(NOW);
+        group.ops(&[service("burnt")]).unwrap();
+        let (origin, ended) = group.begin_epoch(first.epoch).unwrap();
+        assert_eq!((vec![ended], origin.node), (known, ME));
+        // What peers still had of this node comes back, and nobody claims it.
+        lost.after = Version(1);
+        lost.through = Version(9);
+        lost.changesets = vec![Arc::new(returned(first))];
+        group.apply(&Batch { pieces: vec![lost] }).unwrap();
+        assert_eq!(group.withdraw().unwrap(), 1);
+        let before = group.commits.clone();
+        assert_eq!(before.len(), 4);
+        let culprit = [plain("INSERT OR ROLLBACK INTO t (id) VALUES (5), (5)")];
+        group.sql(&culprit, None).unwrap_err();
+        assert_eq!(group.commit().unwrap(), before);
+        let ids = trial.rows("SELECT id FROM services ORDER BY id");
+        assert_eq!(ids, ["'burnt'", "'old'"]);
+        let heads = trial.store.heads().unwrap();
+        assert_eq!(heads, [(first, Version(9)), (origin, Version(2))]);
+    }
+
+    /// A registration of this node that its disk has lost.
+    fn returned(origin: Origin) -> crate::crdt::Changeset {
+        let mut other = in_memory(ME, "");
+        other.apply_schema(NOW, &crate::store::schema::read_sources(&[]).unwrap()).unwrap();
+        let row = vec![("node_id", ME.to_string().into()), ("id", "lost".into())];
+        let put = RowOp::Put { table: "services", row, keep: &[] };
+        let commit = other.commit(NOW, &[put]).unwrap().unwrap();
+        let mut changeset = Arc::unwrap_or_clone(commit.changeset.unwrap());
+        changeset.stamp = Stamp { origin, version: Version(9) };
+        for row in changeset.tables.iter_mut().flat_map(|table| &mut table.rows) {
+            row.life.stamp = changeset.stamp;
+        }
+        changeset
+    }
+
     fn foreign_batch() -> Batch {
         let mut other = in_memory(NodeId([0x22; 16]), T);
         let (_, commit) = run(&mut other, &["INSERT INTO t (id) VALUES (30)"]).unwrap();
