@@ -445,7 +445,7 @@ mod tests {
         let kept = aside.file_name().unwrap().to_string_lossy().into_owned();
         let names = files(&trial.config);
         let known = |name: &&String| {
-            ["tribune.db", "tribune.db-shm", "tribune.db-wal", "tribune.lock"]
+            ["tribune.db", "tribune.db-shm", "tribune.db-wal", "tribune.life", "tribune.lock"]
                 .contains(&name.as_str())
         };
         assert_eq!(names.iter().filter(|name| !known(name)).collect::<Vec<_>>(), [&kept]);
@@ -453,32 +453,45 @@ mod tests {
 
     #[test]
     fn the_log_of_a_database_that_crashed_goes_aside_with_it() {
-        for is_damaged in [false, true] {
+        for is_read in [false, true] {
             let (mut trial, file) = backed_up();
             trial.write(&["UPDATE t SET v = 'in the log'"]);
             let (data, crashed) = (trial.config.data_dir.clone(), trial.dir.path().join("crashed"));
             std::fs::create_dir(&crashed).unwrap();
-            for name in ["tribune.db", "tribune.db-wal", "tribune.db-shm"] {
+            for name in ["tribune.db", "tribune.db-wal", "tribune.life"] {
                 std::fs::copy(data.join(name), crashed.join(name)).unwrap();
-            }
-            if is_damaged {
-                for name in ["tribune.db", "tribune.db-wal"] {
-                    std::fs::write(crashed.join(name), "no database at all ".repeat(600)).unwrap();
-                }
             }
             let Trial { store, dir, config } = trial;
             drop(store);
             let config = OpenConfig { data_dir: crashed, ..config };
+            // A shell that looks at the database, and so keeps its log from being emptied.
+            let shell = Connection::open(config.data_dir.join(DATABASE_FILE)).unwrap();
+            let sql = if is_read { "BEGIN; SELECT v FROM t" } else { "BEGIN" };
+            shell.execute_batch(sql).unwrap();
             let aside = run(&request(&config, &file)).unwrap().aside.unwrap();
+            assert_eq!(wal_path(&aside).exists(), is_read);
+            drop(shell);
             let trial = Trial { store: Store::open(&config).unwrap(), dir, config };
             assert_eq!(trial.rows("SELECT v FROM t"), ["'backup'"]);
-            assert_eq!(wal_path(&aside).exists(), is_damaged);
-            if !is_damaged {
-                let old = Connection::open(&aside).unwrap();
-                let read = |row: &rusqlite::Row<'_>| row.get::<_, String>(0);
-                assert_eq!(old.query_row("SELECT v FROM t", [], read).unwrap(), "in the log");
-            }
+            let old = Connection::open(&aside).unwrap();
+            let read = |row: &rusqlite::Row<'_>| row.get::<_, String>(0);
+            assert_eq!(old.query_row("SELECT v FROM t", [], read).unwrap(), "in the log");
         }
+    }
+
+    #[test]
+    fn a_database_that_is_none_any_more_is_replaced() {
+        let (trial, file) = backed_up();
+        let Trial { store, dir, config } = trial;
+        drop(store);
+        let path = config.data_dir.join(DATABASE_FILE);
+        std::fs::write(&path, "no database at all ".repeat(600)).unwrap();
+        // Nothing there says who this is.
+        let wanted = Restore { node: None, ..request(&config, &file) };
+        let aside = run(&wanted).unwrap().aside.unwrap();
+        assert!(std::fs::read(&aside).unwrap().starts_with(b"no database"));
+        let trial = Trial { store: Store::open(&config).unwrap(), dir, config };
+        assert_eq!(trial.rows("SELECT v FROM t"), ["'backup'"]);
     }
 
     #[test]

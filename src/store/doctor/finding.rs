@@ -155,48 +155,58 @@ impl Kind {
     }
 
     fn what(self, count: u64, table: &str) -> String {
-        let rows = if count == 1 { "row".to_owned() } else { "rows".to_owned() };
-        let some = format!("{count} {rows} of {table}");
+        let by_count = |one: &'static str, many: &'static str| if count == 1 { one } else { many };
+        let some = format!("{count} {} of {table}", by_count("row", "rows"));
+        let (are, were) = (by_count("is", "are"), by_count("was", "were"));
+        let have = by_count("has", "have");
         match self {
             Self::Damaged => "The database file is damaged".to_owned(),
             Self::NamesWrong => "The list of tables and columns is damaged".to_owned(),
-            Self::ClockUnreadable => format!("The clocks of {some} cannot be read"),
-            Self::SetBack => {
-                "The other node holds writes of this one that it does not know itself: \
-                its database was set back"
-                    .to_owned()
-            }
-            Self::Diverged => {
-                format!("{some} differ although both nodes hold all that was written to them")
-            }
+            Self::ClockUnreadable => format!("{some} {have} a clock that cannot be read"),
+            Self::SetBack => "The other node holds writes of this one that it does not know \
+                itself: its database was set back"
+                .to_owned(),
+            Self::Diverged => format!(
+                "{some} {} although both nodes hold all that was written to the table",
+                by_count("differs", "differ")
+            ),
             Self::BeyondHead => {
-                format!("{some} are newer than what this node says it holds of their writer")
+                format!("{some} {are} newer than what this node says it holds of the writer")
             }
-            Self::RowGone => format!("{some} are missing: another program removed them"),
+            Self::RowGone => {
+                format!("{some} {are} missing: another program removed what was there")
+            }
             Self::RowUnknown => {
-                format!("{some} were written by another program: no other node has them")
+                format!("{some} {were} written by another program, and no other node has that")
             }
-            Self::RowUndead => format!("{some} are there although they were deleted"),
-            Self::ValueUnreadable => format!("{some} hold what cannot be replicated"),
-            Self::ForeignOwner => format!("{some} were written by a node that does not own them"),
+            Self::RowUndead => {
+                format!("{some} {were} deleted, and another program put something there since")
+            }
+            Self::ValueUnreadable => {
+                format!("{some} {} what cannot be replicated", by_count("holds", "hold"))
+            }
+            Self::ForeignOwner => format!("{some} {were} written by a node that does not own that"),
             Self::IndexWrong => {
-                format!("{some} are not found by their versions: other nodes may never get them")
+                format!("{some} {are} not found by version: other nodes may never get that")
             }
-            Self::IndexIdle => format!("{count} entries of the index of versions lead nowhere"),
+            Self::IndexIdle => format!(
+                "{count} {} of the index of versions",
+                by_count("superfluous entry", "superfluous entries")
+            ),
             Self::SumsWrong => {
-                format!("The sum that the node keeps of {table} is not that of its rows")
+                format!("The sum that the node keeps of {table} is not that of the rows")
             }
             Self::DiskFull => "The disk is nearly full".to_owned(),
             Self::LogLarge => "The write-ahead log cannot be emptied".to_owned(),
             Self::Unguarded => {
-                "Somebody removed what keeps other programs from writing to tables".to_owned()
+                format!("Somebody removed what keeps other programs from writing to {table}")
             }
             Self::Quarantined => {
-                format!("{some} were written elsewhere and do not fit the table here")
+                format!("{some} {were} written elsewhere and cannot be in the table here")
             }
             Self::Nobodys => "The database names no node".to_owned(),
             Self::Parked => {
-                format!("{some} have values that this node's schema has no place for yet")
+                format!("{some} {have} values that this node's schema has no place for yet")
             }
             Self::Copied => {
                 "The database was copied or restored since the node last ran".to_owned()
