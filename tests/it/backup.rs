@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::support::{Cluster, TRIBUNE, tribune, wait_for};
 
@@ -240,4 +241,109 @@ async fn a_doctor_finds_what_another_program_did() {
     refused(&on_files(&cluster, 7, &["doctor"]), "there is no database in n7.data");
     let file = cluster.home().join("none");
     refused(&tribune(&["doctor", "--file", file.to_str().expect("text")]), "there is no file");
+}
+
+/// How many rows the figures are for, and how many commits a second go on beside the backup.
+const ROWS: usize = 1_000_000;
+const COMMITS_A_SECOND: u64 = 500;
+
+/// Prints what a backup beside steady writes takes, and what the writes feel of it:
+/// `cargo test --test it -- --ignored --nocapture a_backup_of_a_million_rows`.
+#[test]
+#[ignore = "makes a million rows and measures"]
+#[allow(clippy::print_stderr, reason = "whoever runs it wants to see the figures")]
+fn a_backup_of_a_million_rows_beside_steady_writes() {
+    use tribune::store::backup::{Backup, backup};
+    use tribune::store::copy::Watch;
+    use tribune::store::doctor::{Request, Subject, examine};
+    use tribune::store::{OpenConfig, Params, Statement, Store};
+    use tribune::types::Wall;
+
+    let home = tempfile::tempdir().expect("a directory");
+    let data_dir = home.path().join("data");
+    let config = OpenConfig { data_dir: data_dir.clone(), ..OpenConfig::default() };
+    let mut store = Store::open(&config).expect("a store");
+    let run = |store: &mut Store, sql: String| {
+        let statement = Statement { sql, params: Params::None };
+        let mut group = store.group(Wall(1_700_000_000_000_000));
+        group.sql(&[statement], None).expect("it works");
+        group.commit().expect("it is written");
+        store.maintain().expect("a checkpoint");
+    };
+    for first in (0..ROWS).step_by(10_000) {
+        run(
+            &mut store,
+            format!(
+                "WITH RECURSIVE n(i) AS (SELECT {first} UNION ALL SELECT i + 1 FROM n LIMIT 10000)
+                 INSERT INTO kv (key, value) SELECT 'service/' || i, randomblob(100) FROM n"
+            ),
+        );
+    }
+    store.checkpoint().expect("a checkpoint");
+
+    let is_over = Arc::new(AtomicBool::new(false));
+    let phase = Arc::new(AtomicUsize::new(0));
+    let writing = std::thread::spawn({
+        let (is_over, phase) = (Arc::clone(&is_over), Arc::clone(&phase));
+        move || {
+            let mut took: [Vec<Duration>; 3] = Default::default();
+            let begun = Instant::now();
+            for nth in 0_u64.. {
+                if is_over.load(Ordering::SeqCst) {
+                    break;
+                }
+                let due = Duration::from_millis(1_000 * nth / COMMITS_A_SECOND);
+                std::thread::sleep(due.saturating_sub(begun.elapsed()));
+                let at = Instant::now();
+                let key = nth * 7_919 % ROWS as u64;
+                let sql = format!("UPDATE kv SET flags = {nth} WHERE key = 'service/{key}'");
+                run(&mut store, sql);
+                took[phase.load(Ordering::SeqCst)].push(at.elapsed());
+            }
+            (store, took)
+        }
+    });
+    std::thread::sleep(Duration::from_secs(4));
+    phase.store(1, Ordering::SeqCst);
+    let target = home.path().join("copy");
+    let request = Backup { data_dir: data_dir.clone(), target: target.clone(), force: false };
+    let watch = &mut Watch { progress: &mut |_| {}, is_cancelled: Arc::default() };
+    let begun = Instant::now();
+    let made = backup(&request, watch).expect("a backup");
+    let whole = begun.elapsed();
+    phase.store(2, Ordering::SeqCst);
+    let request = |subject| Request { subject, full: false, compare: None };
+    let begun = Instant::now();
+    // A slow build may be told that this much cannot be looked at beside that many writes.
+    let live = examine(&request(Subject::DataDir(data_dir)), watch);
+    let looked = begun.elapsed();
+    is_over.store(true, Ordering::SeqCst);
+    let (_store, mut took) = writing.join().expect("it ends");
+    match live {
+        Ok(live) => assert!(live.is_healthy(), "{:?}", live.findings),
+        Err(error) => eprintln!("{error}"),
+    }
+    let watch = &mut Watch { progress: &mut |_| {}, is_cancelled: Arc::default() };
+    let begun = Instant::now();
+    let copy = examine(&request(Subject::File(target)), watch).expect("a look");
+    assert!(copy.is_healthy() && copy.tables.iter().any(|table| table.live == ROWS as u64));
+    eprintln!(
+        "{ROWS} rows, {} MiB: snapshot held {:?}, with check and sync {whole:?}, the log grew by {} \
+         KiB; doctor beside the node {looked:?}, of the copy {:?}",
+        made.copied.bytes >> 20,
+        made.copied.held,
+        made.copied.wal_growth >> 10,
+        begun.elapsed(),
+    );
+    for (what, took) in ["alone", "beside the backup", "beside the doctor"].iter().zip(&mut took) {
+        took.sort();
+        let at = |share: usize| took[(took.len() - 1) * share / 1_000];
+        eprintln!(
+            "{} commits {what}: p50 {:?}, p99 {:?}, longest {:?}",
+            took.len(),
+            at(500),
+            at(990),
+            at(1_000)
+        );
+    }
 }
