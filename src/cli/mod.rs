@@ -1,11 +1,14 @@
-//! The command line: one file a subcommand, and how answers are shown. Every command but
-//! `agent`, `dev` and `tls` is a plain client of a node's HTTP port and knows nothing of its
-//! inside.
+//! The command line: one file a subcommand, and how answers are shown. `agent` and `dev` run
+//! nodes, `tls`, `backup`, `restore` and `doctor` work on files; every other command is a plain
+//! client of a node's HTTP port and knows nothing of its inside.
 
 mod agent;
+mod backup;
 mod client;
 mod dev;
+mod doctor;
 mod members;
+mod progress;
 mod register;
 mod services;
 mod sql;
@@ -47,6 +50,25 @@ enum Command {
     Query(sql::QueryArgs),
     /// Run SQL statements as one transaction
     Exec(sql::ExecArgs),
+    /// Copy the node's database into one file, while it runs or not
+    ///
+    /// The file holds what the database held at one moment: registrations, check definitions
+    /// (which may contain secrets), your tables. Only its owner may read it. The node goes on
+    /// meanwhile; its log grows by what it writes until the copy is done.
+    Backup(backup::BackupArgs),
+    /// Make a backup the database of a node that does not run
+    ///
+    /// The file is checked first, and the node that it is from. The database that is there is put
+    /// aside. When the node is started, it goes on under a new epoch, takes its own services and
+    /// checks along as the backup has them, and gets what was written since from the other nodes;
+    /// of its own rows, what they bring back is withdrawn after a minute unless it is registered
+    /// again.
+    Restore(backup::RestoreArgs),
+    /// Look for what is wrong with a node's database, and say what to do
+    ///
+    /// Reads only, beside a running node or without one. Exit codes: 0 healthy, 1 something was
+    /// found, 2 it could not be looked at.
+    Doctor(doctor::Args),
     /// Make the certificates of a cluster
     #[command(subcommand)]
     Tls(tls::Command),
@@ -122,6 +144,9 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Deregister(args) => as_client(register::deregister(args)),
         Command::Query(args) => as_client(sql::query(args)),
         Command::Exec(args) => as_client(sql::exec(args)),
+        Command::Backup(args) => backup::run_backup(args),
+        Command::Restore(args) => backup::run_restore(args),
+        Command::Doctor(args) => doctor::run(args),
         Command::Tls(command) => tls::run(command),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "tribune", &mut std::io::stdout());
@@ -131,7 +156,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
 }
 
 /// Runs a client command on a small runtime of its own.
-fn as_client(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+fn as_client<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -20,6 +20,9 @@ pub const DNS_PORT: u16 = 8600;
 const WATCHDOG_LIMIT: Duration = Duration::from_secs(30);
 const WATCHDOG_LIMIT_MIN: Duration = Duration::from_secs(2);
 
+/// Where the database lives unless something else is said.
+pub const DATA_DIR: &str = "/var/lib/tribune";
+
 /// The flags of `tribune agent`, each with its environment variable.
 #[derive(clap::Args, Clone, Debug, Default, PartialEq)]
 pub struct Flags {
@@ -164,14 +167,9 @@ impl Agent {
         if let Some(node) = &node {
             check_name("node", node)?;
         }
-        let node_id = flags.node_id.or(file.node_id).map(|text| {
-            text.parse().map_err(|error| ConfigError::new(format!("node_id: {error}")))
-        });
+        let node_id = flags.node_id.or(file.node_id).map(|text| parse_node_id(&text));
         Ok(Self {
-            data_dir: flags
-                .data_dir
-                .or(file.data_dir)
-                .unwrap_or_else(|| PathBuf::from("/var/lib/tribune")),
+            data_dir: flags.data_dir.or(file.data_dir).unwrap_or_else(|| PathBuf::from(DATA_DIR)),
             node,
             node_id: node_id.transpose()?,
             datacenter,
@@ -190,6 +188,10 @@ impl Agent {
             log_json: log_format(flags.log_format.or(file.log.format))?,
         })
     }
+}
+
+pub(super) fn parse_node_id(text: &str) -> Result<NodeId, ConfigError> {
+    text.parse().map_err(|error| ConfigError::new(format!("node_id: {error}")))
 }
 
 fn gossip(flags: &Flags, file: &File) -> Result<Gossip, ConfigError> {

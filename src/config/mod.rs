@@ -5,8 +5,10 @@
 pub mod agent;
 pub mod file;
 pub mod parse;
+mod place;
 
 pub use agent::{Agent, Flags, Gossip, Tls};
+pub use place::{Place, PlaceFlags};
 
 /// A setting that cannot be used: which, why, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

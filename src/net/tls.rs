@@ -4,7 +4,7 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -215,7 +215,7 @@ impl Identity {
 }
 
 impl Source {
-    fn read(file: &PathBuf, remedy: &'static str) -> Result<Self, TlsError> {
+    fn read(file: &Path, remedy: &'static str) -> Result<Self, TlsError> {
         let name = file.display().to_string();
         match fs::read(file) {
             Ok(pem) => Ok(Self { name, pem }),
@@ -488,6 +488,20 @@ impl ClientCertVerifier for PeerVerifier {
     }
 }
 
+/// Reads which cluster and node a certificate's file names. Whether it is valid now, and who signed
+/// it, is not looked at.
+pub fn named_in(cert: &Path) -> Result<(ClusterId, NodeId), TlsError> {
+    let source = Source::read(cert, MAKE_NODE)?;
+    let certificates = source.certificates(MAKE_NODE)?;
+    match peer_of(&certificates[0]) {
+        Some(subject) => Ok((subject.cluster, subject.node)),
+        None => {
+            let (file, why) = (source.name, "it names no node".to_owned());
+            Err(TlsError::WrongKind { file, wanted: "node", why, remedy: MAKE_NODE })
+        }
+    }
+}
+
 /// Reads who a peer is from the certificate that the handshake has verified.
 pub(super) fn peer_of(certificate: &CertificateDer<'_>) -> Option<NodeSubject> {
     match subject_of(certificate) {
@@ -498,8 +512,6 @@ pub(super) fn peer_of(certificate: &CertificateDer<'_>) -> Option<NodeSubject> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::super::certificates::{self, Ca, NodeRequest, Pems};
     use super::*;
 

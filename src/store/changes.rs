@@ -273,17 +273,54 @@ impl Reader<'_> {
         key: &Key,
         columns: impl IntoIterator<Item = ColumnId>,
     ) -> rusqlite::Result<Vec<Value>> {
-        let home: Option<&Arc<Table>> = self.tables.entry(table).table.as_ref();
-        let key_values = pack::unpack(key).unwrap_or_default();
-        let row = match home.filter(|home| home.check_key(&key_values).is_ok()) {
-            Some(home) => home.read_row(self.conn, &key_values)?,
-            None => None,
-        };
-        let mut parked = if self.has_parked(table)? {
+        Ok(self.find(table, key)?.values(columns))
+    }
+
+    /// Finds what there is of a row's values.
+    pub fn find(&mut self, table: TableId, key: &Key) -> rusqlite::Result<Found<'_>> {
+        let parked = if self.has_parked(table)? {
             parked::read(self.conn, table, key)?
         } else {
             parked::Values::new()
         };
+        let home = self.tables.entry(table).table.as_ref();
+        let key_values = pack::unpack(key).unwrap_or_default();
+        let fits = home.is_some_and(|home| home.check_key(&key_values).is_ok());
+        let row = match home {
+            Some(home) if fits => home.read_row(self.conn, &key_values)?,
+            Some(_) | None => None,
+        };
+        Ok(Found { home, fits, row, parked })
+    }
+
+    fn has_parked(&mut self, table: TableId) -> rusqlite::Result<bool> {
+        if let Some(has) = self.has_parked.get(&table) {
+            return Ok(*has);
+        }
+        let has = self
+            .conn
+            .prepare_cached("SELECT EXISTS (SELECT 1 FROM __tribune_parked WHERE tbl = ?1)")?
+            .query_row([table], |row| row.get(0))?;
+        self.has_parked.insert(table, has);
+        Ok(has)
+    }
+}
+
+/// What there is of a row's values.
+pub(super) struct Found<'a> {
+    /// `None`: this node's schema does not have the table.
+    pub home: Option<&'a Arc<Table>>,
+    /// Whether the table can hold a row with this key.
+    pub fits: bool,
+    /// As the table has it.
+    pub row: Option<Vec<Value>>,
+    pub parked: parked::Values,
+}
+
+impl Found<'_> {
+    /// Returns the values of some columns of a live row.
+    pub fn values(mut self, columns: impl IntoIterator<Item = ColumnId>) -> Vec<Value> {
+        let Self { home, row, parked, .. } = &mut self;
         // What is parked counts: the row that SQLite has may be older, where it refused a newer.
         let value_of = |id: ColumnId| {
             let place = home.and_then(|home| home.place(id));
@@ -298,19 +335,7 @@ impl Reader<'_> {
                 (None, None) => Value::Null,
             }
         };
-        Ok(columns.into_iter().map(value_of).collect())
-    }
-
-    fn has_parked(&mut self, table: TableId) -> rusqlite::Result<bool> {
-        if let Some(has) = self.has_parked.get(&table) {
-            return Ok(*has);
-        }
-        let has = self
-            .conn
-            .prepare_cached("SELECT EXISTS (SELECT 1 FROM __tribune_parked WHERE tbl = ?1)")?
-            .query_row([table], |row| row.get(0))?;
-        self.has_parked.insert(table, has);
-        Ok(has)
+        columns.into_iter().map(value_of).collect()
     }
 }
 

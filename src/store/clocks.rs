@@ -96,7 +96,7 @@ pub fn remove(
 
 /// Lists a clock's stamps, the newest first: a row that is written again and again changes that
 /// one, and the others stay where they are.
-fn in_order(clock: &RowClock) -> Vec<Stamp> {
+pub(super) fn in_order(clock: &RowClock) -> Vec<Stamp> {
     let mut stamps: Vec<Stamp> = clock.stamps().into_iter().collect();
     stamps.sort_unstable_by_key(|stamp| std::cmp::Reverse((stamp.version, stamp.origin)));
     stamps

@@ -33,6 +33,7 @@ use crate::types::{ClusterId, Epoch, Hlc, NodeId, Origin, Scope, Seq, Version, W
 pub const CHECKS_TABLE: &str = "__tribune_checks";
 
 const SELECT_NODE: &str = "SELECT id, name, cluster, scope, epoch FROM __tribune_node";
+const SELECT_ORIGINS: &str = "SELECT origin FROM __tribune_origins";
 const SELECT_FILE: &str = "SELECT file, life, boot FROM __tribune_node";
 const UPSERT_NODE: &str = "INSERT OR REPLACE INTO __tribune_node
     (one, id, name, cluster, scope, epoch, file, life, boot)
@@ -408,9 +409,9 @@ impl Identity {
 }
 
 /// Names a file on this host as long as it exists: device and inode.
-type FileName = [u8; 16];
+pub(super) type FileName = [u8; 16];
 
-fn file_of(path: &Path) -> std::io::Result<FileName> {
+pub(super) fn file_of(path: &Path) -> std::io::Result<FileName> {
     let metadata = std::fs::metadata(path)?;
     let mut name = [0; 16];
     name[..8].copy_from_slice(&metadata.dev().to_be_bytes());
@@ -426,9 +427,9 @@ struct Place {
 }
 
 /// Returns an epoch that no earlier life of the node had, as far as a clock can say: the seconds
-/// since 1970, or the next after `held` where the clock is behind. A database that is new or a
-/// copy does not know which versions its peers hold of it already; a number never used before is
-/// the only one under which it may write.
+/// since 1970, or the next after `held`, the newest that is known, where the clock is behind. A
+/// database that is new or a copy does not know which versions its peers hold of it already; a
+/// number never used before is the only one under which it may write.
 fn fresh_epoch(held: Epoch) -> Epoch {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let now = u32::try_from(now).unwrap_or(u32::MAX - 1);
@@ -455,25 +456,26 @@ fn identify(
     (place, has_log): (&Place, bool),
 ) -> Result<Identified, OpenError> {
     let failed = |error| OpenError::of(path, error);
-    let read =
-        |row: &rusqlite::Row<'_>| Ok((row.get(0)?, Mark { life: row.get(1)?, boot: row.get(2)? }));
-    let past: Option<(Option<FileName>, Mark)> =
-        conn.query_row(SELECT_FILE, [], read).optional().map_err(failed)?;
+    let past = past_of(conn).map_err(failed)?;
     let (written_in, last) = past.unwrap_or_default();
     let doubt = if written_in == place.file {
         last.doubt(Beside::read(&config.data_dir).as_deref(), has_log, &place.mark)
     } else {
         Some(Doubt::Copied)
     };
-    let held = conn.query_row(SELECT_NODE, [], read_identity).optional().map_err(failed)?;
+    let held = identity_of(conn).map_err(failed)?;
     let identity = match held.clone() {
-        None => Identity {
-            node: config.node.unwrap_or_else(|| NodeId(Uuid::new_v4().into_bytes())),
-            name: config.name.clone(),
-            cluster: config.cluster,
-            scope: config.scope,
-            epoch: if place.file.is_some() { fresh_epoch(Epoch(0)) } else { Epoch(1) },
-        },
+        None => {
+            let node = config.node.unwrap_or_else(|| NodeId(Uuid::new_v4().into_bytes()));
+            let newest = newest_epoch(conn, node).map_err(failed)?;
+            Identity {
+                node,
+                name: config.name.clone(),
+                cluster: config.cluster,
+                scope: config.scope,
+                epoch: if place.file.is_some() { fresh_epoch(newest) } else { Epoch(1) },
+            }
+        }
         Some(held) => match doubt {
             None => reconcile(held, config, path)?,
             Some(doubt) => {
@@ -485,12 +487,40 @@ fn identify(
                 };
                 warn!(path, why, "The database goes on under a new epoch");
                 let identity = reconcile(held, config, path)?;
-                Identity { epoch: fresh_epoch(identity.epoch), ..identity }
+                let newest = newest_epoch(conn, identity.node).map_err(failed)?;
+                Identity { epoch: fresh_epoch(newest.max(identity.epoch)), ..identity }
             }
         },
     };
     let ended = held.map(|held| held.origin()).filter(|origin| *origin != identity.origin());
     Ok(Identified { identity, ended })
+}
+
+/// Reads who a database belongs to; `None`: nobody yet.
+pub(super) fn identity_of(conn: &Connection) -> rusqlite::Result<Option<Identity>> {
+    conn.query_row(SELECT_NODE, [], read_identity).optional()
+}
+
+/// Reads in which file a database was last written, and the mark of that life; `None`: it has had
+/// none. No file: in memory, or in one that is left for good, as in a backup.
+pub(super) fn past_of(conn: &Connection) -> rusqlite::Result<Option<(Option<FileName>, Mark)>> {
+    let read =
+        |row: &rusqlite::Row<'_>| Ok((row.get(0)?, Mark { life: row.get(1)?, boot: row.get(2)? }));
+    conn.query_row(SELECT_FILE, [], read).optional()
+}
+
+/// Returns the newest epoch of a node that the database has heard of; 0: none.
+fn newest_epoch(conn: &Connection, node: NodeId) -> rusqlite::Result<Epoch> {
+    let mut statement = conn.prepare(SELECT_ORIGINS)?;
+    let mut rows = statement.query([])?;
+    let mut newest = Epoch(0);
+    while let Some(row) = rows.next()? {
+        let origin = Origin::from_bytes(row.get_ref(0)?.as_blob()?);
+        if let Some(origin) = origin.filter(|origin| origin.node == node) {
+            newest = newest.max(origin.epoch);
+        }
+    }
+    Ok(newest)
 }
 
 fn write_identity(conn: &Connection, identity: &Identity, place: &Place) -> rusqlite::Result<()> {

@@ -56,6 +56,22 @@ pub fn set_up(conn: &Connection, added: &[String]) -> rusqlite::Result<Vec<Strin
     Ok(removed)
 }
 
+/// Lists the replicated tables that other programs could write to.
+pub fn unguarded(conn: &Connection) -> rusqlite::Result<Vec<String>> {
+    let mut held =
+        conn.prepare("SELECT 1 FROM sqlite_schema WHERE type = 'trigger' AND name = ?1")?;
+    let mut found = Vec::new();
+    for table in replicated(conn)? {
+        for kind in KINDS {
+            if !held.exists([format!("{}{table}", prefix(kind))])? {
+                found.push(table);
+                break;
+            }
+        }
+    }
+    Ok(found)
+}
+
 fn prefix(kind: &str) -> String {
     format!("{INTERNAL_PREFIX}guard_{}_", kind.to_ascii_lowercase())
 }

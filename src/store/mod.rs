@@ -3,17 +3,21 @@
 
 mod affinity;
 mod apply;
+pub mod backup;
 mod bind;
 mod capture;
 pub mod changes;
 mod clocks;
+pub mod copy;
 mod database;
+pub mod doctor;
 mod epochs;
 mod functions;
 mod gate;
 mod group;
 mod guard;
 mod hook;
+pub mod image;
 mod life;
 pub mod limits;
 mod local;
@@ -26,6 +30,7 @@ mod parked;
 #[cfg(test)]
 mod power_loss;
 pub mod readers;
+pub mod restore;
 pub mod schema;
 pub mod sql;
 mod statements;

@@ -243,7 +243,7 @@ fn set_up_writer(conn: &Connection, path: &str) -> Result<(), OpenError> {
 }
 
 /// Settings of every connection.
-fn settle(conn: &Connection) -> rusqlite::Result<()> {
+pub(super) fn settle(conn: &Connection) -> rusqlite::Result<()> {
     // A stray write through a mapping would damage the file; a page read once stays as it was.
     conn.pragma_update(None, "mmap_size", 0)?;
     conn.pragma_update(None, "cell_size_check", true)?;

@@ -51,6 +51,11 @@ impl Origins {
         self.held.get(&origin).map_or(Version(0), |held| held.head)
     }
 
+    /// Returns the origin's number, if the database has heard of it.
+    pub fn number_of(&self, origin: Origin) -> Option<Ordinal> {
+        self.held.get(&origin).map(|held| held.ordinal)
+    }
+
     /// Lists the origins of which there is something.
     pub fn heads(&self) -> Vec<(Origin, Version)> {
         let held = self.held.iter().map(|(origin, held)| (*origin, held.head));

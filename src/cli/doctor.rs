@@ -1,0 +1,234 @@
+//! `tribune doctor`: what is wrong with a node's database, and what to do.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde_json::{Value as Json, json};
+
+use super::progress::{Line, bytes};
+use super::{Failure, say, table};
+use crate::config::{Place, PlaceFlags};
+use crate::store::copy::Watch;
+use crate::store::doctor::{
+    Comparison, Diagnosis, DoctorError, Finding, Request, Subject, Weight, examine,
+};
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    place: PlaceFlags,
+    /// Look at a backup instead of a node's database
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["data_dir", "config"])]
+    file: Option<PathBuf>,
+    /// Hold SQLite's indexes against their tables, too; it takes longer
+    #[arg(long)]
+    full: bool,
+    /// Compare with a backup of another node of the cluster: what each of the two lacks, and which
+    /// rows differ although both hold all that was written to them
+    #[arg(long, value_name = "FILE")]
+    compare: Option<PathBuf>,
+    /// Print JSON for programs
+    #[arg(long)]
+    json: bool,
+}
+
+impl From<DoctorError> for Failure {
+    fn from(error: DoctorError) -> Self {
+        Self::Usage(error.to_string())
+    }
+}
+
+pub(super) fn run(args: Args) -> Result<(), Failure> {
+    let subject = match args.file {
+        Some(file) => Subject::File(file),
+        None => Subject::DataDir(Place::from_flags(args.place)?.data_dir),
+    };
+    let request = Request { subject, full: args.full, compare: args.compare };
+    let diagnosis = {
+        let mut line = Line::new();
+        let progress = &mut |progress| line.draw(progress);
+        // It only reads, so a signal may end it anywhere.
+        examine(&request, &mut Watch { progress, is_cancelled: Arc::default() })?
+    };
+    say(&if args.json { format!("{:#}", told(&diagnosis)) } else { shown(&diagnosis) })?;
+    let count = diagnosis.findings.iter().filter(|finding| is_problem(finding)).count();
+    match count {
+        0 => Ok(()),
+        1 => Err(Failure::Failed("1 thing is wrong".to_owned())),
+        _ => Err(Failure::Failed(format!("{count} things are wrong"))),
+    }
+}
+
+fn is_problem(finding: &Finding) -> bool {
+    finding.kind.weight() == Weight::Problem
+}
+
+fn shown(diagnosis: &Diagnosis) -> String {
+    let mut parts = vec![summary(diagnosis)];
+    if !diagnosis.tables.is_empty() {
+        let rows: Vec<Vec<String>> = diagnosis
+            .tables
+            .iter()
+            .map(|table| {
+                let fingerprint = format!("{:016x}", table.fingerprint);
+                vec![
+                    table.name.clone(),
+                    table.live.to_string(),
+                    table.dead.to_string(),
+                    fingerprint,
+                ]
+            })
+            .collect();
+        parts.push(table::layout(&["TABLE", "ROWS", "DELETED", "FINGERPRINT"], &rows));
+    }
+    if let Some(comparison) = &diagnosis.comparison {
+        parts.push(compared(comparison));
+    }
+    for finding in &diagnosis.findings {
+        parts.push(explained(finding));
+    }
+    if diagnosis.is_healthy() {
+        parts.push("Healthy.".to_owned());
+    }
+    parts.join("\n\n")
+}
+
+fn summary(diagnosis: &Diagnosis) -> String {
+    let mut text = diagnosis.database.display().to_string();
+    if let Some(identity) = &diagnosis.identity {
+        let (name, origin) = (&identity.name, identity.origin());
+        text.push_str(&format!("\n  node {name}, origin {origin}"));
+        if let Some(cluster) = identity.cluster {
+            text.push_str(&format!(", cluster {cluster}"));
+        }
+    }
+    text.push_str(&format!(
+        "\n  {}, log {}",
+        bytes(diagnosis.database_bytes),
+        bytes(diagnosis.wal_bytes)
+    ));
+    if let Some(free) = diagnosis.free_bytes {
+        text.push_str(&format!(", {} free on the disk", bytes(free)));
+    }
+    text.push_str(&format!("\n  SQLite {}", diagnosis.sqlite));
+    if let Some(version) = diagnosis.version {
+        text.push_str(&format!(", tables of version {version}"));
+    }
+    if !diagnosis.tables.is_empty() {
+        let fingerprint = diagnosis.fingerprint();
+        text.push_str(&format!(
+            "\n  holds writes of {} origins, fingerprint {fingerprint:016x}",
+            diagnosis.heads.len()
+        ));
+    }
+    text
+}
+
+fn explained(finding: &Finding) -> String {
+    let sign = if is_problem(finding) { "PROBLEM" } else { "note" };
+    let mut text = format!("{sign}: {}.", finding.what());
+    for example in &finding.examples {
+        // Keys are what anybody wrote.
+        let example: String =
+            example.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+        text.push_str(&format!("\n    {example}"));
+    }
+    let shown = u64::try_from(finding.examples.len()).unwrap_or(u64::MAX);
+    if shown > 1 && finding.table.is_some() && finding.count > shown {
+        text.push_str("\n    ...");
+    }
+    text.push_str(&format!("\n  {}.", finding.kind.advice()));
+    text
+}
+
+fn compared(comparison: &Comparison) -> String {
+    let Comparison { file, identity, heads, tables } = comparison;
+    let mut text = format!(
+        "Compared with {} (node {}, origin {})",
+        file.display(),
+        identity.name,
+        identity.origin()
+    );
+    if heads.is_empty() {
+        text.push_str("\n  both hold the same writes");
+    }
+    let mut parts = vec![text];
+    if !heads.is_empty() {
+        let rows: Vec<Vec<String>> = heads
+            .iter()
+            .map(|head| {
+                vec![head.origin.to_string(), head.here.0.to_string(), head.there.0.to_string()]
+            })
+            .collect();
+        parts.push(table::layout(&["ORIGIN", "HELD HERE", "HELD THERE"], &rows));
+    }
+    if !tables.is_empty() {
+        let rows: Vec<Vec<String>> = tables
+            .iter()
+            .map(|table| {
+                vec![
+                    table.table.clone(),
+                    table.behind.to_string(),
+                    table.differing.to_string(),
+                    table.only_here.to_string(),
+                    table.only_there.to_string(),
+                ]
+            })
+            .collect();
+        let heads = ["TABLE", "ONE IS BEHIND", "DIFFERING", "ONLY HERE", "ONLY THERE"];
+        parts.push(table::layout(&heads, &rows));
+    }
+    parts.join("\n")
+}
+
+fn told(diagnosis: &Diagnosis) -> Json {
+    let identity = diagnosis.identity.as_ref();
+    json!({
+        "healthy": diagnosis.is_healthy(),
+        "database": diagnosis.database,
+        "node": identity.map(|identity| &identity.name),
+        "node_id": identity.map(|identity| identity.node.to_string()),
+        "origin": identity.map(|identity| identity.origin().to_string()),
+        "cluster": identity.and_then(|identity| identity.cluster).map(|id| id.to_string()),
+        "sqlite": diagnosis.sqlite,
+        "version": diagnosis.version,
+        "database_bytes": diagnosis.database_bytes,
+        "wal_bytes": diagnosis.wal_bytes,
+        "free_bytes": diagnosis.free_bytes,
+        "fingerprint": format!("{:016x}", diagnosis.fingerprint()),
+        "heads": diagnosis.heads.iter().map(|(origin, head)| {
+            json!({ "origin": origin.to_string(), "head": head.0 })
+        }).collect::<Vec<_>>(),
+        "tables": diagnosis.tables.iter().map(|table| json!({
+            "name": table.name, "rows": table.live, "deleted": table.dead,
+            "fingerprint": format!("{:016x}", table.fingerprint),
+        })).collect::<Vec<_>>(),
+        "findings": diagnosis.findings.iter().map(|finding| json!({
+            "code": finding.kind.code(),
+            "severity": if is_problem(finding) { "problem" } else { "note" },
+            "table": finding.table, "count": finding.count, "what": finding.what(),
+            "advice": finding.kind.advice(), "examples": finding.examples,
+        })).collect::<Vec<_>>(),
+        "comparison": diagnosis.comparison.as_ref().map(told_comparison),
+    })
+}
+
+fn told_comparison(comparison: &Comparison) -> Json {
+    json!({
+        "file": comparison.file,
+        "node": comparison.identity.name,
+        "node_id": comparison.identity.node.to_string(),
+        "heads": comparison.heads.iter().map(|head| json!({
+            "origin": head.origin.to_string(), "here": head.here.0, "there": head.there.0,
+        })).collect::<Vec<_>>(),
+        "tables": comparison.tables.iter().map(|table| json!({
+            "name": table.table, "behind": table.behind, "differing": table.differing,
+            "only_here": table.only_here, "only_there": table.only_there,
+            "fingerprint_here": format!("{:016x}", table.fingerprint_here),
+            "fingerprint_there": format!("{:016x}", table.fingerprint_there),
+            "ranges": table.ranges.iter().map(|range| json!({
+                "first": range.first, "last": range.last, "rows": range.rows,
+            })).collect::<Vec<_>>(),
+        })).collect::<Vec<_>>(),
+    })
+}

@@ -1,0 +1,506 @@
+//! Copies a database into one file, from one snapshot, under a name of its own until it is whole
+//! and synced. Backup and restore are two uses of this.
+
+use std::ffi::{OsStr, OsString, c_int};
+use std::fs::{File, OpenOptions, Permissions, TryLockError};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rusqlite::backup::{Backup, StepResult};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rustix::fs::{CWD, RenameFlags};
+use rustix::io::Errno;
+
+use super::maintain::WAL_BYTES_MAX;
+use super::open::{settle, wal_path};
+
+/// How many pages are copied between two looks at the log, the disk and whoever wants it to end:
+/// 4 MiB, which take a few milliseconds.
+const STEP_PAGES: c_int = 1_024;
+
+/// The copy is synced every so often. A node beside it syncs the disk with each group of commits,
+/// and must not wait behind gigabytes of ours that the system has put off.
+const SYNC_EVERY_BYTES: u64 = 64 << 20;
+
+/// How large the write-ahead log may become while a snapshot of ours is held; beyond it the work is
+/// given up. A little more, and the node would begin to wait for its readers. Only a disk much
+/// slower than the node's own, or a flood of writes, lets it come to this.
+const LOG_BYTES_MAX: u64 = WAL_BYTES_MAX / 8 * 7;
+
+/// What must stay free on the disk of a node beside which a copy is made; below it the copy fails.
+pub const FREE_BYTES_MIN: u64 = 64 << 20;
+
+/// Every how many steps of SQLite's virtual machine a check of the copy looks whether it should
+/// end.
+const CANCEL_STEPS: c_int = 100_000;
+
+/// Where SQLite says whether a database is written ahead, in its header: twice 1 is not, twice 2
+/// is. A copy is one file and stays one when somebody only looks at it.
+const HEADER_JOURNAL: u64 = 18;
+
+/// Who watches a long piece of work, and may end it.
+pub struct Watch<'a> {
+    pub progress: &'a mut dyn FnMut(Progress),
+    pub is_cancelled: Arc<AtomicBool>,
+}
+
+/// How far a piece of work is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Progress {
+    pub doing: Doing,
+    pub done: u64,
+    /// 0: not known.
+    pub total: u64,
+}
+
+/// What is going on. The comments say what is counted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Doing {
+    /// Bytes.
+    Copying,
+    /// Nothing is counted.
+    Checking,
+    /// Rows.
+    Reading,
+}
+
+/// What was copied.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Copied {
+    pub bytes: u64,
+    /// How long the snapshot was held.
+    pub held: Duration,
+    /// How far the source's write-ahead log grew meanwhile, in bytes.
+    pub wal_growth: u64,
+}
+
+/// Why there is no copy. Nothing is left of what was begun, and the source is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum CopyError {
+    #[error("{path} exists; --force replaces it")]
+    Exists { path: String },
+    #[error("{path} is not a file that could be replaced; name another")]
+    NotAFile { path: String },
+    #[error("{path} is a file of the node's database; name one outside of the data directory")]
+    IsTheDatabase { path: String },
+    #[error("another copy to {path} is under way; wait for its end, or name another file")]
+    UnderWay { path: String },
+    #[error("cannot write {path}: {source}")]
+    Unwritable { path: String, source: io::Error },
+    #[error(
+        "there is not enough room in {directory}: the copy needs {} MiB, {} MiB are free",
+        needed.div_ceil(1 << 20), free >> 20
+    )]
+    NoRoom { directory: String, needed: u64, free: u64 },
+    #[error("the disk of {path} is full; nothing is left of the copy")]
+    Full { path: String },
+    #[error("writing {path} failed: {detail}; nothing is left of the copy")]
+    WriteFailed { path: String, detail: String },
+    #[error(
+        "given up: the node wrote {} MiB meanwhile, all of which its log has to keep until the end; copy to a faster disk, or while less is written",
+        grown >> 20
+    )]
+    TooSlow { grown: u64 },
+    #[error(
+        "given up: only {} MiB are free on the disk of {path}, and the node needs them",
+        free >> 20
+    )]
+    NodeNeedsRoom { path: String, free: u64 },
+    #[error("{path} is damaged ({detail})")]
+    Damaged { path: String, detail: String },
+    #[error("cannot read {path}: {detail}")]
+    Unreadable { path: String, detail: String },
+    #[error("interrupted; nothing is left of the copy")]
+    Cancelled,
+}
+
+impl CopyError {
+    /// Tells whether the one who asked has to ask otherwise.
+    pub fn is_wrong_usage(&self) -> bool {
+        match self {
+            Self::Exists { .. }
+            | Self::NotAFile { .. }
+            | Self::IsTheDatabase { .. }
+            | Self::Unwritable { .. } => true,
+            Self::UnderWay { .. }
+            | Self::NoRoom { .. }
+            | Self::Full { .. }
+            | Self::WriteFailed { .. }
+            | Self::TooSlow { .. }
+            | Self::NodeNeedsRoom { .. }
+            | Self::Damaged { .. }
+            | Self::Unreadable { .. }
+            | Self::Cancelled => false,
+        }
+    }
+
+    fn unwritable(path: &Path, source: io::Error) -> Self {
+        let path = path.display().to_string();
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full { path },
+            _ => Self::Unwritable { path, source },
+        }
+    }
+
+    fn write_failed(path: &Path, source: &io::Error) -> Self {
+        let path = path.display().to_string();
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full { path },
+            _ => Self::WriteFailed { path, detail: source.to_string() },
+        }
+    }
+}
+
+/// A file on its way to a name. Until then it has another, and goes away when it is dropped.
+#[derive(Debug)]
+pub struct Partial {
+    target: PathBuf,
+    path: PathBuf,
+    /// What is copied, for messages: when the copy is damaged, that was.
+    of: String,
+    /// Locked, so that two copies to one name do not write into each other. Held open until SQLite
+    /// has closed the file: closing it would give up SQLite's own locks.
+    file: File,
+    is_published: bool,
+}
+
+impl Partial {
+    /// Makes an empty file beside the target that only this user may read.
+    pub fn create(target: &Path, of: &Path) -> Result<Self, CopyError> {
+        let unwritable = |source| CopyError::unwritable(target, source);
+        let Some(name) = target.file_name() else {
+            return Err(CopyError::NotAFile { path: target.display().to_string() });
+        };
+        let directory = directory_of(target).canonicalize().map_err(unwritable)?;
+        let target = directory.join(name);
+        let path = directory.join(hidden(name));
+        let unwritable = |source| CopyError::unwritable(&target, source);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
+            .open(&path)
+            .map_err(unwritable)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(CopyError::UnderWay { path: target.display().to_string() });
+            }
+            Err(TryLockError::Error(source)) => return Err(unwritable(source)),
+        }
+        let of = of.display().to_string();
+        let partial = Self { target, path, of, file, is_published: false };
+        // What a copy that was killed has left.
+        let emptied = partial.file.set_len(0);
+        emptied
+            .and_then(|()| partial.file.set_permissions(Permissions::from_mode(0o600)))
+            .map_err(|source| CopyError::unwritable(&partial.target, source))?;
+        Ok(partial)
+    }
+
+    /// Returns where the file is until it is published.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes the content durable.
+    pub fn sync(&self) -> Result<(), CopyError> {
+        self.file.sync_all().map_err(|source| CopyError::write_failed(&self.target, &source))
+    }
+
+    /// Gives the file its name, durably. What has that name is replaced, or stops it.
+    pub fn publish(mut self, replace: bool) -> Result<PathBuf, CopyError> {
+        self.sync()?;
+        let named = if replace {
+            std::fs::rename(&self.path, &self.target)
+        } else {
+            rename_to_new(&self.path, &self.target)
+        };
+        named.map_err(|source| match source.kind() {
+            io::ErrorKind::AlreadyExists => {
+                CopyError::Exists { path: self.target.display().to_string() }
+            }
+            _ => CopyError::write_failed(&self.target, &source),
+        })?;
+        self.is_published = true;
+        sync_directory(directory_of(&self.target))
+            .map_err(|source| CopyError::write_failed(&self.target, &source))?;
+        Ok(self.target.clone())
+    }
+
+    fn open(&self) -> rusqlite::Result<Connection> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX
+            | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+        let conn = Connection::open_with_flags(&self.path, flags)?;
+        // Should anything fail, the file is thrown away; we sync it ourselves.
+        let _: String =
+            conn.pragma_update_and_check(None, "journal_mode", "OFF", |row| row.get(0))?;
+        conn.pragma_update(None, "synchronous", "OFF")?;
+        settle(&conn)?;
+        Ok(conn)
+    }
+
+    /// Sorts what SQLite said while it wrote the file.
+    fn failed(&self, error: &rusqlite::Error) -> CopyError {
+        let path = self.target.display().to_string();
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DiskFull) => CopyError::Full { path },
+            Some(ErrorCode::OperationInterrupted) => CopyError::Cancelled,
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+                CopyError::Damaged { path: self.of.clone(), detail: error.to_string() }
+            }
+            _ => CopyError::WriteFailed { path, detail: error.to_string() },
+        }
+    }
+}
+
+fn hidden(name: &OsStr) -> OsString {
+    let mut hidden = OsString::from(".");
+    hidden.push(name);
+    hidden.push(".partial");
+    hidden
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        if !self.is_published {
+            // Where it cannot be removed, the next copy to this name begins it anew.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Copies what a connection sees into a partial file, and changes the copy with `seal`.
+///
+/// The pages are copied as they are, and one snapshot is held for as long as that takes. Copying in
+/// parts without a snapshot would begin anew with each commit of the node, for ever;
+/// `VACUUM INTO` holds a snapshot too, for several times as long, since it builds every tree anew.
+/// Nobody waits for the snapshot: readers and the writer go on, only the write-ahead log cannot
+/// begin anew, so it grows by what the node writes meanwhile.
+pub fn copy(
+    source: &Connection,
+    partial: &Partial,
+    watch: &mut Watch<'_>,
+    seal: impl FnOnce(&Connection) -> rusqlite::Result<()>,
+) -> Result<Copied, CopyError> {
+    let copied = copy_pages(source, partial, watch)?;
+    let header = partial.file.write_all_at(&[1, 1], HEADER_JOURNAL);
+    header.map_err(|source| CopyError::write_failed(&partial.target, &source))?;
+    let conn = partial.open().map_err(|error| partial.failed(&error))?;
+    seal(&conn).map_err(|error| partial.failed(&error))?;
+    conn.close().map_err(|(_, error)| partial.failed(&error))?;
+    Ok(copied)
+}
+
+fn copy_pages(
+    source: &Connection,
+    partial: &Partial,
+    watch: &mut Watch<'_>,
+) -> Result<Copied, CopyError> {
+    let path = source.path().unwrap_or_default().to_owned();
+    let unreadable = |error: rusqlite::Error| unreadable(&path, &error);
+    let snapshot = source.unchecked_transaction().map_err(unreadable)?;
+    let begun = Instant::now();
+    let pages: i64 =
+        snapshot.pragma_query_value(None, "page_count", |row| row.get(0)).map_err(unreadable)?;
+    let page_bytes: i64 =
+        snapshot.pragma_query_value(None, "page_size", |row| row.get(0)).map_err(unreadable)?;
+    let (pages, page_bytes) = (pages.cast_unsigned(), page_bytes.cast_unsigned());
+    let total = pages * page_bytes;
+    check_room(directory_of(&partial.target), total + (1 << 20))?;
+    let log = Log::of(Path::new(&path));
+
+    let mut copy = partial.open().map_err(|error| partial.failed(&error))?;
+    // A page cache as large as a step: pages go to the file in runs.
+    copy.pragma_update(None, "cache_size", -8_192).map_err(|error| partial.failed(&error))?;
+    let backup = Backup::new(&snapshot, &mut copy).map_err(|error| partial.failed(&error))?;
+    let mut unsynced = 0;
+    loop {
+        if watch.is_cancelled.load(Ordering::Relaxed) {
+            return Err(CopyError::Cancelled);
+        }
+        let step = backup.step(STEP_PAGES).map_err(|error| partial.failed(&error))?;
+        let left = u64::try_from(backup.progress().remaining).unwrap_or(0);
+        let done = pages.saturating_sub(left) * page_bytes;
+        (watch.progress)(Progress { doing: Doing::Copying, done, total });
+        match step {
+            StepResult::Done => break,
+            StepResult::More => {}
+            // The snapshot needs no lock that could be taken; somebody else has opened the copy.
+            _ => std::thread::sleep(Duration::from_millis(10)),
+        }
+        log.check()?;
+        if done - unsynced >= SYNC_EVERY_BYTES {
+            unsynced = done;
+            let synced = partial.file.sync_data();
+            synced.map_err(|source| CopyError::write_failed(&partial.target, &source))?;
+        }
+    }
+    drop(backup);
+    copy.close().map_err(|(_, error)| partial.failed(&error))?;
+    let wal_growth = log.growth();
+    snapshot.finish().map_err(unreadable)?;
+    Ok(Copied { bytes: total, held: begun.elapsed(), wal_growth })
+}
+
+/// Checks that a copy is whole.
+pub fn check_copy(partial: &Partial, watch: &mut Watch<'_>) -> Result<(), CopyError> {
+    (watch.progress)(Progress { doing: Doing::Checking, done: 0, total: 0 });
+    let mut conn = partial.open().map_err(|error| partial.failed(&error))?;
+    let found =
+        quick_check(&mut conn, &watch.is_cancelled).map_err(|error| partial.failed(&error))?;
+    match found {
+        None if watch.is_cancelled.load(Ordering::Relaxed) => Err(CopyError::Cancelled),
+        None => Ok(()),
+        Some(detail) => Err(CopyError::Damaged { path: partial.of.clone(), detail }),
+    }
+}
+
+/// Looks whether a database is whole. `None`: it is; else the first thing that is wrong.
+pub fn quick_check(
+    conn: &mut Connection,
+    is_cancelled: &Arc<AtomicBool>,
+) -> rusqlite::Result<Option<String>> {
+    let flag = Arc::clone(is_cancelled);
+    conn.progress_handler(CANCEL_STEPS, Some(move || flag.load(Ordering::Relaxed)))?;
+    let detail: String = conn.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    conn.progress_handler(0, None::<fn() -> bool>)?;
+    Ok(if detail == "ok" { None } else { Some(detail.trim().replace('\n', "; ")) })
+}
+
+/// The write-ahead log of a source, which grows while its snapshot is held.
+pub(super) struct Log {
+    database: PathBuf,
+    path: PathBuf,
+    bytes_before: u64,
+}
+
+impl Log {
+    pub fn of(database: &Path) -> Self {
+        let path = wal_path(database);
+        Self { database: database.to_owned(), bytes_before: bytes_of(&path), path }
+    }
+
+    fn growth(&self) -> u64 {
+        bytes_of(&self.path).saturating_sub(self.bytes_before)
+    }
+
+    /// Tells whether the snapshot may be held on.
+    pub fn check(&self) -> Result<(), CopyError> {
+        let grown = self.growth();
+        if grown > 0 && self.bytes_before + grown > LOG_BYTES_MAX {
+            return Err(CopyError::TooSlow { grown });
+        }
+        // A source without a log is nobody's: a backup that is restored.
+        match free_bytes(directory_of(&self.database)) {
+            Ok(free) if free < FREE_BYTES_MIN && bytes_of(&self.path) > 0 => {
+                Err(CopyError::NodeNeedsRoom { path: self.database.display().to_string(), free })
+            }
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+}
+
+/// Returns how long a file is; 0: it is not there.
+pub(super) fn bytes_of(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |metadata| metadata.len())
+}
+
+fn check_room(directory: &Path, needed: u64) -> Result<(), CopyError> {
+    // Where the system does not say, writing will.
+    let Ok(free) = free_bytes(directory) else { return Ok(()) };
+    if free < needed {
+        let directory = directory.display().to_string();
+        return Err(CopyError::NoRoom { directory, needed, free });
+    }
+    Ok(())
+}
+
+/// Returns how many bytes this user may still write to the disk of a directory.
+pub fn free_bytes(directory: &Path) -> io::Result<u64> {
+    let stat = rustix::fs::statvfs(directory)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// Returns the directory that a file is in; without one it is the working directory.
+pub fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        Some(_) | None => Path::new("."),
+    }
+}
+
+/// Makes the names in a directory durable.
+pub fn sync_directory(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
+fn rename_to_new(from: &Path, to: &Path) -> io::Result<()> {
+    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Ok(()) => Ok(()),
+        // Not every file system can do this at once.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) if !to.exists() => {
+            std::fs::rename(from, to)
+        }
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+            Err(io::ErrorKind::AlreadyExists.into())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn unreadable(path: &str, error: &rusqlite::Error) -> CopyError {
+    let (path, detail) = (path.to_owned(), error.to_string());
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+            CopyError::Damaged { path, detail }
+        }
+        _ => CopyError::Unreadable { path, detail },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_not_published_goes_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("copy.db");
+        let partial = Partial::create(&target, Path::new("tribune.db")).unwrap();
+        let error = Partial::create(&target, Path::new("tribune.db")).unwrap_err();
+        assert!(matches!(error, CopyError::UnderWay { .. }), "{error}");
+        drop(partial);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_published_file_replaces_another_only_when_it_may() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("copy.db");
+        std::fs::write(&target, "mine").unwrap();
+        let error =
+            Partial::create(&target, Path::new("tribune.db")).unwrap().publish(false).unwrap_err();
+        assert!(matches!(error, CopyError::Exists { .. }), "{error}");
+        assert_eq!(std::fs::read(&target).unwrap(), b"mine");
+        Partial::create(&target, Path::new("tribune.db")).unwrap().publish(true).unwrap();
+        assert_eq!(std::fs::read(&target).unwrap(), b"");
+        assert_eq!(std::fs::metadata(&target).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_told_before_it_is_begun() {
+        let error = check_room(Path::new("/"), u64::MAX).unwrap_err();
+        assert!(error.to_string().contains("not enough room in /"), "{error}");
+        check_room(Path::new("/"), 1).unwrap();
+    }
+}

@@ -1,0 +1,483 @@
+//! Looks for what is wrong with a database and says what to do: the file, the rows and their
+//! clocks, and what another node has otherwise. It reads only, from one snapshot, and repairs
+//! nothing.
+
+mod compare;
+mod finding;
+mod walk;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rusqlite::{Connection, ErrorCode};
+
+pub use self::compare::{Comparison, HeadDifference, KeyRange, TableDifference};
+pub use self::finding::{Finding, Kind, Weight};
+pub use self::walk::TableSum;
+
+use self::walk::Walk;
+use super::copy::{Log, Progress, Watch, bytes_of, directory_of, free_bytes};
+use super::database::{Identity, file_of, identity_of, past_of};
+use super::image::{ImageError, open_image};
+use super::life::{Beside, Doubt, Mark};
+use super::maintain::WAL_BYTES_MAX;
+use super::open::{DATABASE_FILE, OpenError, has_log, open_reader, wal_path};
+use super::{guard, migrate};
+use crate::types::{ClusterId, Origin, Version};
+
+/// How many of one kind are shown.
+const EXAMPLES_MAX: usize = 5;
+
+/// What must be free on the node's disk: what its log may grow to.
+const FREE_BYTES_WANTED: u64 = WAL_BYTES_MAX;
+
+const QUICK_CHECK: &str = "PRAGMA quick_check(20)";
+const INTEGRITY_CHECK: &str = "PRAGMA integrity_check(20)";
+
+/// What to look at.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Request {
+    pub subject: Subject,
+    /// Hold the indexes against the tables, too.
+    pub full: bool,
+    /// A backup of another node to compare with.
+    pub compare: Option<PathBuf>,
+}
+
+/// The database to look at.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Subject {
+    /// That of a node, which may run.
+    DataDir(PathBuf),
+    /// A backup.
+    File(PathBuf),
+}
+
+/// What a look has shown.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Diagnosis {
+    pub database: PathBuf,
+    /// `None`: the file is too damaged to tell.
+    pub identity: Option<Identity>,
+    pub sqlite: &'static str,
+    /// The version of the tables.
+    pub version: Option<i32>,
+    pub database_bytes: u64,
+    pub wal_bytes: u64,
+    /// On the disk of a node's database.
+    pub free_bytes: Option<u64>,
+    /// The origins that are held, and how far.
+    pub heads: Vec<(Origin, Version)>,
+    /// Empty: the rows could not be read.
+    pub tables: Vec<TableSum>,
+    /// The worst first.
+    pub findings: Vec<Finding>,
+    pub comparison: Option<Comparison>,
+}
+
+impl Diagnosis {
+    /// Tells whether nothing was found that somebody should do something about.
+    pub fn is_healthy(&self) -> bool {
+        self.findings.iter().all(|finding| finding.kind.weight() == Weight::Note)
+    }
+
+    /// Returns the node's fingerprint: equal to another's when both hold the same writes.
+    pub fn fingerprint(&self) -> u64 {
+        self.tables.iter().fold(0, |sum, table| sum.wrapping_add(table.fingerprint))
+    }
+}
+
+/// Why nothing could be looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum DoctorError {
+    #[error(
+        "there is no database in {data_dir}; name the node's data directory with --data-dir, its configuration with --config, or a backup with --file"
+    )]
+    NoDatabase { data_dir: String },
+    #[error("{path} belongs to no node yet: it was never started")]
+    Nobodys { path: String },
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error(
+        "{path} is from cluster {theirs}, this database from {ours}; only nodes of one cluster can be compared"
+    )]
+    OtherCluster { path: String, theirs: ClusterId, ours: ClusterId },
+    #[error("cannot read {path}: {detail}")]
+    Unreadable { path: String, detail: String },
+    #[error(
+        "so much is written to {path} that looking at it would hold the node up; make a backup and look at that with --file"
+    )]
+    TooBusy { path: String },
+}
+
+impl DoctorError {
+    fn of(path: &str, error: rusqlite::Error) -> Self {
+        let path = path.to_owned();
+        match error.sqlite_error_code() {
+            Some(ErrorCode::OperationInterrupted) => Self::TooBusy { path },
+            _ => Self::Unreadable { path, detail: error.to_string() },
+        }
+    }
+}
+
+/// Looks at a database.
+pub fn examine(request: &Request, watch: &mut Watch<'_>) -> Result<Diagnosis, DoctorError> {
+    let path = match &request.subject {
+        Subject::DataDir(data_dir) => data_dir.join(DATABASE_FILE),
+        Subject::File(file) => file.clone(),
+    };
+    let mut diagnosis = Diagnosis {
+        sqlite: rusqlite::version(),
+        database_bytes: bytes_of(&path),
+        wal_bytes: bytes_of(&wal_path(&path)),
+        database: path,
+        identity: None,
+        version: None,
+        free_bytes: None,
+        heads: Vec::new(),
+        tables: Vec::new(),
+        findings: Vec::new(),
+        comparison: None,
+    };
+    let opened = match &request.subject {
+        Subject::DataDir(data_dir) => open_own(data_dir),
+        Subject::File(file) => open_file(file),
+    };
+    let conn = match opened {
+        Ok(conn) => conn,
+        Err(DoctorError::Open(OpenError::Damaged { detail, .. }))
+        | Err(DoctorError::Image(ImageError::Damaged { detail, .. })) => {
+            diagnosis.findings.push(Finding::of(Kind::Damaged).shows(detail));
+            return Ok(diagnosis);
+        }
+        Err(error) => return Err(error),
+    };
+    let name = diagnosis.database.display().to_string();
+    let failed = |error| DoctorError::of(&name, error);
+    // One snapshot: a row and its clock are of the same moment.
+    let snapshot = conn.unchecked_transaction().map_err(failed)?;
+    let is_whole = match diagnosis.look_at_file(&snapshot, request) {
+        Err(error) if is_damage(&error) => {
+            diagnosis.findings.push(Finding::of(Kind::Damaged).shows(error.to_string()));
+            false
+        }
+        is_whole => is_whole.map_err(failed)?,
+    };
+    if is_whole {
+        diagnosis.look_at_rows(&snapshot, request, watch)?;
+    }
+    diagnosis.findings.sort_by_key(|finding| (finding.kind, finding.table.clone()));
+    Ok(diagnosis)
+}
+
+fn open_own(data_dir: &Path) -> Result<Connection, DoctorError> {
+    let database = data_dir.join(DATABASE_FILE);
+    let path = database.display().to_string();
+    if matches!(database.try_exists(), Ok(false)) {
+        return Err(DoctorError::NoDatabase { data_dir: data_dir.display().to_string() });
+    }
+    let conn = open_reader(&database).map_err(|error| OpenError::of(&path, error))?;
+    if migrate::check(&conn, &path)? == 0 {
+        return Err(DoctorError::Nobodys { path });
+    }
+    Ok(conn)
+}
+
+fn open_file(file: &Path) -> Result<Connection, DoctorError> {
+    Ok(open_image(file)?.conn)
+}
+
+fn is_damage(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+}
+
+impl Diagnosis {
+    /// Looks at the file, its surroundings and who it belongs to. Tells whether the rows can be
+    /// looked at.
+    fn look_at_file(&mut self, conn: &Connection, request: &Request) -> rusqlite::Result<bool> {
+        let sql = if request.full { INTEGRITY_CHECK } else { QUICK_CHECK };
+        let lines: Vec<String> =
+            conn.prepare(sql)?.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+        let is_whole = lines == ["ok"];
+        if !is_whole {
+            let finding = Finding::of(Kind::Damaged);
+            let lines = lines.iter().flat_map(|line| line.lines());
+            self.findings.push(lines.fold(finding, |finding, line| finding.shows(line.to_owned())));
+        }
+        let version: i32 = conn.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        self.version = Some(version);
+        self.identity = identity_of(conn)?;
+        if version < migrate::VERSION {
+            let text = format!("version {version}, this program's is {}", migrate::VERSION);
+            self.findings.push(Finding::of(Kind::Older).shows(text));
+        }
+        if self.identity.is_none() {
+            self.findings.push(Finding::of(Kind::Nobodys));
+        }
+        if let Subject::DataDir(_) = request.subject {
+            self.look_around(conn)?;
+        }
+        Ok(is_whole && version == migrate::VERSION)
+    }
+
+    /// Looks at what matters only where a node lives.
+    fn look_around(&mut self, conn: &Connection) -> rusqlite::Result<()> {
+        let file = file_of(&self.database).ok();
+        if let Some((written_in, mark)) = past_of(conn)? {
+            let beside = Beside::read(directory_of(&self.database));
+            let doubt = mark.doubt(beside.as_deref(), has_log(&self.database), &Mark::new());
+            let doubt = if written_in == file { doubt } else { Some(Doubt::Copied) };
+            self.findings.extend(doubt.map(|doubt| match doubt {
+                Doubt::Copied | Doubt::Exchanged => Finding::of(Kind::Copied),
+                Doubt::TailLost => Finding::of(Kind::TailLost),
+            }));
+        }
+        if self.wal_bytes > WAL_BYTES_MAX {
+            let text = format!("{} MiB", self.wal_bytes >> 20);
+            self.findings.push(Finding::of(Kind::LogLarge).shows(text));
+        }
+        self.free_bytes = free_bytes(directory_of(&self.database)).ok();
+        let Some(free) = self.free_bytes else { return Ok(()) };
+        let text = format!("{} MiB are free", free >> 20);
+        if free < FREE_BYTES_WANTED {
+            self.findings.push(Finding::of(Kind::DiskFull).shows(text));
+        } else if free < self.database_bytes {
+            self.findings.push(Finding::of(Kind::DiskTight).shows(text));
+        }
+        Ok(())
+    }
+
+    fn look_at_rows(
+        &mut self,
+        conn: &Connection,
+        request: &Request,
+        watch: &mut Watch<'_>,
+    ) -> Result<(), DoctorError> {
+        let path = self.database.display().to_string();
+        let failed = |error| DoctorError::of(&path, error);
+        for table in guard::unguarded(conn).map_err(failed)? {
+            let finding = Finding::of(Kind::Unguarded).shows(table.clone());
+            self.findings.push(Finding { table: Some(table), ..finding });
+        }
+        // Beside a node the snapshot must not be held for ever: see `copy.rs`.
+        let (log, is_over) = (Log::of(&self.database), Arc::clone(&watch.is_cancelled));
+        let is_cancelled = Arc::clone(&watch.is_cancelled);
+        let progress = &mut |progress: Progress| {
+            (watch.progress)(progress);
+            if log.check().is_err() {
+                is_over.store(true, Ordering::Relaxed);
+            }
+        };
+        let watch = &mut Watch { progress, is_cancelled };
+        let walked = match Walk::through(conn, watch).map_err(failed)? {
+            Ok(walked) => walked,
+            Err(finding) => {
+                self.findings.push(finding);
+                return Ok(());
+            }
+        };
+        self.heads = walked.origins.heads();
+        self.tables.clone_from(&walked.sums);
+        self.findings.extend(walked.findings.iter().cloned());
+        if let Some(other) = &request.compare {
+            self.compare(conn, &walked, request, other, watch)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crdt::storage::Storage;
+    use crate::crdt::{Batch, Piece, RowOp};
+    use crate::store::backup::{Backup, backup};
+    use crate::store::trial::{ME, NOW, T, Trial, in_memory, run};
+    use crate::store::{OpenConfig, Store};
+    use crate::types::NodeId;
+
+    const YOU: NodeId = NodeId([0x22; 16]);
+
+    fn look(request: &Request) -> Diagnosis {
+        let progress = &mut |_| {};
+        examine(request, &mut Watch { progress, is_cancelled: Arc::default() }).unwrap()
+    }
+
+    fn look_at(trial: &Trial) -> Diagnosis {
+        let subject = Subject::DataDir(trial.config.data_dir.clone());
+        look(&Request { subject, full: true, compare: None })
+    }
+
+    /// Lists what was found: kind, table, count.
+    fn found(diagnosis: &Diagnosis) -> Vec<String> {
+        let line = |finding: &Finding| {
+            let table = finding.table.as_deref().unwrap_or("-");
+            format!("{} {table} {}", finding.kind.code(), finding.count)
+        };
+        diagnosis.findings.iter().map(line).collect()
+    }
+
+    fn backed_up(trial: &Trial, name: &str) -> PathBuf {
+        let target = trial.dir.path().join(name);
+        let data_dir = trial.config.data_dir.clone();
+        let request = Backup { data_dir, target: target.clone(), force: false };
+        let progress = &mut |_| {};
+        backup(&request, &mut Watch { progress, is_cancelled: Arc::default() }).unwrap();
+        target
+    }
+
+    /// A store with live, dead, merged and parked rows, all of them as they should be.
+    fn healthy() -> Trial {
+        let mut trial = Trial::new(T);
+        trial.write(&["INSERT INTO t (id, v) VALUES (1, 'a'), (2, 'b'), (3, 'c')"]);
+        trial.write(&["DELETE FROM t WHERE id = 2"]);
+        let row = vec![("node_id", ME.to_string().into()), ("id", "web".into())];
+        trial.store.commit(NOW, &[RowOp::Put { table: "services", row, keep: &[] }]).unwrap();
+        // Another node writes one cell of a row, and a table that nobody here knows.
+        let theirs = format!("{T} CREATE TABLE u (a TEXT NOT NULL PRIMARY KEY, b);");
+        let mut other = in_memory(YOU, &theirs);
+        let me = trial.store.origin();
+        let all = trial.store.load(me, Version(0), usize::MAX).unwrap().piece;
+        other.apply(NOW, &Batch { pieces: vec![all] }).unwrap();
+        for sql in ["UPDATE t SET w = 'theirs' WHERE id = 3", "INSERT INTO u VALUES ('x', 'y')"] {
+            let commit = run(&mut other, &[sql]).unwrap().1.unwrap();
+            let piece = Piece::of(commit.changeset.unwrap());
+            trial.store.apply(NOW, &Batch { pieces: vec![piece] }).unwrap();
+        }
+        trial
+    }
+
+    /// Writes to the database as another program would.
+    fn meddle(trial: &Trial, sql: &str) {
+        let conn = Connection::open(trial.store.path().unwrap()).unwrap();
+        // As if the guard had been removed, and put back.
+        guard::admit(&conn).unwrap();
+        conn.execute_batch(sql).unwrap();
+    }
+
+    #[test]
+    fn a_healthy_database_is_told_so_beside_the_writer_and_its_sums_are_the_stores() {
+        let trial = healthy();
+        let diagnosis = look_at(&trial);
+        assert_eq!(found(&diagnosis), ["parked u 1"]);
+        assert!(diagnosis.is_healthy());
+        assert_eq!(diagnosis.fingerprint(), trial.store.fingerprint().unwrap());
+        assert_eq!(diagnosis.heads, trial.store.heads().unwrap());
+        let t = diagnosis.tables.iter().find(|table| table.name == "t").unwrap();
+        assert_eq!((t.live, t.dead), (2, 1));
+        let file = backed_up(&trial, "copy.db");
+        let request = Request { subject: Subject::File(file), full: false, compare: None };
+        let copy = look(&request);
+        assert_eq!((copy.fingerprint(), copy.heads), (diagnosis.fingerprint(), diagnosis.heads));
+        assert!(copy.findings.iter().all(|finding| finding.kind == Kind::Parked));
+    }
+
+    #[test]
+    fn what_another_program_did_is_found_with_table_and_key() {
+        for (sql, wanted, example) in [
+            ("INSERT INTO t (id) VALUES (9)", "row-unknown t 1", "9"),
+            ("DELETE FROM t WHERE id = 1", "row-gone t 1", "1"),
+            ("INSERT INTO t (id) VALUES (2)", "row-undead t 1", "2"),
+            ("UPDATE t SET v = CAST(x'ff' AS TEXT) WHERE id = 1", "value-unreadable t 1", "1"),
+            ("UPDATE __tribune_rows SET version = 77 WHERE version = 1", "index-wrong t 2", "1"),
+            ("DROP TRIGGER __tribune_guard_update_t", "unguarded t 1", "t"),
+            ("DELETE FROM __tribune_stamps", "index-wrong t 1", "3"),
+            ("INSERT INTO __tribune_stamps VALUES (1, 1, 0, x'00', 0)", "index-idle - 1", ""),
+            ("UPDATE __tribune_origins SET head = 1 WHERE ordinal = 2", "beyond-head u 1", "'x'"),
+            (
+                "UPDATE __tribune_rows SET clock = x'00' WHERE version = 1",
+                "clock-unreadable t 2",
+                "",
+            ),
+            ("UPDATE __tribune_tables SET id = 99 WHERE name = 't'", "names-wrong - 1", ""),
+        ] {
+            let trial = healthy();
+            meddle(&trial, sql);
+            let diagnosis = look_at(&trial);
+            assert!(!diagnosis.is_healthy(), "{sql}");
+            let lines = found(&diagnosis);
+            assert!(lines.contains(&wanted.to_owned()), "{sql}: {lines:?}");
+            let shown = &diagnosis.findings[lines.iter().position(|line| line == wanted).unwrap()];
+            assert!(shown.examples.iter().any(|key| key.contains(example)), "{shown:?}");
+            assert!(!shown.what().is_empty() && !shown.kind.advice().is_empty());
+        }
+    }
+
+    #[test]
+    fn damage_is_found_and_the_rows_are_left_alone() {
+        let mut trial = healthy();
+        trial
+            .write(&["WITH RECURSIVE n(i) AS (SELECT 10 UNION ALL SELECT i + 1 FROM n LIMIT 3000)
+            INSERT INTO t (id, v) SELECT i, 'some text to fill pages' FROM n"]);
+        let Trial { store, dir, config } = trial;
+        drop(store);
+        let path = config.data_dir.join(DATABASE_FILE);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let middle = bytes.len() / 2 / 4096 * 4096;
+        bytes[middle..middle + 4096].fill(0x55);
+        std::fs::write(&path, bytes).unwrap();
+        let subject = Subject::DataDir(config.data_dir.clone());
+        let diagnosis = look(&Request { subject, full: false, compare: None });
+        assert_eq!(diagnosis.findings[0].kind, Kind::Damaged);
+        assert!(!diagnosis.findings[0].examples.is_empty() && diagnosis.tables.is_empty());
+        drop(dir);
+    }
+
+    #[test]
+    fn what_keeps_a_row_aside_is_told() {
+        let check = "CREATE TABLE c (id INTEGER NOT NULL PRIMARY KEY, n INT CHECK (n < 9));";
+        let mut trial = Trial::new(check);
+        let mut other = in_memory(YOU, &check.replace("CHECK (n < 9)", ""));
+        let commit = run(&mut other, &["INSERT INTO c VALUES (1, 50)"]).unwrap().1.unwrap();
+        let piece = Piece::of(commit.changeset.unwrap());
+        trial.store.apply(NOW, &Batch { pieces: vec![piece] }).unwrap();
+        let diagnosis = look_at(&trial);
+        assert_eq!(found(&diagnosis), ["quarantined c 1"]);
+        assert!(diagnosis.findings[0].examples[0].contains("CHECK"), "{diagnosis:?}");
+    }
+
+    #[test]
+    fn two_nodes_are_compared_row_by_row_where_both_hold_the_same() {
+        let mut trial = healthy();
+        let (me, data_dir) = (trial.store.origin(), trial.dir.path().join("other"));
+        let config = OpenConfig { data_dir, node: Some(YOU), ..trial.config.clone() };
+        let mut other = Store::open(&config).unwrap();
+        let all = trial.store.load(me, Version(0), usize::MAX).unwrap().piece;
+        other.apply(NOW, &Batch { pieces: vec![all] }).unwrap();
+        let mut other = Trial { store: other, dir: tempfile::tempdir().unwrap(), config };
+        let file = backed_up(&other, "early.db");
+        let compare = |trial: &Trial, file: &Path| {
+            let subject = Subject::DataDir(trial.config.data_dir.clone());
+            look(&Request { subject, full: false, compare: Some(file.to_owned()) })
+        };
+        // The other lacks a node's two writes. That is no fault.
+        let diagnosis = compare(&trial, &file);
+        assert!(diagnosis.is_healthy(), "{:?}", diagnosis.findings);
+        let comparison = diagnosis.comparison.unwrap();
+        assert_eq!(comparison.heads.len(), 1);
+        assert_eq!((comparison.heads[0].here, comparison.heads[0].there), (Version(2), Version(0)));
+        let behind: Vec<_> = comparison.tables.iter().map(|t| (&*t.table, t.behind)).collect();
+        assert_eq!(behind, [("t", 1), ("u", 1)]);
+
+        // A row that differs although both hold all that was written to it.
+        meddle(&other, "UPDATE t SET v = 'meddled' WHERE id = 1");
+        let file = backed_up(&other, "late.db");
+        let diagnosis = compare(&trial, &file);
+        assert_eq!(found(&diagnosis), ["diverged t 1", "parked u 1"]);
+        let comparison = diagnosis.comparison.unwrap();
+        let t = comparison.tables.iter().find(|t| t.table == "t").unwrap();
+        assert_eq!((t.differing, t.behind), (1, 1));
+        assert_eq!((&*t.ranges[0].first, &*t.ranges[0].last, t.ranges[0].rows), ("1", "1", 1));
+
+        // Who knows more of this node than it does itself was there before it was set back.
+        trial.write(&["INSERT INTO t (id) VALUES (50)"]);
+        let later = trial.store.load(me, Version(0), usize::MAX).unwrap().piece;
+        other.store.apply(NOW, &Batch { pieces: vec![later] }).unwrap();
+        let file = backed_up(&other, "last.db");
+        meddle(&trial, "UPDATE __tribune_origins SET head = 3 WHERE head = 4");
+        assert!(found(&compare(&trial, &file)).contains(&"set-back - 1".to_owned()));
+    }
+}

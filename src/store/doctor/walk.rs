@@ -1,0 +1,335 @@
+//! One way through all rows: each clock against its row, its index and its origin's head, and the
+//! sum of each table.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+
+use rusqlite::Connection;
+
+use super::super::changes::{Found, Reader};
+use super::super::clocks;
+use super::super::copy::{Doing, Progress, Watch};
+use super::super::origins::Origins;
+use super::super::tables::{Table, TableId, Tables, read_at};
+use super::super::values::{excerpt, quote};
+use super::{Finding, Kind};
+use crate::crdt::change::owns;
+use crate::crdt::fingerprint::row_hash;
+use crate::crdt::{Class, ColumnId, Key, Name, RowClock, Stamp, pack};
+use crate::types::Value;
+
+const COUNT_HOLES: &str = "SELECT
+    (SELECT count(*) <> coalesce(max(id) + 1, 0) FROM __tribune_tables) +
+    (SELECT count(*) FROM __tribune_columns WHERE tbl NOT IN (SELECT id FROM __tribune_tables))
+    + (SELECT count(*) FROM (SELECT tbl FROM __tribune_columns GROUP BY tbl
+        HAVING count(*) <> max(id) + 1))
+    + (SELECT count(*) FROM (SELECT DISTINCT tbl FROM __tribune_rows)
+        WHERE tbl NOT IN (SELECT id FROM __tribune_tables))";
+const COUNT_CLOCKS: &str = "SELECT count(*) FROM __tribune_rows";
+const SELECT_CLOCKS: &str = "SELECT key, origin, version, clock FROM __tribune_rows
+    WHERE tbl = ?1 ORDER BY key";
+const SELECT_CLOCK: &str = "SELECT 1 FROM __tribune_rows WHERE tbl = ?1 AND key = ?2";
+const SELECT_STAMP: &str = "SELECT 1 FROM __tribune_stamps
+    WHERE origin = ?1 AND version = ?2 AND tbl = ?3 AND key = ?4";
+const COUNT_STAMPS: &str = "SELECT count(*) FROM __tribune_stamps";
+const SELECT_PARKED: &str = "SELECT reason, count(DISTINCT key), min(key) FROM __tribune_parked
+    WHERE tbl = ?1 GROUP BY reason ORDER BY reason";
+
+/// How many rows are read between two looks at the clock on the wall.
+const ROWS_A_LOOK: u64 = 4_096;
+
+/// What a table holds, and its part of the fingerprint.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TableSum {
+    pub name: String,
+    /// Rows that exist, those that are kept aside too.
+    pub live: u64,
+    /// Rows that are deleted; their clocks stay.
+    pub dead: u64,
+    /// The sum of the rows' hashes (see [`crate::crdt::fingerprint`]).
+    pub fingerprint: u64,
+}
+
+/// What a walk brings back.
+pub(super) struct Walked {
+    pub tables: Tables,
+    pub origins: Origins,
+    /// By name; tables without any row are left out.
+    pub sums: Vec<TableSum>,
+    pub findings: Vec<Finding>,
+}
+
+/// A walk under way.
+pub(super) struct Walk<'a> {
+    conn: &'a Connection,
+    tables: &'a Tables,
+    origins: &'a Origins,
+    found: BTreeMap<(Kind, TableId), Finding>,
+    /// How many entries the index of further stamps should have.
+    stamps: u64,
+    done: u64,
+    total: u64,
+}
+
+impl<'a> Walk<'a> {
+    /// Goes through the rows of a database that SQLite says is whole. The inner error: it is so
+    /// wrong that no row can be told from another.
+    pub fn through(
+        conn: &'a Connection,
+        watch: &mut Watch<'_>,
+    ) -> rusqlite::Result<Result<Walked, Finding>> {
+        if count(conn, COUNT_HOLES)? > 0 {
+            return Ok(Err(Finding::of(Kind::NamesWrong)));
+        }
+        let (tables, origins) = (Tables::read(conn)?, Origins::read(conn)?);
+        let mut sums = Vec::new();
+        let findings = {
+            let total = count(conn, COUNT_CLOCKS)?;
+            let found = BTreeMap::new();
+            let (tables, origins) = (&tables, &origins);
+            let mut walk = Walk { conn, tables, origins, found, stamps: 0, done: 0, total };
+            for id in 0..tables.entries().len() {
+                let id = TableId::try_from(id).expect("table ids are numbers of this type");
+                let sum = walk.table(id, watch)?;
+                if sum.live + sum.dead > 0 {
+                    sums.push(sum);
+                }
+            }
+            walk.index()?;
+            walk.found.into_values().collect()
+        };
+        sums.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(Ok(Walked { tables, origins, sums, findings }))
+    }
+
+    fn table(&mut self, id: TableId, watch: &mut Watch<'_>) -> rusqlite::Result<TableSum> {
+        let entry = self.tables.entry(id);
+        let name = entry.name.to_string();
+        let mut sum = TableSum { name, live: 0, dead: 0, fingerprint: 0 };
+        let mut reader =
+            Reader { conn: self.conn, tables: self.tables, has_parked: BTreeMap::new() };
+        let mut statement = self.conn.prepare(SELECT_CLOCKS)?;
+        let mut rows = statement.query([id])?;
+        let mut present = 0;
+        while let Some(row) = rows.next()? {
+            self.done += 1;
+            if self.done.is_multiple_of(ROWS_A_LOOK) {
+                let (done, total) = (self.done, self.total);
+                (watch.progress)(Progress { doing: Doing::Reading, done, total });
+                if watch.is_cancelled.load(Ordering::Relaxed) {
+                    return Err(interrupted());
+                }
+            }
+            let key: Key = row.get_ref(0)?.as_blob()?.into();
+            let indexed = (row.get(1)?, row.get(2)?);
+            let Ok(clock) = clocks::decode(row.get_ref(3)?.as_blob()?) else {
+                self.note(Kind::ClockUnreadable, id, &key);
+                continue;
+            };
+            self.stamps_of(id, &key, &clock, indexed)?;
+            if clock.is_alive() {
+                sum.live += 1;
+            } else {
+                sum.dead += 1;
+            }
+            let Some(hash) = self.row(&mut reader, id, &key, &clock, &mut present)? else {
+                continue;
+            };
+            sum.fingerprint = sum.fingerprint.wrapping_add(hash);
+        }
+        if let Some(table) = &entry.table {
+            self.rows_without_clock(id, table, present)?;
+        }
+        self.parked(id)?;
+        Ok(sum)
+    }
+
+    /// Holds a row's stamps against the heads, and against the index that other nodes' pulls read.
+    fn stamps_of(
+        &mut self,
+        id: TableId,
+        key: &Key,
+        clock: &RowClock,
+        indexed: (i64, i64),
+    ) -> rusqlite::Result<()> {
+        let stamps = clocks::in_order(clock);
+        let is_beyond = |stamp: &Stamp| stamp.version > self.origins.head(stamp.origin);
+        if stamps.iter().any(is_beyond) {
+            self.note(Kind::BeyondHead, id, key);
+        }
+        let mut is_wrong = false;
+        for (nth, stamp) in stamps.iter().enumerate() {
+            let Some(ordinal) = self.origins.number_of(stamp.origin) else {
+                is_wrong = true;
+                continue;
+            };
+            let version = stamp.version.0.cast_signed();
+            if nth == 0 {
+                is_wrong |= indexed != (ordinal, version);
+                continue;
+            }
+            self.stamps += 1;
+            let mut statement = self.conn.prepare_cached(SELECT_STAMP)?;
+            is_wrong |= !statement.exists((ordinal, version, id, &**key))?;
+        }
+        if is_wrong {
+            self.note(Kind::IndexWrong, id, key);
+        }
+        Ok(())
+    }
+
+    /// Holds a clock against its row, and returns the row's hash; `None`: it has none.
+    fn row(
+        &mut self,
+        reader: &mut Reader<'_>,
+        id: TableId,
+        key: &Key,
+        clock: &RowClock,
+        present: &mut u64,
+    ) -> rusqlite::Result<Option<u64>> {
+        let entry = self.tables.entry(id);
+        if clock.cells().any(|(column, _)| usize::from(column.0) >= entry.columns.len()) {
+            self.note(Kind::ClockUnreadable, id, key);
+            return Ok(None);
+        }
+        let found = match reader.find(id, key) {
+            Ok(found) => found,
+            Err(rusqlite::Error::FromSqlConversionFailure(..)) => {
+                *present += 1;
+                self.note(Kind::ValueUnreadable, id, key);
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        *present += u64::from(found.row.is_some());
+        if let Some(kind) = judge(&found, clock) {
+            self.note(kind, id, key);
+        }
+        let owner = pack::unpack(key).unwrap_or_default().into_iter().next().unwrap_or_default();
+        let is_owned = found.home.is_some_and(|home| home.class == Class::Owned);
+        if is_owned && !owns(clock.life().stamp.origin.node, &owner) {
+            self.note(Kind::ForeignOwner, id, key);
+        }
+        Ok(Some(hash(&entry.name, &entry.columns, key, clock, found)))
+    }
+
+    /// Finds the rows that no clock stands for, if there are any: `present` rows have one.
+    fn rows_without_clock(
+        &mut self,
+        id: TableId,
+        table: &Table,
+        present: u64,
+    ) -> rusqlite::Result<()> {
+        let name = quote(&table.info.name);
+        if count(self.conn, &format!("SELECT count(*) FROM {name}"))? == present {
+            return Ok(());
+        }
+        let key: Vec<String> =
+            table.info.key.iter().map(|&place| quote(&table.info.columns[place])).collect();
+        let sql = format!("SELECT {} FROM {name}", key.join(", "));
+        let mut statement = self.conn.prepare(&sql)?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let values: rusqlite::Result<Vec<Value>> =
+                (0..key.len()).map(|index| read_at(row, index)).collect();
+            let Some(key) = values.ok().and_then(|values| pack::pack(&values).ok()) else {
+                self.note(Kind::ValueUnreadable, id, &[]);
+                continue;
+            };
+            if !self.conn.prepare_cached(SELECT_CLOCK)?.exists((id, &*key))? {
+                self.note(Kind::RowUnknown, id, &key);
+            }
+        }
+        Ok(())
+    }
+
+    /// Lists what is kept aside, and why.
+    fn parked(&mut self, id: TableId) -> rusqlite::Result<()> {
+        let mut statement = self.conn.prepare_cached(SELECT_PARKED)?;
+        let mut rows = statement.query([id])?;
+        while let Some(row) = rows.next()? {
+            let reason: Option<String> = row.get(0)?;
+            let (count, key): (i64, Vec<u8>) = (row.get(1)?, row.get(2)?);
+            let kind = if reason.is_some() { Kind::Quarantined } else { Kind::Parked };
+            let finding = self.finding(kind, id);
+            finding.add(|| match reason {
+                Some(reason) => format!("{}: {}", show_key(&key), excerpt(&reason)),
+                None => show_key(&key),
+            });
+            finding.count += count.cast_unsigned() - 1;
+        }
+        Ok(())
+    }
+
+    fn index(&mut self) -> rusqlite::Result<()> {
+        let held = count(self.conn, COUNT_STAMPS)?;
+        // What is missing was told row by row.
+        let is_complete = !self.found.keys().any(|(kind, _)| *kind == Kind::IndexWrong);
+        let is_read = !self.found.keys().any(|(kind, _)| *kind == Kind::ClockUnreadable);
+        if is_complete && is_read && held > self.stamps {
+            let finding = Finding { count: held - self.stamps, ..Finding::of(Kind::IndexIdle) };
+            self.found.insert((Kind::IndexIdle, 0), finding.shows("__tribune_stamps".to_owned()));
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, kind: Kind, id: TableId, key: &[u8]) {
+        self.finding(kind, id).add(|| show_key(key));
+    }
+
+    fn finding(&mut self, kind: Kind, id: TableId) -> &mut Finding {
+        let table = Some(self.tables.entry(id).name.to_string());
+        let fresh = || Finding { kind, table, count: 0, examples: Vec::new() };
+        self.found.entry((kind, id)).or_insert_with(fresh)
+    }
+}
+
+fn interrupted() -> rusqlite::Error {
+    rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_INTERRUPT), None)
+}
+
+fn count(conn: &Connection, sql: &str) -> rusqlite::Result<u64> {
+    conn.query_row(sql, [], |row| row.get::<_, i64>(0)).map(i64::cast_unsigned)
+}
+
+/// Tells what is wrong between a clock and what there is of its row.
+fn judge(found: &Found<'_>, clock: &RowClock) -> Option<Kind> {
+    let Found { home, fits, row, parked } = found;
+    // Another node's schema is ahead: there is no table that could have the row.
+    (*home)?;
+    match (clock.is_alive(), row) {
+        (true, None) if !fits => Some(Kind::Quarantined),
+        // It is kept aside, with its values and the reason.
+        (true, None) if !parked.is_empty() => None,
+        (true, None) => Some(Kind::RowGone),
+        (false, Some(_)) => Some(Kind::RowUndead),
+        (true, Some(_)) | (false, None) => None,
+    }
+}
+
+/// Returns a row's part of the fingerprint. Its clock names no column that has no name.
+pub(super) fn hash(
+    table: &str,
+    columns: &[Name],
+    key: &[u8],
+    clock: &RowClock,
+    found: Found<'_>,
+) -> u64 {
+    let ids: Vec<ColumnId> = clock.cells().map(|(id, _)| id).collect();
+    let values = found.values(ids);
+    let cells = clock.cells().zip(&values);
+    let cells = cells.map(|((id, clock), value)| (&*columns[usize::from(id.0)], clock, value));
+    row_hash(table, key, clock.life(), cells)
+}
+
+/// Shows a key as the values of its columns.
+pub(super) fn show_key(key: &[u8]) -> String {
+    match pack::unpack(key) {
+        Ok(values) => {
+            let values: Vec<String> = values.iter().map(Value::to_string).collect();
+            excerpt(&values.join(", ")).into_owned()
+        }
+        Err(_) if key.is_empty() => "a key that is no text".to_owned(),
+        Err(_) => "a key that cannot be read".to_owned(),
+    }
+}
