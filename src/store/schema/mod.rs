@@ -2,11 +2,12 @@
 //! its own in memory; nothing here writes to the node's database but `grow`.
 
 mod grow;
+mod probe;
 mod rules;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::fallible_iterator::FallibleIterator;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
@@ -106,6 +107,10 @@ struct Object {
     name: String,
     table: String,
     sql: String,
+    /// One of the tables that every node has.
+    is_fixed: bool,
+    /// Whether an expression of the table reads the row's number.
+    reads_rowid: bool,
 }
 
 /// What was done to bring a database in line.
@@ -128,11 +133,11 @@ impl SchemaChange {
 impl Schema {
     /// Reads the files and holds each table to the rules.
     pub fn parse(sources: &[Source]) -> Result<Self, SchemaError> {
-        let denied = Arc::new(Mutex::new(None));
-        let conn = scratch(Arc::clone(&denied))?;
+        let seen = Seen::default();
+        let conn = scratch(Arc::clone(&seen))?;
         let mut schema = Self { conn, tables: Vec::new(), indexes: Vec::new() };
         for source in sources {
-            schema.run(source, &denied)?;
+            schema.run(source, &seen)?;
         }
         // The rules ask for pragmas, which the files may not.
         schema.conn.authorizer(None::<fn(AuthContext<'_>) -> Authorization>)?;
@@ -142,7 +147,7 @@ impl Schema {
         Ok(schema)
     }
 
-    fn run(&mut self, source: &Source, denied: &Denied) -> Result<(), SchemaError> {
+    fn run(&mut self, source: &Source, seen: &Seen) -> Result<(), SchemaError> {
         let mut batch = Batch::new(&self.conn, &source.sql);
         let mut made = Vec::new();
         // Where the statement that is read next begins.
@@ -150,7 +155,8 @@ impl Schema {
         loop {
             let before = count_objects(&self.conn)?;
             start = skip_blank(&source.sql, start);
-            let fault = |error: &rusqlite::Error| source.fault(start, explain(error, denied));
+            let fault = |error: &rusqlite::Error| source.fault(start, explain(error, seen));
+            *look(seen) = Statement::default();
             let Some(mut statement) = batch.next().map_err(|error| fault(&error))? else { break };
             let text = statement.expanded_sql().unwrap_or_default();
             statement.raw_execute().map_err(|error| fault(&error))?;
@@ -159,32 +165,59 @@ impl Schema {
                 let detail = "the statement makes nothing new: its table or index is declared twice, or it is no CREATE TABLE or CREATE INDEX";
                 return Err(source.fault(start, detail.to_owned()));
             }
-            made.push(newest_objects(&self.conn, before)?);
+            let reads_rowid = look(seen).reads_rowid;
+            let newest = newest_objects(&self.conn, before)?;
+            made.extend(newest.into_iter().map(|object| (object, reads_rowid)));
             start = source.sql[start..]
                 .find(text.trim())
                 .map_or(start, |at| start + at + text.trim().len());
         }
-        for (kind, name, table, sql) in made.into_iter().flatten() {
-            let object = Object { file: source.file.clone(), name, table, sql };
+        let is_fixed = FIXED.iter().any(|(file, sql)| source.file == *file && source.sql == *sql);
+        for ((kind, name, table, sql), reads_rowid) in made {
+            let file = source.file.clone();
+            let object = Object { file, name, table, sql, is_fixed, reads_rowid };
             if kind == "table" { self.tables.push(object) } else { self.indexes.push(object) }
         }
         Ok(())
     }
 }
 
-type Denied = Arc<Mutex<Option<String>>>;
+/// What SQLite's authorizer saw of one statement.
+#[derive(Debug, Default)]
+struct Statement {
+    /// Why it was refused.
+    denied: Option<String>,
+    /// The table that it makes.
+    table: Option<String>,
+    reads_rowid: bool,
+}
+
+type Seen = Arc<Mutex<Statement>>;
+
+fn look(seen: &Seen) -> MutexGuard<'_, Statement> {
+    seen.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Opens the database in which the files are read: it knows tables and indexes, and nothing else.
-fn scratch(denied: Denied) -> Result<Connection, SchemaError> {
+fn scratch(seen: Seen) -> Result<Connection, SchemaError> {
     use rusqlite::config::DbConfig;
     let mut conn = Connection::open_in_memory()?;
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_DQS_DDL, false)?;
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
     conn.pragma_update(None, "foreign_keys", false)?;
-    let ours = Arc::clone(&denied);
     conn.authorizer(Some(move |context: AuthContext<'_>| {
+        match context.action {
+            AuthAction::CreateTable { table_name } => {
+                look(&seen).table = Some(table_name.to_owned());
+            }
+            AuthAction::Read { column_name: "ROWID", table_name } => {
+                let mut seen = look(&seen);
+                seen.reads_rowid |= seen.table.as_deref() == Some(table_name);
+            }
+            _ => {}
+        }
         let Some(what) = refused(&context) else { return Authorization::Allow };
-        *ours.lock().expect("nothing panics while it holds this lock") = Some(what);
+        look(&seen).denied = Some(what);
         Authorization::Deny
     }))?;
     Ok(conn)
@@ -255,12 +288,19 @@ impl Source {
     }
 }
 
-fn explain(error: &rusqlite::Error, denied: &Denied) -> String {
-    let denied = denied.lock().expect("nothing panics while it holds this lock").take();
-    denied.unwrap_or_else(|| match error {
+fn explain(error: &rusqlite::Error, seen: &Seen) -> String {
+    let seen = std::mem::take(&mut *look(seen));
+    if let Some(denied) = seen.denied {
+        return denied;
+    }
+    let message = match error {
         rusqlite::Error::SqlInputError { msg, .. } => msg.clone(),
         other => other.to_string(),
-    })
+    };
+    match seen.table {
+        Some(table) => format!("table {table}: {message}"),
+        None => message,
+    }
 }
 
 /// Returns where the next statement begins: after blanks, semicolons and comments. This is for the
