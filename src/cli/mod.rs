@@ -7,6 +7,7 @@ mod client;
 mod dev;
 mod members;
 mod register;
+mod schema;
 mod services;
 mod sql;
 mod table;
@@ -47,6 +48,9 @@ enum Command {
     Query(sql::QueryArgs),
     /// Run SQL statements as one transaction
     Exec(sql::ExecArgs),
+    /// Change or show the tables of the cluster
+    #[command(subcommand)]
+    Schema(schema::Command),
     /// Make the certificates of a cluster
     #[command(subcommand)]
     Tls(tls::Command),
@@ -122,6 +126,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Deregister(args) => as_client(register::deregister(args)),
         Command::Query(args) => as_client(sql::query(args)),
         Command::Exec(args) => as_client(sql::exec(args)),
+        Command::Schema(command) => as_client(schema::run(command)),
         Command::Tls(command) => tls::run(command),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "tribune", &mut std::io::stdout());

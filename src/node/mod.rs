@@ -144,6 +144,7 @@ impl Node {
             Arc::clone(&mailbox),
             Arc::clone(&definitions),
             members,
+            store.schema_asides(),
         );
         let pulse = pulses.add("writer");
         let listeners =

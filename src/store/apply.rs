@@ -33,6 +33,8 @@ pub struct Merge<'a> {
     pub refusals: u64,
     /// Rows that SQLite refused, and that were parked.
     pub quarantined: u64,
+    /// The tables of which a clock changed.
+    pub changed: BTreeSet<TableId>,
     times: Times,
     rows: Vec<Row>,
     places: BTreeMap<(TableId, Key), usize>,
@@ -71,6 +73,7 @@ impl<'a> Merge<'a> {
             me,
             refusals: 0,
             quarantined: 0,
+            changed: BTreeSet::new(),
             times: Times::new(),
             rows: Vec::new(),
             places: BTreeMap::new(),
@@ -112,9 +115,17 @@ impl<'a> Merge<'a> {
     }
 
     fn table(&mut self, stamp: Stamp, changes: &TableChanges) -> rusqlite::Result<()> {
+        // What was dropped does not come back, whoever still writes it.
+        if self.tables.names().is_table_dropped(&changes.table) {
+            return Ok(());
+        }
         let table = self.tables.number_table(self.conn, &changes.table)?;
         let mut columns = Vec::with_capacity(changes.columns.len());
         for column in &changes.columns {
+            if self.tables.names().is_column_dropped(&changes.table, column) {
+                columns.push(None);
+                continue;
+            }
             columns.push(self.tables.number_column(self.conn, table, column)?);
         }
         for change in &changes.rows {
@@ -132,7 +143,9 @@ impl<'a> Merge<'a> {
     fn may_write(&self, origin: Origin, table: TableId, change: &RowChange) -> bool {
         let Ok(key) = pack::unpack(&change.key) else { return false };
         let entry = self.tables.entry(table);
-        let is_key = entry.table.as_ref().is_none_or(|table| table.info.key.len() == key.len());
+        // A table that schema changes make may have another key by and by.
+        let is_key = entry.is_managed
+            || entry.table.as_ref().is_none_or(|table| table.info.key.len() == key.len());
         let is_owner = match Class::of(&entry.name) {
             Class::Owned => owns(origin.node, &key[0]),
             Class::Shared => true,
@@ -218,6 +231,7 @@ impl<'a> Merge<'a> {
         let refusal = self.write_values(&row)?;
         let place = (row.table, &*row.key);
         if row.clock != row.held {
+            self.changed.insert(row.table);
             let clocks = (row.held.as_ref(), clock);
             clocks::write(self.conn, self.origins, place, clocks, &self.times)?;
         }

@@ -36,14 +36,19 @@ const TABLES_DENIED: [&str; 4] = ["dbstat", "fts3tokenize", "sqlite_dbpage", "sq
 /// Allowed are reading tables and calling functions. With `writes`, also inserting into, updating
 /// and deleting from users' tables.
 pub fn refusal(action: &AuthAction<'_>, writes: bool) -> Option<String> {
-    let write = |table: &str| match (writes, hidden(table)) {
+    let write = |table: &str| {
+        match (writes, hidden(table)) {
         (false, _) => Some("statement is not readonly".to_owned()),
         (true, Some(reason)) => Some(reason),
         // SQLite calls its catalog by this name.
         (true, None) if table.eq_ignore_ascii_case("sqlite_master") => {
             Some("changing the schema is not allowed in a statement; use a schema file".to_owned())
         }
+        (true, None) if table.eq_ignore_ascii_case(super::schema::SCHEMA_TABLE) => {
+            Some("tribune_schema is written by changes of the schema only: tribune schema apply, or POST /v1/schema".to_owned())
+        }
         (true, None) => None,
+    }
     };
     match *action {
         AuthAction::Select | AuthAction::Recursive => None,

@@ -1,9 +1,17 @@
-//! The replicated tables as files describe them. SQLite itself reads the files, in a database of
-//! its own in memory; nothing here writes to the node's database but `grow`.
+//! The replicated tables: as files describe them, and as rows that travel like any other. SQLite
+//! itself reads the files, in a database of its own in memory; the node's tables are written by
+//! `grow` (those that every node has) and `carry` (those that the rows describe) alone.
 
+mod carry;
+mod change;
 mod grow;
 mod probe;
+mod rows;
 mod rules;
+mod shape;
+mod show;
+mod text;
+mod wanted;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,15 +21,26 @@ use rusqlite::fallible_iterator::FallibleIterator;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::{Batch, Connection};
 
+pub use carry::{asides, carry_out, is_schema};
+pub use change::Mode;
 pub use grow::literal;
+pub use rows::{RowWrite, SCHEMA_TABLE, read_rows, write_rows};
+pub use show::{Shown, ShownAside, ShownTable, show};
+
+use self::text::{DropStatement, take_drops};
+use super::tables::Tables;
 
 /// The tables that every node has.
-const FIXED: [(&str, &str); 4] = [
+const FIXED: [(&str, &str); 5] = [
     ("schema/nodes.sql", include_str!("../../../schema/nodes.sql")),
     ("schema/services.sql", include_str!("../../../schema/services.sql")),
     ("schema/checks.sql", include_str!("../../../schema/checks.sql")),
     ("schema/kv.sql", include_str!("../../../schema/kv.sql")),
+    ("schema/tribune_schema.sql", include_str!("../../../schema/tribune_schema.sql")),
 ];
+
+/// Their names: no schema change may name them.
+const FIXED_TABLES: [&str; 5] = ["nodes", "services", "checks", "kv", SCHEMA_TABLE];
 
 /// Why the schema was not applied. The database is as it was.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -41,6 +60,17 @@ pub enum SchemaError {
     Failed(String),
 }
 
+impl SchemaError {
+    /// Returns what is wrong, without where.
+    fn reason(&self) -> String {
+        match self {
+            Self::Syntax { detail, .. } => detail.clone(),
+            Self::Rule { reason, .. } | Self::Destructive { reason, .. } => reason.clone(),
+            Self::Unreadable { .. } | Self::Failed(_) => self.to_string(),
+        }
+    }
+}
+
 fn column_part(column: &Option<String>) -> String {
     column.as_ref().map(|name| format!(", column {name}")).unwrap_or_default()
 }
@@ -58,12 +88,15 @@ pub struct Source {
     pub sql: String,
 }
 
-/// Reads schema files, and all `*.sql` files of directories in the order of their names; the fixed
-/// tables come first.
-pub fn read_sources(paths: &[PathBuf]) -> Result<Vec<Source>, SchemaError> {
+/// Returns the tables that every node has.
+pub fn fixed_sources() -> Vec<Source> {
     let fixed = FIXED.iter();
-    let mut sources: Vec<Source> =
-        fixed.map(|(file, sql)| Source { file: (*file).into(), sql: (*sql).into() }).collect();
+    fixed.map(|(file, sql)| Source { file: (*file).into(), sql: (*sql).into() }).collect()
+}
+
+/// Reads schema files, and all `*.sql` files of directories in the order of their names.
+pub fn read_sources(paths: &[PathBuf]) -> Result<Vec<Source>, SchemaError> {
+    let mut sources = Vec::new();
     for path in paths {
         for file in files_of(path)? {
             let sql = fs::read_to_string(&file).map_err(|error| unreadable(&file, &error))?;
@@ -99,6 +132,8 @@ pub struct Schema {
     conn: Connection,
     tables: Vec<Object>,
     indexes: Vec<Object>,
+    /// What is to be dropped, and the file that says so.
+    drops: Vec<(String, DropStatement)>,
 }
 
 #[derive(Clone, Debug)]
@@ -119,15 +154,41 @@ pub struct SchemaChange {
     pub tables_added: Vec<String>,
     /// Table and column.
     pub columns_added: Vec<(String, String)>,
+    /// Indexes that are new, or other than they were.
     pub indexes_added: Vec<String>,
+    pub tables_dropped: Vec<String>,
+    /// Table and column.
+    pub columns_dropped: Vec<(String, String)>,
+    pub indexes_dropped: Vec<String>,
+    /// What was left as it is although the files say otherwise, a sentence each.
+    pub notes: Vec<String>,
 }
 
 impl SchemaChange {
     pub fn is_empty(&self) -> bool {
-        self.tables_added.is_empty()
-            && self.columns_added.is_empty()
-            && self.indexes_added.is_empty()
+        *self == Self { notes: self.notes.clone(), ..Self::default() }
     }
+}
+
+/// A change of the schema that somebody asks for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SchemaRequest {
+    pub sources: Vec<Source>,
+    pub mode: Mode,
+    /// Only says what would be done.
+    pub dry_run: bool,
+}
+
+/// Says which rows of the schema a request changes, and what comes of it.
+pub fn plan(
+    request: &SchemaRequest,
+    conn: &Connection,
+    tables: &Tables,
+) -> Result<(Vec<RowWrite>, SchemaChange), SchemaError> {
+    let declared = Schema::parse(&request.sources)?;
+    let rows = read_rows(conn, tables)?;
+    let plan = change::plan(&declared, (conn, tables, rows), request.mode)?;
+    Ok((plan.writes, plan.change))
 }
 
 impl Schema {
@@ -135,7 +196,7 @@ impl Schema {
     pub fn parse(sources: &[Source]) -> Result<Self, SchemaError> {
         let seen = Seen::default();
         let conn = scratch(Arc::clone(&seen))?;
-        let mut schema = Self { conn, tables: Vec::new(), indexes: Vec::new() };
+        let mut schema = Self { conn, tables: Vec::new(), indexes: Vec::new(), drops: Vec::new() };
         for source in sources {
             schema.run(source, &seen)?;
         }
@@ -148,6 +209,10 @@ impl Schema {
     }
 
     fn run(&mut self, source: &Source, seen: &Seen) -> Result<(), SchemaError> {
+        let (sql, drops) = take_drops(&source.sql);
+        self.drops.extend(drops.into_iter().map(|drop| (source.file.clone(), drop)));
+        let is_fixed = FIXED.iter().any(|(file, sql)| source.file == *file && source.sql == *sql);
+        let source = &Source { file: source.file.clone(), sql };
         let mut batch = Batch::new(&self.conn, &source.sql);
         let mut made = Vec::new();
         // Where the statement that is read next begins.
@@ -172,7 +237,6 @@ impl Schema {
                 .find(text.trim())
                 .map_or(start, |at| start + at + text.trim().len());
         }
-        let is_fixed = FIXED.iter().any(|(file, sql)| source.file == *file && source.sql == *sql);
         for ((kind, name, table, sql), reads_rowid) in made {
             let file = source.file.clone();
             let object = Object { file, name, table, sql, is_fixed, reads_rowid };
@@ -329,10 +393,7 @@ fn metadata(conn: &Connection, table: &str, column: &str) -> Result<(String, boo
     Ok((collation.to_ascii_uppercase(), is_automatic))
 }
 
-/// Lists the words and numbers of an SQL text.
-fn split_words(text: &str) -> impl Iterator<Item = &str> {
-    text.split(|c: char| !(c.is_alphanumeric() || c == '_')).filter(|word| !word.is_empty())
-}
-
+#[cfg(test)]
+mod fleet;
 #[cfg(test)]
 mod tests;

@@ -3,17 +3,17 @@
 
 use rusqlite::Connection;
 
-use super::{Object, Schema, SchemaError, literal, metadata, probe};
+use super::{FIXED_TABLES, Object, Schema, SchemaError, literal, metadata, probe};
 use crate::store::affinity::Affinity;
 use crate::store::limits::COLUMNS_MAX;
 use crate::store::tables::{ColumnShape, DefaultProbe, INTERNAL_PREFIX, all_columns_of, flags_of};
 use crate::types::Value;
 
 /// The beginning of the names that this program keeps for tables of its own that all may read.
-pub const RESERVED_PREFIX: &str = "tribune_";
+const RESERVED_PREFIX: &str = "tribune_";
 
 /// The longest name of a table or a column, in bytes: names travel with each change.
-pub const NAME_BYTES_MAX: usize = 128;
+const NAME_BYTES_MAX: usize = 128;
 
 impl Schema {
     pub(super) fn check_table(&self, object: &Object) -> Result<(), SchemaError> {
@@ -25,7 +25,7 @@ impl Schema {
         };
         let table = &object.name;
         check_name(table).map_err(|reason| rule(None, reason))?;
-        if !object.is_fixed && is_reserved(table) {
+        if !object.is_fixed && table.to_ascii_lowercase().starts_with(RESERVED_PREFIX) {
             let reason = "names that begin with tribune_ are this program's own";
             return Err(rule(None, reason.to_owned()));
         }
@@ -179,9 +179,11 @@ impl Schema {
     }
 }
 
-/// Tells whether a name is kept for tables of this program's own.
-pub fn is_reserved(table: &str) -> bool {
-    table.to_ascii_lowercase().starts_with(RESERVED_PREFIX)
+/// Tells whether a table is this program's own: no schema change may name it.
+pub fn is_own(table: &str) -> bool {
+    let lower = table.to_ascii_lowercase();
+    let prefixes = [RESERVED_PREFIX, INTERNAL_PREFIX, "sqlite_"];
+    FIXED_TABLES.contains(&&*lower) || prefixes.iter().any(|prefix| lower.starts_with(prefix))
 }
 
 fn check_name(name: &str) -> Result<(), String> {
