@@ -239,6 +239,11 @@ impl<'a> Merge<'a> {
             self.quarantined += 1;
             let table = &self.tables.entry(row.table).name;
             tracing::warn!(%table, %reason, "a merged row does not fit its table; it is kept aside");
+            // Which older state of the row was the last to fit is another one on each node, so none
+            // of them is shown.
+            if let (Some((table, key)), Some(_)) = (&row.home, &row.before) {
+                table.delete_row(self.conn, key)?;
+            }
         }
         let aside = row.values_aside(refusal.as_deref());
         if row.had_parked || !aside.is_empty() {
@@ -252,12 +257,10 @@ impl<'a> Merge<'a> {
             self.has_parked.insert(row.table);
         }
         let Some((table, key)) = row.home else { return Ok(()) };
-        if refusal.is_none() && row.row != row.before {
-            push_event(
-                events,
-                &table,
-                RowEvent { key, existed: row.before.is_some(), row: row.row },
-            );
+        let after = row.row.filter(|_| refusal.is_none());
+        if after != row.before {
+            let existed = row.before.is_some();
+            push_event(events, &table, RowEvent { key, existed, row: after });
         }
         Ok(())
     }
@@ -435,7 +438,7 @@ mod tests {
         let raised = say(&mut a, "UPDATE c SET lo = 4");
         let lowered = say(&mut b, "UPDATE c SET hi = 2");
         let beside = say(&mut a, "INSERT INTO o VALUES (7)");
-        // Neither side can show 4 <= 2; each goes on, and the rest of the batch arrives.
+        // Neither side can show 4 <= 2; the rest of the batch arrives.
         let pieces = [raised, beside].map(|commit| commit.changeset.unwrap());
         let piece = Piece {
             origin: a.origin(),
@@ -444,9 +447,9 @@ mod tests {
             changesets: pieces.to_vec(),
         };
         let heard = b.apply(NOW, &Batch { pieces: vec![piece] }).unwrap();
-        assert_eq!(events(&heard), ["+o 7"]);
+        assert_eq!(events(&heard), ["-c 1", "+o 7"]);
         assert_eq!(heard.heads, [(a.origin(), Version(3))]);
-        assert_eq!(hear(&mut a, &lowered), Vec::<String>::new());
+        assert_eq!(hear(&mut a, &lowered), ["-c 1"]);
         assert_eq!((a.quarantined(), b.quarantined()), (1, 1));
         assert_eq!(b.stats().unwrap().quarantined_rows, 1);
         assert_eq!(a.fingerprint().unwrap(), b.fingerprint().unwrap());
@@ -458,9 +461,9 @@ mod tests {
         assert_eq!(c.fingerprint().unwrap(), a.fingerprint().unwrap());
 
         // One more write makes the row possible, and then it is the same everywhere.
-        let healed = say(&mut a, "UPDATE c SET hi = 9");
-        assert_eq!(hear(&mut b, &healed), ["=c 1 4 9"]);
-        assert_eq!(hear(&mut c, &healed), ["=c 1 4 9"]);
+        let healed = say(&mut a, "INSERT INTO c VALUES (1, 4, 9)");
+        assert_eq!(hear(&mut b, &healed), ["+c 1 4 9"]);
+        assert_eq!(hear(&mut c, &healed), ["+c 1 4 9"]);
         assert_eq!(b.stats().unwrap().parked_rows, 0);
         let rows = [&a, &b, &c].map(|store| store.inspect("c", &[1.into()]).unwrap().unwrap());
         assert_eq!(rows[0], rows[1]);
