@@ -319,6 +319,9 @@ impl Reader {
             .map_err(failed)?;
         if std::mem::replace(schema, now) != now {
             snapshot.flush_prepared_statement_cache();
+            // SQLite looks whether the schema it knows is the one of now when a statement runs,
+            // not when it is prepared.
+            snapshot.execute_batch("SELECT 1 FROM sqlite_schema LIMIT 1").map_err(failed)?;
         }
         let work = || run((&snapshot, gate), statement, deadline, on_event);
         let result = gate.guarded(Some(deadline), work);
@@ -508,6 +511,29 @@ mod tests {
             ControlFlow::Continue(())
         })?;
         Ok(rows)
+    }
+
+    #[test]
+    fn a_reader_sees_the_schema_of_now() {
+        let mut trial = Trial::new(T);
+        let readers = Readers::open(trial.store.path().unwrap(), 1).unwrap();
+        let ask = |readers: &Readers| {
+            let mut columns = 0;
+            readers.query(&plain("SELECT * FROM t"), None, &mut |event| {
+                match event {
+                    QueryEvent::Columns(names) => columns = names.len(),
+                    QueryEvent::Row(row) => assert_eq!(row.len(), columns),
+                }
+                ControlFlow::Continue(())
+            })?;
+            Ok::<usize, QueryError>(columns)
+        };
+        trial.write(&["INSERT INTO t VALUES (1, 'a', 'b')"]);
+        assert_eq!(ask(&readers), Ok(3));
+        trial.store.conn.execute_batch("ALTER TABLE t ADD COLUMN x DEFAULT 1").unwrap();
+        assert_eq!(ask(&readers), Ok(4));
+        trial.store.conn.execute_batch("DROP TABLE t").unwrap();
+        assert!(matches!(ask(&readers), Err(QueryError::Prepare(_))));
     }
 
     #[test]

@@ -589,3 +589,24 @@ proptest! {
         prop_assert_eq!(seen.len(), 1, "{:?}", seen.keys().collect::<Vec<_>>());
     }
 }
+
+#[test]
+fn a_group_that_begins_again_makes_the_same_schema() {
+    let mut a = node(1);
+    let soon = Some(std::time::Instant::now() + std::time::Duration::from_millis(300));
+    let endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n, n AS m";
+    let mut group = a.group(NOW);
+    group.schema(&request(T, false)).unwrap();
+    group.sql(&[crate::store::trial::plain("INSERT INTO t VALUES (1, 'x')")], None).unwrap();
+    group.schema(&request(&T.replace(")", ", w DEFAULT 2)"), false)).unwrap();
+    let write = "INSERT INTO t VALUES (2, 'y', 3)";
+    let both = [write, endless].map(crate::store::trial::plain);
+    group.sql(&both, soon).unwrap_err();
+    group.schema(&request("DROP TABLE t; CREATE TABLE bad (x)", true)).unwrap_err();
+    group.sql(&[crate::store::trial::plain(write)], None).unwrap();
+    assert_eq!(group.commit().unwrap().len(), 4);
+    assert_eq!(shown(&a), ["t: 1 'x' 2", "t: 2 'y' 3"]);
+    let mut b = node(2);
+    pull(&a, &mut b, usize::MAX, 0);
+    check_alike(&[a, b]);
+}
