@@ -94,8 +94,7 @@ impl Handle {
     pub(super) fn new(
         local: Local,
         feed: Arc<Feed>,
-        readers: Arc<Readers>,
-        own_readers: Arc<Readers>,
+        (readers, own_readers): (Arc<Readers>, Arc<Readers>),
         mailbox: Arc<Mailbox>,
         definitions: Arc<watch::Sender<u64>>,
         members: Arc<ArcSwap<Vec<MemberStatus>>>,

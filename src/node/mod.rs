@@ -139,8 +139,7 @@ impl Node {
         let handle = Handle::new(
             config.local.clone(),
             Arc::clone(&feed),
-            readers,
-            own_readers,
+            (readers, own_readers),
             Arc::clone(&mailbox),
             Arc::clone(&definitions),
             members,

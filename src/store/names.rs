@@ -130,7 +130,7 @@ mod tests {
             assert_eq!(is_dropped(&names), expected, "{length}");
             assert_eq!(generation_of(length), length.div_ceil(2));
         }
-        assert_eq!(split("v\0007"), ("v", 7));
+        assert_eq!(split("v\x007"), ("v", 7));
         assert_eq!(split("v\0x"), ("v\0x", 1));
     }
 }
