@@ -105,6 +105,11 @@ impl Schema {
             };
             let (name, origin, is_unique, has_collation) =
                 read(row).map_err(|error| error.to_string())?;
+            if origin == "c" && name.to_ascii_lowercase().starts_with(INTERNAL_PREFIX) {
+                return Err(format!(
+                    "the index {name}: names that begin with __tribune_ are this program's own"
+                ));
+            }
             if origin == "u" {
                 return Err("it has a UNIQUE constraint beside the primary key; two nodes can each insert a row, and both rows stay".to_owned());
             }

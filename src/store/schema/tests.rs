@@ -127,6 +127,10 @@ fn each_rule_names_the_file_the_table_and_the_column() {
             "table __tribune_a: names that begin with __tribune_ are this program's own",
         ),
         (
+            "CREATE TABLE a (K); CREATE INDEX __Tribune_i ON a (x)",
+            "table a: the index __Tribune_i: names that begin with __tribune_ are this program's own",
+        ),
+        (
             "CREATE TABLE Tribune_a (K)",
             "table Tribune_a: names that begin with tribune_ are this program's own",
         ),
