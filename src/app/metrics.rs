@@ -35,11 +35,18 @@ pub(super) fn register(metrics: &Metrics, sources: Sources) {
     let Sources { handle, stats, net, dns, http, health, queries, ingest, pulses } = sources;
     let node = handle.clone();
     metrics.add("node", move || {
-        vec![Family::gauge(
-            "writes_waiting",
-            "Writes that wait for the disk.",
-            count(node.writes_waiting()),
-        )]
+        vec![
+            Family::gauge(
+                "writes_waiting",
+                "Writes that wait for the disk.",
+                count(node.writes_waiting()),
+            ),
+            Family::gauge(
+                "schema_asides",
+                "Parts of the schema that this node cannot carry out.",
+                count(usize::try_from(node.schema_asides()).unwrap_or(usize::MAX)),
+            ),
+        ]
     });
     metrics.add("catalog", move || catalog(&handle.view()));
     let replica = Arc::clone(&stats);

@@ -10,6 +10,7 @@ mod doctor;
 mod members;
 mod progress;
 mod register;
+mod schema;
 mod services;
 mod sql;
 mod table;
@@ -69,6 +70,9 @@ enum Command {
     /// Reads only, beside a running node or without one. Exit codes: 0 healthy, 1 something was
     /// found, 2 it could not be looked at.
     Doctor(doctor::Args),
+    /// Change or show the tables of the cluster
+    #[command(subcommand)]
+    Schema(schema::Command),
     /// Make the certificates of a cluster
     #[command(subcommand)]
     Tls(tls::Command),
@@ -147,6 +151,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Backup(args) => backup::run_backup(args),
         Command::Restore(args) => backup::run_restore(args),
         Command::Doctor(args) => doctor::run(args),
+        Command::Schema(command) => as_client(schema::run(command)),
         Command::Tls(command) => tls::run(command),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "tribune", &mut std::io::stdout());

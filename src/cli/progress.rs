@@ -46,7 +46,7 @@ impl Drop for Line {
 
 fn shown(progress: Progress) -> String {
     let Progress { doing, done, total } = progress;
-    let percent = if total == 0 { 0 } else { done.min(total) * 100 / total };
+    let percent = (done.min(total) * 100).checked_div(total).unwrap_or(0);
     match doing {
         Doing::Copying => format!("copying: {percent} % of {}", bytes(total)),
         Doing::Checking => "checking".to_owned(),

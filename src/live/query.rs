@@ -23,6 +23,7 @@ use super::lock;
 use super::rows::{Change, Row, Rows};
 use crate::crdt::Commit;
 use crate::store::readers::{Described, QueryError, QueryEvent};
+use crate::store::schema::SCHEMA_TABLE;
 use crate::store::{Params, Readers, Statement};
 use crate::types::Value;
 
@@ -62,6 +63,10 @@ const IDLE_FOR: Duration = Duration::from_secs(600);
 
 /// What a subscriber hears who comes in the moment in which an idle query ends.
 const NOBODY: &str = "nobody subscribed to this query for ten minutes; subscribe again";
+
+/// Why a query ends that the schema has made another one.
+const OTHER_SHAPE: &str =
+    "the schema changed, and with it the columns or the tables of this query; subscribe again";
 
 /// Why a query cannot be kept live.
 const NOT_FOR_LIFE: &str = "the query calls a function of time, chance or the connection: its rows \
@@ -123,6 +128,8 @@ struct LiveQuery {
     statement: Statement,
     columns: Vec<String>,
     tables: BTreeSet<String>,
+    /// The columns by which a row is known again.
+    key: Vec<usize>,
     state: Mutex<State>,
     /// Rises with every entry of the log, and when the query fails.
     news: watch::Sender<u64>,
@@ -248,7 +255,7 @@ impl Queries {
         .map_err(sort)?;
         let begun = Instant::now();
         let first = self.look(&statement).await?;
-        let mut rows = Rows::new(key);
+        let mut rows = Rows::new(key.clone());
         let base = u64::from(rand::random::<u32>()) * LIFE_CHANGES;
         rows.begin(first, base);
         let query = Arc::new(LiveQuery {
@@ -256,6 +263,7 @@ impl Queries {
             statement,
             tables: described.tables().into_iter().map(str::to_owned).collect(),
             columns: described.columns.into_iter().map(|column| column.name).collect(),
+            key,
             state: Mutex::new(State {
                 rows,
                 log: VecDeque::new(),
@@ -299,6 +307,11 @@ impl Queries {
             let Ok(received) = next else { continue };
             match query.is_hit(received, &mut commits) {
                 Hit::Yes => {}
+                Hit::Schema => {
+                    if let Err(error) = self.look_at_schema(&query).await {
+                        break query.end(Event::Failed(error.to_string()));
+                    }
+                }
                 Hit::No => continue,
                 Hit::Over => break query.end(Event::Interrupted),
             }
@@ -315,6 +328,24 @@ impl Queries {
         if live.get(&query.id).is_some_and(|held| Arc::ptr_eq(held, &query)) {
             live.remove(&query.id);
         }
+    }
+
+    /// Looks whether the statement still means what it did: its columns were told once.
+    async fn look_at_schema(&self, query: &LiveQuery) -> Result<(), SubscribeError> {
+        let readers = Arc::clone(&self.readers);
+        let sql = query.statement.sql.clone();
+        let (described, key) = blocking(move || {
+            let described = readers.describe(&sql)?;
+            let key = key_of(&described, |table| readers.key_of(table))?;
+            Ok((described, key))
+        })
+        .await?
+        .map_err(sort)?;
+        let columns = described.columns.iter().map(|column| &column.name);
+        let is_same = columns.eq(&query.columns)
+            && described.tables().iter().eq(&query.tables)
+            && key == query.key;
+        if is_same { Ok(()) } else { Err(SubscribeError::Refused(OTHER_SHAPE.to_owned())) }
     }
 
     /// Looks again, and yet again where the database is busy.
@@ -371,6 +402,8 @@ impl Queries {
 
 enum Hit {
     Yes,
+    /// The schema changed, too.
+    Schema,
     No,
     /// There will be no more commits.
     Over,
@@ -386,21 +419,31 @@ impl LiveQuery {
         let touches = |commit: &Commit| {
             commit.tables.iter().any(|events| self.tables.contains(&*events.table.name))
         };
-        let mut is_hit = match first {
-            Ok(commit) => touches(&commit),
+        let shapes = |commit: &Commit| {
+            commit.tables.iter().any(|events| *events.table.name == *SCHEMA_TABLE)
+        };
+        let (mut is_hit, mut is_schema) = match first {
+            Ok(commit) => (touches(&commit), shapes(&commit)),
             // Some were missed: any of them may have.
-            Err(broadcast::error::RecvError::Lagged(_)) => true,
+            Err(broadcast::error::RecvError::Lagged(_)) => (true, true),
             Err(broadcast::error::RecvError::Closed) => return Hit::Over,
         };
         loop {
             match commits.try_recv() {
-                Ok(commit) => is_hit |= touches(&commit),
-                Err(broadcast::error::TryRecvError::Lagged(_)) => is_hit = true,
+                Ok(commit) => {
+                    is_hit |= touches(&commit);
+                    is_schema |= shapes(&commit);
+                }
+                Err(broadcast::error::TryRecvError::Lagged(_)) => is_schema = true,
                 Err(broadcast::error::TryRecvError::Empty) => break,
                 Err(broadcast::error::TryRecvError::Closed) => return Hit::Over,
             }
         }
-        if is_hit { Hit::Yes } else { Hit::No }
+        match (is_schema, is_hit) {
+            (true, _) => Hit::Schema,
+            (false, true) => Hit::Yes,
+            (false, false) => Hit::No,
+        }
     }
 
     fn take(&self, rows: Vec<Row>) {

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -14,6 +15,7 @@ use crate::catalog::{CheckDefinition, Command, NodeKey, View, rows};
 use crate::crdt::Refusal;
 use crate::live::Feed;
 use crate::store::limits::YIELD_GRACE;
+use crate::store::schema::{SchemaChange, SchemaRequest};
 use crate::store::{Readers, Statement, Transacted};
 use crate::types::NodeId;
 
@@ -36,6 +38,7 @@ struct Shared {
     mailbox: Arc<Mailbox>,
     definitions: Arc<watch::Sender<u64>>,
     members: Arc<ArcSwap<Vec<MemberStatus>>>,
+    schema_asides: Arc<AtomicU64>,
 }
 
 /// Who this node is.
@@ -91,11 +94,11 @@ impl Handle {
     pub(super) fn new(
         local: Local,
         feed: Arc<Feed>,
-        readers: Arc<Readers>,
-        own_readers: Arc<Readers>,
+        (readers, own_readers): (Arc<Readers>, Arc<Readers>),
         mailbox: Arc<Mailbox>,
         definitions: Arc<watch::Sender<u64>>,
         members: Arc<ArcSwap<Vec<MemberStatus>>>,
+        schema_asides: Arc<AtomicU64>,
     ) -> Self {
         let key = key_of(local.id);
         Self {
@@ -108,6 +111,7 @@ impl Handle {
                 mailbox,
                 definitions,
                 members,
+                schema_asides,
             }),
         }
     }
@@ -162,6 +166,19 @@ impl Handle {
         let (reply, answer) = oneshot::channel();
         self.shared.mailbox.submit_transaction(Transaction { statements, deadline, reply })?;
         answer.await.map_err(|_| SubmitError::Stopping)?
+    }
+
+    /// Changes the schema of the whole cluster. When it returns, this node has the change on disk;
+    /// the others follow. A refused change says what is wrong with it.
+    pub async fn change_schema(&self, request: SchemaRequest) -> Result<SchemaChange, SubmitError> {
+        let (reply, answer) = oneshot::channel();
+        self.shared.mailbox.submit(Job::Schema { request, reply })?;
+        answer.await.map_err(|_| SubmitError::Stopping)?
+    }
+
+    /// Returns how many parts of the schema this node cannot carry out.
+    pub fn schema_asides(&self) -> u64 {
+        self.shared.schema_asides.load(Ordering::Relaxed)
     }
 
     /// Returns the definitions of this node's checks, by check id.

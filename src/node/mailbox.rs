@@ -16,6 +16,7 @@ use super::engine::Happened;
 use crate::crdt::{Batch, RowOp};
 use crate::node::{SubmitError, TransactError};
 use crate::replica::BatchId;
+use crate::store::schema::{SchemaChange, SchemaRequest};
 use crate::store::{Statement, Transacted, Waiting};
 use crate::telemetry::Pulse;
 use crate::types::Epoch;
@@ -36,6 +37,8 @@ const WAIT_MAX: Duration = Duration::from_secs(1);
 pub(super) enum Job {
     /// A typed command, as row operations.
     Ops { ops: Vec<RowOp>, reply: oneshot::Sender<Result<(), SubmitError>> },
+    /// A change of the schema.
+    Schema { request: SchemaRequest, reply: oneshot::Sender<Result<SchemaChange, SubmitError>> },
     /// Changes from other nodes.
     Apply { id: BatchId, batch: Batch },
     /// The replica found that this node's tail was lost: a peer knows more of it than it does.

@@ -139,11 +139,11 @@ impl Node {
         let handle = Handle::new(
             config.local.clone(),
             Arc::clone(&feed),
-            readers,
-            own_readers,
+            (readers, own_readers),
             Arc::clone(&mailbox),
             Arc::clone(&definitions),
             members,
+            store.schema_asides(),
         );
         let pulse = pulses.add("writer");
         let listeners =

@@ -16,10 +16,11 @@ use super::engine::Happened;
 use super::mailbox::{GROUP_JOBS_MAX, Job, Mailbox, Reports, Transaction, Turn};
 use super::{SubmitError, TransactError};
 use crate::catalog::rows;
-use crate::crdt::RowOp;
 use crate::crdt::storage::StorageError;
+use crate::crdt::{Refusal, RowOp};
 use crate::live::Feed;
 use crate::replica::BatchId;
+use crate::store::schema::{SchemaChange, SchemaError};
 use crate::store::{Group, SqlError, Store, Transacted};
 use crate::telemetry::Pulse;
 use crate::types::{Origin, Version, Wall};
@@ -36,6 +37,7 @@ const TRANSACTIONS_TURN: Duration = Duration::from_millis(10);
 enum Outcome {
     Ops(oneshot::Sender<Result<(), SubmitError>>, Result<(), StorageError>),
     Sql(oneshot::Sender<Result<Transacted, TransactError>>, Result<Transacted, SqlError>),
+    Schema(oneshot::Sender<Result<SchemaChange, SubmitError>>, Result<SchemaChange, SchemaError>),
     Applied(BatchId, Result<Vec<(Origin, Version)>, StorageError>),
     Epoch(Result<(Origin, (Origin, Version)), StorageError>),
     Withdrawn(Result<usize, StorageError>),
@@ -95,6 +97,10 @@ fn write_jobs(store: &mut Store, jobs: Vec<Job>, listeners: &Listeners) {
             Job::Withdraw => {
                 listeners.pulse.beat_long("withdrawing rows of earlier epochs");
                 Outcome::Withdrawn(group.withdraw())
+            }
+            Job::Schema { request, reply } => {
+                listeners.pulse.beat_long("changing the schema");
+                Outcome::Schema(reply, group.schema(&request))
             }
         });
     }
@@ -157,7 +163,7 @@ fn may_define(job: &Job) -> bool {
             }
             RowOp::Require { .. } => false,
         }),
-        Job::Apply { .. } | Job::BeginEpoch { .. } | Job::Withdraw => false,
+        Job::Schema { .. } | Job::Apply { .. } | Job::BeginEpoch { .. } | Job::Withdraw => false,
     }
 }
 
@@ -174,6 +180,13 @@ fn answer(outcomes: Vec<Outcome>, group: Option<&StorageError>, reports: &Report
                 let result = match group {
                     Some(failure) => Err(TransactError::Node(failure.clone().into())),
                     None => result.map_err(TransactError::from),
+                };
+                let _ = reply.send(result);
+            }
+            Outcome::Schema(reply, result) => {
+                let result = match group {
+                    Some(failure) => Err(failure.clone().into()),
+                    None => result.map_err(SubmitError::from),
                 };
                 let _ = reply.send(result);
             }
@@ -208,6 +221,15 @@ impl From<StorageError> for SubmitError {
         match error {
             StorageError::Refused(refusal) => Self::Refused(refusal),
             StorageError::Failed(text) => Self::Failed(text),
+        }
+    }
+}
+
+impl From<SchemaError> for SubmitError {
+    fn from(error: SchemaError) -> Self {
+        match error {
+            SchemaError::Failed(text) => Self::Failed(text),
+            refused => Self::Refused(Refusal(refused.to_string())),
         }
     }
 }

@@ -73,12 +73,13 @@ impl Loader {
     }
 }
 
-/// What changes when a table or a column comes, or a name is given a number.
+/// What changes when a table or a column comes or is dropped, or a name is given a number.
 fn schema_of(conn: &Connection) -> rusqlite::Result<(i64, i64)> {
     let version = conn.pragma_query_value(None, "schema_version", |row| row.get(0))?;
     let names = conn
         .prepare_cached(
-            "SELECT (SELECT count(*) FROM __tribune_tables) + (SELECT count(*) FROM __tribune_columns)",
+            "SELECT (SELECT count(*) FROM __tribune_tables) + (SELECT count(*) FROM __tribune_columns)
+                + (SELECT coalesce(sum(length), 0) FROM __tribune_names)",
         )?
         .query_row([], |row| row.get(0))?;
     Ok((version, names))
@@ -112,9 +113,16 @@ pub(super) fn load(
             builder = Builder::new(Stamp { origin, version });
         }
         let table: TableId = row.get(1)?;
+        if tables.entry(table).is_dropped {
+            continue;
+        }
         let key: Key = row.get_ref(2)?.as_blob()?.into();
         let clock = clocks::decode(row.get_ref(3)?.as_blob()?)?;
         let change = reader.read(builder.stamp, table, key, &clock)?;
+        // All that this version wrote of the row was dropped with its columns.
+        if change.cells.is_empty() && clock.life().stamp != builder.stamp {
+            continue;
+        }
         bytes += change.bytes();
         if bytes > bytes_max && !piece.changesets.is_empty() {
             return Ok(Extract { piece, head });
@@ -255,7 +263,9 @@ impl Reader<'_> {
         key: Key,
         clock: &RowClock,
     ) -> rusqlite::Result<Left> {
-        let mut cells: Vec<(ColumnId, u64)> = clock.cells_of(stamp).collect();
+        let dropped = &self.tables.entry(table).dropped;
+        let cells = clock.cells_of(stamp).filter(|(id, _)| !dropped.contains(id));
+        let mut cells: Vec<(ColumnId, u64)> = cells.collect();
         cells.sort_unstable();
         let values = if cells.is_empty() {
             Vec::new()

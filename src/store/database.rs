@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, OptionalExtension};
@@ -21,12 +22,15 @@ use super::open::{
     open_writer,
 };
 use super::origins::Origins;
-use super::schema::{Schema, SchemaChange, SchemaError, Source, read_sources};
-use super::tables::{Table, TableId, Tables, read_local};
+use super::schema::{
+    self, Mode, Schema, SchemaChange, SchemaError, SchemaRequest, Source, fixed_sources,
+    read_sources,
+};
+use super::tables::{Table, TableId, Tables, read_local, replicated};
 use super::waiting::Waiting;
 use super::{clocks, guard, migrate, parked};
 use crate::crdt::storage::StorageError;
-use crate::crdt::{Commit, Key, pack};
+use crate::crdt::{Commit, Key, TableEvents, pack};
 use crate::types::{ClusterId, Epoch, Hlc, NodeId, Origin, Scope, Seq, Version, Wall};
 
 /// The table of this node's check definitions: row operations may name it, nothing of it travels.
@@ -39,6 +43,21 @@ const UPSERT_NODE: &str = "INSERT OR REPLACE INTO __tribune_node
     (one, id, name, cluster, scope, epoch, file, life, boot)
     VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
 pub(super) const UPDATE_EPOCH: &str = "UPDATE __tribune_node SET epoch = ?1";
+
+/// How many rows are shown at a time.
+const ROWS_AT_ONCE: i64 = 1_000;
+
+const SELECT_ROWS_AFTER: &str =
+    "SELECT key FROM __tribune_rows WHERE tbl = ?1 AND key > ?2 ORDER BY key LIMIT ?3";
+const SELECT_PARKED_AFTER: &str =
+    "SELECT DISTINCT key FROM __tribune_parked WHERE tbl = ?1 AND key > ?2 ORDER BY key LIMIT ?3";
+
+/// What was known of names and shapes at a moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct NamesMark {
+    names: usize,
+    shape: u64,
+}
 
 /// Who a database belongs to.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -68,6 +87,11 @@ pub struct Store {
     /// Why nothing can be written any more, once the disk failed.
     pub(super) broken: Option<String>,
     pub(super) wal: WalMeter,
+    /// Counts the changes of the tables' shapes.
+    shape: u64,
+    asides: Arc<AtomicU64>,
+    /// The dropped tables of which no clock is left.
+    swept: BTreeSet<TableId>,
     /// What SQLite counts up when another connection commits; `None` before the first look.
     data_version: Option<i64>,
     foreign_commits: u64,
@@ -97,19 +121,26 @@ impl Store {
     pub fn open(config: &OpenConfig) -> Result<Self, OpenError> {
         // The schema is read first: a mistake in a file is told before anything is made.
         let sources = read_sources(&config.schema)?;
-        let schema = Schema::parse(&sources)?;
+        Schema::parse(&sources)?;
+        let fixed = Schema::parse(&fixed_sources())?;
         let lock = lock_directory(&config.data_dir)?;
         let path = config.data_dir.join(DATABASE_FILE);
         let has_log = has_log(&path);
         let conn = open_writer(&path)?;
-        Self::over(conn, Some((path, has_log)), Some(lock), config, &schema)
+        let place = Some((path, has_log));
+        let mut store = Self::over(conn, place, Some(lock), config, (&fixed, &sources))?;
+        let request = SchemaRequest { sources, mode: Mode::Start, dry_run: false };
+        for note in store.change_schema(&request)?.notes {
+            warn!(note, "A schema file is older than the schema");
+        }
+        Ok(store)
     }
 
-    /// Opens an empty database in memory, with the tables of `sources` and no others: for tests
-    /// and small simulations. Nothing else can read it.
+    /// Opens an empty database in memory, with the tables of `sources` and no others, of which no
+    /// row of the schema tells: for tests and small simulations. Nothing else can read it.
     pub fn in_memory(config: &OpenConfig, sources: &[Source]) -> Result<Self, OpenError> {
         let schema = Schema::parse(sources)?;
-        Self::over(open_memory()?, None, None, config, &schema)
+        Self::over(open_memory()?, None, None, config, (&schema, &[]))
     }
 
     fn over(
@@ -117,7 +148,7 @@ impl Store {
         path: Option<(PathBuf, bool)>,
         lock: Option<DirectoryLock>,
         config: &OpenConfig,
-        schema: &Schema,
+        (schema, sources): (&Schema, &[Source]),
     ) -> Result<Self, OpenError> {
         let (path, has_log) = path.map_or((None, false), |(path, has_log)| (Some(path), has_log));
         let shown = path.as_deref().map_or(":memory:".into(), |path| path.display().to_string());
@@ -152,6 +183,9 @@ impl Store {
             data_version: None,
             foreign_commits: 0,
             wal: WalMeter::watch(&mut conn).map_err(failed)?,
+            shape: 0,
+            asides: Arc::default(),
+            swept: BTreeSet::new(),
             conn,
             capture,
             gate,
@@ -161,6 +195,9 @@ impl Store {
             _lock: lock,
         };
         store.grow(schema, Wall(0))?;
+        // What the node's files want is tried before it begins a life, and done once it has.
+        let sources = sources.to_vec();
+        store.change_schema(&SchemaRequest { sources, mode: Mode::Start, dry_run: true })?;
         // Last, so that a start that fails before leaves no trace that a life began.
         match ended {
             None => write_identity(&store.conn, &store.identity, &place).map_err(failed)?,
@@ -169,6 +206,7 @@ impl Store {
                 OpenError::Epoch { path, detail }
             })?,
         }
+        store.count_asides().map_err(failed)?;
         store.life = Beside::begin(&config.data_dir, &place.mark).map_err(unusable)?;
         Ok(store)
     }
@@ -177,11 +215,28 @@ impl Store {
     /// both in one transaction, since rows that are not taken along are withdrawn later.
     fn resume(&mut self, ended: Origin, place: &Place) -> Result<(), StorageError> {
         let identity = self.identity.clone();
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let now = Wall(u64::try_from(since.as_micros()).unwrap_or(u64::MAX));
-        let mut group = self.group(now);
+        let mut group = self.group(wall_now());
         group.resume(ended, |conn| write_identity(conn, &identity, place))?;
         group.commit()?;
+        Ok(())
+    }
+
+    /// Returns how many parts of the schema this node cannot carry out; it changes by itself.
+    pub fn schema_asides(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.asides)
+    }
+
+    /// Changes the schema, by a commit of its own.
+    fn change_schema(&mut self, request: &SchemaRequest) -> Result<SchemaChange, SchemaError> {
+        let mut group = self.group(wall_now());
+        let change = group.schema(request)?;
+        group.commit().map_err(|error| SchemaError::Failed(error.to_string()))?;
+        Ok(change)
+    }
+
+    fn count_asides(&self) -> rusqlite::Result<()> {
+        let count = schema::asides(&self.conn)?.len();
+        self.asides.store(count as u64, Ordering::Relaxed);
         Ok(())
     }
 
@@ -235,12 +290,50 @@ impl Store {
         Ok(())
     }
 
-    /// Forgets the numbers of names that were given within what was rolled back.
-    pub(super) fn forget_names_after(&mut self, count: usize) -> rusqlite::Result<()> {
-        if self.tables.name_count() != count {
+    /// Returns a mark to come back to.
+    pub(super) fn mark_names(&self) -> NamesMark {
+        NamesMark { names: self.tables.name_count(), shape: self.shape }
+    }
+
+    /// Forgets the names and the shapes that came within what was rolled back.
+    pub(super) fn forget_names_after(&mut self, mark: NamesMark) -> rusqlite::Result<()> {
+        if self.shape != mark.shape {
+            self.shape = mark.shape;
+            self.tables = Tables::read(&self.conn)?;
+            self.count_asides()?;
+            self.take_shapes();
+        } else if self.tables.name_count() != mark.names {
             self.tables = Tables::read(&self.conn)?;
         }
         Ok(())
+    }
+
+    /// Tells all who hold something of the tables' shapes that they are others.
+    fn take_shapes(&mut self) {
+        self.capture.set_tables(self.now.origin.node, &self.tables);
+        // Statements of users were vetted, and prepared, against the tables as they were.
+        self.vetted.clear();
+        self.conn.flush_prepared_statement_cache();
+    }
+
+    /// Brings the tables in line with the rows of the schema, which the transaction has changed.
+    /// Returns what became visible by it.
+    pub(super) fn bring_in_line(&mut self) -> rusqlite::Result<Vec<TableEvents>> {
+        self.shape += 1;
+        let carried = schema::carry_out(&self.conn, &self.tables)?;
+        // A table that was built anew has lost its guard.
+        guard::set_up(&self.conn, &replicated(&self.conn)?)?;
+        self.tables.number_all(&self.conn)?;
+        parked::forget_dropped(&self.conn, &self.tables)?;
+        self.has_parked = parked::tables(&self.conn)?.into_iter().collect();
+        self.asides.store(carried.asides.len() as u64, Ordering::Relaxed);
+        self.take_shapes();
+        let id_of = |name: &String| self.tables.get(name).map(|table| table.id);
+        let whole: BTreeSet<TableId> = carried.whole.iter().filter_map(id_of).collect();
+        let mut events = self.show_parked(&whole)?;
+        events.retain(|events| !carried.rebuilt.contains(&*events.table.name));
+        self.has_parked = parked::tables(&self.conn)?.into_iter().collect();
+        Ok(events)
     }
 
     /// Begins a group: callers who share one sync of the disk.
@@ -248,10 +341,11 @@ impl Store {
         Group::new(self, now)
     }
 
-    /// Brings the tables in line with schema files: adds tables, columns and indexes, and shows
-    /// what was parked for them. Nothing that exists is changed or dropped.
+    /// Adds tables, columns and indexes of which no row of the schema tells, and shows what was
+    /// parked for them. Nothing that exists is changed or dropped.
     ///
     /// The commit tells what became visible; nothing of it travels.
+    #[cfg(test)]
     pub fn apply_schema(
         &mut self,
         now: Wall,
@@ -286,9 +380,7 @@ impl Store {
             }
         };
         self.origins.settle();
-        self.capture.set_tables(self.now.origin.node, &self.tables);
-        // Statements of users were vetted against the tables as they were.
-        self.vetted.clear();
+        self.take_shapes();
         self.has_parked = parked::tables(&self.conn)?.into_iter().collect();
         if tables.is_empty() {
             return Ok((change, None));
@@ -302,7 +394,7 @@ impl Store {
     fn grow_within(
         &mut self,
         schema: &Schema,
-    ) -> Result<(SchemaChange, Vec<crate::crdt::TableEvents>), SchemaError> {
+    ) -> Result<(SchemaChange, Vec<TableEvents>), SchemaError> {
         let change = schema.apply(&self.conn)?;
         for table in guard::set_up(&self.conn, &change.tables_added)? {
             tracing::error!(
@@ -322,35 +414,59 @@ impl Store {
         Ok((change, tables))
     }
 
-    /// Gives rows and values a place that were waiting for one.
-    fn show_parked(
-        &mut self,
-        unknown: &BTreeSet<TableId>,
-    ) -> rusqlite::Result<Vec<crate::crdt::TableEvents>> {
-        let mut rows: BTreeSet<(TableId, Key)> = BTreeSet::new();
+    /// Removes some of the clocks of tables that were dropped. They count for nothing any more;
+    /// removing them with their table would hold the writer for as long as there are rows.
+    pub(super) fn sweep_dropped(&mut self) -> rusqlite::Result<()> {
+        let ids = (0..).zip(self.tables.entries());
+        let mut dropped = ids.filter(|(id, entry)| entry.is_dropped && !self.swept.contains(id));
+        let Some((id, _)) = dropped.next() else { return Ok(()) };
+        let keys = self.keys_after(SELECT_ROWS_AFTER, id, &Key::from([]))?;
+        if keys.is_empty() {
+            self.swept.insert(id);
+            return Ok(());
+        }
+        let transaction = self.conn.unchecked_transaction()?;
+        for key in &keys {
+            if let Some(held) = clocks::read(&transaction, id, key)? {
+                clocks::remove(&transaction, &mut self.origins, (id, key), &held)?;
+            }
+        }
+        transaction.commit()
+    }
+
+    fn keys_after(&self, sql: &str, id: TableId, from: &Key) -> rusqlite::Result<Vec<Key>> {
+        let mut statement = self.conn.prepare_cached(sql)?;
+        let keys = statement.query_map((id, &**from, ROWS_AT_ONCE), |row| {
+            Ok(Key::from(row.get_ref(0)?.as_blob()?))
+        })?;
+        keys.collect()
+    }
+
+    /// Gives rows and values a place that were waiting for one: all rows of the tables in `whole`,
+    /// of others those that have something parked.
+    fn show_parked(&mut self, whole: &BTreeSet<TableId>) -> rusqlite::Result<Vec<TableEvents>> {
+        let mut events = Vec::new();
         for id in 0..self.tables.entries().len() {
             let id = TableId::try_from(id).expect("table ids are numbers of this type");
             if self.tables.entry(id).table.is_none() {
                 continue;
             }
-            // All rows of a table that was unknown; of others, those that have something parked.
-            let sql = if unknown.contains(&id) {
-                "SELECT key FROM __tribune_rows WHERE tbl = ?1"
-            } else {
-                "SELECT DISTINCT key FROM __tribune_parked WHERE tbl = ?1"
-            };
-            let mut statement = self.conn.prepare(sql)?;
-            let mut keys = statement.query([id])?;
-            while let Some(row) = keys.next()? {
-                rows.insert((id, row.get_ref(0)?.as_blob()?.into()));
+            let sql = if whole.contains(&id) { SELECT_ROWS_AFTER } else { SELECT_PARKED_AFTER };
+            let mut from = Key::from([]);
+            loop {
+                let keys = self.keys_after(sql, id, &from)?;
+                let Some(last) = keys.last() else { break };
+                from = Arc::clone(last);
+                events.extend(self.show(id, keys)?);
             }
         }
-        let mut removed = 0;
-        rows.retain(|(id, key)| {
-            let is_row = self.is_row(*id, key);
-            removed += u64::from(!is_row);
-            is_row
-        });
+        Ok(events)
+    }
+
+    fn show(&mut self, id: TableId, mut keys: Vec<Key>) -> rusqlite::Result<Vec<TableEvents>> {
+        let count = keys.len();
+        keys.retain(|key| self.is_row(id, key));
+        self.now.refusals += (count - keys.len()) as u64;
         let mut merge = Merge::new(
             &self.conn,
             &mut self.tables,
@@ -358,19 +474,19 @@ impl Store {
             &mut self.has_parked,
             self.now.origin,
         );
-        for (id, key) in &rows {
-            merge.touch(*id, key)?;
+        for key in &keys {
+            merge.touch(id, key)?;
         }
         let events = merge.write_shown()?;
         self.now.quarantined += merge.quarantined;
-        self.now.refusals += removed;
         Ok(events)
     }
 
     /// Removes a row whose key has the wrong number of columns, which nobody could know before
     /// the table came; tells whether it is one.
     fn is_row(&mut self, id: TableId, key: &Key) -> bool {
-        let Some(table) = self.tables.entry(id).table.clone() else { return true };
+        let entry = self.tables.entry(id);
+        let Some(table) = entry.table.clone().filter(|_| !entry.is_managed) else { return true };
         let columns = pack::unpack(key).map_or(0, |columns| columns.len());
         if columns == table.info.key.len() {
             return true;
@@ -406,6 +522,12 @@ impl Identity {
     pub fn origin(&self) -> Origin {
         Origin { scope: self.scope, node: self.node, epoch: self.epoch }
     }
+}
+
+/// Returns the machine's clock.
+fn wall_now() -> Wall {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Wall(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
 }
 
 /// Names a file on this host as long as it exists: device and inode.

@@ -156,8 +156,9 @@ impl Group<'_> {
         let mut places = BTreeSet::new();
         while let Some(row) = rows.next()? {
             let table: TableId = row.get(0)?;
-            let name = &store.tables.entry(table).name;
-            if Class::of(name) == class {
+            let entry = store.tables.entry(table);
+            let name = &entry.name;
+            if Class::of(name) == class && !entry.is_dropped {
                 let key: Key = row.get_ref(1)?.as_blob()?.into();
                 places.insert((Reverse(name.clone()), key, table));
             }

@@ -9,6 +9,7 @@ use rusqlite::Connection;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 
 use super::limits::{DEADLINE_STEPS, YIELD_GRACE};
+use super::schema::SCHEMA_TABLE;
 use super::tables::INTERNAL_PREFIX;
 use super::waiting::Waiting;
 
@@ -31,6 +32,11 @@ const FUNCTIONS_OF_WRITERS: [&str; 2] = ["randomblob", "zeroblob"];
 /// Tables that SQLite provides by itself, and that show its internals.
 const TABLES_DENIED: [&str; 4] = ["dbstat", "fts3tokenize", "sqlite_dbpage", "sqlite_stmt"];
 
+/// Where the schema is changed instead.
+const OF_THE_SCHEMA: &str = "changing the schema is not allowed in a statement; use tribune schema apply, or POST /v1/schema";
+const OF_THE_SCHEMA_TABLE: &str = "tribune_schema is written by changes of the schema only: use \
+    tribune schema apply, or POST /v1/schema";
+
 /// Says why users' SQL may not do something; `None`: it may.
 ///
 /// Allowed are reading tables and calling functions. With `writes`, also inserting into, updating
@@ -41,7 +47,10 @@ pub fn refusal(action: &AuthAction<'_>, writes: bool) -> Option<String> {
         (true, Some(reason)) => Some(reason),
         // SQLite calls its catalog by this name.
         (true, None) if table.eq_ignore_ascii_case("sqlite_master") => {
-            Some("changing the schema is not allowed in a statement; use a schema file".to_owned())
+            Some(OF_THE_SCHEMA.to_owned())
+        }
+        (true, None) if table.eq_ignore_ascii_case(SCHEMA_TABLE) => {
+            Some(OF_THE_SCHEMA_TABLE.to_owned())
         }
         (true, None) => None,
     };
@@ -65,7 +74,7 @@ pub fn refusal(action: &AuthAction<'_>, writes: bool) -> Option<String> {
             Some("ATTACH, DETACH and VACUUM INTO are not allowed".to_owned())
         }
         _ if writes => {
-            Some("changing the schema is not allowed in a statement; use a schema file".to_owned())
+            Some(OF_THE_SCHEMA.to_owned())
         }
         _ => Some("statement is not readonly".to_owned()),
     }

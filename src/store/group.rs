@@ -14,9 +14,10 @@ use rusqlite::ErrorCode;
 
 use super::apply::Merge;
 use super::capture::Net;
-use super::database::{Moment, Store, failed, fault_text};
+use super::database::{Moment, NamesMark, Store, failed, fault_text};
 use super::local::{self, RecordError};
 use super::ops;
+use super::schema::{self, SCHEMA_TABLE, SchemaChange, SchemaError, SchemaRequest};
 use super::sql::{Statement, Transacted};
 use super::statements::{self, SqlError};
 use crate::crdt::storage::StorageError;
@@ -32,8 +33,8 @@ pub struct Group<'a> {
     pub(super) store: &'a mut Store,
     pub(super) now: Wall,
     start: Moment,
-    /// How many names had a number when the group began.
-    names: usize,
+    /// What was known of names when the group began.
+    names: NamesMark,
     pub(super) commits: Vec<Arc<Commit>>,
     pub(super) done: Vec<Done>,
     is_begun: bool,
@@ -56,7 +57,7 @@ pub(super) enum Done {
 
 impl<'a> Group<'a> {
     pub(super) fn new(store: &'a mut Store, now: Wall) -> Self {
-        let (start, names) = (store.now, store.tables.name_count());
+        let (start, names) = (store.now, store.mark_names());
         let lost = store.broken.clone();
         Self {
             store,
@@ -119,6 +120,45 @@ impl<'a> Group<'a> {
         })
     }
 
+    /// Changes the schema: all that the request says, or nothing. With `dry_run` nothing, either.
+    pub fn schema(&mut self, request: &SchemaRequest) -> Result<SchemaChange, SchemaError> {
+        let done = self.caller(
+            |text| Halt::Error(SchemaError::Failed(text)),
+            |group| {
+                let store = &mut *group.store;
+                let failed = |error: rusqlite::Error| SchemaError::from(error);
+                let (writes, change) = schema::plan(request, &store.conn, &store.tables)?;
+                let before = schema::asides(&store.conn).map_err(failed)?;
+                store.capture.start();
+                schema::write_rows(&store.conn, &writes).map_err(failed)?;
+                let nets = store.capture.finish().map_err(SchemaError::Failed)?;
+                group.record(&nets).map_err(|error| SchemaError::Failed(error.to_string()))?;
+                group.done.push(Done::Local(nets, Vec::new()));
+                let after = schema::asides(&group.store.conn).map_err(failed)?;
+                if let Some(aside) = after.into_iter().find(|aside| !before.contains(aside)) {
+                    return Err(refused_aside(request, aside).into());
+                }
+                if request.dry_run { Err(Halt::DryRun(change)) } else { Ok(change) }
+            },
+        );
+        match done {
+            Ok(change) | Err(Halt::DryRun(change)) => Ok(change),
+            Err(Halt::Error(error)) => Err(error),
+        }
+    }
+
+    /// Writes rows of the schema as no change of it would.
+    #[cfg(test)]
+    pub fn forge(&mut self, sql: &str) {
+        let forged = self.caller(failed_text, |group| {
+            group.store.capture.start();
+            group.store.conn.execute_batch(sql).map_err(failed)?;
+            let nets = group.store.capture.finish().map_err(Refusal)?;
+            group.record(&nets).map_err(|error| StorageError::Failed(error.to_string()))
+        });
+        forged.expect("a test writes what SQLite takes");
+    }
+
     /// Merges a batch from other nodes. Returns the head of every origin that it names.
     pub fn apply(&mut self, batch: &Batch) -> Result<Vec<(Origin, Version)>, StorageError> {
         self.caller(failed_text, |group| {
@@ -165,7 +205,7 @@ impl<'a> Group<'a> {
         let before = self.store.now;
         let mark = self.store.origins.mark();
         let (commits, done) = (self.commits.len(), self.done.len());
-        let names = self.store.tables.name_count();
+        let names = self.store.mark_names();
         let result = work(self).and_then(|value| {
             self.run("RELEASE caller").map_err(|error| failed(fault_text(&error)))?;
             Ok(value)
@@ -181,7 +221,7 @@ impl<'a> Group<'a> {
         result
     }
 
-    fn roll_back_caller(&mut self, names: usize) {
+    fn roll_back_caller(&mut self, names: NamesMark) {
         let undone = if self.store.conn.is_autocommit() {
             self.do_again()
         } else {
@@ -258,7 +298,10 @@ impl<'a> Group<'a> {
         let changeset =
             local::record(&store.conn, &mut store.origins, &store.has_parked, made, nets)?;
         store.origins.advance(origin, version);
-        let tables = local::events(nets);
+        let mut tables = local::events(nets);
+        if nets.iter().any(|net| schema::is_schema(&net.table.info.name)) {
+            tables.extend(store.bring_in_line()?);
+        }
         self.conclude(Commit {
             seq: Seq::default(),
             at: self.store.now.at,
@@ -279,9 +322,14 @@ impl<'a> Group<'a> {
             store.now.origin,
         );
         let heads = merge.batch(batch)?;
-        let tables = merge.write()?;
-        store.now.refusals += merge.refusals;
-        store.now.quarantined += merge.quarantined;
+        let mut tables = merge.write()?;
+        let (refusals, quarantined) = (merge.refusals, merge.quarantined);
+        let changed = std::mem::take(&mut merge.changed);
+        store.now.refusals += refusals;
+        store.now.quarantined += quarantined;
+        if store.tables.id_of(SCHEMA_TABLE).is_some_and(|id| changed.contains(&id)) {
+            tables.extend(store.bring_in_line()?);
+        }
         let commit = Commit {
             seq: Seq::default(),
             at: store.now.at,
@@ -351,6 +399,30 @@ impl Drop for Group<'_> {
             self.store.broken = Some(failed(error).to_string());
         }
     }
+}
+
+/// Why a change of the schema is rolled back.
+enum Halt {
+    Error(SchemaError),
+    /// That was what the caller wanted.
+    DryRun(SchemaChange),
+}
+
+impl From<SchemaError> for Halt {
+    fn from(error: SchemaError) -> Self {
+        Self::Error(error)
+    }
+}
+
+/// Says what cannot be carried out of a change that somebody asks for here.
+fn refused_aside(
+    request: &SchemaRequest,
+    (kind, table, name, reason): (String, String, String, String),
+) -> SchemaError {
+    let file = request.sources.first().map(|source| source.file.clone()).unwrap_or_default();
+    let is_column = kind == "column";
+    let reason = if kind == "index" { format!("index {name}: {reason}") } else { reason };
+    SchemaError::Rule { file, table, column: is_column.then_some(name), reason }
 }
 
 fn failed_text(message: String) -> StorageError {

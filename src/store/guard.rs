@@ -124,14 +124,9 @@ mod tests {
     #[test]
     fn a_table_that_grows_stays_guarded() {
         let mut trial = Trial::new(T);
-        let file = trial.config.schema[0].clone();
-        std::fs::write(
-            &file,
-            T.replace("w DEFAULT 'dw'", "w DEFAULT 'dw', x")
-                + "CREATE TABLE u (a NOT NULL PRIMARY KEY);",
-        )
-        .unwrap();
-        let sources = crate::store::schema::read_sources(&trial.config.schema).unwrap();
+        let grown = T.replace("w DEFAULT 'dw'", "w DEFAULT 'dw', x")
+            + "CREATE TABLE u (a NOT NULL PRIMARY KEY);";
+        let sources = [crate::store::trial::source(&grown)];
         trial.store.apply_schema(crate::store::trial::NOW, &sources).unwrap();
         trial.write(&["INSERT INTO u VALUES (1)", "INSERT INTO t (id, x) VALUES (1, 2)"]);
         for table in ["t", "u"] {

@@ -92,7 +92,7 @@ pub fn record(
         let mut cells: Vec<(ColumnId, u64)> = clock.cells_of(stamp).collect();
         cells.sort_unstable();
         let change = Change { key: &net.key, life: clock.life(), cells, row: net.after.as_deref() };
-        let table = tables.entry(&net.table.info.name).or_insert_with(|| (&net.table, Vec::new()));
+        let table = tables.entry(&net.table.wire).or_insert_with(|| (&net.table, Vec::new()));
         table.1.push(change);
     }
     let tables = tables.into_values().map(|(table, changes)| travelling(table, changes)).collect();
@@ -208,8 +208,8 @@ fn travelling(table: &Table, mut changes: Vec<Change<'_>>) -> TableChanges {
         RowChange { key: Arc::clone(change.key), life: change.life, cells: cells.collect() }
     });
     TableChanges {
-        table: Arc::clone(&table.info.name),
-        columns: used.iter().map(|id| Arc::clone(&table.info.columns[place_of(*id)])).collect(),
+        table: Arc::clone(&table.wire),
+        columns: used.iter().map(|id| Arc::clone(&table.columns[place_of(*id)].wire)).collect(),
         rows: rows.collect(),
     }
 }

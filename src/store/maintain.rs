@@ -102,6 +102,7 @@ impl Store {
     /// Keeps the write-ahead log small: call it between groups, after their callers were answered.
     /// Returns what it did, if there was anything to do.
     pub fn maintain(&mut self) -> Result<Option<Checkpoint>, StorageError> {
+        self.sweep_dropped().map_err(failed)?;
         let bytes = self.wal.bytes();
         if bytes >= self.wal.forced_bytes {
             return self.empty_log(bytes).map(Some);

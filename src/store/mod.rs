@@ -23,6 +23,7 @@ pub mod limits;
 mod local;
 pub mod maintain;
 mod migrate;
+mod names;
 pub mod open;
 mod ops;
 mod origins;

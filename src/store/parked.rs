@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use rusqlite::Connection;
 
-use super::tables::{TableId, read_at};
+use super::tables::{TableId, Tables, read_at};
 use super::values::Bound;
 use crate::crdt::ColumnId;
 use crate::types::Value;
@@ -15,6 +15,8 @@ const SELECT: &str = "SELECT col, value FROM __tribune_parked WHERE tbl = ?1 AND
 const INSERT: &str = "INSERT INTO __tribune_parked (tbl, key, col, value, reason)
     VALUES (?1, ?2, ?3, ?4, ?5)";
 const DELETE: &str = "DELETE FROM __tribune_parked WHERE tbl = ?1 AND key = ?2";
+const DELETE_TABLE: &str = "DELETE FROM __tribune_parked WHERE tbl = ?1";
+const DELETE_COLUMN: &str = "DELETE FROM __tribune_parked WHERE tbl = ?1 AND col = ?2";
 const SELECT_TABLES: &str = "SELECT DISTINCT tbl FROM __tribune_parked";
 const COUNT: &str = "SELECT count(*), count(reason) FROM
     (SELECT min(reason) AS reason FROM __tribune_parked GROUP BY tbl, key)";
@@ -42,6 +44,20 @@ pub fn read(conn: &Connection, table: TableId, key: &[u8]) -> rusqlite::Result<V
         values.insert(ColumnId(row.get(0)?), read_at(row, 1)?);
     }
     Ok(values)
+}
+
+/// Forgets the values of tables and columns that were dropped.
+pub fn forget_dropped(conn: &Connection, all: &Tables) -> rusqlite::Result<()> {
+    for id in tables(conn)? {
+        let entry = all.entry(id);
+        if entry.is_dropped {
+            conn.prepare_cached(DELETE_TABLE)?.execute([id])?;
+        }
+        for column in &entry.dropped {
+            conn.prepare_cached(DELETE_COLUMN)?.execute((id, column.0))?;
+        }
+    }
+    Ok(())
 }
 
 /// Puts values in place of those that the row had parked. `reason` says why SQLite refused the

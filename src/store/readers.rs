@@ -44,6 +44,8 @@ pub struct Readers {
 struct Reader {
     conn: Connection,
     gate: Gate,
+    /// The version of SQLite's schema that the kept statements were prepared for.
+    schema: i64,
 }
 
 /// What a query says, in order: its columns once, then its rows.
@@ -210,6 +212,13 @@ impl Readers {
         self.with_reader(Instant::now() + QUERY_MAX, |reader| reader.rows_of(table).map_err(failed))
     }
 
+    /// Returns the schema as it is here.
+    pub fn schema(&self) -> Result<super::schema::Shown, QueryError> {
+        self.with_reader(Instant::now() + QUERY_MAX, |reader| {
+            super::schema::show(&reader.conn).map_err(failed)
+        })
+    }
+
     /// Returns the columns of a replicated table's primary key, in the key's order; none for any
     /// other table.
     pub fn key_of(&self, table: &str) -> Result<Vec<String>, QueryError> {
@@ -292,7 +301,7 @@ impl Reader {
     fn open(database: &Path) -> rusqlite::Result<Self> {
         let mut conn = open_reader(database)?;
         let gate = Gate::set_up(&mut conn, false)?;
-        Ok(Self { conn, gate })
+        Ok(Self { conn, gate, schema: 0 })
     }
 
     fn query(
@@ -301,9 +310,22 @@ impl Reader {
         deadline: Instant,
         on_event: &mut dyn FnMut(QueryEvent<'_>) -> ControlFlow<()>,
     ) -> Result<QueryEnd, QueryError> {
-        let Self { conn, gate } = self;
-        let result =
-            gate.guarded(Some(deadline), || run((conn, gate), statement, deadline, on_event));
+        let Self { conn, gate, schema } = self;
+        // The columns are told before the first row is read. A statement that was prepared for an
+        // older schema would tell those of then; within the snapshot the schema stays.
+        let snapshot = conn.unchecked_transaction().map_err(failed)?;
+        let now = snapshot
+            .pragma_query_value(None, "schema_version", |row| row.get(0))
+            .map_err(failed)?;
+        if std::mem::replace(schema, now) != now {
+            snapshot.flush_prepared_statement_cache();
+            // SQLite looks whether the schema it knows is the one of now when a statement runs,
+            // not when it is prepared.
+            snapshot.execute_batch("SELECT 1 FROM sqlite_schema LIMIT 1").map_err(failed)?;
+        }
+        let work = || run((&snapshot, gate), statement, deadline, on_event);
+        let result = gate.guarded(Some(deadline), work);
+        drop(snapshot);
         match (result, gate.take_denied()) {
             (Err(error), denied) => Err(match (gate.ended(), denied) {
                 (Some(ended), _) => ended.into(),
@@ -489,6 +511,29 @@ mod tests {
             ControlFlow::Continue(())
         })?;
         Ok(rows)
+    }
+
+    #[test]
+    fn a_reader_sees_the_schema_of_now() {
+        let mut trial = Trial::new(T);
+        let readers = Readers::open(trial.store.path().unwrap(), 1).unwrap();
+        let ask = |readers: &Readers| {
+            let mut columns = 0;
+            readers.query(&plain("SELECT * FROM t"), None, &mut |event| {
+                match event {
+                    QueryEvent::Columns(names) => columns = names.len(),
+                    QueryEvent::Row(row) => assert_eq!(row.len(), columns),
+                }
+                ControlFlow::Continue(())
+            })?;
+            Ok::<usize, QueryError>(columns)
+        };
+        trial.write(&["INSERT INTO t VALUES (1, 'a', 'b')"]);
+        assert_eq!(ask(&readers), Ok(3));
+        trial.store.conn.execute_batch("ALTER TABLE t ADD COLUMN x DEFAULT 1").unwrap();
+        assert_eq!(ask(&readers), Ok(4));
+        trial.store.conn.execute_batch("DROP TABLE t").unwrap();
+        assert!(matches!(ask(&readers), Err(QueryError::Prepare(_))));
     }
 
     #[test]

@@ -86,14 +86,17 @@ impl Store {
         let mut sum = 0_u64;
         while let Some(row) = rows.next()? {
             let table = row.get(0)?;
+            let entry = self.tables.entry(table);
+            if entry.is_dropped {
+                continue;
+            }
             let key: Key = row.get_ref(1)?.as_blob()?.into();
             let clock = clocks::decode(row.get_ref(2)?.as_blob()?)?;
-            let ids: Vec<ColumnId> = clock.cells().map(|(id, _)| id).collect();
+            let kept = || clock.cells().filter(|(id, _)| !entry.dropped.contains(id));
+            let ids: Vec<ColumnId> = kept().map(|(id, _)| id).collect();
             let values =
                 if ids.is_empty() { Vec::new() } else { reader.values(table, &key, ids)? };
-            let entry = self.tables.entry(table);
-            let cells = clock
-                .cells()
+            let cells = kept()
                 .zip(&values)
                 .map(|((id, clock), value)| (&*entry.columns[usize::from(id.0)], clock, value));
             sum = sum.wrapping_add(row_hash(&entry.name, &key, clock.life(), cells));
@@ -109,8 +112,9 @@ impl Store {
     ) -> rusqlite::Result<Option<Inspected>> {
         let Some(table) = self.tables.get(table) else { return Ok(None) };
         let Some(clock) = clocks::read(&self.conn, table.id, packed)? else { return Ok(None) };
-        let columns = &self.tables.entry(table.id).columns;
-        let cells = clock.cells();
+        let entry = self.tables.entry(table.id);
+        let columns = &entry.columns;
+        let cells = clock.cells().filter(|(id, _)| !entry.dropped.contains(id));
         Ok(Some(Inspected {
             row: table.read_row(&self.conn, key)?,
             life: clock.life(),

@@ -1,13 +1,14 @@
 //! The replicated tables: their shapes as SQLite has them, and the numbers that stand for names.
 //! Names outlive shapes: what another node's newer schema knows has a number here already.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension};
 
 use super::affinity::Affinity;
+use super::names::Names;
 use super::values::{BadValue, Bound, check, quote, read};
 use crate::crdt::{Class, ColumnId, Name, TableInfo};
 use crate::types::Value;
@@ -22,6 +23,8 @@ pub type TableId = u32;
 #[derive(Debug)]
 pub struct Table {
     pub id: TableId,
+    /// The name under which it travels.
+    pub wire: Name,
     pub info: Arc<TableInfo>,
     pub class: Class,
     /// In the order of [`TableInfo::columns`].
@@ -36,6 +39,8 @@ pub struct Table {
 #[derive(Debug)]
 pub struct Column {
     pub id: ColumnId,
+    /// The name under which it travels.
+    pub wire: Name,
     /// Its place in the table, generated columns counted.
     pub cid: usize,
     pub affinity: Affinity,
@@ -193,9 +198,16 @@ fn unreadable(index: usize, bad: BadValue) -> rusqlite::Error {
 /// What a name stands for.
 #[derive(Clone, Debug)]
 pub struct Entry {
+    /// The name under which the table travels.
     pub name: Name,
-    /// Column names by number.
+    /// The names under which its columns travel, by number.
     pub columns: Vec<Name>,
+    /// Whether the table was dropped: nothing of it counts any more.
+    pub is_dropped: bool,
+    /// The columns that were dropped: nothing of them counts any more.
+    pub dropped: BTreeSet<ColumnId>,
+    /// Whether schema changes made the table, and so may make it another one.
+    pub is_managed: bool,
     /// `None`: this node's schema does not have the table.
     pub table: Option<Arc<Table>>,
 }
@@ -204,7 +216,10 @@ pub struct Entry {
 #[derive(Clone, Debug, Default)]
 pub struct Tables {
     entries: Vec<Entry>,
+    by_wire_name: BTreeMap<Name, TableId>,
+    /// The tables that SQLite has.
     by_name: BTreeMap<Name, TableId>,
+    names: Names,
 }
 
 const SELECT_TABLE_NAMES: &str = "SELECT id, name FROM __tribune_tables ORDER BY id";
@@ -220,15 +235,15 @@ const SELECT_REPLICATED: &str = "SELECT name FROM pragma_table_list
 /// Reads the shape of one of this node's own tables, which has no number and is not replicated.
 pub fn read_local(conn: &Connection, name: &str) -> rusqlite::Result<Option<Table>> {
     let columns = columns_of(conn, name)?.into_iter().map(|column| column.name.into()).collect();
-    let entry = Entry { name: name.into(), columns, table: None };
-    read_table(conn, &DefaultProbe::new()?, TableId::MAX, &entry)
+    let entry = Entry { columns, ..Entry::new(name.into()) };
+    read_table(conn, &DefaultProbe::new()?, &Names::default(), (TableId::MAX, name, &entry))
 }
 
 impl Tables {
     /// Reads names and shapes. Tables and columns that have no number yet stay without a shape:
     /// see [`Tables::number_all`].
     pub fn read(conn: &Connection) -> rusqlite::Result<Self> {
-        let mut tables = Self::default();
+        let mut tables = Self { names: Names::read(conn)?, ..Self::default() };
         let mut statement = conn.prepare(SELECT_TABLE_NAMES)?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
@@ -240,14 +255,15 @@ impl Tables {
         while let Some(row) = rows.next()? {
             let name: String = row.get(1)?;
             let id: TableId = row.get(0)?;
-            tables.entries[id as usize].columns.push(name.into());
+            tables.entries[id as usize].push(&tables.names, name.into());
         }
         let probe = DefaultProbe::new()?;
         for name in replicated(conn)? {
-            if let Some(id) = tables.id_of(&name) {
+            if let Some(id) = tables.id_of(&tables.names.wire_table(&name)) {
                 let entry = &tables.entries[id as usize];
-                let table = read_table(conn, &probe, id, entry)?.map(Arc::new);
-                tables.entries[id as usize].table = table;
+                let table = read_table(conn, &probe, &tables.names, (id, &name, entry))?;
+                tables.entries[id as usize].table = table.map(Arc::new);
+                tables.by_name.insert(name.into(), id);
             }
         }
         Ok(tables)
@@ -271,10 +287,13 @@ impl Tables {
 
     /// Gives a number to every table and column that SQLite has, and reads them again.
     pub fn number_all(&mut self, conn: &Connection) -> rusqlite::Result<()> {
+        let names = Names::read(conn)?;
         for name in replicated(conn)? {
-            let id = self.number_table(conn, &name)?;
+            let wire_table = names.wire_table(&name);
+            let id = self.number_table(conn, &wire_table)?;
             for column in columns_of(conn, &name)? {
-                self.number_column(conn, id, &column.name.as_str().into())?;
+                let wire_column = names.wire_column(&wire_table, &column.name);
+                self.number_column(conn, id, &wire_column.into())?;
             }
         }
         *self = Self::read(conn)?;
@@ -300,19 +319,25 @@ impl Tables {
         table: TableId,
         name: &Name,
     ) -> rusqlite::Result<Option<ColumnId>> {
-        let columns = &mut self.entries[table as usize].columns;
+        let entry = &mut self.entries[table as usize];
+        let columns = &entry.columns;
         if let Some(id) = columns.iter().position(|held| held == name) {
             return Ok(u16::try_from(id).ok().map(ColumnId));
         }
         let Ok(id) = u16::try_from(columns.len()).map(ColumnId) else { return Ok(None) };
-        columns.push(Arc::clone(name));
+        entry.push(&self.names, Arc::clone(name));
         conn.prepare_cached(INSERT_COLUMN_NAME)?.execute((table, id.0, &**name))?;
         Ok(Some(id))
     }
 
     /// Finds a table that SQLite has.
     pub fn get(&self, name: &str) -> Option<&Arc<Table>> {
-        self.entries[self.id_of(name)? as usize].table.as_ref()
+        self.entries[*self.by_name.get(name)? as usize].table.as_ref()
+    }
+
+    /// Tells which names were dropped.
+    pub fn names(&self) -> &Names {
+        &self.names
     }
 
     /// Returns what a number stands for.
@@ -325,16 +350,40 @@ impl Tables {
         &self.entries
     }
 
-    /// Finds a name's number.
+    /// Finds the number of a table's name on the wire.
     pub fn id_of(&self, name: &str) -> Option<TableId> {
-        self.by_name.get(name).copied()
+        self.by_wire_name.get(name).copied()
     }
 
     fn push(&mut self, name: Name) -> TableId {
         let id = as_id(self.entries.len());
-        self.by_name.insert(Arc::clone(&name), id);
-        self.entries.push(Entry { name, columns: Vec::new(), table: None });
+        self.by_wire_name.insert(Arc::clone(&name), id);
+        let is_dropped = self.names.is_table_dropped(&name);
+        let is_managed = self.names.is_managed(&name);
+        self.entries.push(Entry { is_dropped, is_managed, ..Entry::new(name) });
         id
+    }
+}
+
+impl Entry {
+    fn new(name: Name) -> Self {
+        Self {
+            name,
+            columns: Vec::new(),
+            is_dropped: false,
+            dropped: BTreeSet::new(),
+            is_managed: false,
+            table: None,
+        }
+    }
+
+    /// Gives a column the next number. The caller knows that there is one.
+    fn push(&mut self, names: &Names, column: Name) {
+        let is_dropped = names.is_column_dropped(&self.name, &column);
+        if let (true, Ok(id)) = (is_dropped, u16::try_from(self.columns.len())) {
+            self.dropped.insert(ColumnId(id));
+        }
+        self.columns.push(column);
     }
 }
 
@@ -401,11 +450,11 @@ pub fn flags_of(conn: &Connection, table: &str) -> rusqlite::Result<(bool, bool)
 fn read_table(
     conn: &Connection,
     probe: &DefaultProbe,
-    id: TableId,
-    entry: &Entry,
+    known: &Names,
+    (id, name, entry): (TableId, &str, &Entry),
 ) -> rusqlite::Result<Option<Table>> {
-    let shapes = columns_of(conn, &entry.name)?;
-    let (is_strict, _) = flags_of(conn, &entry.name)?;
+    let shapes = columns_of(conn, name)?;
+    let (is_strict, _) = flags_of(conn, name)?;
     let mut key: Vec<usize> =
         (0..shapes.len()).filter(|&place| shapes[place].key_place > 0).collect();
     key.sort_by_key(|&place| shapes[place].key_place);
@@ -413,22 +462,25 @@ fn read_table(
     let mut names = Vec::new();
     let mut columns = Vec::new();
     for (place, shape) in shapes.iter().enumerate() {
-        let id = entry.columns.iter().position(|name| **name == *shape.name);
+        let wire = known.wire_column(&entry.name, &shape.name);
+        let id = entry.columns.iter().position(|name| **name == *wire);
         let Some(id) = id else { return Ok(None) };
         places[id] = (shape.key_place == 0).then_some(place);
-        names.push(Arc::clone(&entry.columns[id]));
+        names.push(shape.name.as_str().into());
         let affinity = Affinity::of(&shape.declared, is_strict);
         columns.push(Column {
             id: ColumnId(u16::try_from(id).expect("number_column gives no greater ones")),
+            wire: Arc::clone(&entry.columns[id]),
             cid: shape.cid,
             affinity,
             default: probe.value_of(shape.default.as_deref(), affinity)?,
             is_key: shape.key_place > 0,
         });
     }
-    let sql = row_sql(&entry.name, &names, &key);
-    let info = Arc::new(TableInfo { name: Arc::clone(&entry.name), columns: names, key });
-    Ok(Some(Table { id, info, class: Class::of(&entry.name), columns, places, sql }))
+    let sql = row_sql(name, &names, &key);
+    let info = Arc::new(TableInfo { name: name.into(), columns: names, key });
+    let wire = Arc::clone(&entry.name);
+    Ok(Some(Table { id, wire, info, class: Class::of(name), columns, places, sql }))
 }
 
 fn row_sql(table: &str, columns: &[Name], key: &[usize]) -> RowSql {

@@ -27,19 +27,18 @@ pub struct Trial {
 }
 
 impl Trial {
-    /// Opens a store with the fixed tables and those of `sql`.
+    /// Opens a store with the fixed tables and those of `sql`, which no row of the schema tells of.
     pub fn new(sql: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("schema.sql");
-        std::fs::write(&file, sql).unwrap();
         let config = OpenConfig {
             data_dir: dir.path().join("data"),
             node: Some(ME),
             name: "trial".to_owned(),
-            schema: vec![file],
             ..OpenConfig::default()
         };
-        Self { store: Store::open(&config).unwrap(), dir, config }
+        let mut store = Store::open(&config).unwrap();
+        store.apply_schema(NOW, &[source(sql)]).unwrap();
+        Self { store, dir, config }
     }
 
     /// Closes the store and opens it again.
@@ -100,8 +99,12 @@ pub fn plain(sql: &str) -> Statement {
 /// A store in memory with the tables of `sql` alone.
 pub fn in_memory(node: NodeId, sql: &str) -> Store {
     let config = OpenConfig { node: Some(node), ..OpenConfig::default() };
-    let source = Source { file: "test.sql".to_owned(), sql: sql.to_owned() };
-    Store::in_memory(&config, &[source]).unwrap()
+    Store::in_memory(&config, &[source(sql)]).unwrap()
+}
+
+/// A schema file.
+pub fn source(sql: &str) -> Source {
+    Source { file: "test.sql".to_owned(), sql: sql.to_owned() }
 }
 
 /// Shows a commit's events: table, key, and the row after it.

@@ -13,4 +13,5 @@ mod consul;
 mod dev;
 mod durability;
 mod hostile;
+mod schema;
 mod sql;

@@ -198,7 +198,7 @@ pub fn a_claimed_row_says_what_it_holds_and_nothing_else<T: Bench>(bench: &mut T
         ["node_id", "id"].map(|name| (name, Value::Null)).to_vec();
     columns.extend([("name", "".into()), ("port", 0.into()), ("x", "".into())]);
     let newer = Definition::new("services", &columns, &["node_id", "id"]).unwrap();
-    let mut lost = bench.open(A, &[newer.clone()]);
+    let mut lost = bench.open(A, std::slice::from_ref(&newer));
     let mut row = vec![("node_id", Value::from(A.to_string())), ("id", "web".into())];
     row.extend([("name", "web".into()), ("port", 1.into()), ("x", "kept".into())]);
     write(&mut lost, &[RowOp::Put { table: "services", row, keep: &[] }]);

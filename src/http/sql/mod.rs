@@ -3,6 +3,7 @@
 
 mod json;
 mod queries;
+mod schema;
 mod subscriptions;
 mod transactions;
 
@@ -50,6 +51,8 @@ pub fn routes(handle: Handle, queries: Arc<Queries>) -> Router {
         .route("/v1/queries", post(queries::post))
         .route("/v1/subscriptions", post(subscriptions::post))
         .route("/v1/subscriptions/{id}", get(subscriptions::get))
+        .route("/v1/schema", get(schema::get).post(schema::post))
+        .route("/v1/migrations", post(schema::migrate))
         .with_state(state)
 }
 

@@ -3,7 +3,8 @@
 
 use rusqlite::{Connection, OptionalExtension};
 
-use super::{Object, Schema, SchemaChange, SchemaError, metadata, split_words};
+use super::text::tokens;
+use super::{Object, Schema, SchemaChange, SchemaError, metadata};
 use crate::store::affinity::Affinity;
 use crate::store::tables::{ColumnShape, DefaultProbe, all_columns_of, flags_of, replicated};
 use crate::store::values::quote;
@@ -58,7 +59,7 @@ impl Schema {
                 object.destructive(None, "STRICT and WITHOUT ROWID cannot be changed".into())
             );
         }
-        if words(&held_sql, "check") != words(&object.sql, "check") {
+        if checks(&held_sql) != checks(&object.sql) {
             return Err(
                 object.destructive(None, "CHECK constraints cannot be added or removed".into())
             );
@@ -81,7 +82,7 @@ impl Schema {
         Ok(())
     }
 
-    fn check_same(
+    pub(super) fn check_same(
         &self,
         conn: &Connection,
         object: &Object,
@@ -152,7 +153,7 @@ impl Schema {
 }
 
 impl Object {
-    fn destructive(&self, column: Option<&str>, reason: String) -> SchemaError {
+    pub(super) fn destructive(&self, column: Option<&str>, reason: String) -> SchemaError {
         SchemaError::Destructive {
             file: self.file.clone(),
             table: self.name.clone(),
@@ -190,9 +191,9 @@ fn apply_index(
     Ok(())
 }
 
-/// Counts a word, whatever its case, standing alone.
-fn words(text: &str, word: &str) -> usize {
-    split_words(text).filter(|part| part.eq_ignore_ascii_case(word)).count()
+/// Counts the CHECKs of a statement.
+fn checks(sql: &str) -> usize {
+    tokens(sql).into_iter().filter(|token| token.eq_ignore_ascii_case("check")).count()
 }
 
 fn shown(declared: &str) -> String {

@@ -1,26 +1,46 @@
-//! The replicated tables as files describe them. SQLite itself reads the files, in a database of
-//! its own in memory; nothing here writes to the node's database but `grow`.
+//! The replicated tables: as files describe them, and as rows that travel like any other. SQLite
+//! itself reads the files, in a database of its own in memory; the node's tables are written by
+//! `grow` (those that every node has) and `carry` (those that the rows describe) alone.
 
+mod carry;
+mod change;
 mod grow;
+mod probe;
+mod rows;
 mod rules;
+mod shape;
+mod show;
+mod text;
+mod wanted;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::fallible_iterator::FallibleIterator;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::{Batch, Connection};
 
+pub use carry::{asides, carry_out, is_schema};
+pub use change::Mode;
 pub use grow::literal;
+pub use rows::{RowWrite, SCHEMA_TABLE, read_rows, write_rows};
+pub use show::{Shown, ShownAside, ShownTable, show};
+
+use self::text::{DropStatement, take_drops};
+use super::tables::Tables;
 
 /// The tables that every node has.
-const FIXED: [(&str, &str); 4] = [
+const FIXED: [(&str, &str); 5] = [
     ("schema/nodes.sql", include_str!("../../../schema/nodes.sql")),
     ("schema/services.sql", include_str!("../../../schema/services.sql")),
     ("schema/checks.sql", include_str!("../../../schema/checks.sql")),
     ("schema/kv.sql", include_str!("../../../schema/kv.sql")),
+    ("schema/tribune_schema.sql", include_str!("../../../schema/tribune_schema.sql")),
 ];
+
+/// Their names: no schema change may name them.
+const FIXED_TABLES: [&str; 5] = ["nodes", "services", "checks", "kv", SCHEMA_TABLE];
 
 /// Why the schema was not applied. The database is as it was.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -40,6 +60,17 @@ pub enum SchemaError {
     Failed(String),
 }
 
+impl SchemaError {
+    /// Returns what is wrong, without where.
+    fn reason(&self) -> String {
+        match self {
+            Self::Syntax { detail, .. } => detail.clone(),
+            Self::Rule { reason, .. } | Self::Destructive { reason, .. } => reason.clone(),
+            Self::Unreadable { .. } | Self::Failed(_) => self.to_string(),
+        }
+    }
+}
+
 fn column_part(column: &Option<String>) -> String {
     column.as_ref().map(|name| format!(", column {name}")).unwrap_or_default()
 }
@@ -57,12 +88,15 @@ pub struct Source {
     pub sql: String,
 }
 
-/// Reads schema files, and all `*.sql` files of directories in the order of their names; the fixed
-/// tables come first.
-pub fn read_sources(paths: &[PathBuf]) -> Result<Vec<Source>, SchemaError> {
+/// Returns the tables that every node has.
+pub fn fixed_sources() -> Vec<Source> {
     let fixed = FIXED.iter();
-    let mut sources: Vec<Source> =
-        fixed.map(|(file, sql)| Source { file: (*file).into(), sql: (*sql).into() }).collect();
+    fixed.map(|(file, sql)| Source { file: (*file).into(), sql: (*sql).into() }).collect()
+}
+
+/// Reads schema files, and all `*.sql` files of directories in the order of their names.
+pub fn read_sources(paths: &[PathBuf]) -> Result<Vec<Source>, SchemaError> {
+    let mut sources = Vec::new();
     for path in paths {
         for file in files_of(path)? {
             let sql = fs::read_to_string(&file).map_err(|error| unreadable(&file, &error))?;
@@ -98,6 +132,8 @@ pub struct Schema {
     conn: Connection,
     tables: Vec<Object>,
     indexes: Vec<Object>,
+    /// What is to be dropped, and the file that says so.
+    drops: Vec<(String, DropStatement)>,
 }
 
 #[derive(Clone, Debug)]
@@ -106,6 +142,10 @@ struct Object {
     name: String,
     table: String,
     sql: String,
+    /// One of the tables that every node has.
+    is_fixed: bool,
+    /// Whether an expression of the table reads the row's number.
+    reads_rowid: bool,
 }
 
 /// What was done to bring a database in line.
@@ -114,25 +154,51 @@ pub struct SchemaChange {
     pub tables_added: Vec<String>,
     /// Table and column.
     pub columns_added: Vec<(String, String)>,
+    /// Indexes that are new, or other than they were.
     pub indexes_added: Vec<String>,
+    pub tables_dropped: Vec<String>,
+    /// Table and column.
+    pub columns_dropped: Vec<(String, String)>,
+    pub indexes_dropped: Vec<String>,
+    /// What was left as it is although the files say otherwise, a sentence each.
+    pub notes: Vec<String>,
 }
 
 impl SchemaChange {
     pub fn is_empty(&self) -> bool {
-        self.tables_added.is_empty()
-            && self.columns_added.is_empty()
-            && self.indexes_added.is_empty()
+        *self == Self { notes: self.notes.clone(), ..Self::default() }
     }
+}
+
+/// A change of the schema that somebody asks for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SchemaRequest {
+    pub sources: Vec<Source>,
+    pub mode: Mode,
+    /// Only says what would be done.
+    pub dry_run: bool,
+}
+
+/// Says which rows of the schema a request changes, and what comes of it.
+pub fn plan(
+    request: &SchemaRequest,
+    conn: &Connection,
+    tables: &Tables,
+) -> Result<(Vec<RowWrite>, SchemaChange), SchemaError> {
+    let declared = Schema::parse(&request.sources)?;
+    let rows = read_rows(conn, tables)?;
+    let plan = change::plan(&declared, (conn, tables, rows), request.mode)?;
+    Ok((plan.writes, plan.change))
 }
 
 impl Schema {
     /// Reads the files and holds each table to the rules.
     pub fn parse(sources: &[Source]) -> Result<Self, SchemaError> {
-        let denied = Arc::new(Mutex::new(None));
-        let conn = scratch(Arc::clone(&denied))?;
-        let mut schema = Self { conn, tables: Vec::new(), indexes: Vec::new() };
+        let seen = Seen::default();
+        let conn = scratch(Arc::clone(&seen))?;
+        let mut schema = Self { conn, tables: Vec::new(), indexes: Vec::new(), drops: Vec::new() };
         for source in sources {
-            schema.run(source, &denied)?;
+            schema.run(source, &seen)?;
         }
         // The rules ask for pragmas, which the files may not.
         schema.conn.authorizer(None::<fn(AuthContext<'_>) -> Authorization>)?;
@@ -142,7 +208,11 @@ impl Schema {
         Ok(schema)
     }
 
-    fn run(&mut self, source: &Source, denied: &Denied) -> Result<(), SchemaError> {
+    fn run(&mut self, source: &Source, seen: &Seen) -> Result<(), SchemaError> {
+        let (sql, drops) = take_drops(&source.sql);
+        self.drops.extend(drops.into_iter().map(|drop| (source.file.clone(), drop)));
+        let is_fixed = FIXED.iter().any(|(file, sql)| source.file == *file && source.sql == *sql);
+        let source = &Source { file: source.file.clone(), sql };
         let mut batch = Batch::new(&self.conn, &source.sql);
         let mut made = Vec::new();
         // Where the statement that is read next begins.
@@ -150,7 +220,8 @@ impl Schema {
         loop {
             let before = count_objects(&self.conn)?;
             start = skip_blank(&source.sql, start);
-            let fault = |error: &rusqlite::Error| source.fault(start, explain(error, denied));
+            let fault = |error: &rusqlite::Error| source.fault(start, explain(error, seen));
+            *look(seen) = Statement::default();
             let Some(mut statement) = batch.next().map_err(|error| fault(&error))? else { break };
             let text = statement.expanded_sql().unwrap_or_default();
             statement.raw_execute().map_err(|error| fault(&error))?;
@@ -159,32 +230,58 @@ impl Schema {
                 let detail = "the statement makes nothing new: its table or index is declared twice, or it is no CREATE TABLE or CREATE INDEX";
                 return Err(source.fault(start, detail.to_owned()));
             }
-            made.push(newest_objects(&self.conn, before)?);
+            let reads_rowid = look(seen).reads_rowid;
+            let newest = newest_objects(&self.conn, before)?;
+            made.extend(newest.into_iter().map(|object| (object, reads_rowid)));
             start = source.sql[start..]
                 .find(text.trim())
                 .map_or(start, |at| start + at + text.trim().len());
         }
-        for (kind, name, table, sql) in made.into_iter().flatten() {
-            let object = Object { file: source.file.clone(), name, table, sql };
+        for ((kind, name, table, sql), reads_rowid) in made {
+            let file = source.file.clone();
+            let object = Object { file, name, table, sql, is_fixed, reads_rowid };
             if kind == "table" { self.tables.push(object) } else { self.indexes.push(object) }
         }
         Ok(())
     }
 }
 
-type Denied = Arc<Mutex<Option<String>>>;
+/// What SQLite's authorizer saw of one statement.
+#[derive(Debug, Default)]
+struct Statement {
+    /// Why it was refused.
+    denied: Option<String>,
+    /// The table that it makes.
+    table: Option<String>,
+    reads_rowid: bool,
+}
+
+type Seen = Arc<Mutex<Statement>>;
+
+fn look(seen: &Seen) -> MutexGuard<'_, Statement> {
+    seen.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Opens the database in which the files are read: it knows tables and indexes, and nothing else.
-fn scratch(denied: Denied) -> Result<Connection, SchemaError> {
+fn scratch(seen: Seen) -> Result<Connection, SchemaError> {
     use rusqlite::config::DbConfig;
     let mut conn = Connection::open_in_memory()?;
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_DQS_DDL, false)?;
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
     conn.pragma_update(None, "foreign_keys", false)?;
-    let ours = Arc::clone(&denied);
     conn.authorizer(Some(move |context: AuthContext<'_>| {
+        match context.action {
+            AuthAction::CreateTable { table_name } => {
+                look(&seen).table = Some(table_name.to_owned());
+            }
+            AuthAction::Read { column_name: "ROWID", table_name } => {
+                let mut seen = look(&seen);
+                seen.reads_rowid |= seen.table.as_deref() == Some(table_name);
+            }
+            _ => {}
+        }
         let Some(what) = refused(&context) else { return Authorization::Allow };
-        *ours.lock().expect("nothing panics while it holds this lock") = Some(what);
+        look(&seen).denied = Some(what);
         Authorization::Deny
     }))?;
     Ok(conn)
@@ -255,12 +352,19 @@ impl Source {
     }
 }
 
-fn explain(error: &rusqlite::Error, denied: &Denied) -> String {
-    let denied = denied.lock().expect("nothing panics while it holds this lock").take();
-    denied.unwrap_or_else(|| match error {
+fn explain(error: &rusqlite::Error, seen: &Seen) -> String {
+    let seen = std::mem::take(&mut *look(seen));
+    if let Some(denied) = seen.denied {
+        return denied;
+    }
+    let message = match error {
         rusqlite::Error::SqlInputError { msg, .. } => msg.clone(),
         other => other.to_string(),
-    })
+    };
+    match seen.table {
+        Some(table) => format!("table {table}: {message}"),
+        None => message,
+    }
 }
 
 /// Returns where the next statement begins: after blanks, semicolons and comments. This is for the
@@ -289,10 +393,7 @@ fn metadata(conn: &Connection, table: &str, column: &str) -> Result<(String, boo
     Ok((collation.to_ascii_uppercase(), is_automatic))
 }
 
-/// Lists the words and numbers of an SQL text.
-fn split_words(text: &str) -> impl Iterator<Item = &str> {
-    text.split(|c: char| !(c.is_alphanumeric() || c == '_')).filter(|word| !word.is_empty())
-}
-
+#[cfg(test)]
+mod fleet;
 #[cfg(test)]
 mod tests;

@@ -3,48 +3,59 @@
 
 use rusqlite::Connection;
 
-use super::{Object, Schema, SchemaError, metadata, split_words};
+use super::{FIXED_TABLES, Object, Schema, SchemaError, literal, metadata, probe};
 use crate::store::affinity::Affinity;
 use crate::store::limits::COLUMNS_MAX;
 use crate::store::tables::{ColumnShape, DefaultProbe, INTERNAL_PREFIX, all_columns_of, flags_of};
 use crate::types::Value;
 
+/// The beginning of the names that this program keeps for tables of its own that all may read.
+const RESERVED_PREFIX: &str = "tribune_";
+
+/// The longest name of a table or a column, in bytes: names travel with each change.
+const NAME_BYTES_MAX: usize = 128;
+
 impl Schema {
     pub(super) fn check_table(&self, object: &Object) -> Result<(), SchemaError> {
-        let rule = |column: Option<&str>, reason: &str| SchemaError::Rule {
+        let rule = |column: Option<&str>, reason: String| SchemaError::Rule {
             file: object.file.clone(),
             table: object.name.clone(),
             column: column.map(str::to_owned),
-            reason: reason.to_owned(),
+            reason,
         };
         let table = &object.name;
-        if table.to_ascii_lowercase().starts_with(INTERNAL_PREFIX) {
-            return Err(rule(None, "names that begin with __tribune_ are this program's own"));
-        }
-        if has_words(&object.sql, ["on", "conflict"]) {
-            let reason =
-                "it says ON CONFLICT; what a merge writes must be stored or refused, nothing else";
-            return Err(rule(None, reason));
+        check_name(table).map_err(|reason| rule(None, reason))?;
+        if !object.is_fixed && table.to_ascii_lowercase().starts_with(RESERVED_PREFIX) {
+            let reason = "names that begin with tribune_ are this program's own";
+            return Err(rule(None, reason.to_owned()));
         }
         let columns = all_columns_of(&self.conn, table)?;
         if columns.len() > COLUMNS_MAX {
-            return Err(rule(None, &format!("it has more than {COLUMNS_MAX} columns")));
+            return Err(rule(None, format!("it has more than {COLUMNS_MAX} columns")));
         }
         if columns.iter().all(|column| column.key_place == 0) {
-            return Err(rule(None, "it has no primary key, by which rows are told apart"));
+            let reason = "it has no primary key, by which rows are told apart";
+            return Err(rule(None, reason.to_owned()));
         }
         let (is_strict, _) = flags_of(&self.conn, table)?;
-        let probe = DefaultProbe::new()?;
+        let defaults = DefaultProbe::new()?;
         for column in &columns {
-            self.check_column(table, column, is_strict, &probe)
-                .map_err(|reason| rule(Some(&column.name), &reason))?;
+            check_name(&column.name).map_err(|reason| rule(Some(&column.name), reason))?;
+            self.check_column(table, column, is_strict, &defaults)
+                .map_err(|reason| rule(Some(&column.name), reason))?;
         }
-        self.check_indexes(table).map_err(|reason| rule(None, &reason))?;
+        if object.reads_rowid {
+            let reason =
+                "a CHECK or a generated column reads the rowid, which each node numbers for itself";
+            return Err(rule(None, reason.to_owned()));
+        }
+        self.check_indexes(table).map_err(|reason| rule(None, reason))?;
         if count(&self.conn, "pragma_foreign_key_list", table)? > 0 {
             let reason = "it has a foreign key; rows arrive in any order, so what they refer to may arrive later";
-            return Err(rule(None, reason));
+            return Err(rule(None, reason.to_owned()));
         }
-        Ok(())
+        self.check_what_merges_may_write(table, &columns, is_strict, &defaults)
+            .map_err(|(column, reason)| rule(column.as_deref(), reason))
     }
 
     fn check_column(
@@ -52,7 +63,7 @@ impl Schema {
         table: &str,
         column: &ColumnShape,
         is_strict: bool,
-        probe: &DefaultProbe,
+        defaults: &DefaultProbe,
     ) -> Result<(), String> {
         if column.is_generated {
             return Ok(());
@@ -62,7 +73,7 @@ impl Schema {
             return Err("AUTOINCREMENT numbers rows on each node for itself".to_owned());
         }
         let affinity = Affinity::of(&column.declared, is_strict);
-        let default = probe.value_of(column.default.as_deref(), affinity).map_err(|_| {
+        let default = defaults.value_of(column.default.as_deref(), affinity).map_err(|_| {
             "its default is not a constant; each node would compute its own (texts stand in single quotes)".to_owned()
         })?;
         if column.key_place > 0 {
@@ -94,6 +105,11 @@ impl Schema {
             };
             let (name, origin, is_unique, has_collation) =
                 read(row).map_err(|error| error.to_string())?;
+            if origin == "c" && name.to_ascii_lowercase().starts_with(INTERNAL_PREFIX) {
+                return Err(format!(
+                    "the index {name}: names that begin with __tribune_ are this program's own"
+                ));
+            }
             if origin == "u" {
                 return Err("it has a UNIQUE constraint beside the primary key; two nodes can each insert a row, and both rows stay".to_owned());
             }
@@ -108,17 +124,83 @@ impl Schema {
         }
         Ok(())
     }
+
+    /// A merge writes cells together that no node wrote together, and defaults where the writer
+    /// knew no column. Whatever each cell alone may be, the row must be.
+    fn check_what_merges_may_write(
+        &self,
+        table: &str,
+        columns: &[ColumnShape],
+        is_strict: bool,
+        defaults: &DefaultProbe,
+    ) -> Result<(), (Option<String>, String)> {
+        let of_table = |reason: String| (None, reason);
+        let failed = |error: rusqlite::Error| (None, error.to_string());
+        if probe::resolves_conflicts(&self.conn, table, columns).map_err(failed)? {
+            return Err(of_table(
+                "it says ON CONFLICT; what a merge writes must be stored or refused, nothing else"
+                    .to_owned(),
+            ));
+        }
+        if let Some((check, read)) =
+            probe::check_of_several(&self.conn, table, columns).map_err(failed)?
+        {
+            return Err(of_table(format!(
+                "the CHECK {check} reads several columns ({}); a merge may bring values together that no node wrote together, and then the row is refused",
+                read.join(", ")
+            )));
+        }
+        for column in columns.iter().filter(|column| column.is_generated) {
+            let is_typed = is_strict && !column.declared.eq_ignore_ascii_case("ANY");
+            if !is_typed && !column.is_not_null {
+                continue;
+            }
+            let read = probe::read_by(&self.conn, table, columns, &column.name).map_err(failed)?;
+            if read.len() > 1 {
+                let what = if column.is_not_null { "NOT NULL" } else { "of a strict type" };
+                return Err((
+                    Some(column.name.clone()),
+                    format!(
+                        "it is {what} and computed of several columns ({}); a merge may bring values together that no node wrote together, and then the row is refused",
+                        read.join(", ")
+                    ),
+                ));
+            }
+        }
+        let literals: Vec<(&ColumnShape, String)> = columns
+            .iter()
+            .filter(|column| !column.is_generated)
+            .map(|column| {
+                let affinity = Affinity::of(&column.declared, is_strict);
+                let value = defaults.value_of(column.default.as_deref(), affinity)?;
+                Ok((column, literal(&value)))
+            })
+            .collect::<rusqlite::Result<_>>()
+            .map_err(failed)?;
+        match probe::blank_row(&self.conn, table, &literals, is_strict).map_err(failed)? {
+            None => Ok(()),
+            Some((column, reason)) => Err((column, reason)),
+        }
+    }
+}
+
+/// Tells whether a table is this program's own: no schema change may name it.
+pub fn is_own(table: &str) -> bool {
+    let lower = table.to_ascii_lowercase();
+    let prefixes = [RESERVED_PREFIX, INTERNAL_PREFIX, "sqlite_"];
+    FIXED_TABLES.contains(&&*lower) || prefixes.iter().any(|prefix| lower.starts_with(prefix))
+}
+
+fn check_name(name: &str) -> Result<(), String> {
+    if name.to_ascii_lowercase().starts_with(INTERNAL_PREFIX) {
+        return Err("names that begin with __tribune_ are this program's own".to_owned());
+    }
+    if name.len() > NAME_BYTES_MAX {
+        return Err(format!("its name has more than {NAME_BYTES_MAX} bytes"));
+    }
+    Ok(())
 }
 
 fn count(conn: &Connection, pragma: &str, table: &str) -> rusqlite::Result<i64> {
     conn.query_row(&format!("SELECT count(*) FROM {pragma}(?1)"), [table], |row| row.get(0))
-}
-
-/// Tells whether two words follow each other.
-fn has_words(text: &str, [first, second]: [&str; 2]) -> bool {
-    let mut words = split_words(text).skip(1);
-    split_words(text).any(|word| {
-        let next = words.next().unwrap_or_default();
-        word.eq_ignore_ascii_case(first) && next.eq_ignore_ascii_case(second)
-    })
 }
