@@ -8,6 +8,7 @@ use super::StartError;
 use crate::config::{Agent, Tls};
 use crate::net::certificates::{self, Ca, NodeRequest};
 use crate::net::tls::{Files, Identity};
+use crate::store::image;
 use crate::types::NodeId;
 
 /// Where a node that keeps to itself has its certificates, below the data directory.
@@ -52,7 +53,7 @@ fn own(agent: &Agent) -> Result<Identity, StartError> {
     let name = agent.node.clone().unwrap_or_else(host_name);
     let node_file = directory.join("node.pem");
     if !node_file.exists() {
-        make_own(&directory, agent.node_id, &name)?;
+        make_own(&directory, agent, &name)?;
     }
     let files = Files {
         ca: directory.join("ca.pem"),
@@ -62,7 +63,7 @@ fn own(agent: &Agent) -> Result<Identity, StartError> {
     Identity::load(&files, SystemTime::now()).map_err(StartError::of)
 }
 
-fn make_own(directory: &Path, id: Option<NodeId>, name: &str) -> Result<(), StartError> {
+fn make_own(directory: &Path, agent: &Agent, name: &str) -> Result<(), StartError> {
     use std::os::unix::fs::DirBuilderExt;
 
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(|error| {
@@ -74,9 +75,16 @@ fn make_own(directory: &Path, id: Option<NodeId>, name: &str) -> Result<(), Star
     })?;
     let now = SystemTime::now();
     // A first start that was cut short may have left a CA whose node never was: make both anew.
-    certificates::make_ca(directory, true, now).map_err(StartError::of)?;
+    // A database that was restored to a new disk knows who this was.
+    let held = image::owner_in(&agent.data_dir);
+    let ca = match held.as_ref().and_then(|held| held.cluster) {
+        Some(cluster) => Ca::for_cluster(cluster, now),
+        None => Ca::new(now),
+    };
+    ca.and_then(|ca| certificates::make_ca_of(directory, &ca, true)).map_err(StartError::of)?;
     let ca = Ca::load(&directory.join("ca.pem"), &directory.join("ca-key.pem"))
         .map_err(StartError::of)?;
+    let id = agent.node_id.or(held.map(|held| held.node));
     let node = id.unwrap_or_else(|| NodeId(uuid::Uuid::new_v4().into_bytes()));
     let request = NodeRequest { node, name: name.to_owned(), days: OWN_DAYS };
     let written =

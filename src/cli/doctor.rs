@@ -18,7 +18,7 @@ pub(super) struct Args {
     #[command(flatten)]
     place: PlaceFlags,
     /// Look at a backup instead of a node's database
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["data_dir", "config"])]
+    #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
     /// Hold SQLite's indexes against their tables, too; it takes longer
     #[arg(long)]

@@ -171,12 +171,20 @@ pub fn make_ca(
     force: bool,
     now: SystemTime,
 ) -> Result<(ClusterId, Written), CertificateError> {
+    make_ca_of(directory, &Ca::new(now)?, force)
+}
+
+/// Writes a CA like [`make_ca`].
+pub fn make_ca_of(
+    directory: &Path,
+    ca: &Ca,
+    force: bool,
+) -> Result<(ClusterId, Written), CertificateError> {
     let files =
         Written { certificate: directory.join("ca.pem"), key: directory.join("ca-key.pem") };
     refuse_existing(&files, force)?;
-    let ca = Ca::new(now)?;
     let key = ca.issuer.key().serialize_pem();
-    write_pair(&files, &Pems { certificate: ca.certificate, key }, force)?;
+    write_pair(&files, &Pems { certificate: ca.certificate.clone(), key }, force)?;
     Ok((ca.cluster, files))
 }
 

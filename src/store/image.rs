@@ -7,7 +7,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 use super::backup::shm_path;
 use super::database::{Identity, identity_of};
 use super::migrate;
-use super::open::{OpenError, has_log, open_reader, settle};
+use super::open::{DATABASE_FILE, OpenError, has_log, open_reader, settle};
 
 /// Why a file is no backup that can be used. It is as it was.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +42,15 @@ impl ImageError {
             _ => Self::Unreadable { path, detail },
         }
     }
+}
+
+/// Reads who the database of a data directory belongs to; `None`: nobody, or it cannot be read.
+pub fn owner_in(data_dir: &Path) -> Option<Identity> {
+    let database = data_dir.join(DATABASE_FILE);
+    if !database.exists() {
+        return None;
+    }
+    identity_of(&open_still(&database).ok()?).ok()?
 }
 
 /// A backup that is open to be read, and whose it is.
@@ -122,7 +131,6 @@ fn uri(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::open::DATABASE_FILE;
     use crate::store::trial::{T, Trial};
 
     #[test]

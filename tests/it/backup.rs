@@ -215,7 +215,12 @@ async fn a_backup_is_whole_or_not_there() {
     let json = done(&tribune(&["doctor", "--file", &file, "--json"]));
     let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
     assert_eq!((json["fingerprint"].clone(), json["heads"].clone()), held);
-    // A look is no life: the node goes on where it was.
+    // A look is no life: the node goes on where it was, also when it was killed.
+    let n1 = cluster.start(1).await;
+    n1.register("web", "web", 81).await;
+    n1.kill();
+    done(&on_files(&cluster, 1, &["doctor"]));
+    done(&on_files(&cluster, 1, &["backup", "killed"]));
     let n1 = cluster.start(1).await;
     assert!(!n1.whole_log().contains("new epoch"), "{}", n1.log());
 }
@@ -241,6 +246,55 @@ async fn a_doctor_finds_what_another_program_did() {
     refused(&on_files(&cluster, 7, &["doctor"]), "there is no database in n7.data");
     let file = cluster.home().join("none");
     refused(&tribune(&["doctor", "--file", file.to_str().expect("text")]), "there is no file");
+}
+
+/// A process that ends with the test, as `kill -9` ends it.
+struct Killed(std::process::Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_keeps_to_itself_comes_back_from_one_file() {
+    let cluster = Cluster::new(85);
+    let ip = cluster.address(1);
+    let start = || {
+        let log = fs::File::options().create(true).append(true).open(cluster.home().join("log"));
+        Command::new(TRIBUNE)
+            .current_dir(cluster.home())
+            .args(["agent", "--data-dir", "n1.data", "--node", "alone"])
+            .args(["--http", &format!("{ip}:8500"), "--dns", &format!("{ip}:8600")])
+            .args(["--gossip", &format!("{ip}:7401")])
+            .stderr(log.expect("a log"))
+            .spawn()
+            .map(Killed)
+            .expect("tribune starts")
+    };
+    let http = crate::support::client();
+    let url = format!("http://{ip}:8500/v1/agent/service/register");
+    let names = format!("http://{ip}:8500/v1/agent/services");
+    let process = start();
+    wait_for("a registration", async || {
+        let body = r#"{"ID":"web","Name":"web","Port":80}"#;
+        http.put(&url).body(body).send().await.ok()?.status().is_success().then_some(())
+    })
+    .await;
+    done(&on_files(&cluster, 1, &["backup", "copy"]));
+    drop(process);
+    fs::remove_dir_all(cluster.home().join("n1.data")).expect("its disk");
+    done(&on_files(&cluster, 1, &["restore", "copy"]));
+    let process = start();
+    let held = wait_for("the node answers", async || {
+        http.get(&names).send().await.ok()?.text().await.ok()
+    })
+    .await;
+    drop(process);
+    assert!(held.contains("web"), "{held}");
 }
 
 /// How many rows the figures are for, and how many commits a second go on beside the backup.
