@@ -576,8 +576,7 @@ mod tests {
 
     /// A registration of this node that its disk has lost.
     fn returned(origin: Origin) -> crate::crdt::Changeset {
-        let mut other = in_memory(ME, "");
-        other.apply_schema(NOW, &crate::store::schema::read_sources(&[]).unwrap()).unwrap();
+        let mut other = Trial::new("").store;
         let row = vec![("node_id", ME.to_string().into()), ("id", "lost".into())];
         let put = RowOp::Put { table: "services", row, keep: &[] };
         let commit = other.commit(NOW, &[put]).unwrap().unwrap();
