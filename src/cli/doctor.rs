@@ -72,7 +72,7 @@ fn shown(diagnosis: &Diagnosis) -> String {
             .map(|table| {
                 let fingerprint = format!("{:016x}", table.fingerprint);
                 vec![
-                    table.name.clone(),
+                    table.name.replace('\0', "#"),
                     table.live.to_string(),
                     table.dead.to_string(),
                     fingerprint,
@@ -167,7 +167,7 @@ fn compared(comparison: &Comparison) -> String {
             .iter()
             .map(|table| {
                 vec![
-                    table.table.clone(),
+                    table.table.replace('\0', "#"),
                     table.behind.to_string(),
                     table.differing.to_string(),
                     table.only_here.to_string(),
@@ -200,13 +200,13 @@ fn told(diagnosis: &Diagnosis) -> Json {
             json!({ "origin": origin.to_string(), "head": head.0 })
         }).collect::<Vec<_>>(),
         "tables": diagnosis.tables.iter().map(|table| json!({
-            "name": table.name, "rows": table.live, "deleted": table.dead,
+            "name": table.name.replace('\0', "#"), "rows": table.live, "deleted": table.dead,
             "fingerprint": format!("{:016x}", table.fingerprint),
         })).collect::<Vec<_>>(),
         "findings": diagnosis.findings.iter().map(|finding| json!({
             "code": finding.kind.code(),
             "severity": if is_problem(finding) { "problem" } else { "note" },
-            "table": finding.table, "count": finding.count, "what": finding.what(),
+            "table": finding.table.as_ref().map(|table| table.replace('\0', "#")), "count": finding.count, "what": finding.what(),
             "advice": finding.kind.advice(), "examples": finding.examples,
         })).collect::<Vec<_>>(),
         "comparison": diagnosis.comparison.as_ref().map(told_comparison),
@@ -222,7 +222,7 @@ fn told_comparison(comparison: &Comparison) -> Json {
             "origin": head.origin.to_string(), "here": head.here.0, "there": head.there.0,
         })).collect::<Vec<_>>(),
         "tables": comparison.tables.iter().map(|table| json!({
-            "name": table.table, "behind": table.behind, "differing": table.differing,
+            "name": table.table.replace('\0', "#"), "behind": table.behind, "differing": table.differing,
             "only_here": table.only_here, "only_there": table.only_there,
             "fingerprint_here": format!("{:016x}", table.fingerprint_here),
             "fingerprint_there": format!("{:016x}", table.fingerprint_there),

@@ -4,6 +4,7 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rusqlite::{Connection, Rows};
 
@@ -14,10 +15,10 @@ use super::super::database::Identity;
 use super::super::image::open_image;
 use super::super::migrate;
 use super::super::origins::Origins;
-use super::super::tables::{TableId, Tables};
+use super::super::tables::{Entry, TableId, Tables};
 use super::walk::{Walk, Walked, hash, show_key};
 use super::{Diagnosis, DoctorError, Finding, Kind, Request, Subject, TableSum};
-use crate::crdt::{Key, RowClock};
+use crate::crdt::{ColumnId, Key, Name, RowClock};
 use crate::types::{Origin, Version};
 
 const SELECT_CLOCKS: &str = "SELECT key, clock FROM __tribune_rows WHERE tbl = ?1 ORDER BY key";
@@ -102,7 +103,8 @@ impl Diagnosis {
         let heads = differing_heads(here.origins, there.origins);
         let mut tables = Vec::new();
         for (name, sums) in side_by_side(&walked.sums, &theirs.sums) {
-            if is_same(&sums) {
+            // What one of the two has dropped counts no more.
+            if is_same(&sums) || here.has_dropped(name) || there.has_dropped(name) {
                 continue;
             }
             let fingerprint = |sum: Option<&TableSum>| sum.map_or(0, |sum| sum.fingerprint);
@@ -191,6 +193,17 @@ struct Held {
 }
 
 impl Side<'_> {
+    fn has_dropped(&self, table: &str) -> bool {
+        self.tables.names().is_table_dropped(table)
+    }
+
+    /// Lists the columns of a table that were dropped, if the table is known.
+    fn dropped_of(&self, id: Option<TableId>) -> BTreeSet<Name> {
+        let entry = id.map(|id| self.tables.entry(id));
+        let name = |entry: &Entry, id: &ColumnId| Arc::clone(&entry.columns[usize::from(id.0)]);
+        entry.iter().flat_map(|entry| entry.dropped.iter().map(|id| name(entry, id))).collect()
+    }
+
     fn reader(&self) -> Reader<'_> {
         Reader { conn: self.conn, tables: self.tables, has_parked: BTreeMap::new() }
     }
@@ -208,10 +221,7 @@ impl Side<'_> {
             clock.cells().all(|(column, _)| usize::from(column.0) < entry.columns.len())
         });
         let hash = match &clock {
-            Some(clock) => reader
-                .find(id, &key)
-                .ok()
-                .map(|found| hash(&entry.name, &entry.columns, &key, clock, found)),
+            Some(clock) => reader.find(id, &key).ok().map(|found| hash(entry, &key, clock, found)),
             None => None,
         };
         Ok(Some(Held { key, hash, clock }))
@@ -242,6 +252,8 @@ fn differing_rows(
     let mut right = there.next(&mut reader_there, ids.1, &mut rows_there)?;
     let mut difference = TableDifference::default();
     let mut is_run = false;
+    // Until both have heard of a dropped column, rows differ by it.
+    let is_schema_equal = here.dropped_of(ids.0) == there.dropped_of(ids.1);
     loop {
         let order = match (&left, &right) {
             (None, None) => return Ok(difference),
@@ -254,7 +266,8 @@ fn differing_rows(
             Ordering::Equal => (left.as_ref(), right.as_ref()),
             Ordering::Greater => (None, right.as_ref()),
         };
-        difference.take(here, there, pair, &mut is_run);
+        let is_explained = !is_schema_equal || there.lacks(pair.0) || here.lacks(pair.1);
+        difference.take(is_explained, pair, &mut is_run);
         if order != Ordering::Greater {
             left = here.next(&mut reader_here, ids.0, &mut rows_here)?;
         }
@@ -266,10 +279,10 @@ fn differing_rows(
 
 impl TableDifference {
     /// Takes one row in, as the two have it. `is_run`: the row before was a differing one.
+    /// `is_explained`: one of the two lacks what makes it differ.
     fn take(
         &mut self,
-        here: &Side<'_>,
-        there: &Side<'_>,
+        is_explained: bool,
         (left, right): (Option<&Held>, Option<&Held>),
         is_run: &mut bool,
     ) {
@@ -281,7 +294,7 @@ impl TableDifference {
             *is_run = false;
             return;
         }
-        if there.lacks(left) || here.lacks(right) {
+        if is_explained {
             self.behind += 1;
             return;
         }

@@ -33,12 +33,12 @@ pub enum Kind {
     ForeignOwner,
     IndexWrong,
     IndexIdle,
-    /// The sums that the node keeps are not those of its rows.
-    SumsWrong,
     DiskFull,
     LogLarge,
     /// What keeps other programs from writing is gone.
     Unguarded,
+    /// The cluster's schema has something that this node cannot carry out.
+    SchemaAside,
     Quarantined,
     Nobodys,
     // From here on notes.
@@ -70,10 +70,10 @@ impl Kind {
             Self::ForeignOwner => "foreign-owner",
             Self::IndexWrong => "index-wrong",
             Self::IndexIdle => "index-idle",
-            Self::SumsWrong => "sums-wrong",
             Self::DiskFull => "disk-full",
             Self::LogLarge => "log-large",
             Self::Unguarded => "unguarded",
+            Self::SchemaAside => "schema-aside",
             Self::Quarantined => "quarantined",
             Self::Nobodys => "nobodys",
             Self::Parked => "parked",
@@ -118,7 +118,6 @@ impl Kind {
                  certificate was copied"
             }
             Self::IndexIdle => "It costs room and does no harm; a node that starts over lacks it",
-            Self::SumsWrong => START_OVER,
             Self::DiskFull => {
                 "Make room: a node whose disk is full answers on, but takes no more writes"
             }
@@ -129,6 +128,10 @@ impl Kind {
             Self::Unguarded => {
                 "Restart the node, which guards them again; what another program may have written \
                  is told above"
+            }
+            Self::SchemaAside => {
+                "Change the schema so that every node can have it (`tribune schema show`, `tribune \
+                 schema apply`)"
             }
             Self::Quarantined => {
                 "Change the row so that it fits, on any node, or relax the table's rules here; it \
@@ -193,14 +196,15 @@ impl Kind {
                 "{count} {} of the index of versions",
                 by_count("superfluous entry", "superfluous entries")
             ),
-            Self::SumsWrong => {
-                format!("The sum that the node keeps of {table} is not that of the rows")
-            }
             Self::DiskFull => "The disk is nearly full".to_owned(),
             Self::LogLarge => "The write-ahead log cannot be emptied".to_owned(),
             Self::Unguarded => {
                 format!("Somebody removed what keeps other programs from writing to {table}")
             }
+            Self::SchemaAside => format!(
+                "{count} {} of the cluster's schema cannot be carried out here",
+                by_count("part", "parts")
+            ),
             Self::Quarantined => {
                 format!("{some} {were} written elsewhere and cannot be in the table here")
             }
@@ -251,6 +255,8 @@ impl Finding {
 
     /// Returns what is wrong, as a sentence without its full stop.
     pub fn what(&self) -> String {
-        self.kind.what(self.count, self.table.as_deref().unwrap_or("the database"))
+        // A name that was used again after it was dropped travels with a number.
+        let table = self.table.as_deref().map(|table| table.replace('\0', "#"));
+        self.kind.what(self.count, table.as_deref().unwrap_or("the database"))
     }
 }

@@ -23,7 +23,7 @@ use super::image::{ImageError, open_image};
 use super::life::{Beside, Doubt, Mark};
 use super::maintain::WAL_BYTES_MAX;
 use super::open::{DATABASE_FILE, OpenError, has_log, open_reader, wal_path};
-use super::{guard, migrate};
+use super::{guard, migrate, schema};
 use crate::types::{ClusterId, Origin, Version};
 
 /// How many of one kind are shown.
@@ -262,6 +262,11 @@ impl Diagnosis {
             let finding = Finding::of(Kind::Unguarded).shows(table.clone());
             self.findings.push(Finding { table: Some(table), ..finding });
         }
+        let mut asides = Finding { count: 0, ..Finding::of(Kind::SchemaAside) };
+        for (kind, table, name, reason) in schema::asides(conn).map_err(failed)? {
+            asides.add(|| format!("{kind} {table} {name}: {reason}"));
+        }
+        self.findings.extend(Some(asides).filter(|asides| asides.count > 0));
         // Beside a node the snapshot must not be held for ever: see `copy.rs`.
         let (log, is_over) = (Log::of(&self.database), Arc::clone(&watch.is_cancelled));
         let is_cancelled = Arc::clone(&watch.is_cancelled);
@@ -295,6 +300,7 @@ mod tests {
     use crate::crdt::storage::Storage;
     use crate::crdt::{Batch, Piece, RowOp};
     use crate::store::backup::{Backup, backup};
+    use crate::store::schema::{Mode, SchemaRequest};
     use crate::store::trial::{ME, NOW, T, Trial, in_memory, run, source};
     use crate::store::{OpenConfig, Store};
     use crate::types::NodeId;
@@ -425,6 +431,30 @@ mod tests {
         assert_eq!(diagnosis.findings[0].kind, Kind::Damaged);
         assert!(!diagnosis.findings[0].examples.is_empty() && diagnosis.tables.is_empty());
         drop(dir);
+    }
+
+    #[test]
+    fn what_was_dropped_counts_no_more() {
+        let mut trial = Trial::new("");
+        let change = |trial: &mut Trial, sql: &str| {
+            let (sources, mode) = (vec![source(sql)], Mode::Apply { allow_drop: true });
+            let mut group = trial.store.group(NOW);
+            group.schema(&SchemaRequest { sources, mode, dry_run: false }).unwrap();
+            group.commit().unwrap();
+        };
+        let u = "CREATE TABLE u (a TEXT NOT NULL PRIMARY KEY, b, c);";
+        change(&mut trial, &format!("{T} {u}"));
+        trial.write(&["INSERT INTO u VALUES ('x', 1, 2)", "INSERT INTO t (id) VALUES (1)"]);
+        change(&mut trial, &u.replace(", c", ""));
+        trial.write(&["UPDATE u SET b = 3"]);
+        change(&mut trial, "DROP TABLE t;");
+        change(&mut trial, T);
+        trial.write(&["INSERT INTO t (id) VALUES (7)"]);
+        let diagnosis = look_at(&trial);
+        assert_eq!(found(&diagnosis), Vec::<String>::new());
+        assert_eq!(diagnosis.fingerprint(), trial.store.fingerprint().unwrap());
+        let names: Vec<&str> = diagnosis.tables.iter().map(|table| &*table.name).collect();
+        assert_eq!(names, ["t\02", "tribune_schema", "u"]);
     }
 
     #[test]

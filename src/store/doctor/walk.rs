@@ -10,12 +10,12 @@ use super::super::changes::{Found, Reader};
 use super::super::clocks;
 use super::super::copy::{Doing, Progress, Watch};
 use super::super::origins::Origins;
-use super::super::tables::{Table, TableId, Tables, read_at};
+use super::super::tables::{Entry, Table, TableId, Tables, read_at};
 use super::super::values::{excerpt, quote};
 use super::{Finding, Kind};
 use crate::crdt::change::owns;
 use crate::crdt::fingerprint::row_hash;
-use crate::crdt::{Class, ColumnId, Key, Name, RowClock, Stamp, pack};
+use crate::crdt::{Class, Key, RowClock, Stamp, pack};
 use crate::types::Value;
 
 const COUNT_HOLES: &str = "SELECT
@@ -41,6 +41,7 @@ const ROWS_A_LOOK: u64 = 4_096;
 /// What a table holds, and its part of the fingerprint.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct TableSum {
+    /// Under which it travels.
     pub name: String,
     /// Rows that exist, those that are kept aside too.
     pub live: u64,
@@ -127,6 +128,9 @@ impl<'a> Walk<'a> {
                 continue;
             };
             self.stamps_of(id, &key, &clock, indexed)?;
+            if entry.is_dropped {
+                continue;
+            }
             if clock.is_alive() {
                 sum.live += 1;
             } else {
@@ -210,7 +214,7 @@ impl<'a> Walk<'a> {
         if is_owned && !owns(clock.life().stamp.origin.node, &owner) {
             self.note(Kind::ForeignOwner, id, key);
         }
-        Ok(Some(hash(&entry.name, &entry.columns, key, clock, found)))
+        Ok(Some(hash(entry, key, clock, found)))
     }
 
     /// Finds the rows that no clock stands for, if there are any: `present` rows have one.
@@ -298,9 +302,9 @@ fn judge(found: &Found<'_>, clock: &RowClock) -> Option<Kind> {
     // Another node's schema is ahead: there is no table that could have the row.
     (*home)?;
     match (clock.is_alive(), row) {
-        (true, None) if !fits => Some(Kind::Quarantined),
         // It is kept aside, with its values and the reason.
         (true, None) if !parked.is_empty() => None,
+        (true, None) if !fits => Some(Kind::Quarantined),
         (true, None) => Some(Kind::RowGone),
         (false, Some(_)) => Some(Kind::RowUndead),
         (true, Some(_)) | (false, None) => None,
@@ -308,18 +312,13 @@ fn judge(found: &Found<'_>, clock: &RowClock) -> Option<Kind> {
 }
 
 /// Returns a row's part of the fingerprint. Its clock names no column that has no name.
-pub(super) fn hash(
-    table: &str,
-    columns: &[Name],
-    key: &[u8],
-    clock: &RowClock,
-    found: Found<'_>,
-) -> u64 {
-    let ids: Vec<ColumnId> = clock.cells().map(|(id, _)| id).collect();
-    let values = found.values(ids);
-    let cells = clock.cells().zip(&values);
-    let cells = cells.map(|((id, clock), value)| (&*columns[usize::from(id.0)], clock, value));
-    row_hash(table, key, clock.life(), cells)
+pub(super) fn hash(entry: &Entry, key: &[u8], clock: &RowClock, found: Found<'_>) -> u64 {
+    let kept = || clock.cells().filter(|(id, _)| !entry.dropped.contains(id));
+    let values = found.values(kept().map(|(id, _)| id));
+    let cells = kept().zip(&values);
+    let cells =
+        cells.map(|((id, clock), value)| (&*entry.columns[usize::from(id.0)], clock, value));
+    row_hash(&entry.name, key, clock.life(), cells)
 }
 
 /// Shows a key as the values of its columns.
