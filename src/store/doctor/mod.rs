@@ -454,7 +454,7 @@ mod tests {
         assert_eq!(found(&diagnosis), Vec::<String>::new());
         assert_eq!(diagnosis.fingerprint(), trial.store.fingerprint().unwrap());
         let names: Vec<&str> = diagnosis.tables.iter().map(|table| &*table.name).collect();
-        assert_eq!(names, ["t\02", "tribune_schema", "u"]);
+        assert_eq!(names, ["t\x002", "tribune_schema", "u"]);
     }
 
     #[test]
