@@ -117,7 +117,7 @@ fn summary(diagnosis: &Diagnosis) -> String {
     if !diagnosis.tables.is_empty() {
         let fingerprint = diagnosis.fingerprint();
         text.push_str(&format!(
-            "\n  holds writes of {} origins, fingerprint {fingerprint:016x}",
+            "\n  origins of which writes are held: {}; fingerprint {fingerprint:016x}",
             diagnosis.heads.len()
         ));
     }

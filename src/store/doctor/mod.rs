@@ -209,6 +209,10 @@ impl Diagnosis {
         }
         let version: i32 = conn.pragma_query_value(None, "user_version", |row| row.get(0))?;
         self.version = Some(version);
+        // What is still in the log counts, too.
+        let pragma = |name| conn.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+        let bytes = pragma("page_count")? * pragma("page_size")?;
+        self.database_bytes = bytes.cast_unsigned();
         self.identity = identity_of(conn)?;
         if version < migrate::VERSION {
             let text = format!("version {version}, this program's is {}", migrate::VERSION);
