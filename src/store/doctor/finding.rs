@@ -22,6 +22,7 @@ pub enum Kind {
     ClockUnreadable,
     SetBack,
     Diverged,
+    /// This node's own writes are beyond the last one that it says it has made.
     BeyondHead,
     /// A live clock without a row.
     RowGone,
@@ -42,6 +43,8 @@ pub enum Kind {
     Quarantined,
     Nobodys,
     // From here on notes.
+    /// Another node's writes are held beyond what is said to be held of it.
+    HeadBehind,
     Parked,
     Copied,
     TailLost,
@@ -51,7 +54,7 @@ pub enum Kind {
 
 impl Kind {
     pub fn weight(self) -> Weight {
-        if self < Self::Parked { Weight::Problem } else { Weight::Note }
+        if self < Self::HeadBehind { Weight::Problem } else { Weight::Note }
     }
 
     /// Returns a word for programs, which never changes.
@@ -76,6 +79,7 @@ impl Kind {
             Self::Unguarded => "unguarded",
             Self::Quarantined => "quarantined",
             Self::Nobodys => "nobodys",
+            Self::HeadBehind => "head-behind",
             Self::Parked => "parked",
             Self::Copied => "copied",
             Self::TailLost => "tail-lost",
@@ -135,6 +139,11 @@ impl Kind {
                  shows as soon as it fits"
             }
             Self::Nobodys => "Restore a backup (`tribune restore`); this one was not made whole",
+            Self::HeadBehind => {
+                "Nothing, while the node runs and reaches others: it asks them for all that it does \
+                 not say it holds, and gets it once more. Where it stays, look which of the two is \
+                 wrong with a backup of another node (`tribune doctor --compare`)"
+            }
             Self::Parked => {
                 "Nothing, while a new schema is being rolled out. Else load it on this node \
                  (--schema): they show as soon as it is there"
@@ -171,7 +180,7 @@ impl Kind {
                 by_count("differs", "differ")
             ),
             Self::BeyondHead => {
-                format!("{some} {are} newer than what this node says it holds of the writer")
+                format!("{some} {were} written by this node after what it says was its last write")
             }
             Self::RowGone => {
                 format!("{some} {are} missing: another program removed what was there")
@@ -205,6 +214,10 @@ impl Kind {
                 format!("{some} {were} written elsewhere and cannot be in the table here")
             }
             Self::Nobodys => "The database names no node".to_owned(),
+            Self::HeadBehind => format!(
+                "{some} {have} another node's write that is newer than what this node says it \
+                 holds of that one"
+            ),
             Self::Parked => {
                 format!("{some} {have} values that this node's schema has no place for yet")
             }

@@ -272,7 +272,8 @@ impl Diagnosis {
             }
         };
         let watch = &mut Watch { progress, is_cancelled };
-        let walked = match Walk::through(conn, watch).map_err(failed)? {
+        let own = self.identity.as_ref().map(Identity::origin);
+        let walked = match Walk::through(conn, own, watch).map_err(failed)? {
             Ok(walked) => walked,
             Err(finding) => {
                 self.findings.push(finding);
@@ -293,8 +294,9 @@ impl Diagnosis {
 mod tests {
     use super::*;
     use crate::crdt::storage::Storage;
-    use crate::crdt::{Batch, Piece, RowOp};
+    use crate::crdt::{Batch, Commit, Piece, RowOp};
     use crate::store::backup::{Backup, backup};
+    use crate::store::schema::{Mode, SchemaRequest};
     use crate::store::trial::{ME, NOW, T, Trial, in_memory, run, source};
     use crate::store::{OpenConfig, Store};
     use crate::types::NodeId;
@@ -386,7 +388,11 @@ mod tests {
             ("DROP TRIGGER __tribune_guard_update_t", "unguarded t 1", "t"),
             ("DELETE FROM __tribune_stamps", "index-wrong t 1", "3"),
             ("INSERT INTO __tribune_stamps VALUES (1, 1, 0, x'00', 0)", "index-idle - 1", ""),
-            ("UPDATE __tribune_origins SET head = 1 WHERE ordinal = 2", "beyond-head u 1", "'x'"),
+            (
+                "UPDATE __tribune_origins SET head = 2 WHERE ordinal = 1",
+                "beyond-head services 1",
+                "web",
+            ),
             (
                 "UPDATE __tribune_rows SET clock = x'00' WHERE version = 1",
                 "clock-unreadable t 2",
@@ -405,6 +411,91 @@ mod tests {
             assert!(is_named || example.is_empty(), "{shown:?}");
             assert!(!shown.what().is_empty() && !shown.kind.advice().is_empty());
         }
+    }
+
+    fn hear(to: &mut Trial, commit: Commit) {
+        let piece = Piece::of(commit.changeset.unwrap());
+        to.store.apply(NOW, &Batch { pieces: vec![piece] }).unwrap();
+    }
+
+    fn other_trial(of: &Trial, node: NodeId) -> Trial {
+        let dir = tempfile::tempdir().unwrap();
+        let data_dir = dir.path().join("data");
+        let config = OpenConfig { data_dir, node: Some(node), ..of.config.clone() };
+        Trial { store: Store::open(&config).unwrap(), dir, config }
+    }
+
+    /// Changes the schema of the whole cluster.
+    fn reshape(trial: &mut Trial, sql: &str) -> Commit {
+        let mode = Mode::Apply { allow_drop: true };
+        let request = SchemaRequest { sources: vec![source(sql)], mode, dry_run: false };
+        let mut group = trial.store.group(NOW);
+        group.schema(&request).unwrap();
+        (*group.commit().unwrap().pop().unwrap()).clone()
+    }
+
+    #[test]
+    fn what_a_drop_leaves_behind_counts_for_nothing_here_and_in_a_comparison() {
+        let wide = "CREATE TABLE a (id INTEGER NOT NULL PRIMARY KEY, v, w);";
+        let gone = "CREATE TABLE b (id INTEGER NOT NULL PRIMARY KEY, v);";
+        let mut trial = Trial::new("");
+        let mut other = other_trial(&trial, YOU);
+        for commit in [
+            reshape(&mut trial, &format!("{wide} {gone}")),
+            trial.write(&["INSERT INTO a VALUES (1, 'v', 'w')", "INSERT INTO b VALUES (1, 'x')"]),
+        ] {
+            hear(&mut other, commit);
+        }
+        let early = backed_up(&other, "early.db");
+        // One node clears away rows that it holds, and another gets some that it never shows.
+        let narrow = reshape(&mut trial, &wide.replace(", w)", ")"));
+        let dropped = reshape(&mut trial, "DROP TABLE b");
+        let late = ["UPDATE a SET w = 'late'", "INSERT INTO b VALUES (2, 'late')"];
+        let late = late.map(|sql| other.write(&[sql]));
+        for commit in late {
+            hear(&mut trial, commit);
+        }
+        let compare = |file: &Path| {
+            let subject = Subject::DataDir(trial.config.data_dir.clone());
+            look(&Request { subject, full: true, compare: Some(file.to_owned()) })
+        };
+        // The other has not dropped anything yet, and in the early backup it has not written.
+        for file in [early, backed_up(&other, "late.db")] {
+            let diagnosis = compare(&file);
+            assert_eq!(found(&diagnosis), Vec::<String>::new());
+            assert_eq!(diagnosis.fingerprint(), trial.store.fingerprint().unwrap());
+            assert!(diagnosis.tables.iter().all(|table| table.name != "b"));
+        }
+        hear(&mut other, narrow);
+        hear(&mut other, dropped);
+        let diagnosis = compare(&backed_up(&other, "dropped.db"));
+        assert_eq!(found(&diagnosis), Vec::<String>::new());
+        assert_eq!(diagnosis.comparison.unwrap().tables, []);
+        let diagnosis = look_at(&other);
+        assert_eq!(found(&diagnosis), Vec::<String>::new());
+        assert_eq!(diagnosis.fingerprint(), other.store.fingerprint().unwrap());
+        assert_eq!(diagnosis.fingerprint(), trial.store.fingerprint().unwrap());
+    }
+
+    #[test]
+    fn a_node_that_catches_up_is_not_told_that_it_is_wrong() {
+        let mut first = Trial::new(T);
+        let mut second = other_trial(&first, YOU);
+        let mut third = other_trial(&first, NodeId([0x33; 16]));
+        for trial in [&mut second, &mut third] {
+            trial.store.apply_schema(NOW, &[source(T)]).unwrap();
+        }
+        hear(&mut second, first.write(&["INSERT INTO t (id, v) VALUES (1, 'first')"]));
+        let update = second.write(&["UPDATE t SET v = 'second', w = 'second' WHERE id = 1"]);
+        // The update brings the row's life along, whose writer is not heard of yet.
+        hear(&mut third, update);
+        let diagnosis = look_at(&third);
+        assert_eq!(found(&diagnosis), Vec::<String>::new());
+        // A cell beyond its writer's head comes again: a note.
+        meddle(&third, "UPDATE __tribune_origins SET head = 0");
+        let diagnosis = look_at(&third);
+        assert_eq!(found(&diagnosis), ["head-behind t 1"]);
+        assert!(diagnosis.is_healthy());
     }
 
     #[test]
