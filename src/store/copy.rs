@@ -69,6 +69,8 @@ pub enum Doing {
     Checking,
     /// Rows.
     Reading,
+    /// Rows, of a number that is not known.
+    Comparing,
 }
 
 /// What was copied.
@@ -409,6 +411,7 @@ fn copy_pages(
 ) -> Result<Copied, CopyError> {
     let path = source.path().unwrap_or_default().to_owned();
     let unreadable = |error: rusqlite::Error| unreadable(&path, &error);
+    let log = Log::of(Path::new(&path), Limits::default());
     let snapshot = source.unchecked_transaction().map_err(unreadable)?;
     let begun = Instant::now();
     let pages: i64 =
@@ -418,7 +421,6 @@ fn copy_pages(
     let (pages, page_bytes) = (pages.cast_unsigned(), page_bytes.cast_unsigned());
     let total = pages * page_bytes;
     check_room(directory_of(&partial.target), total + (1 << 20))?;
-    let log = Log::of(Path::new(&path));
 
     let mut copy = partial.open().map_err(|error| partial.failed(&error))?;
     partial.check_held()?;
@@ -479,36 +481,74 @@ pub fn quick_check(
     Ok(if detail == "ok" { None } else { Some(detail.trim().replace('\n', "; ")) })
 }
 
-/// The write-ahead log of a source, which grows while its snapshot is held.
+/// What a node's log and disk bear while a snapshot of its database is held.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Limits {
+    /// See [`LOG_BYTES_MAX`].
+    pub log_bytes_max: u64,
+    /// See [`FREE_BYTES_MIN`].
+    pub free_bytes_min: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { log_bytes_max: LOG_BYTES_MAX, free_bytes_min: FREE_BYTES_MIN }
+    }
+}
+
+/// Why a snapshot may not be held any longer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Strain {
+    /// The log has grown too large, by so many bytes since the snapshot was taken.
+    Log { grown: u64 },
+    /// The node needs what is free on its disk: so many bytes.
+    Disk { free: u64 },
+}
+
+/// The write-ahead log of a source, which grows while its snapshot is held. Begin before the
+/// snapshot does: what is written in between counts, too.
 pub(super) struct Log {
     database: PathBuf,
     path: PathBuf,
     bytes_before: u64,
+    limits: Limits,
 }
 
 impl Log {
-    pub fn of(database: &Path) -> Self {
+    pub fn of(database: &Path, limits: Limits) -> Self {
         let path = wal_path(database);
-        Self { database: database.to_owned(), bytes_before: bytes_of(&path), path }
+        Self { database: database.to_owned(), bytes_before: bytes_of(&path), path, limits }
     }
 
     fn growth(&self) -> u64 {
         bytes_of(&self.path).saturating_sub(self.bytes_before)
     }
 
-    /// Tells whether the snapshot may be held on.
-    pub fn check(&self) -> Result<(), CopyError> {
-        let grown = self.growth();
-        if grown > 0 && self.bytes_before + grown > LOG_BYTES_MAX {
-            return Err(CopyError::TooSlow { grown });
-        }
+    /// Tells whether a copy may go on, which may fill the node's disk itself.
+    fn check(&self) -> Result<(), CopyError> {
         // A source without a log is nobody's: a backup that is restored.
-        match free_bytes(directory_of(&self.database)) {
-            Ok(free) if free < FREE_BYTES_MIN && bytes_of(&self.path) > 0 => {
+        match self.strain(bytes_of(&self.path) > 0) {
+            None => Ok(()),
+            Some(Strain::Log { grown }) => Err(CopyError::TooSlow { grown }),
+            Some(Strain::Disk { free }) => {
                 Err(CopyError::NodeNeedsRoom { path: self.database.display().to_string(), free })
             }
-            Ok(_) | Err(_) => Ok(()),
         }
+    }
+
+    /// Returns why somebody who only reads may not go on: nothing fills up but by the log.
+    pub fn strain_of_reading(&self) -> Option<Strain> {
+        self.strain(self.growth() > 0)
+    }
+
+    fn strain(&self, is_filling: bool) -> Option<Strain> {
+        let Limits { log_bytes_max, free_bytes_min } = self.limits;
+        let grown = self.growth();
+        if grown > 0 && self.bytes_before + grown > log_bytes_max {
+            return Some(Strain::Log { grown });
+        }
+        let free = free_bytes(directory_of(&self.database)).ok()?;
+        (is_filling && free < free_bytes_min).then_some(Strain::Disk { free })
     }
 }
 

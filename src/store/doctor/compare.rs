@@ -9,13 +9,14 @@ use rusqlite::{Connection, Rows};
 
 use super::super::changes::Reader;
 use super::super::clocks;
-use super::super::copy::Watch;
+use super::super::copy::Doing;
 use super::super::database::Identity;
 use super::super::image::open_image;
 use super::super::migrate;
 use super::super::origins::Origins;
 use super::super::tables::{TableId, Tables};
-use super::walk::{Walk, Walked, hash, show_key};
+use super::hold::{Look, is_interrupted};
+use super::walk::{ROWS_A_LOOK, Walk, Walked, hash, show_key};
 use super::{Diagnosis, DoctorError, Finding, Kind, Request, Subject, TableSum};
 use crate::crdt::{ColumnId, Key, Stamp};
 use crate::types::{Origin, Version};
@@ -79,9 +80,9 @@ impl Diagnosis {
         walked: &Walked,
         request: &Request,
         file: &Path,
-        watch: &mut Watch<'_>,
+        look: &mut Look<'_>,
     ) -> Result<(), DoctorError> {
-        let other = open_image(file)?;
+        let mut other = open_image(file)?;
         let path = file.display().to_string();
         let unreadable = |detail: String| DoctorError::Unreadable { path: path.clone(), detail };
         let failed = |error| DoctorError::of(&path, error);
@@ -94,9 +95,14 @@ impl Diagnosis {
         {
             return Err(DoctorError::OtherCluster { path: path.clone(), theirs, ours });
         }
+        // Our snapshot is held meanwhile.
+        look.hold.watch(&mut other.conn).map_err(failed)?;
         let snapshot = other.conn.unchecked_transaction().map_err(failed)?;
-        let theirs = Walk::through(&snapshot, None, watch).map_err(failed)?;
+        let theirs = Walk::through(&snapshot, None, look).map_err(failed)?;
         let theirs = theirs.map_err(|finding| unreadable(finding.what()))?;
+        if theirs.is_cut {
+            return Err(DoctorError::Interrupted);
+        }
         let here = Side { conn, tables: &walked.tables, origins: &walked.origins };
         let there = Side { conn: &snapshot, tables: &theirs.tables, origins: &theirs.origins };
         let heads = differing_heads(here.origins, there.origins);
@@ -112,7 +118,7 @@ impl Diagnosis {
                 table: name.to_owned(),
                 fingerprint_here: fingerprint(sums.0),
                 fingerprint_there: fingerprint(sums.1),
-                ..differing_rows(&here, &there, name).map_err(failed)?
+                ..differing_rows(&here, &there, name, look).map_err(failed)?
             };
             // Only columns that one of the two has dropped already.
             if difference.behind + difference.differing == 0 {
@@ -236,7 +242,11 @@ impl Side<'_> {
         let kept = |id: ColumnId| !part.dropped.contains(&id);
         let (mut sum, mut stamps) = (None, Vec::new());
         if let Some(clock) = &clock {
-            sum = reader.find(id, &key).ok().map(|found| hash(entry, &key, clock, found, kept));
+            sum = match reader.find(id, &key) {
+                Ok(found) => Some(hash(entry, &key, clock, found, kept)),
+                Err(error) if is_interrupted(&error) => return Err(error),
+                Err(_) => None,
+            };
             let cells = clock.cells().filter(|(id, _)| kept(*id));
             stamps = cells.map(|(_, cell)| cell.stamp).chain([clock.life().stamp]).collect();
         }
@@ -256,7 +266,10 @@ fn differing_rows(
     here: &Side<'_>,
     there: &Side<'_>,
     table: &str,
+    look: &mut Look<'_>,
 ) -> rusqlite::Result<TableDifference> {
+    let mut done: u64 = 0;
+    look.at(Doing::Comparing, done, 0)?;
     let (part_here, part_there) = (here.part(there, table), there.part(here, table));
     let (mut reader_here, mut reader_there) = (here.reader(), there.reader());
     let mut statement_here = here.conn.prepare(SELECT_CLOCKS)?;
@@ -268,6 +281,10 @@ fn differing_rows(
     let mut difference = TableDifference::default();
     let mut is_run = false;
     loop {
+        done += 1;
+        if done.is_multiple_of(ROWS_A_LOOK) {
+            look.at(Doing::Comparing, done, 0)?;
+        }
         let order = match (&left, &right) {
             (None, None) => return Ok(difference),
             (Some(_), None) => Ordering::Less,

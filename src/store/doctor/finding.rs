@@ -17,6 +17,8 @@ pub enum Weight {
 pub enum Kind {
     /// SQLite's own check has failed.
     Damaged,
+    /// The look has ended early, so as not to hold the node up.
+    GivenUp,
     /// The numbers of tables and columns have holes.
     NamesWrong,
     ClockUnreadable,
@@ -61,6 +63,7 @@ impl Kind {
     pub fn code(self) -> &'static str {
         match self {
             Self::Damaged => "damaged",
+            Self::GivenUp => "given-up",
             Self::NamesWrong => "names-wrong",
             Self::ClockUnreadable => "clock-unreadable",
             Self::SetBack => "set-back",
@@ -97,6 +100,10 @@ impl Kind {
             | Self::BeyondHead
             | Self::RowGone
             | Self::IndexWrong => START_OVER,
+            Self::GivenUp => {
+                "Make room where the disk is full; else look again while less is written, or make a \
+                 backup and look at that (`tribune doctor --file`)"
+            }
             Self::SetBack => {
                 "Restart the node with the others up: it then goes on under a new epoch. Put back \
                  databases with `tribune restore`, not by copying files"
@@ -170,6 +177,9 @@ impl Kind {
         let have = by_count("has", "have");
         match self {
             Self::Damaged => "The database file is damaged".to_owned(),
+            Self::GivenUp => "Not all was looked at, since that would have held the node up; what \
+                is told here was found until then"
+                .to_owned(),
             Self::NamesWrong => "The list of tables and columns is damaged".to_owned(),
             Self::ClockUnreadable => format!("{some} {have} a clock that cannot be read"),
             Self::SetBack => "The other node holds writes of this one that it does not know \

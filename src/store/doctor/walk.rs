@@ -2,16 +2,16 @@
 //! sum of each table.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
 
 use rusqlite::Connection;
 
 use super::super::changes::{Found, Reader};
 use super::super::clocks;
-use super::super::copy::{Doing, Progress, Watch};
+use super::super::copy::Doing;
 use super::super::origins::Origins;
 use super::super::tables::{Entry, Table, TableId, Tables, read_at};
 use super::super::values::{excerpt, quote};
+use super::hold::{Look, is_interrupted};
 use super::{Finding, Kind};
 use crate::crdt::change::owns;
 use crate::crdt::fingerprint::row_hash;
@@ -25,7 +25,8 @@ const COUNT_HOLES: &str = "SELECT
         HAVING count(*) <> max(id) + 1))
     + (SELECT count(*) FROM (SELECT DISTINCT tbl FROM __tribune_rows)
         WHERE tbl NOT IN (SELECT id FROM __tribune_tables))";
-const COUNT_CLOCKS: &str = "SELECT count(*) FROM __tribune_rows";
+/// Sums are taken row by row; a bare `count(*)` reads all pages without asking whether to end.
+const COUNT_CLOCKS: &str = "SELECT coalesce(sum(1), 0) FROM __tribune_rows";
 const SELECT_CLOCKS: &str = "SELECT key, origin, version, clock FROM __tribune_rows
     WHERE tbl = ?1 ORDER BY key";
 const SELECT_CLOCK: &str = "SELECT 1 FROM __tribune_rows WHERE tbl = ?1 AND key = ?2";
@@ -35,8 +36,8 @@ const COUNT_STAMPS: &str = "SELECT tbl, count(*) FROM __tribune_stamps GROUP BY 
 const SELECT_PARKED: &str = "SELECT DISTINCT reason, key, col FROM __tribune_parked
     WHERE tbl = ?1 ORDER BY reason, key";
 
-/// How many rows are read between two looks at the clock on the wall.
-const ROWS_A_LOOK: u64 = 4_096;
+/// How many rows are read between two looks at the node beside it.
+pub(super) const ROWS_A_LOOK: u64 = 4_096;
 
 /// What a table holds, and its part of the fingerprint.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -54,9 +55,11 @@ pub struct TableSum {
 pub(super) struct Walked {
     pub tables: Tables,
     pub origins: Origins,
-    /// By name; tables without any row are left out.
+    /// By name; tables without any row are left out. Empty when it is cut.
     pub sums: Vec<TableSum>,
     pub findings: Vec<Finding>,
+    /// Whether it was ended before it was through.
+    pub is_cut: bool,
 }
 
 /// A walk under way.
@@ -79,38 +82,48 @@ impl<'a> Walk<'a> {
     pub fn through(
         conn: &'a Connection,
         own: Option<Origin>,
-        watch: &mut Watch<'_>,
+        look: &mut Look<'_>,
     ) -> rusqlite::Result<Result<Walked, Finding>> {
         if count(conn, COUNT_HOLES)? > 0 {
             return Ok(Err(Finding::of(Kind::NamesWrong)));
         }
         let (tables, origins) = (Tables::read(conn)?, Origins::read(conn)?);
         let mut sums = Vec::new();
-        let findings = {
+        let (findings, is_cut) = {
             let total = count(conn, COUNT_CLOCKS)?;
             let found = BTreeMap::new();
             let (tables, origins) = (&tables, &origins);
             let mut walk = Walk { conn, tables, origins, own, found, stamps: 0, done: 0, total };
-            for id in 0..tables.entries().len() {
-                let id = TableId::try_from(id).expect("table ids are numbers of this type");
-                // What a drop leaves of clocks and values counts for nothing: nodes hold it or
-                // not, as it reached them.
-                if tables.entry(id).is_dropped {
-                    continue;
-                }
-                let sum = walk.table(id, watch)?;
-                if sum.live + sum.dead > 0 {
-                    sums.push(sum);
-                }
-            }
-            walk.index()?;
-            walk.found.into_values().collect()
+            let is_cut = match walk.all(&mut sums, look) {
+                Err(error) if is_interrupted(&error) => true,
+                through => through.map(|()| false)?,
+            };
+            (walk.found.into_values().collect(), is_cut)
         };
+        if is_cut {
+            sums.clear();
+        }
         sums.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(Ok(Walked { tables, origins, sums, findings }))
+        Ok(Ok(Walked { tables, origins, sums, findings, is_cut }))
     }
 
-    fn table(&mut self, id: TableId, watch: &mut Watch<'_>) -> rusqlite::Result<TableSum> {
+    fn all(&mut self, sums: &mut Vec<TableSum>, look: &mut Look<'_>) -> rusqlite::Result<()> {
+        for id in 0..self.tables.entries().len() {
+            let id = TableId::try_from(id).expect("table ids are numbers of this type");
+            // What a drop leaves of clocks and values counts for nothing: nodes hold it or not, as
+            // it reached them.
+            if self.tables.entry(id).is_dropped {
+                continue;
+            }
+            let sum = self.table(id, look)?;
+            if sum.live + sum.dead > 0 {
+                sums.push(sum);
+            }
+        }
+        self.index()
+    }
+
+    fn table(&mut self, id: TableId, look: &mut Look<'_>) -> rusqlite::Result<TableSum> {
         let entry = self.tables.entry(id);
         let name = entry.name.to_string();
         let mut sum = TableSum { name, live: 0, dead: 0, fingerprint: 0 };
@@ -122,11 +135,7 @@ impl<'a> Walk<'a> {
         while let Some(row) = rows.next()? {
             self.done += 1;
             if self.done.is_multiple_of(ROWS_A_LOOK) {
-                let (done, total) = (self.done, self.total);
-                (watch.progress)(Progress { doing: Doing::Reading, done, total });
-                if watch.is_cancelled.load(Ordering::Relaxed) {
-                    return Err(interrupted());
-                }
+                look.at(Doing::Reading, self.done, self.total)?;
             }
             let key: Key = row.get_ref(0)?.as_blob()?.into();
             let indexed = (row.get(1)?, row.get(2)?);
@@ -248,7 +257,7 @@ impl<'a> Walk<'a> {
         present: u64,
     ) -> rusqlite::Result<()> {
         let name = quote(&table.info.name);
-        if count(self.conn, &format!("SELECT count(*) FROM {name}"))? == present {
+        if count(self.conn, &format!("SELECT coalesce(sum(1), 0) FROM {name}"))? == present {
             return Ok(());
         }
         let key: Vec<String> =
@@ -329,10 +338,6 @@ impl<'a> Walk<'a> {
         let fresh = || Finding { kind, table, count: 0, examples: Vec::new() };
         self.found.entry((kind, id)).or_insert_with(fresh)
     }
-}
-
-fn interrupted() -> rusqlite::Error {
-    rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_INTERRUPT), None)
 }
 
 fn count(conn: &Connection, sql: &str) -> rusqlite::Result<u64> {
