@@ -7,6 +7,7 @@ mod finding;
 mod hold;
 mod walk;
 
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -23,7 +24,7 @@ use super::database::{Identity, file_of, identity_of, past_of};
 use super::image::{ImageError, open_image};
 use super::life::{Beside, Doubt, Mark};
 use super::maintain::WAL_BYTES_MAX;
-use super::open::{DATABASE_FILE, OpenError, has_log, open_reader, wal_path};
+use super::open::{DATABASE_FILE, LOCK_FILE, OpenError, has_log, open_reader, wal_path};
 use super::{guard, migrate};
 use crate::types::{ClusterId, Origin, Version};
 
@@ -206,6 +207,14 @@ fn told(strain: Strain) -> String {
     }
 }
 
+/// Tells whether a node uses a data directory. That takes the lock for an instant, which would
+/// refuse a node that starts in it: ask only where the answer matters.
+fn is_in_use(data_dir: &Path) -> bool {
+    // The node has it locked alone; two who ask share it.
+    let lock = File::open(data_dir.join(LOCK_FILE)).map(|file| file.try_lock_shared());
+    matches!(lock, Ok(Err(TryLockError::WouldBlock)))
+}
+
 fn open_own(data_dir: &Path) -> Result<Connection, DoctorError> {
     let database = data_dir.join(DATABASE_FILE);
     let path = database.display().to_string();
@@ -306,7 +315,11 @@ impl Diagnosis {
             let beside = Beside::read(directory_of(&self.database));
             let doubt = mark.doubt(beside.as_deref(), has_log(&self.database), &Mark::new());
             let doubt = if written_in == file { doubt } else { Some(Doubt::Copied) };
-            self.findings.extend(doubt.map(|doubt| match doubt {
+            // A life that goes on has not ended; whether it has a log tells nothing, since the node
+            // empties it now and then.
+            let is_going_on =
+                doubt == Some(Doubt::TailLost) && is_in_use(directory_of(&self.database));
+            self.findings.extend(doubt.filter(|_| !is_going_on).map(|doubt| match doubt {
                 Doubt::Copied | Doubt::Exchanged => Finding::of(Kind::Copied),
                 Doubt::TailLost => Finding::of(Kind::TailLost),
             }));
@@ -369,6 +382,7 @@ mod tests {
     use crate::crdt::storage::Storage;
     use crate::crdt::{Batch, Commit, Piece, RowOp};
     use crate::store::backup::{Backup, backup};
+    use crate::store::life::LIFE_FILE;
     use crate::store::schema::{Mode, SchemaRequest};
     use crate::store::trial::{ME, NOW, T, Trial, in_memory, run, source};
     use crate::store::{OpenConfig, Store};
@@ -655,6 +669,25 @@ mod tests {
         let is_cancelled = Arc::new(std::sync::atomic::AtomicBool::new(true));
         let error = examine(&request, &mut Watch { progress: &mut |_| {}, is_cancelled });
         assert!(matches!(error, Err(DoctorError::Interrupted)), "{error:?}");
+    }
+
+    #[test]
+    fn a_node_that_runs_has_lost_nothing_when_its_log_is_empty() {
+        let trial = healthy();
+        let empty = "PRAGMA wal_checkpoint(TRUNCATE)";
+        trial.store.conn.query_row(empty, [], |_| Ok(())).unwrap();
+        assert!(!has_log(&trial.config.data_dir.join(DATABASE_FILE)));
+        assert_eq!(found(&look_at(&trial)), ["parked u 1"]);
+        // The same files once nobody runs on them: the machine has gone down.
+        let Trial { store, dir, config } = trial;
+        let beside = config.data_dir.join(LIFE_FILE);
+        let open = std::fs::read(&beside).unwrap();
+        drop(store);
+        std::fs::write(&beside, open).unwrap();
+        let subject = Subject::DataDir(config.data_dir.clone());
+        let diagnosis = look(&Request { subject, full: false, compare: None });
+        assert_eq!(found(&diagnosis), ["parked u 1", "tail-lost - 1"]);
+        drop(dir);
     }
 
     #[test]
