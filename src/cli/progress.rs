@@ -50,6 +50,7 @@ fn shown(progress: Progress) -> String {
     match doing {
         Doing::Copying => format!("copying: {percent} % of {}", bytes(total)),
         Doing::Checking => "checking".to_owned(),
+        Doing::Comparing => format!("comparing rows: {done}"),
         Doing::Reading => format!("reading rows: {percent} % of {total}"),
     }
 }

@@ -2,9 +2,9 @@
 //! and synced. Backup and restore are two uses of this.
 
 use std::ffi::{OsStr, OsString, c_int};
-use std::fs::{File, OpenOptions, Permissions, TryLockError};
+use std::fs::{File, Metadata, OpenOptions, Permissions, TryLockError};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,6 +31,9 @@ const SYNC_EVERY_BYTES: u64 = 16 << 20;
 /// given up. A little more, and the node would begin to wait for its readers. Only a disk much
 /// slower than the node's own, or a flood of writes, lets it come to this.
 const LOG_BYTES_MAX: u64 = WAL_BYTES_MAX / 8 * 7;
+
+/// How often a name is tried that others write to, too.
+const CLAIMS_MAX: u32 = 16;
 
 /// What must stay free on the disk of a node beside which a copy is made; below it the copy fails.
 pub const FREE_BYTES_MIN: u64 = 64 << 20;
@@ -67,6 +70,8 @@ pub enum Doing {
     Checking,
     /// Rows.
     Reading,
+    /// Rows, of a number that is not known.
+    Comparing,
 }
 
 /// What was copied.
@@ -79,7 +84,8 @@ pub struct Copied {
     pub wal_growth: u64,
 }
 
-/// Why there is no copy. Nothing is left of what was begun, and the source is as it was.
+/// Why there is no copy. Nothing is left of what was begun, unless it says otherwise, and the source
+/// is as it was.
 #[derive(Debug, thiserror::Error)]
 pub enum CopyError {
     #[error("{path} exists; --force replaces it")]
@@ -101,6 +107,15 @@ pub enum CopyError {
     Full { path: String },
     #[error("writing {path} failed: {detail}; nothing is left of the copy")]
     WriteFailed { path: String, detail: String },
+    #[error(
+        "another program took {path} away from the copy; look who else writes to its directory"
+    )]
+    TakenAway { path: String },
+    /// It is there all the same.
+    #[error(
+        "{path} is written and whole, but its directory cannot be synced ({detail}): a loss of power may still take it away"
+    )]
+    Unsynced { path: String, detail: String },
     #[error(
         "given up: the node wrote {} MiB meanwhile, all of which its log has to keep until the end; copy to a faster disk, or while less is written",
         grown >> 20
@@ -131,6 +146,8 @@ impl CopyError {
             | Self::NoRoom { .. }
             | Self::Full { .. }
             | Self::WriteFailed { .. }
+            | Self::TakenAway { .. }
+            | Self::Unsynced { .. }
             | Self::TooSlow { .. }
             | Self::NodeNeedsRoom { .. }
             | Self::Damaged { .. }
@@ -180,22 +197,8 @@ impl Partial {
         let target = directory.join(name);
         let path = directory.join(hidden(name));
         let unwritable = |source| CopyError::unwritable(&target, source);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
-            .open(&path)
-            .map_err(unwritable)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(CopyError::UnderWay { path: target.display().to_string() });
-            }
-            Err(TryLockError::Error(source)) => return Err(unwritable(source)),
-        }
+        let under_way = || CopyError::UnderWay { path: target.display().to_string() };
+        let file = claim(&path).map_err(unwritable)?.ok_or_else(under_way)?;
         let of = of.display().to_string();
         let partial = Self { target, path, of, file, is_published: false };
         // What a copy that was killed has left.
@@ -217,8 +220,18 @@ impl Partial {
     }
 
     /// Gives the file its name, durably. What has that name is replaced, or stops it.
-    pub fn publish(mut self, replace: bool) -> Result<PathBuf, CopyError> {
+    pub fn publish(self, replace: bool) -> Result<PathBuf, CopyError> {
+        self.publish_by(replace, sync_directory)
+    }
+
+    /// As above; `sync_directory` makes the names in a directory durable.
+    pub(super) fn publish_by(
+        mut self,
+        replace: bool,
+        sync_directory: impl FnOnce(&Path) -> io::Result<()>,
+    ) -> Result<PathBuf, CopyError> {
         self.sync()?;
+        self.check_held()?;
         let named = if replace {
             std::fs::rename(&self.path, &self.target)
         } else {
@@ -231,9 +244,23 @@ impl Partial {
             _ => CopyError::write_failed(&self.target, &source),
         })?;
         self.is_published = true;
-        sync_directory(directory_of(&self.target))
-            .map_err(|source| CopyError::write_failed(&self.target, &source))?;
+        sync_directory(directory_of(&self.target)).map_err(|error| CopyError::Unsynced {
+            path: self.target.display().to_string(),
+            detail: error.to_string(),
+        })?;
         Ok(self.target.clone())
+    }
+
+    /// Checks that the name still is the file's, so that nothing else is read or given a name.
+    fn check_held(&self) -> Result<(), CopyError> {
+        match standing(&self.file, &self.path) {
+            // A restore has given it to the node's user, perhaps.
+            Ok(Standing::Own | Standing::Foreign) => Ok(()),
+            Ok(Standing::Gone) => {
+                Err(CopyError::TakenAway { path: self.path.display().to_string() })
+            }
+            Err(source) => Err(CopyError::write_failed(&self.target, &source)),
+        }
     }
 
     fn open(&self) -> rusqlite::Result<Connection> {
@@ -263,6 +290,82 @@ impl Partial {
     }
 }
 
+/// How a file that is open stands to the name that it was opened by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Standing {
+    /// It has that name and no other, and it is this user's.
+    Own,
+    /// The name is another file's by now, or nobody's.
+    Gone,
+    /// It is no file that only this user could have made.
+    Foreign,
+}
+
+fn standing(file: &File, path: &Path) -> io::Result<Standing> {
+    let held = file.metadata()?;
+    let named = match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Standing::Gone),
+        named => named?,
+    };
+    let number = |metadata: &Metadata| (metadata.dev(), metadata.ino());
+    if number(&held) != number(&named) {
+        return Ok(Standing::Gone);
+    }
+    let user = rustix::process::geteuid().as_raw();
+    let is_own = held.is_file() && held.uid() == user && held.nlink() == 1;
+    Ok(if is_own { Standing::Own } else { Standing::Foreign })
+}
+
+/// Opens the file that a copy is written to, locked, as this user's alone; what a killed copy has
+/// left is taken over. `None`: another copy has it.
+///
+/// The directory may be one that others can write to. What they have put under the name goes away
+/// unread: it could lead elsewhere, or be a file that they have open.
+fn claim(path: &Path) -> io::Result<Option<File>> {
+    for _ in 0..CLAIMS_MAX {
+        let Some(file) = open_or_create(path)? else { continue };
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+        match standing(&file, path)? {
+            Standing::Own => return Ok(Some(file)),
+            // Whoever had it has given it its name in the meantime: it must not be touched.
+            Standing::Gone => {}
+            Standing::Foreign => std::fs::remove_file(path)?,
+        }
+    }
+    Err(io::Error::other("others keep writing to that name"))
+}
+
+/// `None`: what was there is out of the way, or went by itself.
+fn open_or_create(path: &Path) -> io::Result<Option<File>> {
+    let mut options = OpenOptions::new();
+    // Not blocking: the name may be a pipe's.
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    options.read(true).write(true).mode(0o600).custom_flags(flags.bits().cast_signed());
+    match options.clone().create_new(true).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        made => return made.map(Some),
+    }
+    let is_gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    match std::fs::symlink_metadata(path) {
+        Err(error) if is_gone(&error) => return Ok(None),
+        Err(error) => return Err(error),
+        Ok(metadata) if metadata.is_file() => {}
+        Ok(_) => return std::fs::remove_file(path).map(|()| None),
+    }
+    match options.open(path) {
+        Err(error) if is_gone(&error) => Ok(None),
+        // Another user's: where the directory lets us, it goes.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            std::fs::remove_file(path).map(|()| None)
+        }
+        opened => opened.map(Some),
+    }
+}
+
 fn hidden(name: &OsStr) -> OsString {
     let mut hidden = OsString::from(".");
     hidden.push(name);
@@ -272,7 +375,7 @@ fn hidden(name: &OsStr) -> OsString {
 
 impl Drop for Partial {
     fn drop(&mut self) {
-        if !self.is_published {
+        if !self.is_published && self.check_held().is_ok() {
             // Where it cannot be removed, the next copy to this name begins it anew.
             let _ = std::fs::remove_file(&self.path);
         }
@@ -296,6 +399,7 @@ pub fn copy(
     let header = partial.file.write_all_at(&[1, 1], HEADER_JOURNAL);
     header.map_err(|source| CopyError::write_failed(&partial.target, &source))?;
     let conn = partial.open().map_err(|error| partial.failed(&error))?;
+    partial.check_held()?;
     seal(&conn).map_err(|error| partial.failed(&error))?;
     conn.close().map_err(|(_, error)| partial.failed(&error))?;
     Ok(copied)
@@ -308,6 +412,7 @@ fn copy_pages(
 ) -> Result<Copied, CopyError> {
     let path = source.path().unwrap_or_default().to_owned();
     let unreadable = |error: rusqlite::Error| unreadable(&path, &error);
+    let log = Log::of(Path::new(&path), Limits::default());
     let snapshot = source.unchecked_transaction().map_err(unreadable)?;
     let begun = Instant::now();
     let pages: i64 =
@@ -317,9 +422,9 @@ fn copy_pages(
     let (pages, page_bytes) = (pages.cast_unsigned(), page_bytes.cast_unsigned());
     let total = pages * page_bytes;
     check_room(directory_of(&partial.target), total + (1 << 20))?;
-    let log = Log::of(Path::new(&path));
 
     let mut copy = partial.open().map_err(|error| partial.failed(&error))?;
+    partial.check_held()?;
     // A page cache as large as a step: pages go to the file in runs.
     copy.pragma_update(None, "cache_size", -8_192).map_err(|error| partial.failed(&error))?;
     let backup = Backup::new(&snapshot, &mut copy).map_err(|error| partial.failed(&error))?;
@@ -377,36 +482,74 @@ pub fn quick_check(
     Ok(if detail == "ok" { None } else { Some(detail.trim().replace('\n', "; ")) })
 }
 
-/// The write-ahead log of a source, which grows while its snapshot is held.
+/// What a node's log and disk bear while a snapshot of its database is held.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Limits {
+    /// See [`LOG_BYTES_MAX`].
+    pub log_bytes_max: u64,
+    /// See [`FREE_BYTES_MIN`].
+    pub free_bytes_min: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { log_bytes_max: LOG_BYTES_MAX, free_bytes_min: FREE_BYTES_MIN }
+    }
+}
+
+/// Why a snapshot may not be held any longer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Strain {
+    /// The log has grown too large, by so many bytes since the snapshot was taken.
+    Log { grown: u64 },
+    /// The node needs what is free on its disk: so many bytes.
+    Disk { free: u64 },
+}
+
+/// The write-ahead log of a source, which grows while its snapshot is held. Begin before the
+/// snapshot does: what is written in between counts, too.
 pub(super) struct Log {
     database: PathBuf,
     path: PathBuf,
     bytes_before: u64,
+    limits: Limits,
 }
 
 impl Log {
-    pub fn of(database: &Path) -> Self {
+    pub fn of(database: &Path, limits: Limits) -> Self {
         let path = wal_path(database);
-        Self { database: database.to_owned(), bytes_before: bytes_of(&path), path }
+        Self { database: database.to_owned(), bytes_before: bytes_of(&path), path, limits }
     }
 
     fn growth(&self) -> u64 {
         bytes_of(&self.path).saturating_sub(self.bytes_before)
     }
 
-    /// Tells whether the snapshot may be held on.
-    pub fn check(&self) -> Result<(), CopyError> {
-        let grown = self.growth();
-        if grown > 0 && self.bytes_before + grown > LOG_BYTES_MAX {
-            return Err(CopyError::TooSlow { grown });
-        }
+    /// Tells whether a copy may go on, which may fill the node's disk itself.
+    fn check(&self) -> Result<(), CopyError> {
         // A source without a log is nobody's: a backup that is restored.
-        match free_bytes(directory_of(&self.database)) {
-            Ok(free) if free < FREE_BYTES_MIN && bytes_of(&self.path) > 0 => {
+        match self.strain(bytes_of(&self.path) > 0) {
+            None => Ok(()),
+            Some(Strain::Log { grown }) => Err(CopyError::TooSlow { grown }),
+            Some(Strain::Disk { free }) => {
                 Err(CopyError::NodeNeedsRoom { path: self.database.display().to_string(), free })
             }
-            Ok(_) | Err(_) => Ok(()),
         }
+    }
+
+    /// Returns why somebody who only reads may not go on: nothing fills up but by the log.
+    pub fn strain_of_reading(&self) -> Option<Strain> {
+        self.strain(self.growth() > 0)
+    }
+
+    fn strain(&self, is_filling: bool) -> Option<Strain> {
+        let Limits { log_bytes_max, free_bytes_min } = self.limits;
+        let grown = self.growth();
+        if grown > 0 && self.bytes_before + grown > log_bytes_max {
+            return Some(Strain::Log { grown });
+        }
+        let free = free_bytes(directory_of(&self.database)).ok()?;
+        (is_filling && free < free_bytes_min).then_some(Strain::Disk { free })
     }
 }
 
@@ -496,6 +639,117 @@ mod tests {
         assert_eq!(std::fs::read(&target).unwrap(), b"");
         assert_eq!(std::fs::metadata(&target).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_somebody_has_put_in_the_way_is_neither_written_to_nor_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("copy.db");
+        let path = dir.path().join(".copy.db.partial");
+        let theirs = dir.path().join("theirs");
+        let link = || std::fs::hard_link(&theirs, &path);
+        let symlink = || std::os::unix::fs::symlink(&theirs, &path);
+        let give = || {
+            std::fs::write(&path, "mine")?;
+            std::fs::set_permissions(&path, Permissions::from_mode(0o666))?;
+            std::os::unix::fs::chown(&path, Some(65_534), None)
+        };
+        let pipe = || {
+            let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+            Ok(rustix::fs::mknodat(CWD, &path, rustix::fs::FileType::Fifo, mode, 0)?)
+        };
+        let mut ways: Vec<&dyn Fn() -> io::Result<()>> = vec![&link, &symlink, &pipe];
+        // Only root can make a file another user's.
+        if rustix::process::geteuid().is_root() {
+            ways.push(&give);
+        }
+        for way in ways {
+            std::fs::write(&theirs, "theirs").unwrap();
+            way().unwrap();
+            // They read what is written, should it be written there.
+            let open = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+            let partial = Partial::create(&target, Path::new("tribune.db")).unwrap();
+            let (held, theirs_open) = (partial.file.metadata().unwrap(), open.metadata().unwrap());
+            assert_ne!(held.ino(), theirs_open.ino());
+            assert_eq!((held.nlink(), held.mode() & 0o7777), (1, 0o600));
+            assert_eq!(held.uid(), rustix::process::geteuid().as_raw());
+            assert_eq!(std::fs::read(&theirs).unwrap(), b"theirs");
+            drop(partial);
+            assert!(path.symlink_metadata().is_err());
+        }
+        std::fs::create_dir(&path).unwrap();
+        let error = Partial::create(&target, Path::new("tribune.db")).unwrap_err();
+        assert!(matches!(error, CopyError::Unwritable { .. }), "{error}");
+    }
+
+    #[test]
+    fn who_waited_for_the_lock_of_a_file_that_was_published_leaves_it_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("copy.db");
+        let first = Partial::create(&target, Path::new("tribune.db")).unwrap();
+        first.file.write_all_at(b"whole", 0).unwrap();
+        let path = first.path().to_owned();
+        // Another opens the file just before it takes its name, and gets the lock right after.
+        let second = open_or_create(&path).unwrap().unwrap();
+        first.publish(false).unwrap();
+        second.try_lock().unwrap();
+        assert_eq!(standing(&second, &path).unwrap(), Standing::Gone);
+        // Also where a third has begun meanwhile.
+        let third = Partial::create(&target, Path::new("tribune.db")).unwrap();
+        assert_eq!(standing(&second, &path).unwrap(), Standing::Gone);
+        assert_eq!(standing(&third.file, &path).unwrap(), Standing::Own);
+        assert_eq!(std::fs::read(&target).unwrap(), b"whole");
+    }
+
+    #[test]
+    fn two_who_copy_to_one_name_at_once_never_empty_what_the_other_published() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("copy.db");
+        let copy = || {
+            let mut published = 0;
+            while published < 100 {
+                let partial = match Partial::create(&target, Path::new("tribune.db")) {
+                    Ok(partial) => partial,
+                    Err(CopyError::UnderWay { .. }) => continue,
+                    Err(error) => panic!("{error}"),
+                };
+                partial.file.write_all_at(b"whole", 0).unwrap();
+                partial.publish(true).unwrap();
+                assert_eq!(std::fs::read(&target).unwrap(), b"whole");
+                published += 1;
+            }
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(copy);
+            scope.spawn(copy);
+        });
+    }
+
+    #[test]
+    fn a_file_that_another_took_the_name_of_is_not_published_and_the_other_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("copy.db");
+        let partial = Partial::create(&target, Path::new("tribune.db")).unwrap();
+        let path = partial.path().to_owned();
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "theirs").unwrap();
+        let error = partial.publish(false).unwrap_err();
+        assert!(matches!(error, CopyError::TakenAway { .. }), "{error}");
+        assert_eq!(std::fs::read(&path).unwrap(), b"theirs");
+        assert!(!target.exists());
+    }
+
+    #[test]
+    fn a_copy_whose_directory_cannot_be_synced_is_said_to_be_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("copy.db");
+        let partial = Partial::create(&target, Path::new("tribune.db")).unwrap();
+        let failing = |_: &Path| Err(io::Error::other("no such luck"));
+        let error = partial.publish_by(false, failing).unwrap_err();
+        assert!(matches!(error, CopyError::Unsynced { .. }) && !error.is_wrong_usage(), "{error}");
+        let said = error.to_string();
+        assert!(said.contains("is written and whole") && said.contains("no such luck"), "{said}");
+        assert!(target.exists());
     }
 
     #[test]

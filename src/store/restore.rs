@@ -57,7 +57,7 @@ pub struct Restored {
     pub copied: Copied,
 }
 
-/// Why nothing was restored. The data directory's database is as it was.
+/// Why nothing was restored. The data directory's database is as it was, unless it says otherwise.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
     #[error(transparent)]
@@ -82,6 +82,11 @@ pub enum RestoreError {
     Copy(#[from] CopyError),
     #[error("cannot put {path} in place: {detail}; {kept}")]
     Swap { path: String, detail: String, kept: String },
+    /// It is restored all the same.
+    #[error(
+        "{path} is restored and whole, but its directory cannot be synced ({detail}): a loss of power may still undo that; {kept}"
+    )]
+    Unsynced { path: String, detail: String, kept: String },
 }
 
 impl RestoreError {
@@ -96,7 +101,7 @@ impl RestoreError {
             | Self::SameNode { .. }
             | Self::OtherCluster { .. } => true,
             Self::Copy(error) => error.is_wrong_usage(),
-            Self::Swap { .. } => false,
+            Self::Swap { .. } | Self::Unsynced { .. } => false,
         }
     }
 }
@@ -126,7 +131,7 @@ pub fn restore(request: &Restore, watch: &mut Watch<'_>) -> Result<Restored, Res
     let owner = Owner::of(&request.data_dir, &target);
     owner.give(partial.path());
     owner.give(&request.data_dir.join(LOCK_FILE));
-    let aside = put_in_place(partial, &target, request.discard)?;
+    let aside = put_in_place(partial, &target, request.discard, |whole| whole.publish(true))?;
     drop(lock);
     Ok(Restored { database: target, aside, identity: image.identity, copied })
 }
@@ -249,6 +254,7 @@ fn put_in_place(
     partial: Partial,
     target: &Path,
     discard: bool,
+    publish: impl FnOnce(Partial) -> Result<PathBuf, CopyError>,
 ) -> Result<Option<PathBuf>, RestoreError> {
     let is_there = target.symlink_metadata().is_ok();
     let aside = (is_there && !discard).then(|| free_name(target));
@@ -288,8 +294,16 @@ fn put_in_place(
     }
     remove(&shm_path(target)).map_err(failed)?;
     sync_directory(copy::directory_of(target)).map_err(failed)?;
-    match partial.publish(true) {
+    match publish(partial) {
         Ok(_) => Ok(aside),
+        Err(CopyError::Unsynced { path, detail }) => {
+            let kept = match &aside {
+                Some(aside) => format!("the database that was there is {}", aside.display()),
+                None if is_there => "nothing is left of the database that was there".to_owned(),
+                None => "there was none before".to_owned(),
+            };
+            Err(RestoreError::Unsynced { path, detail, kept })
+        }
         Err(error) => Err(failed(std::io::Error::other(error.to_string()))),
     }
 }
@@ -364,6 +378,25 @@ mod tests {
 
     fn watch(progress: &mut dyn FnMut(Progress)) -> Watch<'_> {
         Watch { progress, is_cancelled: Arc::default() }
+    }
+
+    #[test]
+    fn a_restore_whose_directory_cannot_be_synced_is_said_to_be_done() {
+        for (discard, kept) in [(false, "the database that was there is "), (true, "nothing is")] {
+            let dir = tempfile::tempdir().unwrap();
+            let target = dir.path().join(DATABASE_FILE);
+            std::fs::write(&target, "old").unwrap();
+            let partial = Partial::create(&target, Path::new("backup.db")).unwrap();
+            let error = put_in_place(partial, &target, discard, |whole| {
+                whole.publish_by(true, |_| Err(std::io::Error::other("no such luck")))
+            });
+            let error = error.unwrap_err();
+            assert!(matches!(error, RestoreError::Unsynced { .. }), "{error}");
+            let said = error.to_string();
+            assert!(said.contains("is restored and whole") && said.contains(kept), "{said}");
+            // It was empty in this test; the one that was there is not.
+            assert_eq!(std::fs::read(&target).unwrap(), b"");
+        }
     }
 
     /// A store with a registration, a check and a row of `t`, and a backup of it.

@@ -4,21 +4,21 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use rusqlite::{Connection, Rows};
 
 use super::super::changes::Reader;
 use super::super::clocks;
-use super::super::copy::Watch;
+use super::super::copy::Doing;
 use super::super::database::Identity;
 use super::super::image::open_image;
 use super::super::migrate;
 use super::super::origins::Origins;
-use super::super::tables::{Entry, TableId, Tables};
-use super::walk::{Walk, Walked, hash, show_key};
+use super::super::tables::{TableId, Tables};
+use super::hold::{Look, is_interrupted};
+use super::walk::{ROWS_A_LOOK, Walk, Walked, hash, show_key};
 use super::{Diagnosis, DoctorError, Finding, Kind, Request, Subject, TableSum};
-use crate::crdt::{ColumnId, Key, Name, RowClock};
+use crate::crdt::{ColumnId, Key, Stamp};
 use crate::types::{Origin, Version};
 
 const SELECT_CLOCKS: &str = "SELECT key, clock FROM __tribune_rows WHERE tbl = ?1 ORDER BY key";
@@ -80,9 +80,9 @@ impl Diagnosis {
         walked: &Walked,
         request: &Request,
         file: &Path,
-        watch: &mut Watch<'_>,
+        look: &mut Look<'_>,
     ) -> Result<(), DoctorError> {
-        let other = open_image(file)?;
+        let mut other = open_image(file)?;
         let path = file.display().to_string();
         let unreadable = |detail: String| DoctorError::Unreadable { path: path.clone(), detail };
         let failed = |error| DoctorError::of(&path, error);
@@ -95,16 +95,22 @@ impl Diagnosis {
         {
             return Err(DoctorError::OtherCluster { path: path.clone(), theirs, ours });
         }
+        // Our snapshot is held meanwhile.
+        look.hold.watch(&mut other.conn).map_err(failed)?;
         let snapshot = other.conn.unchecked_transaction().map_err(failed)?;
-        let theirs = Walk::through(&snapshot, watch).map_err(failed)?;
+        let theirs = Walk::through(&snapshot, None, look).map_err(failed)?;
         let theirs = theirs.map_err(|finding| unreadable(finding.what()))?;
+        if theirs.is_cut {
+            return Err(DoctorError::Interrupted);
+        }
         let here = Side { conn, tables: &walked.tables, origins: &walked.origins };
         let there = Side { conn: &snapshot, tables: &theirs.tables, origins: &theirs.origins };
         let heads = differing_heads(here.origins, there.origins);
         let mut tables = Vec::new();
         for (name, sums) in side_by_side(&walked.sums, &theirs.sums) {
-            // What one of the two has dropped counts no more.
-            if is_same(&sums) || here.has_dropped(name) || there.has_dropped(name) {
+            let is_dropped =
+                [&here, &there].iter().any(|side| side.tables.names().is_table_dropped(name));
+            if is_dropped || is_same(&sums) {
                 continue;
             }
             let fingerprint = |sum: Option<&TableSum>| sum.map_or(0, |sum| sum.fingerprint);
@@ -112,8 +118,12 @@ impl Diagnosis {
                 table: name.to_owned(),
                 fingerprint_here: fingerprint(sums.0),
                 fingerprint_there: fingerprint(sums.1),
-                ..differing_rows(&here, &there, name).map_err(failed)?
+                ..differing_rows(&here, &there, name, look).map_err(failed)?
             };
+            // Only columns that one of the two has dropped already.
+            if difference.behind + difference.differing == 0 {
+                continue;
+            }
             if difference.differing > 0 {
                 self.findings.push(diverged(&difference));
             }
@@ -189,49 +199,64 @@ struct Held {
     key: Key,
     /// `None`: it cannot be read, and so it differs.
     hash: Option<u64>,
-    clock: Option<RowClock>,
+    /// Of its life and of its cells.
+    stamps: Vec<Stamp>,
+}
+
+/// A table as one side has it.
+struct Part {
+    /// `None`: this side has not heard of it.
+    id: Option<TableId>,
+    /// The columns that either side has dropped: what is left of them says nothing.
+    dropped: BTreeSet<ColumnId>,
 }
 
 impl Side<'_> {
-    fn has_dropped(&self, table: &str) -> bool {
-        self.tables.names().is_table_dropped(table)
-    }
-
-    /// Lists the columns of a table that were dropped, if the table is known.
-    fn dropped_of(&self, id: Option<TableId>) -> BTreeSet<Name> {
-        let entry = id.map(|id| self.tables.entry(id));
-        let name = |entry: &Entry, id: &ColumnId| Arc::clone(&entry.columns[usize::from(id.0)]);
-        entry.iter().flat_map(|entry| entry.dropped.iter().map(|id| name(entry, id))).collect()
-    }
-
     fn reader(&self) -> Reader<'_> {
         Reader { conn: self.conn, tables: self.tables, has_parked: BTreeMap::new() }
+    }
+
+    fn part(&self, other: &Self, table: &str) -> Part {
+        let id = self.tables.id_of(table);
+        let columns = id.map(|id| self.tables.entry(id).columns.iter()).into_iter().flatten();
+        let is_dropped = |column: &str| {
+            let mut both = [self, other].into_iter();
+            both.any(|side| side.tables.names().is_column_dropped(table, column))
+        };
+        let dropped = (0..).zip(columns).filter(|(_, column)| is_dropped(column));
+        Part { id, dropped: dropped.map(|(id, _)| ColumnId(id)).collect() }
     }
 
     fn next(
         &self,
         reader: &mut Reader<'_>,
-        id: Option<TableId>,
+        part: &Part,
         rows: &mut Rows<'_>,
     ) -> rusqlite::Result<Option<Held>> {
-        let (Some(id), Some(row)) = (id, rows.next()?) else { return Ok(None) };
+        let (Some(id), Some(row)) = (part.id, rows.next()?) else { return Ok(None) };
         let key: Key = row.get_ref(0)?.as_blob()?.into();
         let entry = self.tables.entry(id);
         let clock = clocks::decode(row.get_ref(1)?.as_blob()?).ok().filter(|clock| {
             clock.cells().all(|(column, _)| usize::from(column.0) < entry.columns.len())
         });
-        let hash = match &clock {
-            Some(clock) => reader.find(id, &key).ok().map(|found| hash(entry, &key, clock, found)),
-            None => None,
-        };
-        Ok(Some(Held { key, hash, clock }))
+        let kept = |id: ColumnId| !part.dropped.contains(&id);
+        let (mut sum, mut stamps) = (None, Vec::new());
+        if let Some(clock) = &clock {
+            sum = match reader.find(id, &key) {
+                Ok(found) => Some(hash(entry, &key, clock, found, kept)),
+                Err(error) if is_interrupted(&error) => return Err(error),
+                Err(_) => None,
+            };
+            let cells = clock.cells().filter(|(id, _)| kept(*id));
+            stamps = cells.map(|(_, cell)| cell.stamp).chain([clock.life().stamp]).collect();
+        }
+        Ok(Some(Held { key, hash: sum, stamps }))
     }
 
     /// Tells whether a row holds a write that this side has not got.
     fn lacks(&self, held: Option<&Held>) -> bool {
-        let clock = held.and_then(|held| held.clock.as_ref());
-        clock.is_some_and(|clock| {
-            clock.stamps().iter().any(|stamp| stamp.version > self.origins.head(stamp.origin))
+        held.is_some_and(|held| {
+            held.stamps.iter().any(|stamp| stamp.version > self.origins.head(stamp.origin))
         })
     }
 }
@@ -241,20 +266,25 @@ fn differing_rows(
     here: &Side<'_>,
     there: &Side<'_>,
     table: &str,
+    look: &mut Look<'_>,
 ) -> rusqlite::Result<TableDifference> {
-    let ids = (here.tables.id_of(table), there.tables.id_of(table));
+    let mut done: u64 = 0;
+    look.at(Doing::Comparing, done, 0)?;
+    let (part_here, part_there) = (here.part(there, table), there.part(here, table));
     let (mut reader_here, mut reader_there) = (here.reader(), there.reader());
     let mut statement_here = here.conn.prepare(SELECT_CLOCKS)?;
     let mut statement_there = there.conn.prepare(SELECT_CLOCKS)?;
-    let mut rows_here = statement_here.query([ids.0])?;
-    let mut rows_there = statement_there.query([ids.1])?;
-    let mut left = here.next(&mut reader_here, ids.0, &mut rows_here)?;
-    let mut right = there.next(&mut reader_there, ids.1, &mut rows_there)?;
+    let mut rows_here = statement_here.query([part_here.id])?;
+    let mut rows_there = statement_there.query([part_there.id])?;
+    let mut left = here.next(&mut reader_here, &part_here, &mut rows_here)?;
+    let mut right = there.next(&mut reader_there, &part_there, &mut rows_there)?;
     let mut difference = TableDifference::default();
     let mut is_run = false;
-    // Until both have heard of a dropped column, rows differ by it.
-    let is_schema_equal = here.dropped_of(ids.0) == there.dropped_of(ids.1);
     loop {
+        done += 1;
+        if done.is_multiple_of(ROWS_A_LOOK) {
+            look.at(Doing::Comparing, done, 0)?;
+        }
         let order = match (&left, &right) {
             (None, None) => return Ok(difference),
             (Some(_), None) => Ordering::Less,
@@ -266,23 +296,22 @@ fn differing_rows(
             Ordering::Equal => (left.as_ref(), right.as_ref()),
             Ordering::Greater => (None, right.as_ref()),
         };
-        let is_explained = !is_schema_equal || there.lacks(pair.0) || here.lacks(pair.1);
-        difference.take(is_explained, pair, &mut is_run);
+        difference.take(here, there, pair, &mut is_run);
         if order != Ordering::Greater {
-            left = here.next(&mut reader_here, ids.0, &mut rows_here)?;
+            left = here.next(&mut reader_here, &part_here, &mut rows_here)?;
         }
         if order != Ordering::Less {
-            right = there.next(&mut reader_there, ids.1, &mut rows_there)?;
+            right = there.next(&mut reader_there, &part_there, &mut rows_there)?;
         }
     }
 }
 
 impl TableDifference {
     /// Takes one row in, as the two have it. `is_run`: the row before was a differing one.
-    /// `is_explained`: one of the two lacks what makes it differ.
     fn take(
         &mut self,
-        is_explained: bool,
+        here: &Side<'_>,
+        there: &Side<'_>,
         (left, right): (Option<&Held>, Option<&Held>),
         is_run: &mut bool,
     ) {
@@ -294,7 +323,7 @@ impl TableDifference {
             *is_run = false;
             return;
         }
-        if is_explained {
+        if there.lacks(left) || here.lacks(right) {
             self.behind += 1;
             return;
         }

@@ -17,11 +17,14 @@ pub enum Weight {
 pub enum Kind {
     /// SQLite's own check has failed.
     Damaged,
+    /// The look has ended early, so as not to hold the node up.
+    GivenUp,
     /// The numbers of tables and columns have holes.
     NamesWrong,
     ClockUnreadable,
     SetBack,
     Diverged,
+    /// This node's own writes are beyond the last one that it says it has made.
     BeyondHead,
     /// A live clock without a row.
     RowGone,
@@ -42,6 +45,8 @@ pub enum Kind {
     Quarantined,
     Nobodys,
     // From here on notes.
+    /// Another node's writes are held beyond what is said to be held of it.
+    HeadBehind,
     Parked,
     Copied,
     TailLost,
@@ -51,13 +56,14 @@ pub enum Kind {
 
 impl Kind {
     pub fn weight(self) -> Weight {
-        if self < Self::Parked { Weight::Problem } else { Weight::Note }
+        if self < Self::HeadBehind { Weight::Problem } else { Weight::Note }
     }
 
     /// Returns a word for programs, which never changes.
     pub fn code(self) -> &'static str {
         match self {
             Self::Damaged => "damaged",
+            Self::GivenUp => "given-up",
             Self::NamesWrong => "names-wrong",
             Self::ClockUnreadable => "clock-unreadable",
             Self::SetBack => "set-back",
@@ -76,6 +82,7 @@ impl Kind {
             Self::SchemaAside => "schema-aside",
             Self::Quarantined => "quarantined",
             Self::Nobodys => "nobodys",
+            Self::HeadBehind => "head-behind",
             Self::Parked => "parked",
             Self::Copied => "copied",
             Self::TailLost => "tail-lost",
@@ -93,6 +100,10 @@ impl Kind {
             | Self::BeyondHead
             | Self::RowGone
             | Self::IndexWrong => START_OVER,
+            Self::GivenUp => {
+                "Make room where the disk is full; else look again while less is written, or make a \
+                 backup and look at that (`tribune doctor --file`)"
+            }
             Self::SetBack => {
                 "Restart the node with the others up: it then goes on under a new epoch. Put back \
                  databases with `tribune restore`, not by copying files"
@@ -138,6 +149,11 @@ impl Kind {
                  shows as soon as it fits"
             }
             Self::Nobodys => "Restore a backup (`tribune restore`); this one was not made whole",
+            Self::HeadBehind => {
+                "Nothing, while the node runs and reaches others: it asks them for all that it does \
+                 not say it holds, and gets it once more. Where it stays, look which of the two is \
+                 wrong with a backup of another node (`tribune doctor --compare`)"
+            }
             Self::Parked => {
                 "Nothing, while a new schema is being rolled out. Else load it on this node \
                  (--schema): they show as soon as it is there"
@@ -164,6 +180,9 @@ impl Kind {
         let have = by_count("has", "have");
         match self {
             Self::Damaged => "The database file is damaged".to_owned(),
+            Self::GivenUp => "Not all was looked at, since that would have held the node up; what \
+                is told here was found until then"
+                .to_owned(),
             Self::NamesWrong => "The list of tables and columns is damaged".to_owned(),
             Self::ClockUnreadable => format!("{some} {have} a clock that cannot be read"),
             Self::SetBack => "The other node holds writes of this one that it does not know \
@@ -174,7 +193,7 @@ impl Kind {
                 by_count("differs", "differ")
             ),
             Self::BeyondHead => {
-                format!("{some} {are} newer than what this node says it holds of the writer")
+                format!("{some} {were} written by this node after what it says was its last write")
             }
             Self::RowGone => {
                 format!("{some} {are} missing: another program removed what was there")
@@ -209,6 +228,10 @@ impl Kind {
                 format!("{some} {were} written elsewhere and cannot be in the table here")
             }
             Self::Nobodys => "The database names no node".to_owned(),
+            Self::HeadBehind => format!(
+                "{some} {have} another node's write that is newer than what this node says it \
+                 holds of that one"
+            ),
             Self::Parked => {
                 format!("{some} {have} values that this node's schema has no place for yet")
             }

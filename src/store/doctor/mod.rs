@@ -4,11 +4,12 @@
 
 mod compare;
 mod finding;
+mod hold;
 mod walk;
 
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use rusqlite::{Connection, ErrorCode};
 
@@ -16,13 +17,14 @@ pub use self::compare::{Comparison, HeadDifference, KeyRange, TableDifference};
 pub use self::finding::{Finding, Kind, Weight};
 pub use self::walk::TableSum;
 
+use self::hold::{Hold, Look};
 use self::walk::Walk;
-use super::copy::{Log, Progress, Watch, bytes_of, directory_of, free_bytes};
+use super::copy::{self, Doing, Log, Strain, Watch, bytes_of, directory_of, free_bytes};
 use super::database::{Identity, file_of, identity_of, past_of};
 use super::image::{ImageError, open_image};
 use super::life::{Beside, Doubt, Mark};
 use super::maintain::WAL_BYTES_MAX;
-use super::open::{DATABASE_FILE, OpenError, has_log, open_reader, wal_path};
+use super::open::{DATABASE_FILE, LOCK_FILE, OpenError, has_log, open_reader, wal_path};
 use super::{guard, migrate, schema};
 use crate::types::{ClusterId, Origin, Version};
 
@@ -107,24 +109,45 @@ pub enum DoctorError {
     OtherCluster { path: String, theirs: ClusterId, ours: ClusterId },
     #[error("cannot read {path}: {detail}")]
     Unreadable { path: String, detail: String },
-    #[error(
-        "so much is written to {path} that looking at it would hold the node up; make a backup and look at that with --file"
-    )]
-    TooBusy { path: String },
+    #[error("interrupted")]
+    Interrupted,
 }
 
 impl DoctorError {
     fn of(path: &str, error: rusqlite::Error) -> Self {
         let path = path.to_owned();
         match error.sqlite_error_code() {
-            Some(ErrorCode::OperationInterrupted) => Self::TooBusy { path },
+            Some(ErrorCode::OperationInterrupted) => Self::Interrupted,
             _ => Self::Unreadable { path, detail: error.to_string() },
         }
     }
 }
 
-/// Looks at a database.
+/// What is enough for a node.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    held: copy::Limits,
+    /// See [`FREE_BYTES_WANTED`].
+    free_bytes_wanted: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { held: copy::Limits::default(), free_bytes_wanted: FREE_BYTES_WANTED }
+    }
+}
+
+/// Looks at a database. A node beside it comes first: before its log or its disk fills up the look
+/// ends, and says so among what it found.
 pub fn examine(request: &Request, watch: &mut Watch<'_>) -> Result<Diagnosis, DoctorError> {
+    examine_within(request, watch, Limits::default())
+}
+
+fn examine_within(
+    request: &Request,
+    watch: &mut Watch<'_>,
+    limits: Limits,
+) -> Result<Diagnosis, DoctorError> {
     let path = match &request.subject {
         Subject::DataDir(data_dir) => data_dir.join(DATABASE_FILE),
         Subject::File(file) => file.clone(),
@@ -146,7 +169,10 @@ pub fn examine(request: &Request, watch: &mut Watch<'_>) -> Result<Diagnosis, Do
         Subject::DataDir(data_dir) => open_own(data_dir),
         Subject::File(file) => open_file(file),
     };
-    let conn = match opened {
+    if let Subject::DataDir(_) = request.subject {
+        diagnosis.look_at_disk(limits.free_bytes_wanted);
+    }
+    let mut conn = match opened {
         Ok(conn) => conn,
         Err(DoctorError::Open(OpenError::Damaged { detail, .. }))
         | Err(DoctorError::Image(ImageError::Damaged { detail, .. })) => {
@@ -155,22 +181,38 @@ pub fn examine(request: &Request, watch: &mut Watch<'_>) -> Result<Diagnosis, Do
         }
         Err(error) => return Err(error),
     };
-    let name = diagnosis.database.display().to_string();
-    let failed = |error| DoctorError::of(&name, error);
-    // One snapshot: a row and its clock are of the same moment.
-    let snapshot = conn.unchecked_transaction().map_err(failed)?;
-    let is_whole = match diagnosis.look_at_file(&snapshot, request) {
-        Err(error) if is_damage(&error) => {
-            diagnosis.findings.push(Finding::of(Kind::Damaged).shows(error.to_string()));
-            false
+    let log = Log::of(&diagnosis.database, limits.held);
+    let hold = Hold::begin(log, &watch.is_cancelled);
+    let mut look = Look { progress: &mut *watch.progress, hold: Arc::clone(&hold) };
+    match diagnosis.look(&mut conn, request, &mut look) {
+        Err(DoctorError::Interrupted) => {
+            let strain = hold.strain().ok_or(DoctorError::Interrupted)?;
+            diagnosis.findings.push(Finding::of(Kind::GivenUp).shows(told(strain)));
         }
-        is_whole => is_whole.map_err(failed)?,
-    };
-    if is_whole {
-        diagnosis.look_at_rows(&snapshot, request, watch)?;
+        looked => looked?,
     }
     diagnosis.findings.sort_by_key(|finding| (finding.kind, finding.table.clone()));
     Ok(diagnosis)
+}
+
+fn told(strain: Strain) -> String {
+    match strain {
+        Strain::Log { grown } => format!(
+            "the node wrote {} MiB meanwhile, all of which its log has to keep until the end",
+            grown >> 20
+        ),
+        Strain::Disk { free } => {
+            format!("only {} MiB are free on the disk, and the node's log grows", free >> 20)
+        }
+    }
+}
+
+/// Tells whether a node uses a data directory. That takes the lock for an instant, which would
+/// refuse a node that starts in it: ask only where the answer matters.
+fn is_in_use(data_dir: &Path) -> bool {
+    // The node has it locked alone; two who ask share it.
+    let lock = File::open(data_dir.join(LOCK_FILE)).map(|file| file.try_lock_shared());
+    matches!(lock, Ok(Err(TryLockError::WouldBlock)))
 }
 
 fn open_own(data_dir: &Path) -> Result<Connection, DoctorError> {
@@ -194,20 +236,63 @@ fn is_damage(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
 }
 
+/// Runs SQLite's own check, and keeps what it said until it was ended.
+fn check(conn: &Connection, is_full: bool, lines: &mut Vec<String>) -> rusqlite::Result<()> {
+    let sql = if is_full { INTEGRITY_CHECK } else { QUICK_CHECK };
+    let mut statement = conn.prepare(sql)?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        lines.push(row.get(0)?);
+    }
+    Ok(())
+}
+
 impl Diagnosis {
+    /// Looks at everything that is in the database.
+    fn look(
+        &mut self,
+        conn: &mut Connection,
+        request: &Request,
+        look: &mut Look<'_>,
+    ) -> Result<(), DoctorError> {
+        let name = self.database.display().to_string();
+        let failed = |error| DoctorError::of(&name, error);
+        look.hold.watch(conn).map_err(failed)?;
+        // One snapshot: a row and its clock are of the same moment.
+        let snapshot = conn.unchecked_transaction().map_err(failed)?;
+        let is_whole = match self.look_at_file(&snapshot, request, look) {
+            Err(error) if is_damage(&error) => {
+                self.findings.push(Finding::of(Kind::Damaged).shows(error.to_string()));
+                false
+            }
+            is_whole => is_whole.map_err(failed)?,
+        };
+        if is_whole {
+            self.look_at_rows(&snapshot, request, look)?;
+        }
+        Ok(())
+    }
+
     /// Looks at the file, its surroundings and who it belongs to. Tells whether the rows can be
     /// looked at.
-    fn look_at_file(&mut self, conn: &Connection, request: &Request) -> rusqlite::Result<bool> {
-        let sql = if request.full { INTEGRITY_CHECK } else { QUICK_CHECK };
-        let lines: Vec<String> =
-            conn.prepare(sql)?.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    fn look_at_file(
+        &mut self,
+        conn: &Connection,
+        request: &Request,
+        look: &mut Look<'_>,
+    ) -> rusqlite::Result<bool> {
+        // The snapshot begins with the first statement.
+        let version: i32 = conn.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        look.at(Doing::Checking, 0, 0)?;
+        let mut lines = Vec::new();
+        let checked = check(conn, request.full, &mut lines);
         let is_whole = lines == ["ok"];
-        if !is_whole {
+        if !is_whole && !lines.is_empty() {
             let finding = Finding::of(Kind::Damaged);
             let lines = lines.iter().flat_map(|line| line.lines());
             self.findings.push(lines.fold(finding, |finding, line| finding.shows(line.to_owned())));
         }
-        let version: i32 = conn.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        checked?;
         self.version = Some(version);
         // What is still in the log counts, too.
         let pragma = |name| conn.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
@@ -222,43 +307,51 @@ impl Diagnosis {
             self.findings.push(Finding::of(Kind::Nobodys));
         }
         if let Subject::DataDir(_) = request.subject {
-            self.look_around(conn)?;
+            self.look_at_past(conn)?;
         }
         Ok(is_whole && version == migrate::VERSION)
     }
 
-    /// Looks at what matters only where a node lives.
-    fn look_around(&mut self, conn: &Connection) -> rusqlite::Result<()> {
+    /// Looks whether the node can go on counting where its database ends.
+    fn look_at_past(&mut self, conn: &Connection) -> rusqlite::Result<()> {
         let file = file_of(&self.database).ok();
         if let Some((written_in, mark)) = past_of(conn)? {
             let beside = Beside::read(directory_of(&self.database));
             let doubt = mark.doubt(beside.as_deref(), has_log(&self.database), &Mark::new());
             let doubt = if written_in == file { doubt } else { Some(Doubt::Copied) };
-            self.findings.extend(doubt.map(|doubt| match doubt {
+            // A life that goes on has not ended; whether it has a log tells nothing, since the node
+            // empties it now and then.
+            let is_going_on =
+                doubt == Some(Doubt::TailLost) && is_in_use(directory_of(&self.database));
+            self.findings.extend(doubt.filter(|_| !is_going_on).map(|doubt| match doubt {
                 Doubt::Copied | Doubt::Exchanged => Finding::of(Kind::Copied),
                 Doubt::TailLost => Finding::of(Kind::TailLost),
             }));
         }
+        Ok(())
+    }
+
+    /// Looks whether the node has the room that it needs.
+    fn look_at_disk(&mut self, free_bytes_wanted: u64) {
         if self.wal_bytes > WAL_BYTES_MAX {
             let text = format!("{} MiB", self.wal_bytes >> 20);
             self.findings.push(Finding::of(Kind::LogLarge).shows(text));
         }
         self.free_bytes = free_bytes(directory_of(&self.database)).ok();
-        let Some(free) = self.free_bytes else { return Ok(()) };
+        let Some(free) = self.free_bytes else { return };
         let text = format!("{} MiB are free", free >> 20);
-        if free < FREE_BYTES_WANTED {
+        if free < free_bytes_wanted {
             self.findings.push(Finding::of(Kind::DiskFull).shows(text));
         } else if free < self.database_bytes {
             self.findings.push(Finding::of(Kind::DiskTight).shows(text));
         }
-        Ok(())
     }
 
     fn look_at_rows(
         &mut self,
         conn: &Connection,
         request: &Request,
-        watch: &mut Watch<'_>,
+        look: &mut Look<'_>,
     ) -> Result<(), DoctorError> {
         let path = self.database.display().to_string();
         let failed = |error| DoctorError::of(&path, error);
@@ -271,17 +364,8 @@ impl Diagnosis {
             asides.add(|| format!("{kind} {table} {name}: {reason}"));
         }
         self.findings.extend(Some(asides).filter(|asides| asides.count > 0));
-        // Beside a node the snapshot must not be held for ever: see `copy.rs`.
-        let (log, is_over) = (Log::of(&self.database), Arc::clone(&watch.is_cancelled));
-        let is_cancelled = Arc::clone(&watch.is_cancelled);
-        let progress = &mut |progress: Progress| {
-            (watch.progress)(progress);
-            if log.check().is_err() {
-                is_over.store(true, Ordering::Relaxed);
-            }
-        };
-        let watch = &mut Watch { progress, is_cancelled };
-        let walked = match Walk::through(conn, watch).map_err(failed)? {
+        let own = self.identity.as_ref().map(Identity::origin);
+        let walked = match Walk::through(conn, own, look).map_err(failed)? {
             Ok(walked) => walked,
             Err(finding) => {
                 self.findings.push(finding);
@@ -291,8 +375,11 @@ impl Diagnosis {
         self.heads = walked.origins.heads();
         self.tables.clone_from(&walked.sums);
         self.findings.extend(walked.findings.iter().cloned());
+        if walked.is_cut {
+            return Err(DoctorError::Interrupted);
+        }
         if let Some(other) = &request.compare {
-            self.compare(conn, &walked, request, other, watch)?;
+            self.compare(conn, &walked, request, other, look)?;
         }
         Ok(())
     }
@@ -302,8 +389,9 @@ impl Diagnosis {
 mod tests {
     use super::*;
     use crate::crdt::storage::Storage;
-    use crate::crdt::{Batch, Piece, RowOp};
+    use crate::crdt::{Batch, Commit, Piece, RowOp};
     use crate::store::backup::{Backup, backup};
+    use crate::store::life::LIFE_FILE;
     use crate::store::schema::{Mode, SchemaRequest};
     use crate::store::trial::{ME, NOW, T, Trial, in_memory, run, source};
     use crate::store::{OpenConfig, Store};
@@ -396,7 +484,11 @@ mod tests {
             ("DROP TRIGGER __tribune_guard_update_t", "unguarded t 1", "t"),
             ("DELETE FROM __tribune_stamps", "index-wrong t 1", "3"),
             ("INSERT INTO __tribune_stamps VALUES (1, 1, 0, x'00', 0)", "index-idle - 1", ""),
-            ("UPDATE __tribune_origins SET head = 1 WHERE ordinal = 2", "beyond-head u 1", "'x'"),
+            (
+                "UPDATE __tribune_origins SET head = 2 WHERE ordinal = 1",
+                "beyond-head services 1",
+                "web",
+            ),
             (
                 "UPDATE __tribune_rows SET clock = x'00' WHERE version = 1",
                 "clock-unreadable t 2",
@@ -415,6 +507,196 @@ mod tests {
             assert!(is_named || example.is_empty(), "{shown:?}");
             assert!(!shown.what().is_empty() && !shown.kind.advice().is_empty());
         }
+    }
+
+    fn hear(to: &mut Trial, commit: Commit) {
+        let piece = Piece::of(commit.changeset.unwrap());
+        to.store.apply(NOW, &Batch { pieces: vec![piece] }).unwrap();
+    }
+
+    fn other_trial(of: &Trial, node: NodeId) -> Trial {
+        let dir = tempfile::tempdir().unwrap();
+        let data_dir = dir.path().join("data");
+        let config = OpenConfig { data_dir, node: Some(node), ..of.config.clone() };
+        Trial { store: Store::open(&config).unwrap(), dir, config }
+    }
+
+    /// Changes the schema of the whole cluster.
+    fn reshape(trial: &mut Trial, sql: &str) -> Commit {
+        let mode = Mode::Apply { allow_drop: true };
+        let request = SchemaRequest { sources: vec![source(sql)], mode, dry_run: false };
+        let mut group = trial.store.group(NOW);
+        group.schema(&request).unwrap();
+        (*group.commit().unwrap().pop().unwrap()).clone()
+    }
+
+    #[test]
+    fn what_a_drop_leaves_behind_counts_for_nothing_here_and_in_a_comparison() {
+        let wide = "CREATE TABLE a (id INTEGER NOT NULL PRIMARY KEY, v, w);";
+        let gone = "CREATE TABLE b (id INTEGER NOT NULL PRIMARY KEY, v);";
+        let mut trial = Trial::new("");
+        let mut other = other_trial(&trial, YOU);
+        for commit in [
+            reshape(&mut trial, &format!("{wide} {gone}")),
+            trial.write(&["INSERT INTO a VALUES (1, 'v', 'w')", "INSERT INTO b VALUES (1, 'x')"]),
+        ] {
+            hear(&mut other, commit);
+        }
+        let early = backed_up(&other, "early.db");
+        // One node clears away rows that it holds, and another gets some that it never shows.
+        let narrow = reshape(&mut trial, &wide.replace(", w)", ")"));
+        let dropped = reshape(&mut trial, "DROP TABLE b");
+        let late = ["UPDATE a SET w = 'late'", "INSERT INTO b VALUES (2, 'late')"];
+        let late = late.map(|sql| other.write(&[sql]));
+        for commit in late {
+            hear(&mut trial, commit);
+        }
+        let compare = |file: &Path| {
+            let subject = Subject::DataDir(trial.config.data_dir.clone());
+            look(&Request { subject, full: true, compare: Some(file.to_owned()) })
+        };
+        // The other has not dropped anything yet, and in the early backup it has not written.
+        for file in [early, backed_up(&other, "late.db")] {
+            let diagnosis = compare(&file);
+            assert_eq!(found(&diagnosis), Vec::<String>::new());
+            assert_eq!(diagnosis.fingerprint(), trial.store.fingerprint().unwrap());
+            assert!(diagnosis.tables.iter().all(|table| table.name != "b"));
+        }
+        hear(&mut other, narrow);
+        hear(&mut other, dropped);
+        let diagnosis = compare(&backed_up(&other, "dropped.db"));
+        assert_eq!(found(&diagnosis), Vec::<String>::new());
+        assert_eq!(diagnosis.comparison.unwrap().tables, []);
+        let diagnosis = look_at(&other);
+        assert_eq!(found(&diagnosis), Vec::<String>::new());
+        assert_eq!(diagnosis.fingerprint(), other.store.fingerprint().unwrap());
+        assert_eq!(diagnosis.fingerprint(), trial.store.fingerprint().unwrap());
+    }
+
+    #[test]
+    fn a_node_that_catches_up_is_not_told_that_it_is_wrong() {
+        let mut first = Trial::new(T);
+        let mut second = other_trial(&first, YOU);
+        let mut third = other_trial(&first, NodeId([0x33; 16]));
+        for trial in [&mut second, &mut third] {
+            trial.store.apply_schema(NOW, &[source(T)]).unwrap();
+        }
+        hear(&mut second, first.write(&["INSERT INTO t (id, v) VALUES (1, 'first')"]));
+        let update = second.write(&["UPDATE t SET v = 'second', w = 'second' WHERE id = 1"]);
+        // The update brings the row's life along, whose writer is not heard of yet.
+        hear(&mut third, update);
+        let diagnosis = look_at(&third);
+        assert_eq!(found(&diagnosis), Vec::<String>::new());
+        // A cell beyond its writer's head comes again: a note.
+        meddle(&third, "UPDATE __tribune_origins SET head = 0");
+        let diagnosis = look_at(&third);
+        assert_eq!(found(&diagnosis), ["head-behind t 1"]);
+        assert!(diagnosis.is_healthy());
+    }
+
+    #[test]
+    fn a_look_ends_before_the_node_beside_it_is_in_trouble_and_tells_what_it_has_found() {
+        use crate::store::copy::Progress;
+        let all = Limits::default();
+        let log = Limits { held: copy::Limits { log_bytes_max: 0, ..all.held }, ..all };
+        let held = copy::Limits { free_bytes_min: u64::MAX, ..all.held };
+        let disk = Limits { held, free_bytes_wanted: u64::MAX };
+        // The check, the walk, and the comparison; each of them while the node writes.
+        for (limits, at, full, codes) in [
+            (log, Doing::Checking, false, &["given-up"][..]),
+            (log, Doing::Checking, true, &["given-up"]),
+            (disk, Doing::Checking, false, &["given-up", "disk-full"]),
+            (log, Doing::Reading, false, &["given-up", "row-undead"]),
+            (log, Doing::Comparing, false, &["given-up", "diverged", "row-undead", "parked"]),
+            (all, Doing::Copying, false, &["diverged", "row-undead", "parked"]),
+        ] {
+            let mut trial = healthy();
+            trial.write(&[
+                "WITH RECURSIVE n(i) AS (SELECT 10 UNION ALL SELECT i + 1 FROM n LIMIT 5000)
+                INSERT INTO t (id, v) SELECT i, 'some' FROM n",
+            ]);
+            trial.write(&["INSERT INTO kv (key) VALUES ('k')"]);
+            let file = backed_up(&trial, "copy.db");
+            meddle(&trial, "INSERT INTO t (id) VALUES (2); UPDATE kv SET value = 'other'");
+            meddle(&trial, "UPDATE t SET v = 'other' WHERE id = 20");
+            let data_dir = trial.config.data_dir.clone();
+            let subject = Subject::DataDir(data_dir);
+            let request = Request { subject, full, compare: Some(file) };
+            let mut nth = 0;
+            let progress = &mut |progress: Progress| {
+                // The second table to be compared: the first has been told.
+                nth += u32::from(progress.doing == at);
+                if progress.doing == at && (at != Doing::Comparing || nth == 2) {
+                    trial.write(&["REPLACE INTO t VALUES (7, randomblob(500000), 'x')"]);
+                }
+            };
+            let mut watch = Watch { progress, is_cancelled: Arc::default() };
+            let diagnosis = examine_within(&request, &mut watch, limits).unwrap();
+            let found: Vec<&str> = diagnosis.findings.iter().map(|f| f.kind.code()).collect();
+            let given_up = diagnosis.findings.iter().find(|f| f.kind == Kind::GivenUp);
+            // One table differs or two, as far as it came.
+            let mut found = found;
+            found.dedup();
+            assert_eq!(found, codes, "{at:?} {limits:?}");
+            assert!(!diagnosis.is_healthy());
+            if let Some(given_up) = given_up {
+                let wanted =
+                    if limits.free_bytes_wanted == u64::MAX { "are free" } else { "wrote" };
+                assert!(given_up.examples[0].contains(wanted), "{given_up:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_check_is_ended_in_its_middle() {
+        let mut trial = healthy();
+        trial
+            .write(&["WITH RECURSIVE n(i) AS (SELECT 10 UNION ALL SELECT i + 1 FROM n LIMIT 5000)
+            INSERT INTO t (id, v) SELECT i, 'some' FROM n"]);
+        let mut conn = open_own(&trial.config.data_dir).unwrap();
+        let limits = copy::Limits { log_bytes_max: 0, ..copy::Limits::default() };
+        for is_full in [false, true] {
+            let log = Log::of(trial.store.path().unwrap(), limits);
+            let hold = Hold::begin(log, &Arc::default());
+            hold.watch(&mut conn).unwrap();
+            let mut lines = Vec::new();
+            check(&conn, is_full, &mut lines).unwrap();
+            assert_eq!(lines, ["ok"]);
+            hold.watch(&mut conn).unwrap();
+            trial.write(&["REPLACE INTO t VALUES (7, randomblob(500000), 'x')"]);
+            let error = check(&conn, is_full, &mut Vec::new()).unwrap_err();
+            assert!(hold::is_interrupted(&error), "{error}");
+            assert!(matches!(hold.strain(), Some(Strain::Log { grown }) if grown > 500_000));
+        }
+    }
+
+    #[test]
+    fn who_asks_for_the_end_of_a_look_is_not_told_of_the_log() {
+        let trial = healthy();
+        let subject = Subject::DataDir(trial.config.data_dir.clone());
+        let request = Request { subject, full: false, compare: None };
+        let is_cancelled = Arc::new(std::sync::atomic::AtomicBool::new(true));
+        let error = examine(&request, &mut Watch { progress: &mut |_| {}, is_cancelled });
+        assert!(matches!(error, Err(DoctorError::Interrupted)), "{error:?}");
+    }
+
+    #[test]
+    fn a_node_that_runs_has_lost_nothing_when_its_log_is_empty() {
+        let trial = healthy();
+        let empty = "PRAGMA wal_checkpoint(TRUNCATE)";
+        trial.store.conn.query_row(empty, [], |_| Ok(())).unwrap();
+        assert!(!has_log(&trial.config.data_dir.join(DATABASE_FILE)));
+        assert_eq!(found(&look_at(&trial)), ["parked u 1"]);
+        // The same files once nobody runs on them: the machine has gone down.
+        let Trial { store, dir, config } = trial;
+        let beside = config.data_dir.join(LIFE_FILE);
+        let open = std::fs::read(&beside).unwrap();
+        drop(store);
+        std::fs::write(&beside, open).unwrap();
+        let subject = Subject::DataDir(config.data_dir.clone());
+        let diagnosis = look(&Request { subject, full: false, compare: None });
+        assert_eq!(found(&diagnosis), ["parked u 1", "tail-lost - 1"]);
+        drop(dir);
     }
 
     #[test]

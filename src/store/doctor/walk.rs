@@ -2,21 +2,21 @@
 //! sum of each table.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
 
 use rusqlite::Connection;
 
 use super::super::changes::{Found, Reader};
 use super::super::clocks;
-use super::super::copy::{Doing, Progress, Watch};
+use super::super::copy::Doing;
 use super::super::origins::Origins;
 use super::super::tables::{Entry, Table, TableId, Tables, read_at};
 use super::super::values::{excerpt, quote};
+use super::hold::{Look, is_interrupted};
 use super::{Finding, Kind};
 use crate::crdt::change::owns;
 use crate::crdt::fingerprint::row_hash;
-use crate::crdt::{Class, Key, RowClock, Stamp, pack};
-use crate::types::Value;
+use crate::crdt::{Class, ColumnId, Key, RowClock, pack};
+use crate::types::{Origin, Value};
 
 const COUNT_HOLES: &str = "SELECT
     (SELECT count(*) <> coalesce(max(id) + 1, 0) FROM __tribune_tables) +
@@ -25,23 +25,23 @@ const COUNT_HOLES: &str = "SELECT
         HAVING count(*) <> max(id) + 1))
     + (SELECT count(*) FROM (SELECT DISTINCT tbl FROM __tribune_rows)
         WHERE tbl NOT IN (SELECT id FROM __tribune_tables))";
-const COUNT_CLOCKS: &str = "SELECT count(*) FROM __tribune_rows";
+/// Sums are taken row by row; a bare `count(*)` reads all pages without asking whether to end.
+const COUNT_CLOCKS: &str = "SELECT coalesce(sum(1), 0) FROM __tribune_rows";
 const SELECT_CLOCKS: &str = "SELECT key, origin, version, clock FROM __tribune_rows
     WHERE tbl = ?1 ORDER BY key";
 const SELECT_CLOCK: &str = "SELECT 1 FROM __tribune_rows WHERE tbl = ?1 AND key = ?2";
 const SELECT_STAMP: &str = "SELECT 1 FROM __tribune_stamps
     WHERE origin = ?1 AND version = ?2 AND tbl = ?3 AND key = ?4";
-const COUNT_STAMPS: &str = "SELECT count(*) FROM __tribune_stamps";
-const SELECT_PARKED: &str = "SELECT reason, count(DISTINCT key), min(key) FROM __tribune_parked
-    WHERE tbl = ?1 GROUP BY reason ORDER BY reason";
+const COUNT_STAMPS: &str = "SELECT tbl, count(*) FROM __tribune_stamps GROUP BY tbl";
+const SELECT_PARKED: &str = "SELECT DISTINCT reason, key, col FROM __tribune_parked
+    WHERE tbl = ?1 ORDER BY reason, key";
 
-/// How many rows are read between two looks at the clock on the wall.
-const ROWS_A_LOOK: u64 = 4_096;
+/// How many rows are read between two looks at the node beside it.
+pub(super) const ROWS_A_LOOK: u64 = 4_096;
 
 /// What a table holds, and its part of the fingerprint.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct TableSum {
-    /// Under which it travels.
     pub name: String,
     /// Rows that exist, those that are kept aside too.
     pub live: u64,
@@ -55,9 +55,11 @@ pub struct TableSum {
 pub(super) struct Walked {
     pub tables: Tables,
     pub origins: Origins,
-    /// By name; tables without any row are left out.
+    /// By name; tables without any row are left out. Empty when it is cut.
     pub sums: Vec<TableSum>,
     pub findings: Vec<Finding>,
+    /// Whether it was ended before it was through.
+    pub is_cut: bool,
 }
 
 /// A walk under way.
@@ -65,6 +67,8 @@ pub(super) struct Walk<'a> {
     conn: &'a Connection,
     tables: &'a Tables,
     origins: &'a Origins,
+    /// The one that the node writes under.
+    own: Option<Origin>,
     found: BTreeMap<(Kind, TableId), Finding>,
     /// How many entries the index of further stamps should have.
     stamps: u64,
@@ -77,33 +81,49 @@ impl<'a> Walk<'a> {
     /// wrong that no row can be told from another.
     pub fn through(
         conn: &'a Connection,
-        watch: &mut Watch<'_>,
+        own: Option<Origin>,
+        look: &mut Look<'_>,
     ) -> rusqlite::Result<Result<Walked, Finding>> {
         if count(conn, COUNT_HOLES)? > 0 {
             return Ok(Err(Finding::of(Kind::NamesWrong)));
         }
         let (tables, origins) = (Tables::read(conn)?, Origins::read(conn)?);
         let mut sums = Vec::new();
-        let findings = {
+        let (findings, is_cut) = {
             let total = count(conn, COUNT_CLOCKS)?;
             let found = BTreeMap::new();
             let (tables, origins) = (&tables, &origins);
-            let mut walk = Walk { conn, tables, origins, found, stamps: 0, done: 0, total };
-            for id in 0..tables.entries().len() {
-                let id = TableId::try_from(id).expect("table ids are numbers of this type");
-                let sum = walk.table(id, watch)?;
-                if sum.live + sum.dead > 0 {
-                    sums.push(sum);
-                }
-            }
-            walk.index()?;
-            walk.found.into_values().collect()
+            let mut walk = Walk { conn, tables, origins, own, found, stamps: 0, done: 0, total };
+            let is_cut = match walk.all(&mut sums, look) {
+                Err(error) if is_interrupted(&error) => true,
+                through => through.map(|()| false)?,
+            };
+            (walk.found.into_values().collect(), is_cut)
         };
+        if is_cut {
+            sums.clear();
+        }
         sums.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(Ok(Walked { tables, origins, sums, findings }))
+        Ok(Ok(Walked { tables, origins, sums, findings, is_cut }))
     }
 
-    fn table(&mut self, id: TableId, watch: &mut Watch<'_>) -> rusqlite::Result<TableSum> {
+    fn all(&mut self, sums: &mut Vec<TableSum>, look: &mut Look<'_>) -> rusqlite::Result<()> {
+        for id in 0..self.tables.entries().len() {
+            let id = TableId::try_from(id).expect("table ids are numbers of this type");
+            // What a drop leaves of clocks and values counts for nothing: nodes hold it or not, as
+            // it reached them.
+            if self.tables.entry(id).is_dropped {
+                continue;
+            }
+            let sum = self.table(id, look)?;
+            if sum.live + sum.dead > 0 {
+                sums.push(sum);
+            }
+        }
+        self.index()
+    }
+
+    fn table(&mut self, id: TableId, look: &mut Look<'_>) -> rusqlite::Result<TableSum> {
         let entry = self.tables.entry(id);
         let name = entry.name.to_string();
         let mut sum = TableSum { name, live: 0, dead: 0, fingerprint: 0 };
@@ -115,11 +135,7 @@ impl<'a> Walk<'a> {
         while let Some(row) = rows.next()? {
             self.done += 1;
             if self.done.is_multiple_of(ROWS_A_LOOK) {
-                let (done, total) = (self.done, self.total);
-                (watch.progress)(Progress { doing: Doing::Reading, done, total });
-                if watch.is_cancelled.load(Ordering::Relaxed) {
-                    return Err(interrupted());
-                }
+                look.at(Doing::Reading, self.done, self.total)?;
             }
             let key: Key = row.get_ref(0)?.as_blob()?.into();
             let indexed = (row.get(1)?, row.get(2)?);
@@ -128,9 +144,6 @@ impl<'a> Walk<'a> {
                 continue;
             };
             self.stamps_of(id, &key, &clock, indexed)?;
-            if entry.is_dropped {
-                continue;
-            }
             if clock.is_alive() {
                 sum.live += 1;
             } else {
@@ -157,10 +170,7 @@ impl<'a> Walk<'a> {
         indexed: (i64, i64),
     ) -> rusqlite::Result<()> {
         let stamps = clocks::in_order(clock);
-        let is_beyond = |stamp: &Stamp| stamp.version > self.origins.head(stamp.origin);
-        if stamps.iter().any(is_beyond) {
-            self.note(Kind::BeyondHead, id, key);
-        }
+        self.heads_of(id, key, clock);
         let mut is_wrong = false;
         for (nth, stamp) in stamps.iter().enumerate() {
             let Some(ordinal) = self.origins.number_of(stamp.origin) else {
@@ -180,6 +190,28 @@ impl<'a> Walk<'a> {
             self.note(Kind::IndexWrong, id, key);
         }
         Ok(())
+    }
+
+    /// Holds what was written of a row against the heads of those who wrote it. A life does not
+    /// count: each change of a row brings it along, so it may well arrive before its own version.
+    fn heads_of(&mut self, id: TableId, key: &Key, clock: &RowClock) {
+        let dropped = &self.tables.entry(id).dropped;
+        let cells = clock.cells().filter(|(column, _)| !dropped.contains(column));
+        let beyond = cells
+            .map(|(_, cell)| cell.stamp)
+            .filter(|stamp| stamp.version > self.origins.head(stamp.origin));
+        let (mut is_own, mut is_others) = (false, false);
+        for stamp in beyond {
+            let is_mine = self.own == Some(stamp.origin);
+            is_own |= is_mine;
+            is_others |= !is_mine;
+        }
+        if is_own {
+            self.note(Kind::BeyondHead, id, key);
+        }
+        if is_others {
+            self.note(Kind::HeadBehind, id, key);
+        }
     }
 
     /// Holds a clock against its row, and returns the row's hash; `None`: it has none.
@@ -214,7 +246,7 @@ impl<'a> Walk<'a> {
         if is_owned && !owns(clock.life().stamp.origin.node, &owner) {
             self.note(Kind::ForeignOwner, id, key);
         }
-        Ok(Some(hash(entry, key, clock, found)))
+        Ok(Some(hash(entry, key, clock, found, |id| !entry.dropped.contains(&id))))
     }
 
     /// Finds the rows that no clock stands for, if there are any: `present` rows have one.
@@ -225,7 +257,7 @@ impl<'a> Walk<'a> {
         present: u64,
     ) -> rusqlite::Result<()> {
         let name = quote(&table.info.name);
-        if count(self.conn, &format!("SELECT count(*) FROM {name}"))? == present {
+        if count(self.conn, &format!("SELECT coalesce(sum(1), 0) FROM {name}"))? == present {
             return Ok(());
         }
         let key: Vec<String> =
@@ -251,22 +283,27 @@ impl<'a> Walk<'a> {
     fn parked(&mut self, id: TableId) -> rusqlite::Result<()> {
         let mut statement = self.conn.prepare_cached(SELECT_PARKED)?;
         let mut rows = statement.query([id])?;
+        let mut last: Option<(Option<String>, Vec<u8>)> = None;
         while let Some(row) = rows.next()? {
-            let reason: Option<String> = row.get(0)?;
-            let (count, key): (i64, Vec<u8>) = (row.get(1)?, row.get(2)?);
+            let (reason, key): (Option<String>, Vec<u8>) = (row.get(0)?, row.get(1)?);
+            let is_dropped = self.tables.entry(id).dropped.contains(&ColumnId(row.get(2)?));
+            let is_told = last.as_ref().is_some_and(|last| last.0 == reason && last.1 == key);
+            if is_dropped || is_told {
+                continue;
+            }
             let kind = if reason.is_some() { Kind::Quarantined } else { Kind::Parked };
             let finding = self.finding(kind, id);
-            finding.add(|| match reason {
-                Some(reason) => format!("{}: {}", show_key(&key), excerpt(&reason)),
+            finding.add(|| match &reason {
+                Some(reason) => format!("{}: {}", show_key(&key), excerpt(reason)),
                 None => show_key(&key),
             });
-            finding.count += count.cast_unsigned() - 1;
+            last = Some((reason, key));
         }
         Ok(())
     }
 
     fn index(&mut self) -> rusqlite::Result<()> {
-        let held = count(self.conn, COUNT_STAMPS)?;
+        let held = self.entries_of_index()?;
         // What is missing was told row by row.
         let is_complete = !self.found.keys().any(|(kind, _)| *kind == Kind::IndexWrong);
         let is_read = !self.found.keys().any(|(kind, _)| *kind == Kind::ClockUnreadable);
@@ -275,6 +312,21 @@ impl<'a> Walk<'a> {
             self.found.insert((Kind::IndexIdle, 0), finding.shows("__tribune_stamps".to_owned()));
         }
         Ok(())
+    }
+
+    /// Counts the entries of the index, but for those of dropped tables.
+    fn entries_of_index(&self) -> rusqlite::Result<u64> {
+        let mut statement = self.conn.prepare(COUNT_STAMPS)?;
+        let mut rows = statement.query([])?;
+        let mut held = 0;
+        while let Some(row) = rows.next()? {
+            let (table, count): (i64, i64) = (row.get(0)?, row.get(1)?);
+            let entry = usize::try_from(table).ok().and_then(|at| self.tables.entries().get(at));
+            if !entry.is_some_and(|entry| entry.is_dropped) {
+                held += count.cast_unsigned();
+            }
+        }
+        Ok(held)
     }
 
     fn note(&mut self, kind: Kind, id: TableId, key: &[u8]) {
@@ -288,10 +340,6 @@ impl<'a> Walk<'a> {
     }
 }
 
-fn interrupted() -> rusqlite::Error {
-    rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_INTERRUPT), None)
-}
-
 fn count(conn: &Connection, sql: &str) -> rusqlite::Result<u64> {
     conn.query_row(sql, [], |row| row.get::<_, i64>(0)).map(i64::cast_unsigned)
 }
@@ -302,23 +350,31 @@ fn judge(found: &Found<'_>, clock: &RowClock) -> Option<Kind> {
     // Another node's schema is ahead: there is no table that could have the row.
     (*home)?;
     match (clock.is_alive(), row) {
+        (true, None) if !fits => Some(Kind::Quarantined),
         // It is kept aside, with its values and the reason.
         (true, None) if !parked.is_empty() => None,
-        (true, None) if !fits => Some(Kind::Quarantined),
         (true, None) => Some(Kind::RowGone),
         (false, Some(_)) => Some(Kind::RowUndead),
         (true, Some(_)) | (false, None) => None,
     }
 }
 
-/// Returns a row's part of the fingerprint. Its clock names no column that has no name.
-pub(super) fn hash(entry: &Entry, key: &[u8], clock: &RowClock, found: Found<'_>) -> u64 {
-    let kept = || clock.cells().filter(|(id, _)| !entry.dropped.contains(id));
-    let values = found.values(kept().map(|(id, _)| id));
-    let cells = kept().zip(&values);
-    let cells =
-        cells.map(|((id, clock), value)| (&*entry.columns[usize::from(id.0)], clock, value));
-    row_hash(&entry.name, key, clock.life(), cells)
+/// Returns a row's part of the fingerprint, which is made of those columns that are `kept`. Its
+/// clock names no column that has no name.
+pub(super) fn hash(
+    table: &Entry,
+    key: &[u8],
+    clock: &RowClock,
+    found: Found<'_>,
+    kept: impl Fn(ColumnId) -> bool,
+) -> u64 {
+    let cells: Vec<_> = clock.cells().filter(|(id, _)| kept(*id)).collect();
+    let values = found.values(cells.iter().map(|(id, _)| *id));
+    let cells = cells
+        .iter()
+        .zip(&values)
+        .map(|((id, clock), value)| (&*table.columns[usize::from(id.0)], *clock, value));
+    row_hash(&table.name, key, clock.life(), cells)
 }
 
 /// Shows a key as the values of its columns.
