@@ -65,6 +65,7 @@ impl Drop for Listeners {
 /// Writes until the mailbox is closed and empty. Returns the store, for a last checkpoint.
 pub(super) fn run(mut store: Store, listeners: &Listeners) -> Store {
     store.yield_to(listeners.mailbox.who_waits());
+    store.echo_to(listeners.pulse.echo());
     while let Some(turn) = listeners.mailbox.take(&listeners.pulse) {
         match turn {
             Turn::Jobs(jobs) => write_jobs(&mut store, jobs, listeners),
@@ -83,7 +84,7 @@ fn write_jobs(store: &mut Store, jobs: Vec<Job>, listeners: &Listeners) {
     let mut group = store.group(wall_now());
     let mut outcomes = Vec::with_capacity(jobs.len());
     for job in jobs {
-        listeners.pulse.beat("carrying out a command");
+        listeners.pulse.beat_long("carrying out a command");
         outcomes.push(match job {
             Job::Ops { ops, reply } => Outcome::Ops(reply, group.ops(&ops).map(drop)),
             Job::Apply { id, batch } => {
@@ -113,7 +114,7 @@ fn write_transactions(store: &mut Store, first: Transaction, listeners: &Listene
     let mut outcomes = Vec::new();
     let mut next = Some(first);
     while let Some(Transaction { statements, deadline, reply }) = next {
-        listeners.pulse.beat("running a user's transaction");
+        listeners.pulse.beat_long("running a user's transaction");
         let latest = Instant::now() + RUN_MAX;
         let deadline = deadline.map_or(latest, |deadline| deadline.min(latest));
         outcomes.push(Outcome::Sql(reply, group.sql(&statements, Some(deadline))));

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OptionalExtension};
 use tracing::warn;
 use uuid::Uuid;
@@ -15,7 +16,7 @@ use super::apply::Merge;
 use super::capture::Capture;
 use super::gate::Gate;
 use super::group::Group;
-use super::life::{Beside, Doubt, Mark};
+use super::life::{Beside, Doubt, LIFE_FILE, Mark};
 use super::maintain::WalMeter;
 use super::open::{
     DATABASE_FILE, DirectoryLock, OpenConfig, OpenError, has_log, lock_directory, open_memory,
@@ -31,6 +32,7 @@ use super::waiting::Waiting;
 use super::{clocks, guard, migrate, parked};
 use crate::crdt::storage::StorageError;
 use crate::crdt::{Commit, Key, TableEvents, pack};
+use crate::telemetry::pulse::Echo;
 use crate::types::{ClusterId, Epoch, Hlc, NodeId, Origin, Scope, Seq, Version, Wall};
 
 /// The table of this node's check definitions: row operations may name it, nothing of it travels.
@@ -42,6 +44,7 @@ const SELECT_FILE: &str = "SELECT file, life, boot FROM __tribune_node";
 const UPSERT_NODE: &str = "INSERT OR REPLACE INTO __tribune_node
     (one, id, name, cluster, scope, epoch, file, life, boot)
     VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+const UPDATE_LIFE: &str = "UPDATE __tribune_node SET life = ?1";
 pub(super) const UPDATE_EPOCH: &str = "UPDATE __tribune_node SET epoch = ?1";
 
 /// How many rows are shown at a time.
@@ -155,6 +158,9 @@ impl Store {
         let failed = |error| OpenError::of(&shown, error);
         migrate::migrate(&mut conn, &shown)?;
         let unusable = |source| OpenError::Directory { path: shown.clone(), source };
+        if path.is_some() {
+            Beside::touch(&config.data_dir).map_err(unusable)?;
+        }
         let file = path.as_deref().map(file_of).transpose().map_err(unusable)?;
         let mark = file.map_or_else(Mark::default, |_| Mark::new());
         let place = Place { file, mark };
@@ -267,6 +273,11 @@ impl Store {
     /// [`YIELD_GRACE`](super::limits::YIELD_GRACE). Said once.
     pub fn yield_to(&self, waiting: Arc<Waiting>) {
         self.gate.yield_to(waiting);
+    }
+
+    /// From now on long steps of the store's own tell the watchdog that they get on. Said once.
+    pub fn echo_to(&self, echo: Echo) {
+        self.gate.echo_to(echo);
     }
 
     /// Returns how often another program wrote to the database since it was opened. Such writes
@@ -507,11 +518,18 @@ impl Store {
 /// can tell.
 impl Drop for Store {
     fn drop(&mut self) {
-        let Some(life) = &self.life else { return };
-        // What the disk did after it failed nobody knows.
-        if self.broken.is_none()
-            && let Err(error) = life.close()
-        {
+        let Some(life) = self.life.take() else { return };
+        // What the disk did after it failed nobody knows. SQLite would fold the log into the
+        // database now; the next start looks at both as they are.
+        if self.broken.is_some() {
+            // An old SQLite may not know it; there is nothing else to do about it.
+            let _ = self.conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
+            return;
+        }
+        let end = Uuid::new_v4().into_bytes();
+        let marked = self.conn.execute(UPDATE_LIFE, [end]).map_err(|error| error.to_string());
+        let closed = marked.and_then(|_| life.close(end).map_err(|error| error.to_string()));
+        if let Err(error) = closed {
             warn!(%error, "It could not be noted that the database was closed in order: the next start begins a new epoch");
         }
     }
@@ -530,13 +548,16 @@ fn wall_now() -> Wall {
     Wall(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
 }
 
-/// Names a file on this host as long as it exists: device and inode.
+/// Names a database on this host as long as it exists: its inode, and that of the file beside it.
+/// The device is left out: btrfs, LVM and NFS number theirs anew at each boot or mount.
 pub(super) type FileName = [u8; 16];
 
 pub(super) fn file_of(path: &Path) -> std::io::Result<FileName> {
     let metadata = std::fs::metadata(path)?;
     let mut name = [0; 16];
-    name[..8].copy_from_slice(&metadata.dev().to_be_bytes());
+    let beside = std::fs::metadata(path.with_file_name(LIFE_FILE));
+    let beside = beside.map_or(0, |metadata| metadata.ino());
+    name[..8].copy_from_slice(&beside.to_be_bytes());
     name[8..].copy_from_slice(&metadata.ino().to_be_bytes());
     Ok(name)
 }

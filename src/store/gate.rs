@@ -12,6 +12,7 @@ use super::limits::{DEADLINE_STEPS, YIELD_GRACE};
 use super::schema::SCHEMA_TABLE;
 use super::tables::INTERNAL_PREFIX;
 use super::waiting::Waiting;
+use crate::telemetry::pulse::Echo;
 
 /// Functions that reach out of the database, or into its internals, or that take hours for two
 /// values of megabytes without looking at a deadline.
@@ -28,6 +29,9 @@ const FUNCTIONS_DENIED: [&str; 8] = [
 
 /// Functions that make large values out of nothing. Only who may write may call them.
 const FUNCTIONS_OF_WRITERS: [&str; 2] = ["randomblob", "zeroblob"];
+
+/// Every how many looks of SQLite at the clock a heartbeat: about every millisecond of small steps.
+const LOOKS_A_BEAT: u64 = 500;
 
 /// Tables that SQLite provides by itself, and that show its internals.
 const TABLES_DENIED: [&str; 4] = ["dbstat", "fts3tokenize", "sqlite_dbpage", "sqlite_stmt"];
@@ -113,6 +117,9 @@ struct Shared {
     /// Who may wait for this connection; unset: nobody ever does.
     waiting: OnceLock<Arc<Waiting>>,
     ended: Mutex<Option<Ended>>,
+    /// Who is told, from within the store's own statements, that they get on.
+    echo: OnceLock<Echo>,
+    looks: AtomicU64,
 }
 
 impl Gate {
@@ -125,6 +132,8 @@ impl Gate {
             deadline: AtomicU64::new(u64::MAX),
             waiting: OnceLock::new(),
             ended: Mutex::default(),
+            echo: OnceLock::new(),
+            looks: AtomicU64::new(0),
         });
         // Set once and switched from within: SQLite prepares every statement anew when the
         // authorizer itself is exchanged.
@@ -178,6 +187,15 @@ impl Gate {
     }
 }
 
+impl Gate {
+    /// From now on statements of the store's own, a table that is built anew or an index, tell the
+    /// watchdog that they get on. Said once.
+    pub fn echo_to(&self, echo: Echo) {
+        // As above.
+        let _ = self.shared.echo.set(echo);
+    }
+}
+
 impl Shared {
     fn authorize(&self, context: &AuthContext<'_>, writes: bool) -> Authorization {
         if !self.is_guarded.load(Ordering::Relaxed) {
@@ -191,6 +209,12 @@ impl Shared {
     fn is_over(&self) -> bool {
         // The store's own statements run to their end.
         if !self.is_guarded.load(Ordering::Relaxed) {
+            let looks = self.looks.fetch_add(1, Ordering::Relaxed);
+            if looks.is_multiple_of(LOOKS_A_BEAT)
+                && let Some(echo) = self.echo.get()
+            {
+                echo.beat();
+            }
             return false;
         }
         let deadline = self.deadline.load(Ordering::Relaxed);

@@ -199,7 +199,12 @@ impl<'a> Group<'a> {
             return Err(failed(lost.clone()));
         }
         if !self.is_begun {
-            self.begin().map_err(|error| failed(fault_text(&error)))?;
+            // Who comes next in the group would wait for the lock as long as this one did.
+            if let Err(error) = self.begin() {
+                let reason = begin_fault(&error);
+                self.lose(reason.clone());
+                return Err(failed(reason));
+            }
         }
         self.run("SAVEPOINT caller").map_err(|error| failed(fault_text(&error)))?;
         let before = self.store.now;
@@ -401,6 +406,16 @@ impl Drop for Group<'_> {
     }
 }
 
+/// Says why a transaction could not begin, and what to do.
+fn begin_fault(error: &rusqlite::Error) -> String {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            "another program holds the write lock of the database, such as an sqlite3 shell in a transaction: nothing was written; end that program's transaction (fuser names who has tribune.db open) and try again".to_owned()
+        }
+        _ => fault_text(error),
+    }
+}
+
 /// Why a change of the schema is rolled back.
 enum Halt {
     Error(SchemaError),
@@ -473,6 +488,24 @@ mod tests {
         let me = trial.store.origin();
         assert_eq!(trial.store.heads().unwrap(), [(me, Version(3))]);
         assert_eq!(trial.rows("SELECT id, v, w FROM t"), ["1 NULL 'dw'"]);
+    }
+
+    #[test]
+    fn a_lock_that_another_program_holds_is_waited_for_once_a_group() {
+        let mut trial = Trial::new(T);
+        let shell = rusqlite::Connection::open(trial.store.path().unwrap()).unwrap();
+        shell.execute_batch("BEGIN IMMEDIATE").unwrap();
+        trial.store.conn.busy_timeout(std::time::Duration::from_millis(300)).unwrap();
+        let begun = Instant::now();
+        let mut group = trial.store.group(NOW);
+        for id in 0..100 {
+            let error = group.ops(&put(id, "a")).unwrap_err().to_string();
+            assert!(error.contains("another program holds the write lock"), "{error}");
+        }
+        assert!(group.commit().is_err());
+        assert!(begun.elapsed() < std::time::Duration::from_secs(5), "{:?}", begun.elapsed());
+        shell.execute_batch("ROLLBACK").unwrap();
+        trial.write(&["INSERT INTO t (id) VALUES (1)"]);
     }
 
     #[test]

@@ -106,8 +106,9 @@ mod tests {
         assert_eq!(held, "a");
         // A copy for a look is whole, too.
         shell.execute("VACUUM INTO ?1", [trial.dir.path().join("copy").to_str()]).unwrap();
-        assert_eq!(trial.store.foreign_commits(), 0);
+        // A write looks whether somebody else has committed.
         trial.write(&["UPDATE t SET v = 'b'", "DELETE FROM t"]);
+        assert_eq!(trial.store.foreign_commits(), 0);
     }
 
     #[test]

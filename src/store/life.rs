@@ -2,7 +2,7 @@
 //! so that the node must not go on counting where the file ends.
 //!
 //! Two marks say it: one in the database and one in a file beside it. A life that ended in order
-//! says so in the file. What the kernel holds outlives a killed process, so a life that ended
+//! says so in the file, and both have a new mark then, so that no copy from that life has it. What the kernel holds outlives a killed process, so a life that ended
 //! otherwise has lost nothing as long as the machine has not been started afresh. Every doubt ends
 //! in a new epoch, which costs a few bytes on each node; a name given away twice costs consistency.
 
@@ -97,9 +97,17 @@ impl Beside {
         Ok(Some(beside))
     }
 
-    /// Writes that the life has ended in order.
-    pub fn close(&self) -> io::Result<()> {
-        self.write(Ending::InOrder)
+    /// Makes the file where it is missing, and leaves it as it is otherwise: its inode is a part
+    /// of the database's name.
+    pub fn touch(data_dir: &Path) -> io::Result<()> {
+        let path = data_dir.join(LIFE_FILE);
+        fs::OpenOptions::new().append(true).create(true).open(path).map(drop)
+    }
+
+    /// Writes that the life has ended in order. The database names `end` in place of the life by
+    /// now: a copy that was made while it went on names the life, and can so be told from it.
+    pub fn close(&self, end: [u8; 16]) -> io::Result<()> {
+        Self { path: self.path.clone(), life: end }.write(Ending::InOrder)
     }
 
     fn write(&self, ending: Ending) -> io::Result<()> {

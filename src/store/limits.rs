@@ -29,6 +29,11 @@ pub const RETURNED_BYTES_MAX: usize = 8 << 20;
 /// The longest SQL text, in bytes.
 pub const SQL_BYTES_MAX: usize = 64 << 10;
 
+/// The most terms that a text may unfold to while SQLite prepares it, which no deadline ends: at
+/// about a microsecond and 150 bytes a term, a tenth of a second and 15 MB. No text of
+/// [`SQL_BYTES_MAX`] that names each of its sub-queries once comes near it.
+pub const UNFOLDED_TERMS_MAX: u64 = 100_000;
+
 /// The most parameters of one statement.
 pub const PARAMETERS_MAX: usize = 1_000;
 

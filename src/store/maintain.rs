@@ -36,6 +36,8 @@ const PAGE_BYTES: u64 = 4_096;
 pub(super) struct WalMeter {
     pages: Arc<AtomicU64>,
     next_bytes: u64,
+    /// How large the log was when it was last moved as far as readers let it.
+    moved_bytes: u64,
     /// See [`WAL_BYTES_MAX`]; more for a while after it could not be emptied.
     forced_bytes: u64,
     limit_bytes: u64,
@@ -49,6 +51,7 @@ impl WalMeter {
         let meter = Self {
             pages: Arc::default(),
             next_bytes: WAL_BYTES_WORTH,
+            moved_bytes: 0,
             forced_bytes: WAL_BYTES_MAX,
             limit_bytes: WAL_BYTES_MAX,
             emptying: Arc::default(),
@@ -65,12 +68,22 @@ impl WalMeter {
         self.pages.load(Ordering::Relaxed) * PAGE_BYTES
     }
 
+    /// Returns from which size on a checkpoint is worth its while.
     fn next_bytes(&self) -> u64 {
-        self.next_bytes
+        // The log began anew since the last one.
+        if self.bytes() < self.moved_bytes { WAL_BYTES_WORTH } else { self.next_bytes }
+    }
+
+    /// Waits until the log has grown by what is worth a checkpoint. As long as there are readers it
+    /// cannot begin anew: what is moved stays in it, and is no reason for another one.
+    fn wait_for_more(&mut self, bytes: u64) {
+        self.moved_bytes = bytes;
+        self.next_bytes = bytes + WAL_BYTES_WORTH;
     }
 
     fn wait_for(&mut self, bytes: u64) {
         self.pages.store(0, Ordering::Relaxed);
+        self.moved_bytes = 0;
         self.next_bytes = bytes;
     }
 }
@@ -102,6 +115,10 @@ impl Store {
     /// Keeps the write-ahead log small: call it between groups, after their callers were answered.
     /// Returns what it did, if there was anything to do.
     pub fn maintain(&mut self) -> Result<Option<Checkpoint>, StorageError> {
+        // After the disk failed nothing is written, neither pages nor what was dropped.
+        if self.broken.is_some() {
+            return Ok(None);
+        }
         self.sweep_dropped().map_err(failed)?;
         let bytes = self.wal.bytes();
         if bytes >= self.wal.forced_bytes {
@@ -112,15 +129,16 @@ impl Store {
         }
         // Readers keep what they read; the log begins anew once they are through.
         let checkpoint = self.run_checkpoint("PASSIVE")?;
-        // What a reader holds back is not tried again for every group.
-        let held_back = checkpoint.pages - checkpoint.moved.min(checkpoint.pages);
-        self.wal.wait_for(held_back * PAGE_BYTES + WAL_BYTES_WORTH);
+        self.wal.wait_for_more(bytes);
         Ok(Some(checkpoint))
     }
 
     /// Moves the whole log into the database and empties it, waiting for readers as long as the
     /// busy time-out. Call it before the node stops, and before a file copy is made.
     pub fn checkpoint(&mut self) -> Result<Checkpoint, StorageError> {
+        if let Some(fault) = &self.broken {
+            return Err(StorageError::Failed(fault.clone()));
+        }
         let checkpoint = self.run_checkpoint("TRUNCATE")?;
         self.wal.wait_for(WAL_BYTES_WORTH);
         Ok(checkpoint)
@@ -262,6 +280,46 @@ mod tests {
             ended += usize::from(result == Err(QueryError::Yielded));
         }
         ended
+    }
+
+    #[test]
+    fn readers_that_take_turns_do_not_make_every_commit_a_checkpoint() {
+        let mut trial = Trial::new(T);
+        trial.write(&["INSERT INTO t (id) VALUES (50)"]);
+        let path = trial.store.path().unwrap().to_owned();
+        let open = || {
+            let conn = crate::store::open::open_reader(&path).unwrap();
+            conn.execute_batch("BEGIN; SELECT count(*) FROM t").unwrap();
+            conn
+        };
+        let mut reader = open();
+        trial.write(&[FILL]);
+        let mut checkpoints = 0;
+        for id in 100..120 {
+            // The next begins before the last has ended, and all is moved but for the newest.
+            drop(std::mem::replace(&mut reader, open()));
+            checkpoints += usize::from(trial.store.maintain().unwrap().is_some());
+            trial.write(&[&format!("INSERT INTO t (id) VALUES ({id})")]);
+        }
+        assert_eq!(checkpoints, 1);
+    }
+
+    #[test]
+    fn after_the_disk_failed_nothing_is_moved_and_the_end_is_not_in_order() {
+        let mut trial = Trial::new(T);
+        trial.write(&[FILL]);
+        let database = trial.store.path().unwrap().to_owned();
+        trial.store.broken = Some("on purpose".to_owned());
+        assert_eq!(trial.store.maintain().unwrap(), None);
+        assert!(trial.store.checkpoint().unwrap_err().to_string().contains("on purpose"));
+        let before = std::fs::read(&database).unwrap();
+        let Trial { store, dir, .. } = trial;
+        drop(store);
+        assert!(std::fs::read(&database).unwrap() == before, "the database was written");
+        assert!(super::file_bytes_of_wal(&database) > 4 << 20, "the log is left as it is");
+        let life = std::fs::read_to_string(database.with_file_name("tribune.life")).unwrap();
+        assert!(life.ends_with("open\n"), "{life}");
+        drop(dir);
     }
 
     #[test]

@@ -39,6 +39,7 @@ mod storage;
 mod tables;
 #[cfg(test)]
 mod trial;
+mod unfolding;
 mod values;
 mod waiting;
 

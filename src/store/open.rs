@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
+use tracing::warn;
 
 use super::schema::SchemaError;
 use super::{functions, guard, limits, migrate};
@@ -156,11 +157,16 @@ pub fn lock_directory(data_dir: &Path) -> Result<DirectoryLock, OpenError> {
     Ok(DirectoryLock { _file: file })
 }
 
+/// Where a database says whether its commits go to a log first: 2, or into itself: 1.
+const HEADER_JOURNAL: usize = 18;
+
 /// Opens the writer's connection on a database file, and looks whether the file is whole when it
 /// was not closed in order.
 pub fn open_writer(path: &Path) -> Result<Connection, OpenError> {
     check_sqlite(rusqlite::version_number(), rusqlite::version())?;
     let shown = path.display().to_string();
+    set_foreign_log_aside(path)
+        .map_err(|source| OpenError::Directory { path: shown.clone(), source })?;
     let was_left_open = has_log(path);
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
         | OpenFlags::SQLITE_OPEN_CREATE
@@ -208,6 +214,29 @@ pub fn wal_path(database: &Path) -> PathBuf {
 /// Tells whether a database has a write-ahead log beside it: whether it was not closed in order.
 pub fn has_log(database: &Path) -> bool {
     std::fs::metadata(wal_path(database)).is_ok_and(|wal| wal.len() > 0)
+}
+
+/// Moves a log away that cannot be the database's own: its header says that it has none. Somebody
+/// copied a backup over the database of a node that was killed, and SQLite would write the pages
+/// of the old one over those of the backup. A copy that SQLite's `.backup` made says that it has a
+/// log, and cannot be told from the database that was there: `tribune restore` removes the old log.
+fn set_foreign_log_aside(path: &Path) -> io::Result<()> {
+    let mut header = [0; 20];
+    let is_read = File::open(path).and_then(|mut file| file.read_exact(&mut header));
+    if is_read.is_err() || header[HEADER_JOURNAL..] != [1, 1] || !has_log(path) {
+        return Ok(());
+    }
+    let log = wal_path(path);
+    let aside = (0..)
+        .map(|count| log.with_extension(format!("db-wal.not-its-own-{count}")))
+        .find(|aside| !aside.exists())
+        .expect("the numbers do not end");
+    std::fs::rename(&log, &aside)?;
+    warn!(
+        log = %log.display(), aside = %aside.display(),
+        "The write-ahead log belongs to a database that was there before: it is moved aside, and what stands in it alone is lost; to put a backup in place, use tribune restore"
+    );
+    Ok(())
 }
 
 /// The directory may be reached through links; the file itself may not be one, so that nobody can

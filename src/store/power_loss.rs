@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::life::LIFE_FILE;
 use super::open::{DATABASE_FILE, wal_path};
@@ -148,6 +149,7 @@ fn a_cut_log_shows_whole_commits_and_no_name_is_given_twice() {
     scene.reboot();
     let cuts = scene.cuts();
     assert!(cuts.len() > 80, "{} cuts", cuts.len());
+    let mut endangered = 0;
     for cut in cuts {
         let mut store = scene.open_cut(cut);
         let left = scene.history.iter().rev().find(|commit| commit.log_bytes <= cut);
@@ -158,7 +160,10 @@ fn a_cut_log_shows_whole_commits_and_no_name_is_given_twice() {
         let name = write_one(&mut store);
         assert!(!scene.sent.contains(&name), "cut at {cut}: {name:?} was given away before");
         assert!(name.0.epoch > scene.origin.epoch);
+        // The name that the old epoch would have given next: without a new one it were twice.
+        endangered += usize::from(scene.sent.contains(&(scene.origin, left.head.next())));
     }
+    assert!(endangered > 40, "only {endangered} cuts lose a commit: the test shows nothing");
 }
 
 #[test]
@@ -169,6 +174,65 @@ fn a_killed_process_has_lost_nothing_and_counts_on() {
     assert!(store.fingerprint().unwrap() == scene.history.last().unwrap().fingerprint);
     let last = scene.history.last().unwrap().head;
     assert_eq!(write_one(&mut store), (scene.origin, last.next()));
+}
+
+#[test]
+fn a_copy_from_the_life_that_ended_last_is_noticed_too() {
+    let mut trial = Trial::new(T);
+    let mut sent = BTreeSet::from([trial.write(&["INSERT INTO t (id) VALUES (1)"]).heads[0]]);
+    let copy = trial.dir.path().join("copy.db");
+    let shell = rusqlite::Connection::open(trial.store.path().unwrap()).unwrap();
+    shell.backup("main", &copy, None::<fn(rusqlite::backup::Progress)>).unwrap();
+    drop(shell);
+    sent.insert(trial.write(&["INSERT INTO t (id) VALUES (2)"]).heads[0]);
+    let Trial { store, dir, config } = trial;
+    drop(store);
+    // The same inode, the same life: only what the end wrote differs.
+    fs::write(config.data_dir.join(DATABASE_FILE), fs::read(copy).unwrap()).unwrap();
+    let mut store = Store::open(&config).unwrap();
+    let name = write_one(&mut store);
+    assert!(!sent.contains(&name), "{name:?} was given away before");
+    drop((store, dir));
+}
+
+#[test]
+fn a_copy_without_a_log_of_its_own_is_not_changed_by_the_log_of_a_killed_node() {
+    for sqlite_makes_it in [true, false] {
+        let mut trial = Trial::new(T);
+        trial.write(&["INSERT INTO t (id, v) VALUES (1, randomblob(9000))"]);
+        let copy = trial.dir.path().join("copy.db");
+        if sqlite_makes_it {
+            let shell = rusqlite::Connection::open(trial.store.path().unwrap()).unwrap();
+            shell.execute("VACUUM INTO ?1", [copy.to_str()]).unwrap();
+        } else {
+            let (data_dir, target) = (trial.config.data_dir.clone(), copy.clone());
+            let request = super::backup::Backup { data_dir, target, force: false };
+            let mut watch =
+                super::copy::Watch { is_cancelled: Arc::default(), progress: &mut |_| {} };
+            super::backup::backup(&request, &mut watch).unwrap();
+        }
+        for id in 2..20 {
+            trial.write(&[&format!("INSERT INTO t (id, v) VALUES ({id}, randomblob(9000))")]);
+        }
+        let database = trial.config.data_dir.join(DATABASE_FILE);
+        let log = fs::read(wal_path(&database)).unwrap();
+        let life = fs::read(trial.config.data_dir.join(LIFE_FILE)).unwrap();
+        let Trial { store, dir, config } = trial;
+        drop(store);
+        // Killed, and then the copy written over what was left.
+        fs::write(&database, fs::read(copy).unwrap()).unwrap();
+        fs::write(wal_path(&database), log).unwrap();
+        fs::write(config.data_dir.join(LIFE_FILE), life).unwrap();
+        let store = Store::open(&config).unwrap();
+        let held: i64 =
+            store.conn.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap();
+        assert_eq!(held, 1, "the copy as it was");
+        let set_aside = fs::read_dir(&config.data_dir).unwrap().filter(|entry| {
+            entry.as_ref().unwrap().file_name().to_string_lossy().contains("db-wal.not-its-own")
+        });
+        assert_eq!(set_aside.count(), 1);
+        drop((store, dir));
+    }
 }
 
 #[test]

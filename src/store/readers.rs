@@ -16,6 +16,7 @@ use super::gate::{Ended, Gate, refusal};
 use super::open::open_reader;
 use super::sql::Statement;
 use super::tables::{Tables, read_at};
+use super::unfolding;
 use super::values::{quote, show};
 use super::waiting::Waiting;
 use crate::crdt::TableInfo;
@@ -368,6 +369,9 @@ fn run(
     // Every text of this connection that a user can name is vetted: the few of the pool's own are
     // on internal tables, and are prepared under the authorizer as well when a user sends them,
     // since the cache is asked only for texts that hold no internal name.
+    if let Some(reason) = unfolding::refusal(&statement.sql) {
+        return Err(QueryError::Prepare(reason));
+    }
     let mut prepared = if statement.sql.contains(super::tables::INTERNAL_PREFIX) {
         conn.prepare(&statement.sql).map(Prepared::Fresh)
     } else {
@@ -434,6 +438,9 @@ impl<'a> Prepared<'a> {
 }
 
 fn describe(conn: &mut Connection, sql: &str) -> Result<Described, QueryError> {
+    if let Some(reason) = unfolding::refusal(sql) {
+        return Err(QueryError::Prepare(reason));
+    }
     let seen = Arc::new(Mutex::new((Described::default(), None)));
     let ours = Arc::clone(&seen);
     let watch = move |context: AuthContext<'_>| {

@@ -12,6 +12,7 @@ use super::database::{Store, fault_text};
 use super::gate::Ended;
 use super::limits::{RETURNED_BYTES_MAX, YIELD_GRACE};
 use super::sql::{Outcome, Statement};
+use super::unfolding;
 use super::values::show;
 use crate::types::Value;
 
@@ -123,6 +124,9 @@ fn run_one(
     let mut outcome = if is_vetted {
         execute(&mut *conn.prepare_cached(&statement.sql)?, conn, statement, returned_bytes)?
     } else {
+        if let Some(reason) = unfolding::refusal(&statement.sql) {
+            return Err(Fault::Statement(reason));
+        }
         let mut prepared = conn.prepare(&statement.sql)?;
         if prepared.expanded_sql().is_none() {
             return Err(Fault::Statement("the statement is empty".to_owned()));

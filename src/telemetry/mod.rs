@@ -10,7 +10,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::SubscriberInitExt;
 
 pub use metrics::{Family, Histogram, Metrics, Points};
-pub use pulse::{Pulse, Pulses};
+pub use pulse::{Echo, Pulse, Pulses};
 
 /// How the log looks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

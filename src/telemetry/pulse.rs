@@ -26,6 +26,13 @@ struct Shared {
     last: Mutex<Beat>,
 }
 
+/// Lets what a loop calls say that the loop goes on with what it last said. It keeps no loop
+/// listed.
+#[derive(Clone, Debug)]
+pub struct Echo {
+    shared: Weak<Shared>,
+}
+
 /// What a loop last said.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Beat {
@@ -73,9 +80,23 @@ impl Pulse {
         self.set(doing, true);
     }
 
+    /// Returns what beats for this loop from within a long step.
+    pub fn echo(&self) -> Echo {
+        Echo { shared: Arc::downgrade(&self.shared) }
+    }
+
     fn set(&self, doing: &'static str, is_long: bool) {
         let beat = Beat { name: self.shared.name, at: Instant::now(), doing, is_long };
         *self.shared.last.lock().unwrap_or_else(PoisonError::into_inner) = beat;
+    }
+}
+
+impl Echo {
+    /// Says that the loop gets on with what it does.
+    pub fn beat(&self) {
+        if let Some(shared) = self.shared.upgrade() {
+            shared.last.lock().unwrap_or_else(PoisonError::into_inner).at = Instant::now();
+        }
     }
 }
 
@@ -99,7 +120,12 @@ mod tests {
         let said = |beat: &Beat| (beat.name, beat.doing, beat.is_long);
         let all: Vec<_> = pulses.beats().iter().map(said).collect();
         assert_eq!(all, [("writer", "syncing", true), ("engine", "waiting", false)]);
+        let (before, echo) = (pulses.beats()[0].at, writer.echo());
+        echo.beat();
+        let beat = pulses.beats()[0];
+        assert!(beat.at > before && beat.doing == "syncing" && beat.is_long);
         drop(writer);
+        echo.beat();
         let all: Vec<_> = pulses.beats().iter().map(said).collect();
         assert_eq!(all, [("engine", "waiting", false)]);
     }

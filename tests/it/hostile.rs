@@ -63,6 +63,7 @@ async fn first_word(node: &Agent, sql: &str) -> String {
 }
 
 /// What must be said to a statement.
+#[derive(Clone, Copy)]
 enum Told {
     /// On every path, with this in it.
     Refused(&'static str),
@@ -168,10 +169,43 @@ fn statements() -> Vec<(String, Told)> {
     }
     let pattern = format!("'%{}b'", "a".repeat(900));
     all.push((format!("SELECT {big} LIKE {pattern}"), Refused("pattern too complex")));
+    // A few hundred bytes that SQLite unfolds to millions of terms before the first step.
+    let unfolds = Refused("would unfold");
+    for sql in unfolding() {
+        all.push((sql, unfolds));
+    }
     all.push((format!("{n} SELECT count(*) FROM n"), Ended));
     all.push((format!("{n} SELECT max(i) FROM n AS a, n AS b"), Ended));
     all.push((format!("{n} SELECT sum(length({big})) FROM n"), Ended));
     all
+}
+
+/// Queries whose parts use one another twice, or ninety times, over and over.
+fn unfolding() -> Vec<String> {
+    let chain = |body: &str| {
+        let table =
+            |i: usize| format!(", c{i}(x) AS {}", body.replace("$P", &format!("c{}", i - 1)));
+        let tables: String = (1..=24).map(table).collect();
+        format!("WITH c0(x) AS (SELECT 1){tables} SELECT * FROM c24")
+    };
+    let nested = |count: usize, column: &str| {
+        let wrap = |inner: String, _| format!("SELECT {column} AS x FROM ({inner})");
+        (0..count).fold("SELECT value AS x FROM kv".to_owned(), wrap)
+    };
+    let twice = "(SELECT 1 FROM $P, $P)";
+    vec![
+        chain(twice),
+        chain("MATERIALIZED (SELECT 1 FROM $P AS a, $P AS b)"),
+        chain("(SELECT 1 FROM \"$P\" JOIN [$P])"),
+        chain("(SELECT x FROM $P UNION ALL SELECT x FROM $P)"),
+        chain("(SELECT x + x FROM $P)"),
+        chain(twice).replace("WITH", "WITH RECURSIVE"),
+        chain(twice).replace("FROM c", "from C"),
+        format!("SELECT (SELECT count(*) FROM ({})) FROM kv", chain(twice)),
+        nested(24, "x + x"),
+        nested(12, "CASE WHEN x THEN x ELSE x END"),
+        nested(4, &["x"; 90].join("+")),
+    ]
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

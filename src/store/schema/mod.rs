@@ -10,7 +10,7 @@ mod rows;
 mod rules;
 mod shape;
 mod show;
-mod text;
+pub(super) mod text;
 mod wanted;
 
 use std::fs;
@@ -209,6 +209,9 @@ impl Schema {
     }
 
     fn run(&mut self, source: &Source, seen: &Seen) -> Result<(), SchemaError> {
+        if let Some(reason) = super::unfolding::refusal(&source.sql) {
+            return Err(source.fault(0, reason));
+        }
         let (sql, drops) = take_drops(&source.sql);
         self.drops.extend(drops.into_iter().map(|drop| (source.file.clone(), drop)));
         let is_fixed = FIXED.iter().any(|(file, sql)| source.file == *file && source.sql == *sql);

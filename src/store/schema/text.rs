@@ -2,11 +2,13 @@
 //! before it comes here, so it is valid; what its parts mean is not known here.
 
 /// Cuts a text into tokens. Comments and blanks are gone.
-pub(super) fn tokens(sql: &str) -> Vec<&str> {
+pub(in crate::store) fn tokens(sql: &str) -> Vec<&str> {
     let mut tokens = Vec::new();
     let mut rest = sql;
     loop {
-        rest = rest.trim_start_matches(|c: char| c.is_ascii_whitespace() || c == '\x0b');
+        rest = rest.trim_start_matches(|c: char| {
+            matches!(c, '\x0b' | '\u{feff}') || c.is_ascii_whitespace()
+        });
         if let Some(comment) = rest.strip_prefix("--") {
             rest = comment.split_once('\n').map_or("", |(_, after)| after);
         } else if let Some(comment) = rest.strip_prefix("/*") {
@@ -45,6 +47,7 @@ fn token_bytes(text: &str) -> usize {
         '\'' | '"' | '`' => quoted_bytes(text, first),
         '[' => text.find(']').map_or(text.len(), |end| end + 1),
         'x' | 'X' if text[1..].starts_with('\'') => 1 + quoted_bytes(&text[1..], '\''),
+        '$' | '@' | ':' | '#' if text[1..].starts_with(is_word_char) => variable_bytes(text),
         _ if is_number_start(text) => number_bytes(text),
         _ if is_word_char(first) => text.find(|c| !is_word_char(c)).unwrap_or(text.len()),
         _ => {
@@ -64,6 +67,25 @@ fn quoted_bytes(text: &str, quote: char) -> usize {
         }
     }
     text.len()
+}
+
+/// SQLite reads the variables of Tcl: whatever follows in brackets, a quote too, is of the name.
+fn variable_bytes(text: &str) -> usize {
+    let mut rest = &text[1..];
+    loop {
+        rest = rest.trim_start_matches(is_word_char);
+        match rest.strip_prefix("::") {
+            Some(more) => rest = more,
+            None => break,
+        }
+    }
+    if let Some(inner) = rest.strip_prefix('(')
+        && let Some(end) = inner.find(|c: char| c == ')' || c.is_ascii_whitespace())
+        && inner[end..].starts_with(')')
+    {
+        rest = &inner[end + 1..];
+    }
+    text.len() - rest.len()
 }
 
 fn is_number_start(text: &str) -> bool {
@@ -95,7 +117,7 @@ fn is(token: &str, word: &str) -> bool {
 }
 
 /// Returns the name that a token writes, without its quotes.
-pub(super) fn name_of(token: &str) -> String {
+pub(in crate::store) fn name_of(token: &str) -> String {
     let inner = |quote: char| {
         let twice = format!("{quote}{quote}");
         token[1..token.len().max(2) - 1].replace(&twice, &quote.to_string())
