@@ -102,7 +102,17 @@ impl Store {
     /// Keeps the write-ahead log small: call it between groups, after their callers were answered.
     /// Returns what it did, if there was anything to do.
     pub fn maintain(&mut self) -> Result<Option<Checkpoint>, StorageError> {
-        self.sweep_dropped().map_err(failed)?;
+        let checkpoint = self.keep_log_small();
+        // A disk that failed is left alone; and what fails here is the disk.
+        if self.broken.is_none()
+            && let Err(error) = self.sweep_dropped()
+        {
+            return Err(StorageError::Failed(self.note_fault(&error)));
+        }
+        checkpoint
+    }
+
+    fn keep_log_small(&mut self) -> Result<Option<Checkpoint>, StorageError> {
         let bytes = self.wal.bytes();
         if bytes >= self.wal.forced_bytes {
             return self.empty_log(bytes).map(Some);

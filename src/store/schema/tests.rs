@@ -429,3 +429,145 @@ proptest! {
         prop_assert_eq!(reader.fingerprint().unwrap(), writer.fingerprint().unwrap());
     }
 }
+
+/// Fragments of SQL and characters of several bytes, one after the other.
+fn scrap() -> impl Strategy<Value = String> {
+    let known = prop::sample::select(vec![
+        "CREATE TABLE ",
+        "CREATE INDEX ",
+        "DROP TABLE ",
+        "DROP INDEX IF EXISTS ",
+        "[",
+        "]",
+        "\"",
+        "'",
+        "`",
+        "(",
+        ")",
+        ",",
+        ";",
+        "PRIMARY KEY ",
+        "CONSTRAINT ",
+        "ON CONFLICT ",
+        "CHECK ",
+        "AS ",
+        "STORED ",
+        "--",
+        "/*",
+        "*/",
+        "\n",
+        "\0",
+        "x'",
+        "0x",
+        "1e",
+        ".",
+        "id ",
+        "t ",
+        "INT ",
+        "NOT NULL ",
+        "DEFAULT ",
+        "\u{e9}",
+        "\u{1f980}",
+        "WITHOUT ROWID",
+        "lower",
+        "->>",
+        "WHERE ",
+    ]);
+    let part = prop_oneof![4 => known.prop_map(str::to_owned), 1 => "\\PC{0,4}"];
+    prop::collection::vec(part, 0..24).prop_map(|parts| parts.concat())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn no_text_makes_the_reader_panic(text in scrap()) {
+        for sql in [text.clone(), format!("CREATE TABLE t (id INT NOT NULL PRIMARY KEY, {text}")] {
+            let _ = Schema::parse(&[source(&sql)]);
+        }
+        for text in [text.clone(), format!("( {text} )"), format!("( id ); {text}")] {
+            wanted::check_never_panics(&text);
+        }
+    }
+}
+
+#[test]
+fn a_drop_whose_quote_is_open_is_refused() {
+    for sql in ["DROP TABLE [\u{e9}", "DROP TABLE \"\u{e9}", "DROP INDEX `\u{e9}"] {
+        assert!(matches!(Schema::parse(&[source(sql)]), Err(SchemaError::Syntax { .. })), "{sql}");
+    }
+}
+
+#[test]
+fn what_an_expression_may_cost_is_counted() {
+    // A CHECK that one blank row would hold the writer with.
+    for check in [
+        "instr(hex(zeroblob(50000000)), 'x') = 0",
+        "length(printf('%.*c', 100000000, 'x')) > v",
+        "instr(hex(zeroblob(100000)), hex(zeroblob(100000))) IS NOT v",
+    ] {
+        let sql = format!("CREATE TABLE a (x INT NOT NULL PRIMARY KEY, v INT CHECK ({check}))");
+        let begun = std::time::Instant::now();
+        let refused = Schema::parse(&[source(&sql)]);
+        assert!(begun.elapsed() < std::time::Duration::from_secs(10));
+        // A failure that any row would meet is one of the rows; only what is unbounded is refused.
+        if check.starts_with("length") || check.contains("50000000") {
+            refused.unwrap_err();
+        }
+    }
+}
+
+#[test]
+fn what_nodes_may_see_differently_is_refused() {
+    let table = |column: &str| format!("CREATE TABLE a (x INT NOT NULL PRIMARY KEY, v, {column})");
+    for function in [
+        "random()",
+        "changes()",
+        "total_changes()",
+        "last_insert_rowid()",
+        "sqlite_version()",
+        "randomblob(1)",
+        "sqlite_source_id()",
+        "pow(v, 2)",
+    ] {
+        let name = function.split('(').next().unwrap();
+        check_refused(&table(&format!("w CHECK ({function} IS NOT w)")), &[name, "every node"]);
+    }
+    for (rest, part) in [
+        ("w); CREATE INDEX i ON a (json_extract(v, '$.x'))", "json_extract can fail"),
+        ("w); CREATE INDEX i ON a (v) WHERE abs(w) > 1", "abs can fail"),
+        ("w); CREATE INDEX i ON a (v ->> 'x')", "->> can fail"),
+        ("g AS (abs(v))); CREATE INDEX i ON a (g)", "column g"),
+        ("g AS (abs(v)), h AS (lower(g))); CREATE INDEX i ON a (h)", "column g"),
+        ("g AS (json_extract(v, '$.x')) STORED)", "column g"),
+    ] {
+        let sql = format!("CREATE TABLE a (x INT NOT NULL PRIMARY KEY, v, {rest}");
+        check_refused(&sql, &[part]);
+    }
+    for rest in [
+        "w); CREATE INDEX i ON a (lower(v) DESC, coalesce(w, 0)) WHERE v IN ('a', 'b') AND w IS NOT NULL",
+        "g AS (abs(v)))",
+        "g AS (lower(v)) STORED); CREATE INDEX i ON a (g)",
+    ] {
+        let sql = format!("CREATE TABLE a (x INT NOT NULL PRIMARY KEY, v, {rest}");
+        Schema::parse(&[source(&sql)]).unwrap();
+    }
+}
+
+#[test]
+fn empty_names_and_sizes_beyond_the_limits_are_refused() {
+    check_refused("CREATE TABLE \"\" (x INT NOT NULL PRIMARY KEY, v)", &["its name is empty"]);
+    check_refused("CREATE TABLE a (x INT NOT NULL PRIMARY KEY, \"\" INT)", &["its name is empty"]);
+    let indexes: Vec<String> = (0..65).map(|n| format!("CREATE INDEX i{n} ON a (x)")).collect();
+    let a = "CREATE TABLE a (x INT NOT NULL PRIMARY KEY, v)";
+    check_refused(&format!("{a}; {}", indexes.join(";")), &["64 indexes"]);
+    let long = "x".repeat(17 << 10);
+    check_refused(&a.replace("v)", &format!("v DEFAULT '{long}')")), &["column v", "16384 bytes"]);
+    check_refused(&format!("{a}; CREATE INDEX i ON a (v) WHERE v IS NOT '{long}'"), &["index i"]);
+    let half = "x".repeat(12 << 10);
+    let wide = format!("v DEFAULT '{half}', w DEFAULT '{half}', y DEFAULT '{half}')");
+    check_refused(&a.replace("v)", &wide), &["32768 bytes"]);
+    let many: Vec<String> =
+        (0..1_001).map(|n| format!("CREATE TABLE a{n} (x INT NOT NULL PRIMARY KEY)")).collect();
+    check_refused(&many.join(";"), &["1000 tables"]);
+}
