@@ -53,7 +53,7 @@ const SELECT_PARKED_AFTER: &str =
     "SELECT DISTINCT key FROM __tribune_parked WHERE tbl = ?1 AND key > ?2 ORDER BY key LIMIT ?3";
 
 /// Something that is kept aside: kind, table, name, reason.
-type AsideRow = (String, String, String, String);
+pub(super) type AsideRow = (String, String, String, String);
 
 /// What was known of names and shapes at a moment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -94,7 +94,7 @@ pub struct Store {
     shape: u64,
     asides: Arc<AtomicU64>,
     /// What the log says is kept aside.
-    told_asides: BTreeSet<AsideRow>,
+    pub(super) told_asides: BTreeSet<AsideRow>,
     /// The dropped tables of which no clock is left.
     swept: BTreeSet<TableId>,
     /// What SQLite counts up when another connection commits; `None` before the first look.

@@ -178,6 +178,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn only_the_hosts_own_programs_change_the_schema() {
+        let local = "192.0.2.1:8500".parse().unwrap();
+        for (peer, expected) in [
+            ("127.0.0.1:1", true),
+            ("127.8.9.1:1", true),
+            ("[::1]:1", true),
+            ("[::ffff:127.0.0.1]:1", true),
+            ("192.0.2.1:1", false),
+            ("[::ffff:192.0.2.7]:1", false),
+            ("[fe80::1]:1", false),
+        ] {
+            assert_eq!(is_local(&Ends { peer: peer.parse().unwrap(), local }), expected, "{peer}");
+        }
+    }
+
+    #[test]
     fn a_request_is_texts_or_an_object() {
         let request = request_of(&json!(["a", "b"])).unwrap();
         assert_eq!(request.sources[1], Source { file: "statement 2".into(), sql: "b".into() });

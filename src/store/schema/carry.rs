@@ -279,13 +279,16 @@ impl Conveyor<'_> {
             }
         }
         // Nothing goes before it is known that what takes its place can be made.
-        let made = attempt(conn, || conn.execute(&wanted.shape.create(NEW_TABLE), []).map(drop))?;
-        if let Err(reason) = made {
-            return Ok(Err(reason));
+        let made = attempt(conn, || {
+            conn.execute(&wanted.shape.create(NEW_TABLE), [])?;
+            self.park_all(name)?;
+            conn.execute(&format!("DROP TABLE {}", quote(name)), [])?;
+            conn.execute(&format!("ALTER TABLE {NEW_TABLE} RENAME TO {}", quote(name)), [])?;
+            Ok(())
+        })?;
+        if made.is_err() {
+            return Ok(made);
         }
-        self.park_all(name)?;
-        conn.execute(&format!("DROP TABLE {}", quote(name)), [])?;
-        conn.execute(&format!("ALTER TABLE {NEW_TABLE} RENAME TO {}", quote(name)), [])?;
         self.carried.whole.insert(name.clone());
         self.carried.rebuilt.insert(name.clone());
         Ok(Ok(()))

@@ -642,6 +642,12 @@ fn definitions_of_a_hostile_node_are_kept_aside_and_stop_nobody() {
     let told = asides(&b.conn).unwrap();
     assert_eq!(told, asides(&a.conn).unwrap());
     assert_eq!(told.len(), 9, "{told:#?}");
+    // The log says each once; what was not committed is not said.
+    assert_eq!(b.told_asides, told.iter().cloned().collect());
+    let index = format!("{}; CREATE INDEX i ON t (v)", T.replace(")", ", y)"));
+    let dry = SchemaRequest { dry_run: true, ..request(&index, true) };
+    let _ = change(&mut b, &dry);
+    assert_eq!(b.told_asides.len(), 9);
     // The whole origin still travels, and rows of the table do.
     say(&mut a, "INSERT INTO t VALUES (1, 'x')");
     pull(&a, &mut b, usize::MAX, 0);
@@ -765,4 +771,22 @@ fn an_old_file_of_a_node_that_starts_only_adds() {
     }
     let (told, _) = change(&mut a, &start(&T.replace(")", ", new)"))).unwrap();
     assert_eq!(told.columns_added.len(), 1);
+}
+
+#[test]
+fn a_default_that_nobody_wrote_is_not_kept_aside_as_a_value() {
+    let mut stores = [node(1), node(2)];
+    let key_only = "CREATE TABLE t (id INTEGER NOT NULL PRIMARY KEY)";
+    grow(&mut stores[0], key_only);
+    settle(&mut stores);
+    let wide = |column: &str| key_only.replace(")", &format!(", {column})"));
+    grow(&mut stores[0], &wide("w INT NOT NULL DEFAULT 1"));
+    grow(&mut stores[1], &wide("w TEXT DEFAULT 'z', q DEFAULT 'nobody'"));
+    say(&mut stores[0], "INSERT INTO t VALUES (1, 5)");
+    settle(&mut stores);
+    for store in &stores {
+        let sql = "SELECT count(*) FROM __tribune_parked";
+        let count: i64 = store.conn.query_row(sql, [], |row| row.get(0)).unwrap();
+        assert_eq!(count, 1);
+    }
 }

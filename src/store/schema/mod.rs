@@ -332,7 +332,11 @@ fn scratch(seen: Seen, steps: Steps) -> Result<Connection, SchemaError> {
             _ => {}
         }
         let Some(what) = refused(&context) else { return Authorization::Allow };
-        look(&seen).denied = Some(what);
+        let mut seen = look(&seen);
+        let of_table = |table: &String| format!("table {table}: {what}");
+        let is_function = matches!(context.action, AuthAction::Function { .. });
+        let table = seen.table.as_ref().filter(|_| is_function);
+        seen.denied = Some(table.map_or_else(|| what.clone(), of_table));
         Authorization::Deny
     }))?;
     Ok(conn)

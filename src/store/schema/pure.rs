@@ -4,21 +4,17 @@
 use super::text::{name_of, tokens};
 
 /// What comes to the same for the same arguments, wherever it runs. Date functions are here since
-/// SQLite itself refuses `now` and local time in a schema; of the mathematical ones only those that
-/// all processors round alike.
-const PURE: [&str; 73] = [
+/// SQLite itself refuses `now` and local time in a schema.
+const PURE: [&str; 68] = [
     "->",
     "->>",
     "abs",
-    "ceil",
-    "ceiling",
     "char",
     "coalesce",
     "concat",
     "concat_ws",
     "date",
     "datetime",
-    "floor",
     "format",
     "glob",
     "hex",
@@ -67,13 +63,11 @@ const PURE: [&str; 73] = [
     "round",
     "rtrim",
     "sign",
-    "sqrt",
     "strftime",
     "substr",
     "substring",
     "time",
     "trim",
-    "trunc",
     "typeof",
     "unhex",
     "unicode",
