@@ -28,7 +28,7 @@ pub(super) const LENGTH_MAX: usize = 256 << 10;
 
 /// The most steps of SQLite's virtual machine for one statement of a file, and for holding one
 /// table to the rules.
-pub(super) const STEPS_MAX: u64 = 1_000_000;
+pub(super) const STEPS_MAX: u64 = 10_000_000;
 
 /// Every how many steps they are counted.
 pub(super) const STEPS_AT_ONCE: std::ffi::c_int = 100;

@@ -236,6 +236,8 @@ impl Schema {
             schema.steps.store(0, Ordering::Relaxed);
             schema.check_table(table)?;
         }
+        // What is asked of it from here on is this program's own, and as long as the schema is.
+        schema.conn.progress_handler(0, None::<fn() -> bool>)?;
         Ok(schema)
     }
 

@@ -75,7 +75,7 @@ fn each_rule_names_the_file_the_table_and_the_column() {
             "table a, column y: its default is not a constant; each node would compute its own (texts stand in single quotes)",
         ),
         (
-            "CREATE TABLE a (K, y DEFAULT CURRENT_TIMESTAMP)",
+            "CREATE TABLE a (K, y DEFAULT (1 + length('a')))",
             "table a, column y: its default is not a constant; each node would compute its own (texts stand in single quotes)",
         ),
         (
@@ -570,4 +570,20 @@ fn empty_names_and_sizes_beyond_the_limits_are_refused() {
     let many: Vec<String> =
         (0..1_001).map(|n| format!("CREATE TABLE a{n} (x INT NOT NULL PRIMARY KEY)")).collect();
     check_refused(&many.join(";"), &["1000 tables"]);
+}
+
+#[test]
+fn steps_are_counted_and_end_what_takes_too_many() {
+    let steps = Steps::default();
+    let conn = scratch(Seen::default(), std::sync::Arc::clone(&steps)).unwrap();
+    conn.authorizer(None::<fn(AuthContext<'_>) -> Authorization>).unwrap();
+    let endless =
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
+    for _ in 0..2 {
+        steps.store(0, std::sync::atomic::Ordering::Relaxed);
+        let error = conn.query_row(endless, [], |_| Ok(())).unwrap_err();
+        assert!(limits::exceeds(&error), "{error}");
+        let counted = steps.load(std::sync::atomic::Ordering::Relaxed);
+        assert!(counted.abs_diff(limits::STEPS_MAX) <= 1_000, "{counted}");
+    }
 }
