@@ -367,7 +367,10 @@ impl Row {
     ) -> Vec<(ColumnId, &'r Value, Option<&'r str>)> {
         let mut aside: Vec<_> = self.parked.iter().map(|(id, value)| (*id, value, None)).collect();
         if let (Some(reason), Some((table, _)), Some(row)) = (refusal, &self.home, &self.row) {
-            let cells = table.columns.iter().zip(row).filter(|(column, _)| !column.is_key);
+            // A default that nobody wrote is no value of the row's.
+            let is_written = |id| self.clock.as_ref().is_some_and(|clock| clock.cell(id).is_some());
+            let cells = table.columns.iter().zip(row);
+            let cells = cells.filter(|(column, _)| !column.is_key && is_written(column.id));
             aside.extend(cells.map(|(column, value)| (column.id, value, Some(reason))));
         }
         aside

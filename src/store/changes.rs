@@ -38,7 +38,7 @@ pub struct Loader {
     conn: Connection,
     tables: Tables,
     /// What `tables` was read at.
-    schema: Option<(i64, i64)>,
+    schema: Option<SchemaMark>,
 }
 
 impl Loader {
@@ -74,15 +74,18 @@ impl Loader {
 }
 
 /// What changes when a table or a column comes or is dropped, or a name is given a number.
-fn schema_of(conn: &Connection) -> rusqlite::Result<(i64, i64)> {
+type SchemaMark = (i64, i64, i64, i64);
+
+/// A life's length is whatever another node says, so the lengths are summed in two halves, which
+/// cannot overflow. They only grow: so does one of the sums.
+fn schema_of(conn: &Connection) -> rusqlite::Result<SchemaMark> {
     let version = conn.pragma_query_value(None, "schema_version", |row| row.get(0))?;
-    let names = conn
-        .prepare_cached(
-            "SELECT (SELECT count(*) FROM __tribune_tables) + (SELECT count(*) FROM __tribune_columns)
-                + (SELECT coalesce(sum(length), 0) FROM __tribune_names)",
-        )?
-        .query_row([], |row| row.get(0))?;
-    Ok((version, names))
+    conn.prepare_cached(
+        "SELECT (SELECT count(*) FROM __tribune_tables) + (SELECT count(*) FROM __tribune_columns),
+            coalesce(sum(length >> 32), 0), coalesce(sum(length & 4294967295), 0)
+         FROM __tribune_names",
+    )?
+    .query_row([], |row| Ok((version, row.get(0)?, row.get(1)?, row.get(2)?)))
 }
 
 /// See [`Loader::load`]. The connection is in a transaction, or nobody else writes meanwhile.

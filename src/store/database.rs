@@ -55,6 +55,9 @@ const SELECT_ROWS_AFTER: &str =
 const SELECT_PARKED_AFTER: &str =
     "SELECT DISTINCT key FROM __tribune_parked WHERE tbl = ?1 AND key > ?2 ORDER BY key LIMIT ?3";
 
+/// Something that is kept aside: kind, table, name, reason.
+pub(super) type AsideRow = (String, String, String, String);
+
 /// What was known of names and shapes at a moment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct NamesMark {
@@ -93,6 +96,8 @@ pub struct Store {
     /// Counts the changes of the tables' shapes.
     shape: u64,
     asides: Arc<AtomicU64>,
+    /// What the log says is kept aside.
+    pub(super) told_asides: BTreeSet<AsideRow>,
     /// The dropped tables of which no clock is left.
     swept: BTreeSet<TableId>,
     /// What SQLite counts up when another connection commits; `None` before the first look.
@@ -191,6 +196,7 @@ impl Store {
             wal: WalMeter::watch(&mut conn).map_err(failed)?,
             shape: 0,
             asides: Arc::default(),
+            told_asides: BTreeSet::new(),
             swept: BTreeSet::new(),
             conn,
             capture,
@@ -213,6 +219,7 @@ impl Store {
             })?,
         }
         store.count_asides().map_err(failed)?;
+        store.log_asides().map_err(failed)?;
         store.life = Beside::begin(&config.data_dir, &place.mark).map_err(unusable)?;
         Ok(store)
     }
@@ -243,6 +250,24 @@ impl Store {
     fn count_asides(&self) -> rusqlite::Result<()> {
         let count = schema::asides(&self.conn)?.len();
         self.asides.store(count as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Writes to the log what is kept aside, once it has become true that it is.
+    pub(super) fn tell_asides(&mut self, before: NamesMark) {
+        if self.shape != before.shape
+            && let Err(error) = self.log_asides()
+        {
+            warn!(%error, "What the schema keeps aside could not be read");
+        }
+    }
+
+    fn log_asides(&mut self) -> rusqlite::Result<()> {
+        let asides: BTreeSet<AsideRow> = schema::asides(&self.conn)?.into_iter().collect();
+        for (kind, table, name, reason) in asides.difference(&self.told_asides) {
+            tracing::error!(%kind, %table, %name, %reason, "The schema describes what this node cannot carry out; it is kept aside");
+        }
+        self.told_asides = asides;
         Ok(())
     }
 
@@ -311,6 +336,8 @@ impl Store {
         if self.shape != mark.shape {
             self.shape = mark.shape;
             self.tables = Tables::read(&self.conn)?;
+            // What was parked while the tables were others is not any more, or is again.
+            self.has_parked = parked::tables(&self.conn)?.into_iter().collect();
             self.count_asides()?;
             self.take_shapes();
         } else if self.tables.name_count() != mark.names {
@@ -335,13 +362,22 @@ impl Store {
         // A table that was built anew has lost its guard.
         guard::set_up(&self.conn, &replicated(&self.conn)?)?;
         self.tables.number_all(&self.conn)?;
-        parked::forget_dropped(&self.conn, &self.tables)?;
+        let forgotten = parked::forget_dropped(&self.conn, &self.tables)?;
         self.has_parked = parked::tables(&self.conn)?.into_iter().collect();
         self.asides.store(carried.asides.len() as u64, Ordering::Relaxed);
         self.take_shapes();
         let id_of = |name: &String| self.tables.get(name).map(|table| table.id);
         let whole: BTreeSet<TableId> = carried.whole.iter().filter_map(id_of).collect();
         let mut events = self.show_parked(&whole)?;
+        for (id, keys) in forgotten {
+            if whole.contains(&id) || self.tables.entry(id).table.is_none() {
+                continue;
+            }
+            let keys: Vec<Key> = keys.into_iter().collect();
+            for keys in keys.chunks(ROWS_AT_ONCE.unsigned_abs() as usize) {
+                events.extend(self.show(id, keys.to_vec())?);
+            }
+        }
         events.retain(|events| !carried.rebuilt.contains(&*events.table.name));
         self.has_parked = parked::tables(&self.conn)?.into_iter().collect();
         Ok(events)

@@ -17,7 +17,7 @@ use super::capture::Net;
 use super::database::{Moment, NamesMark, Store, failed, fault_text};
 use super::local::{self, RecordError};
 use super::ops;
-use super::schema::{self, SCHEMA_TABLE, SchemaChange, SchemaError, SchemaRequest};
+use super::schema::{self, Mode, SCHEMA_TABLE, SchemaChange, SchemaError, SchemaRequest};
 use super::sql::{Statement, Transacted};
 use super::statements::{self, SqlError};
 use crate::crdt::storage::StorageError;
@@ -136,7 +136,15 @@ impl<'a> Group<'a> {
                 group.done.push(Done::Local(nets, Vec::new()));
                 let after = schema::asides(&group.store.conn).map_err(failed)?;
                 if let Some(aside) = after.into_iter().find(|aside| !before.contains(aside)) {
-                    return Err(refused_aside(request, aside).into());
+                    let error = refused_aside(request, aside);
+                    if request.mode != Mode::Start {
+                        return Err(error.into());
+                    }
+                    // A node's file may be older than the schema, and must not keep it from starting.
+                    let mut notes = change.notes;
+                    notes.push(format!("nothing of the schema files was added: {error}"));
+                    let nothing = SchemaChange { notes, ..SchemaChange::default() };
+                    return Err(Halt::DryRun(nothing));
                 }
                 if request.dry_run { Err(Halt::DryRun(change)) } else { Ok(change) }
             },
@@ -186,6 +194,7 @@ impl<'a> Group<'a> {
         }
         self.is_begun = false;
         self.store.origins.settle();
+        self.store.tell_asides(self.names);
         Ok(std::mem::take(&mut self.commits))
     }
 
@@ -374,6 +383,13 @@ impl<'a> Group<'a> {
     /// Says what failed. After the disk did, what SQLite holds in memory and what is on the disk
     /// may differ, and nothing more is written.
     fn note_fault(&mut self, error: &rusqlite::Error) -> String {
+        self.store.note_fault(error)
+    }
+}
+
+impl Store {
+    /// See [`Group::note_fault`].
+    pub(super) fn note_fault(&mut self, error: &rusqlite::Error) -> String {
         let code = error.sqlite_error_code();
         // Without room for the log's index nothing was written, as without room for the log.
         let is_full =
@@ -382,7 +398,7 @@ impl<'a> Group<'a> {
             matches!(code, Some(ErrorCode::SystemIoFailure | ErrorCode::DatabaseCorrupt));
         if is_broken && !is_full {
             let fault = format!("the disk failed ({error}); nothing is written until a restart");
-            self.store.broken = Some(fault);
+            self.broken = Some(fault);
         }
         fault_text(error)
     }

@@ -119,7 +119,17 @@ impl Store {
         if self.broken.is_some() {
             return Ok(None);
         }
-        self.sweep_dropped().map_err(failed)?;
+        let checkpoint = self.keep_log_small();
+        // A disk that failed is left alone; and what fails here is the disk.
+        if self.broken.is_none()
+            && let Err(error) = self.sweep_dropped()
+        {
+            return Err(StorageError::Failed(self.note_fault(&error)));
+        }
+        checkpoint
+    }
+
+    fn keep_log_small(&mut self) -> Result<Option<Checkpoint>, StorageError> {
         let bytes = self.wal.bytes();
         if bytes >= self.wal.forced_bytes {
             return self.empty_log(bytes).map(Some);

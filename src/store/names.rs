@@ -21,28 +21,41 @@ pub struct Known {
     pub held: u64,
 }
 
-/// All names that a schema change ever made, by table and column; the column is empty for the
-/// table itself. A column's table stands under its name on the wire.
+/// All names that a schema change ever made. In the database the column of a table's own entry is
+/// empty, as no column's name is.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Names {
-    pub known: BTreeMap<(String, String), Known>,
+    pub tables: BTreeMap<String, Known>,
+    /// By the table's name on the wire, and the column's in SQL.
+    pub columns: BTreeMap<(String, String), Known>,
 }
 
 impl Names {
     pub fn read(conn: &Connection) -> rusqlite::Result<Self> {
         let mut statement = conn.prepare_cached(SELECT)?;
-        let rows = statement.query_map([], |row| {
+        let mut names = Self::default();
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
             let [length, held] = [row.get::<_, i64>(2)?, row.get(3)?].map(i64::cast_unsigned);
-            Ok(((row.get(0)?, row.get(1)?), Known { length, held }))
-        })?;
-        Ok(Self { known: rows.collect::<rusqlite::Result<_>>()? })
+            let (table, column, known) = (row.get(0)?, row.get(1)?, Known { length, held });
+            let column: String = column;
+            if column.is_empty() {
+                names.tables.insert(table, known);
+            } else {
+                names.columns.insert((table, column), known);
+            }
+        }
+        Ok(names)
     }
 
     /// Writes all names in place of those that are there.
     pub fn write(&self, conn: &Connection) -> rusqlite::Result<()> {
         conn.prepare_cached(DELETE_ALL)?.execute([])?;
         let mut statement = conn.prepare_cached(INSERT)?;
-        for ((table, column), known) in &self.known {
+        let tables = self.tables.iter().map(|(table, known)| (table, "", known));
+        let columns = self.columns.iter();
+        let columns = columns.map(|((table, column), known)| (table, column.as_str(), known));
+        for (table, column, known) in tables.chain(columns) {
             let [length, held] = [known.length, known.held].map(u64::cast_signed);
             statement.execute((table, column, length, held))?;
         }
@@ -51,40 +64,47 @@ impl Names {
 
     /// Returns the name under which SQLite's table travels.
     pub fn wire_table(&self, name: &str) -> String {
-        wire(name, self.held(name, ""))
+        wire(name, self.held_table(name))
     }
 
     /// Returns the name under which a column of SQLite's table travels.
     pub fn wire_column(&self, wire_table: &str, name: &str) -> String {
-        wire(name, self.held(wire_table, name))
+        wire(name, self.held_column(wire_table, name))
     }
 
     /// Tells whether the schema knows a table of this name, alive or dropped.
     pub fn is_managed(&self, wire_table: &str) -> bool {
-        self.known.contains_key(&(split(wire_table).0.to_owned(), String::new()))
+        self.tables.contains_key(split(wire_table).0)
     }
 
     /// Tells whether what travels under a table's name was dropped.
     pub fn is_table_dropped(&self, wire_table: &str) -> bool {
         let (name, generation) = split(wire_table);
-        self.is_past(name, "", generation)
+        self.tables.get(name).is_some_and(|known| known.is_past(generation))
     }
 
     /// Tells whether what travels under a column's name was dropped.
     pub fn is_column_dropped(&self, wire_table: &str, wire_column: &str) -> bool {
         let (name, generation) = split(wire_column);
-        self.is_past(wire_table, name, generation)
+        let known = self.columns.get(&(wire_table.to_owned(), name.to_owned()));
+        known.is_some_and(|known| known.is_past(generation))
     }
 
-    fn is_past(&self, table: &str, column: &str, generation: u64) -> bool {
-        self.known
-            .get(&(table.to_owned(), column.to_owned()))
-            .is_some_and(|known| known.length / 2 >= generation)
+    /// Returns which generation of a table SQLite has, from 1.
+    pub fn held_table(&self, name: &str) -> u64 {
+        self.tables.get(name).map_or(1, |known| known.held.max(1))
     }
 
-    fn held(&self, table: &str, column: &str) -> u64 {
-        let known = self.known.get(&(table.to_owned(), column.to_owned()));
+    /// Returns which generation of a column SQLite's table has, from 1.
+    pub fn held_column(&self, wire_table: &str, name: &str) -> u64 {
+        let known = self.columns.get(&(wire_table.to_owned(), name.to_owned()));
         known.map_or(1, |known| known.held.max(1))
+    }
+}
+
+impl Known {
+    fn is_past(&self, generation: u64) -> bool {
+        self.length / 2 >= generation
     }
 }
 
@@ -126,7 +146,7 @@ mod tests {
             (3, [true, false, false]),
             (4, [true, true, false]),
         ] {
-            names.known.insert(key.clone(), Known { length, held: 0 });
+            names.columns.insert(key.clone(), Known { length, held: 0 });
             assert_eq!(is_dropped(&names), expected, "{length}");
             assert_eq!(generation_of(length), length.div_ceil(2));
         }

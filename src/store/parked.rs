@@ -2,13 +2,13 @@
 //! Only the values are here; their clocks are with all others, so they merge and travel like all
 //! others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rusqlite::Connection;
 
 use super::tables::{TableId, Tables, read_at};
 use super::values::Bound;
-use crate::crdt::ColumnId;
+use crate::crdt::{ColumnId, Key};
 use crate::types::Value;
 
 const SELECT: &str = "SELECT col, value FROM __tribune_parked WHERE tbl = ?1 AND key = ?2";
@@ -16,13 +16,17 @@ const INSERT: &str = "INSERT INTO __tribune_parked (tbl, key, col, value, reason
     VALUES (?1, ?2, ?3, ?4, ?5)";
 const DELETE: &str = "DELETE FROM __tribune_parked WHERE tbl = ?1 AND key = ?2";
 const DELETE_TABLE: &str = "DELETE FROM __tribune_parked WHERE tbl = ?1";
-const DELETE_COLUMN: &str = "DELETE FROM __tribune_parked WHERE tbl = ?1 AND col = ?2";
+const DELETE_COLUMN: &str =
+    "DELETE FROM __tribune_parked WHERE tbl = ?1 AND col = ?2 RETURNING key";
 const SELECT_TABLES: &str = "SELECT DISTINCT tbl FROM __tribune_parked";
 const COUNT: &str = "SELECT count(*), count(reason) FROM
     (SELECT min(reason) AS reason FROM __tribune_parked GROUP BY tbl, key)";
 
 /// The parked values of one row.
 pub type Values = BTreeMap<ColumnId, Value>;
+
+/// Rows by table.
+pub type Forgotten = BTreeMap<TableId, BTreeSet<Key>>;
 
 /// Lists the tables that have parked values.
 pub fn tables(conn: &Connection) -> rusqlite::Result<Vec<TableId>> {
@@ -46,18 +50,27 @@ pub fn read(conn: &Connection, table: TableId, key: &[u8]) -> rusqlite::Result<V
     Ok(values)
 }
 
-/// Forgets the values of tables and columns that were dropped.
-pub fn forget_dropped(conn: &Connection, all: &Tables) -> rusqlite::Result<()> {
+/// Forgets the values of tables and columns that were dropped. Returns the rows of which a column
+/// was forgotten: that may have been what kept them from being shown.
+pub fn forget_dropped(conn: &Connection, all: &Tables) -> rusqlite::Result<Forgotten> {
+    let mut forgotten = Forgotten::new();
     for id in tables(conn)? {
         let entry = all.entry(id);
         if entry.is_dropped {
             conn.prepare_cached(DELETE_TABLE)?.execute([id])?;
+            continue;
         }
         for column in &entry.dropped {
-            conn.prepare_cached(DELETE_COLUMN)?.execute((id, column.0))?;
+            let mut statement = conn.prepare_cached(DELETE_COLUMN)?;
+            let keys = statement
+                .query_map((id, column.0), |row| Ok(Key::from(row.get_ref(0)?.as_blob()?)))?;
+            let keys = keys.collect::<rusqlite::Result<Vec<Key>>>()?;
+            if !keys.is_empty() {
+                forgotten.entry(id).or_default().extend(keys);
+            }
         }
     }
-    Ok(())
+    Ok(forgotten)
 }
 
 /// Puts values in place of those that the row had parked. `reason` says why SQLite refused the

@@ -5,12 +5,13 @@ use std::time::Instant;
 
 use axum::Json as JsonBody;
 use axum::body::Bytes;
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value as Json, json};
 
 use super::{SqlState, admit, read_json, refuse, unprocessable};
+use crate::http::serve::Ends;
 use crate::node::SubmitError;
 use crate::store::readers::QueryError;
 use crate::store::schema::{Mode, SchemaChange, SchemaRequest, Shown, Source};
@@ -33,10 +34,11 @@ pub(super) async fn get(State(state): State<SqlState>) -> Response {
 
 pub(super) async fn post(
     State(state): State<SqlState>,
+    ends: Option<Extension<Ends>>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    match work(&state, &headers, &body).await {
+    match work(&state, ends, &headers, &body).await {
         Ok(change) => JsonBody(change_json(&change)).into_response(),
         Err(refusal) => refusal,
     }
@@ -44,11 +46,12 @@ pub(super) async fn post(
 
 pub(super) async fn migrate(
     State(state): State<SqlState>,
+    ends: Option<Extension<Ends>>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
     let begun = Instant::now();
-    match work(&state, &headers, &body).await {
+    match work(&state, ends, &headers, &body).await {
         Ok(_) => {
             let time = begun.elapsed().as_secs_f64();
             let results = [json!({ "rows_affected": 0, "time": time })];
@@ -62,11 +65,22 @@ pub(super) async fn migrate(
     }
 }
 
+/// Tells whether whoever asks is on this host. A change of the schema is one for all nodes, and
+/// may drop their tables.
+fn is_local(ends: &Ends) -> bool {
+    ends.peer.ip().to_canonical().is_loopback()
+}
+
 async fn work(
     state: &SqlState,
+    ends: Option<Extension<Ends>>,
     headers: &HeaderMap,
     body: &[u8],
 ) -> Result<SchemaChange, Response> {
+    if !ends.is_some_and(|Extension(ends)| is_local(&ends)) {
+        let reason = "the schema is changed from the node's own host only, as long as there are no access tokens: run `tribune schema apply` there, against a loopback address";
+        return Err(refuse(StatusCode::FORBIDDEN, reason));
+    }
     let _place = admit(&state.transactions)?;
     let request = request_of(&read_json(headers, body)?).map_err(|error| unprocessable(&error))?;
     state.handle.change_schema(request).await.map_err(|error| {
@@ -162,6 +176,22 @@ fn shown_json(shown: &Shown) -> Json {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_the_hosts_own_programs_change_the_schema() {
+        let local = "192.0.2.1:8500".parse().unwrap();
+        for (peer, expected) in [
+            ("127.0.0.1:1", true),
+            ("127.8.9.1:1", true),
+            ("[::1]:1", true),
+            ("[::ffff:127.0.0.1]:1", true),
+            ("192.0.2.1:1", false),
+            ("[::ffff:192.0.2.7]:1", false),
+            ("[fe80::1]:1", false),
+        ] {
+            assert_eq!(is_local(&Ends { peer: peer.parse().unwrap(), local }), expected, "{peer}");
+        }
+    }
 
     #[test]
     fn a_request_is_texts_or_an_object() {

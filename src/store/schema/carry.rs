@@ -3,16 +3,17 @@
 //! out is kept aside, and no value that was not dropped is lost.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use rusqlite::{Connection, ErrorCode};
 
 use super::rows::{Kind, RowKey, SCHEMA_TABLE, SchemaRows, read_rows};
-use super::rules::is_own;
+use super::rules::{check_name, is_own};
 use super::shape::{IndexText, Shape, indexes_of, shape_of};
 use super::wanted::{Aside, WantedTable, wanted};
 use crate::crdt::Key;
 use crate::store::names::{Known, Names, wire};
-use crate::store::tables::{TableId, Tables, columns_of, replicated};
+use crate::store::tables::{TableId, Tables, all_columns_of, columns_of, replicated};
 use crate::store::values::quote;
 use crate::store::{clocks, parked};
 
@@ -78,17 +79,22 @@ pub fn carry_out(conn: &Connection, tables: &Tables) -> rusqlite::Result<Carried
         let now = held.get(&table.shape.name).filter(|held| held.generation == table.generation);
         match conveyor.make(now, &table)? {
             Ok(()) => here.push(table),
-            Err(reason) => asides.push(Aside {
-                kind: Kind::Table,
-                table: table.shape.name.clone(),
-                name: String::new(),
-                reason,
-            }),
+            Err(reason) => {
+                asides.push(Aside {
+                    kind: Kind::Table,
+                    table: table.shape.name.clone(),
+                    name: String::new(),
+                    reason,
+                });
+                // What was here stays as it was.
+                here.extend(now.map(Held::as_wanted));
+            }
         }
     }
     make_indexes(conn, &here, &mut asides)?;
     names_of(&rows, &here).write(conn)?;
     asides.sort();
+    asides.dedup();
     write_asides(conn, &asides)?;
     carried.asides = asides;
     Ok(carried)
@@ -107,7 +113,6 @@ fn write_asides(conn: &Connection, asides: &[Aside]) -> rusqlite::Result<()> {
     for aside in asides {
         let Aside { kind, table, name, reason } = aside;
         statement.execute((kind.as_str(), table, name, reason))?;
-        tracing::error!(kind = kind.as_str(), %table, %name, %reason, "The schema describes what this node cannot carry out; it is kept aside");
     }
     Ok(())
 }
@@ -124,14 +129,11 @@ fn held_tables(
             continue;
         }
         let shape = shape_of(conn, &name)?;
-        let held_of = |table: &str, column: &str| {
-            let key = (table.to_owned(), column.to_owned());
-            names.known.get(&key).map_or(1, |known| known.held.max(1))
-        };
-        let generation = held_of(&name, "");
+        let generation = names.held_table(&name);
         let wire_table = wire(&name, generation);
+        let columns = shape.columns.iter();
         let generations =
-            shape.columns.iter().map(|column| held_of(&wire_table, &column.name)).collect();
+            columns.map(|column| names.held_column(&wire_table, &column.name)).collect();
         held.insert(name, Held { shape, generation, generations });
     }
     Ok(held)
@@ -183,23 +185,28 @@ fn make_indexes(
 fn names_of(rows: &SchemaRows, here: &[WantedTable]) -> Names {
     let mut names = Names::default();
     // Whatever a row says of them, this program's own tables stay as they are.
-    for (key, row) in rows.iter().filter(|(key, _)| !is_own(&key.table)) {
-        let place = match key.kind {
-            Kind::Table => (key.table.clone(), String::new()),
-            Kind::Column => (wire(&key.table, key.generation), key.name.clone()),
-            Kind::Index => continue,
-        };
-        names.known.insert(place, Known { length: row.length, held: 0 });
+    let is_named = |key: &RowKey| !is_own(&key.table) && check_name(&key.table).is_ok();
+    for (key, row) in rows.iter().filter(|(key, _)| is_named(key)) {
+        let known = Known { length: row.length, held: 0 };
+        match key.kind {
+            Kind::Table => drop(names.tables.insert(key.table.clone(), known)),
+            Kind::Column if check_name(&key.name).is_ok() => {
+                let table = wire(&key.table, key.generation);
+                names.columns.insert((table, key.name.clone()), known);
+            }
+            Kind::Column | Kind::Index => {}
+        }
     }
     for table in here {
         let name = &table.shape.name;
         let columns = table.shape.columns.iter().map(|column| column.name.clone());
         let columns = columns.zip(table.generations.iter().copied());
         let wire_table = wire(name, table.generation);
-        let places = columns.map(|(column, generation)| ((wire_table.clone(), column), generation));
-        for (place, generation) in places.chain([((name.clone(), String::new()), table.generation)])
-        {
-            if let Some(known) = names.known.get_mut(&place) {
+        if let Some(known) = names.tables.get_mut(name) {
+            known.held = table.generation;
+        }
+        for (column, generation) in columns {
+            if let Some(known) = names.columns.get_mut(&(wire_table.clone(), column)) {
                 known.held = generation;
             }
         }
@@ -208,6 +215,16 @@ fn names_of(rows: &SchemaRows, here: &[WantedTable]) -> Names {
 }
 
 impl Held {
+    /// Says the table as it is, without its indexes.
+    fn as_wanted(&self) -> WantedTable {
+        WantedTable {
+            generation: self.generation,
+            shape: self.shape.clone(),
+            generations: self.generations.clone(),
+            indexes: Vec::new(),
+        }
+    }
+
     fn is(&self, wanted: &WantedTable) -> bool {
         self.generation == wanted.generation
             && self.generations == wanted.generations
@@ -253,15 +270,28 @@ impl Conveyor<'_> {
             if attempt(conn, || self.add_columns(held, wanted))?.is_ok() {
                 return Ok(Ok(()));
             }
+            let loses = self.loses_generated(held, wanted)?;
             if attempt(conn, || self.copy(held, wanted))?.is_ok() {
+                if loses {
+                    self.carried.whole.insert(name.clone());
+                }
                 return Ok(Ok(()));
             }
         }
-        self.park_all(name)?;
-        conn.execute(&format!("DROP TABLE {}", quote(name)), [])?;
+        // Nothing goes before it is known that what takes its place can be made.
+        let made = attempt(conn, || {
+            conn.execute(&wanted.shape.create(NEW_TABLE), [])?;
+            self.park_all(name)?;
+            conn.execute(&format!("DROP TABLE {}", quote(name)), [])?;
+            conn.execute(&format!("ALTER TABLE {NEW_TABLE} RENAME TO {}", quote(name)), [])?;
+            Ok(())
+        })?;
+        if made.is_err() {
+            return Ok(made);
+        }
         self.carried.whole.insert(name.clone());
         self.carried.rebuilt.insert(name.clone());
-        attempt(conn, || conn.execute(&wanted.shape.create(name), []).map(drop))
+        Ok(Ok(()))
     }
 
     /// Adds columns at the end: the default applies to every row by itself, nothing is written.
@@ -309,6 +339,14 @@ impl Conveyor<'_> {
         conn.execute(&format!("DROP TABLE {table}"), [])?;
         conn.execute(&format!("ALTER TABLE {NEW_TABLE} RENAME TO {table}"), [])?;
         Ok(())
+    }
+
+    /// Tells whether a generated column goes. It may have kept rows from being shown that have no
+    /// value of their own by which they are found.
+    fn loses_generated(&self, held: &Held, wanted: &WantedTable) -> rusqlite::Result<bool> {
+        let columns = all_columns_of(self.conn, &held.shape.name)?;
+        let stays = |name: &str| wanted.shape.columns.iter().any(|column| column.name == name);
+        Ok(columns.iter().any(|column| column.is_generated && !stays(&column.name)))
     }
 
     fn is_dropped(&self, held: &Held, at: usize) -> bool {
@@ -366,7 +404,10 @@ fn attempt(
     work: impl FnOnce() -> rusqlite::Result<()>,
 ) -> rusqlite::Result<Result<(), String>> {
     conn.execute_batch("SAVEPOINT attempt")?;
-    let result = work();
+    let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
+        let reason = "it brought this program to a fault of its own; please report it";
+        Err(rusqlite::Error::InvalidParameterName(reason.to_owned()))
+    });
     match result {
         Ok(()) => {
             conn.execute_batch("RELEASE attempt")?;

@@ -95,8 +95,9 @@ fn insert(
     definition: String,
     place: i64,
 ) {
-    let length = rows.get(&key).map_or(1, |row| row.length + 1);
-    rows.insert(key.clone(), SchemaRow { length, definition: definition.clone(), place });
+    let length = rows.get(&key).map_or(1, |row| row.length.saturating_add(1));
+    let row = SchemaRow { length, definition: definition.clone(), place, is_readable: true };
+    rows.insert(key.clone(), row);
     writes.push(RowWrite::Insert { key, definition, place });
 }
 
@@ -122,7 +123,7 @@ impl Planner<'_> {
                 "the database spells it {}; a name's letters cannot be changed",
                 other.table
             );
-            return Err(object.destructive(None, reason));
+            return self.differs(object.destructive(None, reason));
         }
         let wanted = shape_of(&self.declared.conn, &object.name)?;
         match self.rows.get(&key) {
@@ -156,16 +157,18 @@ impl Planner<'_> {
         let name = &object.name;
         let row = &self.rows[&RowKey::table(name)];
         let generation = generation_of(row.length);
-        let frame =
-            frame_of(name, &row.definition).map_err(|reason| object.destructive(None, reason))?;
+        let frame = match frame_of(name, &row.definition) {
+            Ok(frame) => frame,
+            Err(reason) => return self.differs(object.destructive(None, reason)),
+        };
         if (frame.is_strict, frame.is_without_rowid) != (wanted.is_strict, wanted.is_without_rowid)
         {
-            return Err(
-                object.destructive(None, "STRICT and WITHOUT ROWID cannot be changed".into())
-            );
+            let reason = "STRICT and WITHOUT ROWID cannot be changed";
+            return self.differs(object.destructive(None, reason.into()));
         }
         if frame.key != wanted.key {
-            return Err(object.destructive(None, "its primary key cannot be changed".into()));
+            let reason = "its primary key cannot be changed";
+            return self.differs(object.destructive(None, reason.into()));
         }
         let held: Vec<(String, SchemaRow)> = self
             .members(Kind::Column, name, generation)
@@ -173,7 +176,12 @@ impl Planner<'_> {
             .collect();
         for (column, row) in held.iter().filter(|(_, row)| row.is_alive()) {
             match wanted.columns.iter().find(|new| new.name == *column) {
-                Some(new) => self.check_same(object, column, (&row.definition, &new.definition))?,
+                Some(new) => {
+                    let definitions = (row.definition.as_str(), new.definition.as_str());
+                    if let Err(error) = self.check_same(object, column, definitions) {
+                        self.differs(error)?;
+                    }
+                }
                 None => self.leave(object, column, generation)?,
             }
         }
@@ -182,7 +190,7 @@ impl Planner<'_> {
             let known = held.iter().find(|(name, _)| *name == column.name);
             match known {
                 Some((_, row)) if row.is_alive() => continue,
-                Some(_) if self.mode == Mode::Start => {
+                _ if self.is_of_the_past(known.is_some(), (Kind::Column, name), &column.name) => {
                     let note = format!(
                         "table {name}, column {}: it was dropped and is not made again; take it out of {}, or make it again with `tribune schema apply`",
                         column.name, object.file
@@ -192,7 +200,7 @@ impl Planner<'_> {
                 }
                 Some(_) | None => {}
             }
-            place += 1;
+            place = place.saturating_add(1);
             let key = RowKey::column(name, generation, &column.name);
             self.insert(key, column.definition.clone(), place);
             self.plan.change.columns_added.push((name.clone(), column.name.clone()));
@@ -203,7 +211,14 @@ impl Planner<'_> {
     /// A column that the file does not have any more.
     fn leave(&mut self, object: &Object, column: &str, generation: u64) -> Result<(), SchemaError> {
         match self.mode {
-            Mode::Start => Ok(()),
+            Mode::Start => {
+                let note = format!(
+                    "table {}, column {column}: it is not in {} and stays as it is",
+                    object.name, object.file
+                );
+                self.plan.change.notes.push(note);
+                Ok(())
+            }
             Mode::Apply { allow_drop: false } => {
                 let reason = "it is in the database but not in the file; put it back, or drop it with its values on every node: --allow-drop";
                 Err(object.destructive(Some(column), reason.to_owned()))
@@ -217,9 +232,30 @@ impl Planner<'_> {
         }
     }
 
+    /// A file of a node that starts may be older than the schema: that is said, and stops nothing.
+    fn differs(&mut self, error: SchemaError) -> Result<(), SchemaError> {
+        match self.mode {
+            Mode::Start => {
+                self.plan.change.notes.push(format!("{error}; it stays as it is"));
+                Ok(())
+            }
+            Mode::Apply { .. } => Err(error),
+        }
+    }
+
+    /// Tells whether a node's file names what was dropped: now, or with an earlier table of the
+    /// name. Only somebody who asks for it makes it again.
+    fn is_of_the_past(&self, is_known: bool, (kind, table): (Kind, &str), name: &str) -> bool {
+        let was_before = || {
+            let mut keys = self.rows.keys();
+            keys.any(|key| key.kind == kind && key.table == table && key.name == name)
+        };
+        self.mode == Mode::Start && (is_known || was_before())
+    }
+
     fn delete(&mut self, key: RowKey) {
         if let Some(row) = self.rows.get_mut(&key) {
-            row.length += 1;
+            row.length = row.length.saturating_add(1);
         }
         self.plan.writes.push(RowWrite::Delete { key });
     }
@@ -260,15 +296,37 @@ impl Planner<'_> {
         if let Some((key, _)) = elsewhere {
             let reason =
                 format!("the index {} belongs to table {} already", object.name, key.table);
-            return Err(object.destructive(None, reason));
+            return self.differs(object.destructive(None, reason));
         }
         let key = RowKey::index(&object.table, generation, &object.name);
+        let is_new = self.plan.change.tables_added.contains(&object.table);
         match self.rows.get(&key) {
             Some(row) if row.is_alive() && same(&row.definition, &definition) => return Ok(()),
             Some(row) if row.is_alive() => {
+                if self.mode == Mode::Start {
+                    let reason = format!(
+                        "the index {} is {} and not {definition}",
+                        object.name, row.definition
+                    );
+                    return self.differs(object.destructive(None, reason));
+                }
                 self.plan.writes.push(RowWrite::Update { key, definition });
             }
-            Some(_) if self.mode == Mode::Start => return Ok(()),
+            known
+                if !is_new
+                    && self.is_of_the_past(
+                        known.is_some(),
+                        (Kind::Index, &object.table),
+                        &object.name,
+                    ) =>
+            {
+                let note = format!(
+                    "table {}, index {}: it was dropped and is not made again; take it out of {}, or make it again with `tribune schema apply`",
+                    object.table, object.name, object.file
+                );
+                self.plan.change.notes.push(note);
+                return Ok(());
+            }
             Some(_) | None => self.insert(key, definition, 0),
         }
         self.plan.change.indexes_added.push(object.name.clone());
@@ -282,7 +340,16 @@ impl Planner<'_> {
     }
 
     fn drop(&mut self, file: &str, drop: &DropStatement) -> Result<(), SchemaError> {
-        let name = &drop.name;
+        if self.mode == Mode::Start {
+            let what = if drop.is_table { "TABLE" } else { "INDEX" };
+            let note = format!(
+                "DROP {what} {} in {file} does nothing when a node starts; `tribune schema apply --allow-drop` drops",
+                drop.name
+            );
+            self.plan.change.notes.push(note);
+            return Ok(());
+        }
+        let name = &self.spelled(drop);
         let refuse = |reason: &str| SchemaError::Destructive {
             file: file.to_owned(),
             table: name.clone(),
@@ -327,6 +394,24 @@ impl Planner<'_> {
         members.into_iter().chain([key]).for_each(|key| self.delete(key));
         self.plan.change.tables_dropped.push(name.clone());
         Ok(())
+    }
+
+    /// Returns how the schema spells a name that is to be dropped: to SQLite its case is no matter.
+    fn spelled(&self, drop: &DropStatement) -> String {
+        let kind = if drop.is_table { Kind::Table } else { Kind::Index };
+        let name_of = |key: &RowKey| {
+            let name = if drop.is_table { &key.table } else { &key.name };
+            name.clone()
+        };
+        let alive = self.rows.iter().filter(|(key, row)| {
+            key.kind == kind && row.is_alive() && (drop.is_table || self.is_present(key))
+        });
+        let mut names = alive.map(|(key, _)| name_of(key));
+        let alike = |name: &String| name.eq_ignore_ascii_case(&drop.name);
+        if names.clone().any(|name| name == drop.name) {
+            return drop.name.clone();
+        }
+        names.find(alike).unwrap_or_else(|| drop.name.clone())
     }
 
     /// Lists the columns or indexes of one table, the dropped ones too.

@@ -499,7 +499,7 @@ enum Step {
     Pull(usize, usize, usize, u64),
 }
 
-const FILES: [&str; 9] = [
+const FILES: [&str; 10] = [
     "CREATE TABLE t (id INTEGER NOT NULL PRIMARY KEY, v DEFAULT 'dv')",
     "CREATE TABLE t (id INTEGER NOT NULL PRIMARY KEY, v DEFAULT 'dv', w INT DEFAULT 3)",
     "CREATE TABLE t (id INTEGER NOT NULL PRIMARY KEY, v DEFAULT 'dv', w TEXT NOT NULL DEFAULT 'x')",
@@ -507,6 +507,7 @@ const FILES: [&str; 9] = [
     "CREATE TABLE t (id INTEGER NOT NULL PRIMARY KEY, w INT DEFAULT 3, W2 INT CHECK (W2 < 5), g AS (w + 1))",
     "CREATE TABLE t (id NOT NULL, k INT NOT NULL, v, PRIMARY KEY (k, id)) WITHOUT ROWID",
     "CREATE TABLE u (id INTEGER NOT NULL PRIMARY KEY, v); CREATE INDEX i ON u (v)",
+    "CREATE TABLE t (id INTEGER NOT NULL PRIMARY KEY)",
     "DROP TABLE IF EXISTS t",
     "DROP TABLE IF EXISTS u; DROP INDEX IF EXISTS i",
 ];
@@ -609,4 +610,183 @@ fn a_group_that_begins_again_makes_the_same_schema() {
     let mut b = node(2);
     pull(&a, &mut b, usize::MAX, 0);
     check_alike(&[a, b]);
+}
+
+fn forge(store: &mut Store, values: &str) {
+    let mut group = store.group(NOW);
+    group.forge(&format!("INSERT INTO tribune_schema VALUES {values}"));
+    group.commit().unwrap();
+}
+
+#[test]
+fn definitions_of_a_hostile_node_are_kept_aside_and_stop_nobody() {
+    let (mut a, mut b) = (node(1), node(2));
+    grow(&mut a, T);
+    let frame = "'{\"key\":[\"id\"],\"strict\":false,\"without_rowid\":false}'";
+    let costly = "INT CHECK (instr(hex(zeroblob(50000000)), ''x'') = 0)";
+    let long = "x".repeat(20_000);
+    for values in [
+        "('index', 't', 1, 'i', '( id ); DROP TABLE [\u{e9}', 0)".to_owned(),
+        format!("('column', 't', 1, 'costly', '{costly}', 5)"),
+        format!("('table', '', 0, '', {frame}, 0)"),
+        "('column', 't', 1, '', 'INT', 6)".to_owned(),
+        "('column', 't', 1, 'blob', x'00', 7)".to_owned(),
+        "('column', 't', 1, 'real', 'INT', 7.5)".to_owned(),
+        format!("('column', 't', 1, 'long', 'DEFAULT ''{long}''', 8)"),
+        "('index', 't', 1, 'j', '( json_extract ( v , ''$'' ) )', 0)".to_owned(),
+        "('column', 't', 1, 'n', 'INT CHECK (changes() = 0)', 9)".to_owned(),
+    ] {
+        forge(&mut a, &values);
+    }
+    pull(&a, &mut b, usize::MAX, 0);
+    let told = asides(&b.conn).unwrap();
+    assert_eq!(told, asides(&a.conn).unwrap());
+    assert_eq!(told.len(), 9, "{told:#?}");
+    // The log says each once; what was not committed is not said.
+    assert_eq!(b.told_asides, told.iter().cloned().collect());
+    let index = format!("{}; CREATE INDEX i ON t (v)", T.replace(")", ", y)"));
+    let dry = SchemaRequest { dry_run: true, ..request(&index, true) };
+    let _ = change(&mut b, &dry);
+    assert_eq!(b.told_asides.len(), 9);
+    // The whole origin still travels, and rows of the table do.
+    say(&mut a, "INSERT INTO t VALUES (1, 'x')");
+    pull(&a, &mut b, usize::MAX, 0);
+    assert_eq!(head(&b, a.origin()), head(&a, a.origin()));
+    assert_eq!(shown(&b), ["t: 1 'x'"]);
+    check_alike(&[a, b]);
+}
+
+#[test]
+fn lives_of_any_length_are_no_reason_not_to_serve_a_pull() {
+    let mut trial = Trial::new("");
+    let mut loader = crate::store::changes::Loader::open(trial.store.path().unwrap()).unwrap();
+    grow(&mut trial.store, T);
+    let made = i64::MAX - 1;
+    trial.store.conn.execute("UPDATE __tribune_names SET length = ?1", [made]).unwrap();
+    let me = trial.store.origin();
+    loader.load(me, Version(0), 10_000).unwrap();
+}
+
+#[test]
+fn the_tables_too_many_are_the_last_by_name_on_every_node() {
+    let mut rows = rows::SchemaRows::new();
+    let frame = "{\"key\":[\"id\"],\"strict\":false,\"without_rowid\":false}";
+    let row = |definition: &str| rows::SchemaRow {
+        length: 1,
+        definition: definition.to_owned(),
+        place: 0,
+        is_readable: true,
+    };
+    for n in 0..1_005 {
+        rows.insert(rows::RowKey::table(&format!("t{n:04}")), row(frame));
+    }
+    for n in 0..250 {
+        rows.insert(rows::RowKey::column("t0000", 1, &format!("c{n:03}")), row("INT"));
+    }
+    for n in 0..70 {
+        rows.insert(rows::RowKey::index("t0000", 1, &format!("i{n:02}")), row("( id )"));
+    }
+    let (tables, asides) = wanted::wanted(&rows);
+    assert_eq!(tables.len(), 1_000);
+    assert_eq!((tables[0].shape.columns.len(), tables[0].indexes.len()), (200, 64));
+    assert_eq!(asides.len(), 5 + 50 + 6);
+    assert!(asides.iter().any(|aside| aside.table == "t1004"));
+}
+
+#[test]
+fn a_dry_run_that_would_empty_what_is_parked_leaves_merges_whole() {
+    let (mut a, mut b) = (node(1), node(2));
+    let made = grow(&mut a, T);
+    hear(&mut b, &made);
+    // Two definitions of one column: the rows of the one that lost are kept aside.
+    grow(&mut a, &T.replace(")", ", w INT NOT NULL DEFAULT 1)"));
+    grow(&mut b, &T.replace(")", ", w TEXT DEFAULT 'z')"));
+    say(&mut a, "INSERT INTO t VALUES (1, 'a', 5)");
+    let mut stores = [a, b];
+    settle(&mut stores);
+    assert_eq!(stores[1].stats().unwrap().quarantined_rows, 1);
+    let dry = SchemaRequest { dry_run: true, ..request(T, true) };
+    change(&mut stores[1], &dry).unwrap();
+    let parked = stores[1].has_parked.clone();
+    assert_eq!(parked.len(), 1);
+    // A refused one, too.
+    change(&mut stores[1], &request(&format!("{T}; CREATE INDEX i ON t (nothing)"), true))
+        .unwrap_err();
+    assert_eq!(stores[1].has_parked, parked);
+    // A remote write of one cell keeps the others.
+    let mut fixed = node(3);
+    while pull(&stores[0], &mut fixed, usize::MAX, 0) {}
+    say(&mut stores[0], "INSERT OR REPLACE INTO t VALUES (1, 'again', 'text')");
+    let told = say(&mut stores[0], "UPDATE t SET v = 'b' WHERE id = 1");
+    drop(told);
+    settle(&mut stores);
+    check_alike(&stores);
+    assert_eq!(shown(&stores[1]), ["t: 1 'b' 'text'"]);
+}
+
+#[test]
+fn a_row_comes_back_to_sight_when_the_column_that_kept_it_aside_is_dropped() {
+    let mut stores = [node(1), node(2)];
+    let key_only = "CREATE TABLE t (id INTEGER NOT NULL PRIMARY KEY)";
+    grow(&mut stores[0], key_only);
+    settle(&mut stores);
+    let wide = |column: &str| key_only.replace(")", &format!(", {column})"));
+    grow(&mut stores[0], &wide("w INT NOT NULL DEFAULT 1"));
+    grow(&mut stores[1], &wide("w TEXT DEFAULT 'z'"));
+    say(&mut stores[0], "INSERT INTO t VALUES (1, 5)");
+    settle(&mut stores);
+    assert_eq!(shown(&stores[0]), Vec::<String>::new());
+    shrink(&mut stores[0], key_only);
+    assert_eq!(shown(&stores[0]), ["t: 1"]);
+    settle(&mut stores);
+    check_alike(&stores);
+    assert_eq!(stores[1].stats().unwrap().parked_rows, 0);
+}
+
+#[test]
+fn an_old_file_of_a_node_that_starts_only_adds() {
+    let mut a = node(1);
+    let start = |sql: &str| SchemaRequest { mode: Mode::Start, ..request(sql, false) };
+    let wide = format!("{}; CREATE INDEX i ON t (v)", T.replace(")", ", old)"));
+    grow(&mut a, &wide);
+    shrink(&mut a, "DROP TABLE T");
+    grow(&mut a, &format!("{T}; CREATE INDEX j ON t (v)"));
+    let before = shapes(&a);
+    for (file, notes) in [
+        ("CREATE TABLE t (id TEXT NOT NULL PRIMARY KEY, v TEXT DEFAULT 'dv')", 1),
+        ("CREATE TABLE t (id INTEGER NOT NULL PRIMARY KEY, v INT)", 1),
+        ("CREATE TABLE T (id INTEGER NOT NULL PRIMARY KEY, v TEXT)", 1),
+        (&*T.replace(")", ") STRICT"), 1),
+        (&*wide, 2),
+        (&*format!("{T}; CREATE INDEX j ON t (id, v)"), 1),
+        ("CREATE TABLE t (id INTEGER NOT NULL PRIMARY KEY)", 1),
+        ("DROP TABLE t", 1),
+        // It goes with no index that the cluster has.
+        ("CREATE TABLE j (id INTEGER NOT NULL PRIMARY KEY)", 1),
+    ] {
+        let (told, commit) = change(&mut a, &start(file)).unwrap();
+        assert_eq!((told.notes.len(), commit), (notes, None), "{file}: {told:?}");
+        assert!(told.is_empty(), "{file}: {told:?}");
+        assert_eq!(shapes(&a), before);
+    }
+    let (told, _) = change(&mut a, &start(&T.replace(")", ", new)"))).unwrap();
+    assert_eq!(told.columns_added.len(), 1);
+}
+
+#[test]
+fn a_default_that_nobody_wrote_is_not_kept_aside_as_a_value() {
+    let mut stores = [node(1), node(2)];
+    let key_only = "CREATE TABLE t (id INTEGER NOT NULL PRIMARY KEY)";
+    grow(&mut stores[0], key_only);
+    settle(&mut stores);
+    let wide = |column: &str| key_only.replace(")", &format!(", {column})"));
+    grow(&mut stores[0], &wide("w INT NOT NULL DEFAULT 1"));
+    grow(&mut stores[1], &wide("w TEXT DEFAULT 'z', q DEFAULT 'nobody'"));
+    say(&mut stores[0], "INSERT INTO t VALUES (1, 5)");
+    settle(&mut stores);
+    for store in &stores {
+        let sql = "SELECT count(*) FROM __tribune_parked";
+        let count: i64 = store.conn.query_row(sql, [], |row| row.get(0)).unwrap();
+        assert_eq!(count, 1);
+    }
 }

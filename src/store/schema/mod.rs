@@ -5,7 +5,9 @@
 mod carry;
 mod change;
 mod grow;
+mod limits;
 mod probe;
+mod pure;
 mod rows;
 mod rules;
 mod shape;
@@ -15,6 +17,7 @@ mod wanted;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::fallible_iterator::FallibleIterator;
@@ -27,8 +30,10 @@ pub use grow::literal;
 pub use rows::{RowWrite, SCHEMA_TABLE, read_rows, write_rows};
 pub use show::{Shown, ShownAside, ShownTable, show};
 
+use self::limits::{LENGTH_MAX, STEPS_AT_ONCE, STEPS_MAX, TEXT_BYTES_MAX};
 use self::text::{DropStatement, take_drops};
 use super::tables::Tables;
+use super::{functions, limits as writer};
 
 /// The tables that every node has.
 const FIXED: [(&str, &str); 5] = [
@@ -130,6 +135,8 @@ fn unreadable(path: &Path, error: &std::io::Error) -> SchemaError {
 #[derive(Debug)]
 pub struct Schema {
     conn: Connection,
+    /// What SQLite has done for the statement or the table that is looked at.
+    steps: Steps,
     tables: Vec<Object>,
     indexes: Vec<Object>,
     /// What is to be dropped, and the file that says so.
@@ -194,28 +201,54 @@ pub fn plan(
 impl Schema {
     /// Reads the files and holds each table to the rules.
     pub fn parse(sources: &[Source]) -> Result<Self, SchemaError> {
-        let seen = Seen::default();
-        let conn = scratch(Arc::clone(&seen))?;
-        let mut schema = Self { conn, tables: Vec::new(), indexes: Vec::new(), drops: Vec::new() };
+        let mut left = Vec::with_capacity(sources.len());
+        let mut drops = Vec::new();
         for source in sources {
-            schema.run(source, &seen)?;
+            let (sql, dropped) = take_drops(&source.sql);
+            drops.extend(dropped.into_iter().map(|drop| (source.file.clone(), drop)));
+            let is_fixed =
+                FIXED.iter().any(|(file, sql)| source.file == *file && source.sql == *sql);
+            left.push((Source { file: source.file.clone(), sql }, is_fixed));
+        }
+        Ok(Self { drops, ..Self::parse_made(&left)? })
+    }
+
+    /// The same for texts in which no DROP may stand, each with whether it is one of those that
+    /// every node has.
+    fn parse_made(sources: &[(Source, bool)]) -> Result<Self, SchemaError> {
+        let seen = Seen::default();
+        let steps = Steps::default();
+        let conn = scratch(Arc::clone(&seen), Arc::clone(&steps))?;
+        let mut schema =
+            Self { conn, steps, tables: Vec::new(), indexes: Vec::new(), drops: Vec::new() };
+        for (source, is_fixed) in sources {
+            schema.run(source, *is_fixed, &seen)?;
+        }
+        if schema.tables.len() > limits::TABLES_MAX {
+            let file = sources.last().map(|(source, _)| source.file.clone()).unwrap_or_default();
+            let table = schema.tables[limits::TABLES_MAX].name.clone();
+            let reason = format!("there may be {} tables at most", limits::TABLES_MAX);
+            return Err(SchemaError::Rule { file, table, column: None, reason });
         }
         // The rules ask for pragmas, which the files may not.
         schema.conn.authorizer(None::<fn(AuthContext<'_>) -> Authorization>)?;
         for table in &schema.tables {
+            schema.steps.store(0, Ordering::Relaxed);
             schema.check_table(table)?;
         }
+        // What is asked of it from here on is this program's own, and as long as the schema is.
+        schema.conn.progress_handler(0, None::<fn() -> bool>)?;
         Ok(schema)
     }
 
-    fn run(&mut self, source: &Source, seen: &Seen) -> Result<(), SchemaError> {
+    fn run(&mut self, source: &Source, is_fixed: bool, seen: &Seen) -> Result<(), SchemaError> {
+        if source.sql.len() > TEXT_BYTES_MAX {
+            let detail = format!("the text is longer than {TEXT_BYTES_MAX} bytes");
+            return Err(source.fault(0, detail));
+        }
         if let Some(reason) = super::unfolding::refusal(&source.sql) {
             return Err(source.fault(0, reason));
         }
-        let (sql, drops) = take_drops(&source.sql);
-        self.drops.extend(drops.into_iter().map(|drop| (source.file.clone(), drop)));
-        let is_fixed = FIXED.iter().any(|(file, sql)| source.file == *file && source.sql == *sql);
-        let source = &Source { file: source.file.clone(), sql };
         let mut batch = Batch::new(&self.conn, &source.sql);
         let mut made = Vec::new();
         // Where the statement that is read next begins.
@@ -225,6 +258,7 @@ impl Schema {
             start = skip_blank(&source.sql, start);
             let fault = |error: &rusqlite::Error| source.fault(start, explain(error, seen));
             *look(seen) = Statement::default();
+            self.steps.store(0, Ordering::Relaxed);
             let Some(mut statement) = batch.next().map_err(|error| fault(&error))? else { break };
             let text = statement.expanded_sql().unwrap_or_default();
             statement.raw_execute().map_err(|error| fault(&error))?;
@@ -261,14 +295,33 @@ struct Statement {
 
 type Seen = Arc<Mutex<Statement>>;
 
+/// Counts the steps of SQLite's virtual machine, in parts of [`STEPS_AT_ONCE`].
+type Steps = Arc<AtomicU64>;
+
 fn look(seen: &Seen) -> MutexGuard<'_, Statement> {
     seen.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Opens the database in which the files are read: it knows tables and indexes, and nothing else.
-fn scratch(seen: Seen) -> Result<Connection, SchemaError> {
+/// What a text may cost is counted in steps and bytes, never in time: all nodes refuse the same.
+fn scratch(seen: Seen, steps: Steps) -> Result<Connection, SchemaError> {
     use rusqlite::config::DbConfig;
+    use rusqlite::limits::Limit;
     let mut conn = Connection::open_in_memory()?;
+    writer::limit(&conn)?;
+    functions::bound(&conn)?;
+    let as_limit = |bytes: usize| i32::try_from(bytes).expect("the limits are small");
+    conn.set_limit(Limit::SQLITE_LIMIT_LENGTH, as_limit(LENGTH_MAX))?;
+    conn.set_limit(Limit::SQLITE_LIMIT_SQL_LENGTH, as_limit(TEXT_BYTES_MAX))?;
+    // One more than a table may have: a probe adds one.
+    conn.set_limit(Limit::SQLITE_LIMIT_COLUMN, as_limit(writer::COLUMNS_MAX + 1))?;
+    conn.progress_handler(
+        STEPS_AT_ONCE,
+        Some(move || {
+            let at_once = STEPS_AT_ONCE.unsigned_abs().into();
+            steps.fetch_add(at_once, Ordering::Relaxed) >= STEPS_MAX
+        }),
+    )?;
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_DQS_DDL, false)?;
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
     conn.pragma_update(None, "foreign_keys", false)?;
@@ -284,7 +337,11 @@ fn scratch(seen: Seen) -> Result<Connection, SchemaError> {
             _ => {}
         }
         let Some(what) = refused(&context) else { return Authorization::Allow };
-        look(&seen).denied = Some(what);
+        let mut seen = look(&seen);
+        let of_table = |table: &String| format!("table {table}: {what}");
+        let is_function = matches!(context.action, AuthAction::Function { .. });
+        let table = seen.table.as_ref().filter(|_| is_function);
+        seen.denied = Some(table.map_or_else(|| what.clone(), of_table));
         Authorization::Deny
     }))?;
     Ok(conn)
@@ -296,8 +353,13 @@ fn refused(context: &AuthContext<'_>) -> Option<String> {
     let what = match context.action {
         AuthAction::CreateTable { .. }
         | AuthAction::CreateIndex { .. }
-        | AuthAction::Reindex { .. }
-        | AuthAction::Function { .. } => return None,
+        | AuthAction::Reindex { .. } => return None,
+        AuthAction::Function { function_name } if pure::is_pure(function_name) => return None,
+        AuthAction::Function { function_name } => {
+            return Some(format!(
+                "the function {function_name} may not stand in a schema: it is none of those that come to the same on every node"
+            ));
+        }
         AuthAction::Insert { table_name }
         | AuthAction::Delete { table_name }
         | AuthAction::Update { table_name, .. }
@@ -361,6 +423,7 @@ fn explain(error: &rusqlite::Error, seen: &Seen) -> String {
         return denied;
     }
     let message = match error {
+        error if limits::exceeds(error) => limits::EXCEEDED.to_owned(),
         rusqlite::Error::SqlInputError { msg, .. } => msg.clone(),
         other => other.to_string(),
     };

@@ -3,6 +3,7 @@
 
 use rusqlite::Connection;
 
+use super::limits::exceeds;
 use crate::store::affinity::Affinity;
 use crate::store::tables::ColumnShape;
 use crate::store::values::quote;
@@ -117,6 +118,9 @@ pub(super) fn blank_row(
             statement.query([])?.next().map(drop)
         });
         if let Err(error) = read {
+            if exceeds(&error) {
+                return Err(error);
+            }
             let reason = error.to_string();
             // Any other failure may be the made-up key's.
             return Ok(reason.contains("non-deterministic").then_some((None, reason)));
@@ -124,6 +128,9 @@ pub(super) fn blank_row(
         for (column, literal) in literals.iter().filter(|(column, _)| column.key_place == 0) {
             let update = format!("UPDATE {table} SET {} = {literal}", quote(&column.name));
             let Err(error) = conn.execute_batch(&update) else { continue };
+            if exceeds(&error) {
+                return Err(error);
+            }
             if error.sqlite_error().is_some_and(|error| error.extended_code == CHECK_FAILED) {
                 let reason = "its DEFAULT does not pass the CHECK; a row whose writer does not know the column could not be stored";
                 return Ok(Some((Some(column.name.clone()), reason.to_owned())));

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use rusqlite::Connection;
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, Row};
 use serde_json::json;
 
 use super::shape::Shape;
@@ -63,6 +64,9 @@ pub struct SchemaRow {
     pub length: u64,
     pub definition: String,
     pub place: i64,
+    /// Whether the table shows the row, with values of the right types. What another node wrote
+    /// may be neither.
+    pub is_readable: bool,
 }
 
 impl SchemaRow {
@@ -121,23 +125,45 @@ pub fn read_rows(conn: &Connection, tables: &Tables) -> rusqlite::Result<SchemaR
         let key = pack::unpack(row.get_ref(0)?.as_blob()?).unwrap_or_default();
         let length = clocks::decode(row.get_ref(1)?.as_blob()?)?.life().length;
         if let Some(key) = RowKey::read(&key) {
-            rows.insert(key, SchemaRow { length, definition: String::new(), place: 0 });
+            let (definition, place) = (String::new(), 0);
+            rows.insert(key, SchemaRow { length, definition, place, is_readable: false });
         }
     }
     let mut statement = conn.prepare_cached(SELECT)?;
     let mut shown = statement.query([])?;
     while let Some(row) = shown.next()? {
-        let kind: String = row.get(0)?;
-        let key = Kind::of(&kind).map(|kind| -> rusqlite::Result<RowKey> {
-            let generation: i64 = row.get(2)?;
-            let generation = generation.cast_unsigned();
-            Ok(RowKey { kind, table: row.get(1)?, generation, name: row.get(3)? })
-        });
-        let Some(held) = key.transpose()?.and_then(|key| rows.get_mut(&key)) else { continue };
-        held.definition = row.get(4)?;
-        held.place = row.get(5)?;
+        let Some(held) = key_at(row)?.and_then(|key| rows.get_mut(&key)) else { continue };
+        let (Some(definition), Some(place)) = (text_at(row, 4)?, integer_at(row, 5)?) else {
+            continue;
+        };
+        held.definition = definition;
+        held.place = place;
+        held.is_readable = true;
     }
     Ok(rows)
+}
+
+fn key_at(row: &Row<'_>) -> rusqlite::Result<Option<RowKey>> {
+    let kind = text_at(row, 0)?.and_then(|kind| Kind::of(&kind));
+    let (table, generation, name) = (text_at(row, 1)?, integer_at(row, 2)?, text_at(row, 3)?);
+    let parts = (kind, table, generation, name);
+    let (Some(kind), Some(table), Some(generation), Some(name)) = parts else { return Ok(None) };
+    Ok(Some(RowKey { kind, table, generation: generation.cast_unsigned(), name }))
+}
+
+/// Reads a text; `None`: it is something else, as another node may have written it.
+fn text_at(row: &Row<'_>, at: usize) -> rusqlite::Result<Option<String>> {
+    Ok(match row.get_ref(at)? {
+        ValueRef::Text(bytes) => std::str::from_utf8(bytes).ok().map(str::to_owned),
+        _ => None,
+    })
+}
+
+fn integer_at(row: &Row<'_>, at: usize) -> rusqlite::Result<Option<i64>> {
+    Ok(match row.get_ref(at)? {
+        ValueRef::Integer(number) => Some(number),
+        _ => None,
+    })
 }
 
 /// Writes changes as any client's statement would: what is captured of them travels.

@@ -3,7 +3,10 @@
 
 use rusqlite::Connection;
 
-use super::{FIXED_TABLES, Object, Schema, SchemaError, literal, metadata, probe};
+use super::limits::{DEFINITION_BYTES_MAX, EXCEEDED, INDEXES_MAX, TABLE_BYTES_MAX, exceeds};
+use super::shape::{IndexText, indexes_of, shape_of};
+use super::text::{generation_text, mentions};
+use super::{FIXED_TABLES, Object, Schema, SchemaError, literal, metadata, probe, pure};
 use crate::store::affinity::Affinity;
 use crate::store::limits::COLUMNS_MAX;
 use crate::store::tables::{ColumnShape, DefaultProbe, INTERNAL_PREFIX, all_columns_of, flags_of};
@@ -50,12 +53,105 @@ impl Schema {
             return Err(rule(None, reason.to_owned()));
         }
         self.check_indexes(table).map_err(|reason| rule(None, reason))?;
+        let indexes = indexes_of(&self.conn, Some(table))?;
+        self.check_sizes(table, &indexes)?
+            .map_or(Ok(()), |(column, reason)| Err(rule(column.as_deref(), reason)))?;
+        self.check_what_is_kept(table, &columns, &indexes)?
+            .map_or(Ok(()), |(column, reason)| Err(rule(column.as_deref(), reason)))?;
         if count(&self.conn, "pragma_foreign_key_list", table)? > 0 {
             let reason = "it has a foreign key; rows arrive in any order, so what they refer to may arrive later";
             return Err(rule(None, reason.to_owned()));
         }
         self.check_what_merges_may_write(table, &columns, is_strict, &defaults)
             .map_err(|(column, reason)| rule(column.as_deref(), reason))
+    }
+
+    /// Says which definition is too long, or of what there are too many.
+    fn check_sizes(&self, table: &str, indexes: &[IndexText]) -> rusqlite::Result<Option<Fault>> {
+        let shape = shape_of(&self.conn, table)?;
+        if shape.columns.len() > COLUMNS_MAX {
+            return Ok(Some((None, format!("it has more than {COLUMNS_MAX} columns"))));
+        }
+        let long = |bytes: usize| bytes > DEFINITION_BYTES_MAX;
+        if let Some(column) = shape.columns.iter().find(|column| long(column.definition.len())) {
+            let reason = format!("its definition is longer than {DEFINITION_BYTES_MAX} bytes");
+            return Ok(Some((Some(column.name.clone()), reason)));
+        }
+        if shape.bytes() > TABLE_BYTES_MAX {
+            let reason = format!("its columns take more than {TABLE_BYTES_MAX} bytes to define");
+            return Ok(Some((None, reason)));
+        }
+        if indexes.len() > INDEXES_MAX {
+            return Ok(Some((None, format!("it has more than {INDEXES_MAX} indexes"))));
+        }
+        for index in indexes {
+            if let Err(reason) = check_name(&index.name) {
+                return Ok(Some((None, format!("the index {}: {reason}", index.name))));
+            }
+            if long(index.definition.len()) {
+                let reason = format!(
+                    "the definition of index {} is longer than {DEFINITION_BYTES_MAX} bytes",
+                    index.name
+                );
+                return Ok(Some((None, reason)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// An expression that fails on a row would keep an index from being made where the row is
+    /// already, and the row from being written where the index is.
+    fn check_what_is_kept(
+        &self,
+        table: &str,
+        columns: &[ColumnShape],
+        indexes: &[IndexText],
+    ) -> rusqlite::Result<Option<Fault>> {
+        for index in indexes {
+            if let Some(what) = pure::fallible(&index.definition) {
+                return Ok(Some((
+                    None,
+                    format!(
+                        "the index {}: {what} can fail on a value, and then the index could be made on one node and not on another; an index may use columns, literals, comparisons and functions such as lower, length and coalesce",
+                        index.name
+                    ),
+                )));
+            }
+        }
+        let shape = shape_of(&self.conn, table)?;
+        let generated: Vec<(&str, &str)> = columns
+            .iter()
+            .zip(&shape.columns)
+            .filter(|(column, _)| column.is_generated)
+            .map(|(column, text)| (column.name.as_str(), text.definition.as_str()))
+            .collect();
+        // What is kept is computed of others, perhaps.
+        let mut kept: Vec<bool> = generated
+            .iter()
+            .map(|(name, definition)| {
+                mentions(definition, "STORED")
+                    || indexes.iter().any(|index| mentions(&index.definition, name))
+            })
+            .collect();
+        loop {
+            let found = (0..generated.len()).find(|at| {
+                let mut readers = generated.iter().zip(&kept).filter(|(_, kept)| **kept);
+                !kept[*at] && readers.any(|((_, text), _)| mentions(text, generated[*at].0))
+            });
+            let Some(at) = found else { break };
+            kept[at] = true;
+        }
+        for ((name, definition), _) in generated.iter().zip(&kept).filter(|(_, kept)| **kept) {
+            if let Some(what) = pure::fallible(&generation_text(definition)) {
+                return Ok(Some((
+                    Some((*name).to_owned()),
+                    format!(
+                        "it is STORED or in an index, and {what} can fail on a value; such a column may use columns, literals, comparisons and functions such as lower, length and coalesce"
+                    ),
+                )));
+            }
+        }
+        Ok(None)
     }
 
     fn check_column(
@@ -135,7 +231,10 @@ impl Schema {
         defaults: &DefaultProbe,
     ) -> Result<(), (Option<String>, String)> {
         let of_table = |reason: String| (None, reason);
-        let failed = |error: rusqlite::Error| (None, error.to_string());
+        let failed = |error: rusqlite::Error| {
+            let reason = if exceeds(&error) { EXCEEDED.to_owned() } else { error.to_string() };
+            (None, reason)
+        };
         if probe::resolves_conflicts(&self.conn, table, columns).map_err(failed)? {
             return Err(of_table(
                 "it says ON CONFLICT; what a merge writes must be stored or refused, nothing else"
@@ -191,7 +290,15 @@ pub fn is_own(table: &str) -> bool {
     FIXED_TABLES.contains(&&*lower) || prefixes.iter().any(|prefix| lower.starts_with(prefix))
 }
 
-fn check_name(name: &str) -> Result<(), String> {
+/// The column, if it is one, and what is wrong.
+type Fault = (Option<String>, String);
+
+/// Says what is wrong with the name of a table, a column or an index.
+pub(super) fn check_name(name: &str) -> Result<(), String> {
+    // The wire knows no empty names, and marks generations with NUL.
+    if name.is_empty() || name.contains('\0') {
+        return Err("its name is empty, or no text that SQL can write".to_owned());
+    }
     if name.to_ascii_lowercase().starts_with(INTERNAL_PREFIX) {
         return Err("names that begin with __tribune_ are this program's own".to_owned());
     }

@@ -90,6 +90,13 @@ impl Shape {
         format!("CREATE TABLE {} ({}){options}", quote(name), parts.join(", "))
     }
 
+    /// Returns how many bytes its columns take, with their names.
+    pub(super) fn bytes(&self) -> usize {
+        let columns = self.columns.iter();
+        let key: usize = self.key.iter().map(String::len).sum();
+        key + columns.map(|column| column.name.len() + column.definition.len()).sum::<usize>()
+    }
+
     /// Returns the same table with only some of its columns.
     pub(super) fn with(&self, columns: Vec<ColumnText>) -> Self {
         Self { columns, ..self.clone() }

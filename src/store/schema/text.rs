@@ -118,14 +118,32 @@ fn is(token: &str, word: &str) -> bool {
 
 /// Returns the name that a token writes, without its quotes.
 pub(in crate::store) fn name_of(token: &str) -> String {
-    let inner = |quote: char| {
-        let twice = format!("{quote}{quote}");
-        token[1..token.len().max(2) - 1].replace(&twice, &quote.to_string())
+    let unquoted = match token.chars().next() {
+        Some(quote @ ('"' | '`' | '\'')) => within(token, quote, quote).map(|inner| {
+            let twice = format!("{quote}{quote}");
+            inner.replace(&twice, &quote.to_string())
+        }),
+        Some('[') => within(token, '[', ']').map(str::to_owned),
+        _ => None,
     };
+    unquoted.unwrap_or_else(|| token.to_owned())
+}
+
+/// Returns what stands between two quotes; `None`: one of them is missing.
+fn within(token: &str, open: char, close: char) -> Option<&str> {
+    token.strip_prefix(open)?.strip_suffix(close)
+}
+
+/// Tells whether a token opens a quote and never closes it: the text ends within.
+fn is_unterminated(token: &str) -> bool {
     match token.chars().next() {
-        Some(quote @ ('"' | '`' | '\'')) if token.len() > 1 => inner(quote),
-        Some('[') if token.len() > 1 => token[1..token.len() - 1].to_owned(),
-        _ => token.to_owned(),
+        Some(quote @ ('"' | '`' | '\'')) => {
+            // A quote at the end may be half of one that is written twice.
+            within(token, quote, quote)
+                .is_none_or(|inner| inner.replace(&format!("{quote}{quote}"), "").contains(quote))
+        }
+        Some('[') => within(token, '[', ']').is_none(),
+        _ => false,
     }
 }
 
@@ -152,6 +170,15 @@ pub(super) fn table_text(sql: &str) -> TableText {
         }
     }
     text
+}
+
+/// Returns what a column is computed of, with its brackets, out of what follows the column's name;
+/// of a column that is none, all of it.
+pub(super) fn generation_text(definition: &str) -> String {
+    let tokens = tokens(definition);
+    let is_open = |at: usize| is(tokens[at], "AS") && tokens.get(at + 1) == Some(&"(");
+    let Some(at) = (0..tokens.len()).find(|at| is_open(*at)) else { return joined(&tokens) };
+    joined(&tokens[at + 1..(at + 3 + inside(&tokens[at + 1..])).min(tokens.len())])
 }
 
 /// Returns what follows the table's name in a CREATE INDEX, as SQLite keeps its text.
@@ -216,6 +243,9 @@ fn drop_of(statement: &[&str]) -> Option<DropStatement> {
         [first, second, name] if is(first, "IF") && is(second, "EXISTS") => (name, true),
         _ => return None,
     };
+    if is_unterminated(name) {
+        return None;
+    }
     Some(DropStatement { is_table, name: name_of(name), if_exists })
 }
 
@@ -293,7 +323,7 @@ fn without_key<'t>(tokens: &[&'t str]) -> Vec<&'t str> {
             continue;
         }
         if at >= 2 && word(at - 2, "CONSTRAINT") {
-            left.truncate(left.len() - 2);
+            left.truncate(left.len().saturating_sub(2));
         }
         at += 2;
         if word(at, "ASC") || word(at, "DESC") {
@@ -373,6 +403,20 @@ mod tests {
         };
         assert_eq!(drops, [named(true, "b;", false), named(false, "i j", true)]);
         assert_eq!(take_drops("DROP VIEW a; DROP TABLE main.a").1, []);
+    }
+
+    #[test]
+    fn a_quote_that_is_not_closed_is_no_drop() {
+        for quote in ["[", "\"", "`", "'"] {
+            for name in ["\u{e9}", "a", "", "\u{1f980}x"] {
+                let sql = format!("DROP TABLE {quote}{name}");
+                assert_eq!(take_drops(&sql), (sql.clone(), vec![]));
+                assert_eq!(name_of(&format!("{quote}{name}")), format!("{quote}{name}"));
+            }
+        }
+        assert_eq!(take_drops("DROP TABLE \"a\"\"").1, []);
+        assert_eq!(take_drops("DROP TABLE \"a\"\"\"").1[0].name, "a\"");
+        assert_eq!(take_drops("DROP TABLE [\u{e9}]").1[0].name, "\u{e9}");
     }
 
     #[test]
