@@ -575,7 +575,7 @@ fn empty_names_and_sizes_beyond_the_limits_are_refused() {
 #[test]
 fn steps_are_counted_and_end_what_takes_too_many() {
     let steps = Steps::default();
-    let conn = scratch(Seen::default(), std::sync::Arc::clone(&steps)).unwrap();
+    let mut conn = scratch(Seen::default(), std::sync::Arc::clone(&steps)).unwrap();
     conn.authorizer(None::<fn(AuthContext<'_>) -> Authorization>).unwrap();
     let endless =
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
