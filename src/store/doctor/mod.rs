@@ -391,7 +391,6 @@ mod tests {
     use crate::crdt::storage::Storage;
     use crate::crdt::{Batch, Commit, Piece, RowOp};
     use crate::store::backup::{Backup, backup};
-    use crate::store::life::LIFE_FILE;
     use crate::store::schema::{Mode, SchemaRequest};
     use crate::store::trial::{ME, NOW, T, Trial, in_memory, run, source};
     use crate::store::{OpenConfig, Store};
@@ -688,11 +687,9 @@ mod tests {
         assert!(!has_log(&trial.config.data_dir.join(DATABASE_FILE)));
         assert_eq!(found(&look_at(&trial)), ["parked u 1"]);
         // The same files once nobody runs on them: the machine has gone down.
-        let Trial { store, dir, config } = trial;
-        let beside = config.data_dir.join(LIFE_FILE);
-        let open = std::fs::read(&beside).unwrap();
+        let Trial { mut store, dir, config } = trial;
+        store.broken = Some("the machine goes down".to_owned());
         drop(store);
-        std::fs::write(&beside, open).unwrap();
         let subject = Subject::DataDir(config.data_dir.clone());
         let diagnosis = look(&Request { subject, full: false, compare: None });
         assert_eq!(found(&diagnosis), ["parked u 1", "tail-lost - 1"]);
