@@ -127,7 +127,7 @@ fn row(n: usize) -> Vec<Value> {
     vec![
         Value::Integer(n as i64),
         format!("item number {n}").into(),
-        Value::Blob(n.to_le_bytes().repeat(4).into()),
+        Value::Blob(n.to_le_bytes().repeat(4)),
         Value::Real(n as f64 / 8.0),
         Value::Integer((n % 97) as i64),
     ]
@@ -215,13 +215,13 @@ fn store_inserts(dir: &Path, rows: usize) -> f64 {
 fn plain_updates(dir: &Path, rows: usize) -> f64 {
     let conn = open_plain(dir);
     plain(&conn, INSERT, (0..LARGE).map(row));
-    measure(rows, 1, |range| plain(&conn, UPDATE, range.map(|n| updated(n))))
+    measure(rows, 1, |range| plain(&conn, UPDATE, range.map(updated)))
 }
 
 fn store_updates(dir: &Path, rows: usize) -> f64 {
     let mut opened = open_store(dir, HERE);
     store(&mut opened, INSERT, (0..LARGE).map(row));
-    measure(rows, 1, |range| store(&mut opened, UPDATE, range.map(|n| updated(n))))
+    measure(rows, 1, |range| store(&mut opened, UPDATE, range.map(updated)))
 }
 
 /// One of the rows that are there, with values it did not have.
