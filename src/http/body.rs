@@ -16,6 +16,10 @@ pub const REGISTER_BYTES_MAX: usize = 256 * 1024;
 pub const BODY_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// How long a client may take to send its body.
 const BODY_TIME_MAX: Duration = Duration::from_secs(30);
+/// How much of a body that is too long is read all the same, so that its sender gets to read why.
+const SKIPPED_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// How long that may take.
+const SKIPPING_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// Reads a body whole: 413 past `bytes_max`, 408 when it takes longer than 30 s, 400 when it ends
 /// too early.
@@ -23,19 +27,34 @@ pub async fn read(body: Body, bytes_max: usize) -> Result<Bytes, Fault> {
     read_within(BODY_TIME_MAX, body, bytes_max).await
 }
 
-async fn read_within(time_max: Duration, body: Body, bytes_max: usize) -> Result<Bytes, Fault> {
-    let whole = Limited::new(body, bytes_max).collect();
+async fn read_within(time_max: Duration, mut body: Body, bytes_max: usize) -> Result<Bytes, Fault> {
+    let whole = Limited::new(&mut body, bytes_max).collect();
     match tokio::time::timeout(time_max, whole).await {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Fault::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            format!("Request body too large, max allowed is {bytes_max} bytes"),
-        )),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            // Who still sends when the connection closes may never read the answer.
+            let rest = skip(&mut body, SKIPPED_BYTES_MAX);
+            let _ = tokio::time::timeout(SKIPPING_TIME_MAX, rest).await;
+            Err(Fault::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                format!("Request body too large, max allowed is {bytes_max} bytes"),
+            ))
+        }
         Ok(Err(error)) => Err(Fault::bad_request(format!("Request body broke off: {error}"))),
         Err(_) => Err(Fault::new(
             StatusCode::REQUEST_TIMEOUT,
             format!("Request body took longer than {} s", time_max.as_secs()),
         )),
+    }
+}
+
+/// Reads on and keeps nothing, until the body ends, breaks off, or has had enough.
+async fn skip(body: &mut Body, bytes_max: usize) {
+    let mut left = bytes_max;
+    while let Some(Ok(frame)) = body.frame().await {
+        let bytes = frame.data_ref().map_or(0, Bytes::len);
+        let Some(rest) = left.checked_sub(bytes) else { return };
+        left = rest;
     }
 }
 
