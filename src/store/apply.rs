@@ -6,10 +6,13 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, ErrorCode};
 
-use super::clocks::{self, Times};
+use super::clocks::{self, Notes};
+use super::database::Store;
 use super::local::push_event;
+use super::log::{Sweeper, Times};
 use super::origins::Origins;
 use super::parked;
+use super::sums::Sums;
 use super::tables::{Table, TableId, Tables};
 use super::values::{check, excerpt};
 use crate::crdt::change::owns;
@@ -24,11 +27,13 @@ const VERSION_MAX: Version = Version(i64::MAX.unsigned_abs());
 
 /// What rows are merged with: the parts of the store that a merge reads and changes.
 pub struct Merge<'a> {
-    pub conn: &'a Connection,
-    pub tables: &'a mut Tables,
-    pub origins: &'a mut Origins,
-    pub has_parked: &'a mut BTreeSet<TableId>,
-    pub me: Origin,
+    conn: &'a Connection,
+    tables: &'a mut Tables,
+    origins: &'a mut Origins,
+    has_parked: &'a mut BTreeSet<TableId>,
+    sums: &'a mut Sums,
+    sweeper: &'a mut Sweeper,
+    me: Origin,
     /// Rows that were left out.
     pub refusals: u64,
     /// Rows that SQLite refused, and that were parked.
@@ -36,6 +41,7 @@ pub struct Merge<'a> {
     /// The tables of which a clock changed.
     pub changed: BTreeSet<TableId>,
     times: Times,
+    notes: Notes,
     rows: Vec<Row>,
     places: BTreeMap<(TableId, Key), usize>,
 }
@@ -54,27 +60,26 @@ struct Row {
     row: Option<Vec<Value>>,
     /// Cells without a place in `row`.
     parked: parked::Values,
-    had_parked: bool,
+    /// Those that SQLite has.
+    parked_before: parked::Values,
 }
 
 impl<'a> Merge<'a> {
-    pub fn new(
-        conn: &'a Connection,
-        tables: &'a mut Tables,
-        origins: &'a mut Origins,
-        has_parked: &'a mut BTreeSet<TableId>,
-        me: Origin,
-    ) -> Self {
+    pub fn new(store: &'a mut Store) -> Self {
+        let Store { conn, tables, origins, has_parked, sums, sweeper, now, .. } = store;
         Self {
             conn,
             tables,
             origins,
             has_parked,
-            me,
+            sums,
+            sweeper,
+            me: now.origin,
             refusals: 0,
             quarantined: 0,
             changed: BTreeSet::new(),
             times: Times::new(),
+            notes: Notes::default(),
             rows: Vec::new(),
             places: BTreeMap::new(),
         }
@@ -183,7 +188,7 @@ impl<'a> Merge<'a> {
     }
 
     fn read(&self, table: TableId, key: Key) -> rusqlite::Result<Row> {
-        let held = clocks::read(self.conn, table, &key)?;
+        let held = clocks::read(self.conn, self.origins, table, &key)?;
         let values = pack::unpack(&key).unwrap_or_default();
         let home = self.tables.entry(table).table.clone();
         let home = home.filter(|home| home.check_key(&values).is_ok()).map(|home| (home, values));
@@ -196,10 +201,8 @@ impl<'a> Merge<'a> {
         } else {
             parked::Values::new()
         };
-        let had_parked = !parked.is_empty();
-        let clock = held.clone();
-        let mut row =
-            Row { table, key, home, held, clock, row: before.clone(), before, parked, had_parked };
+        let (clock, row, parked_before) = (held.clone(), before.clone(), parked.clone());
+        let mut row = Row { table, key, home, held, clock, row, before, parked, parked_before };
         row.place_parked();
         Ok(row)
     }
@@ -209,10 +212,11 @@ impl<'a> Merge<'a> {
         let mut events = Vec::new();
         self.places.clear();
         for row in std::mem::take(&mut self.rows) {
-            if row.clock != row.held || row.had_parked {
+            if row.clock != row.held || !row.parked_before.is_empty() {
                 self.write_row(row, &mut events)?;
             }
         }
+        self.close()?;
         Ok(events)
     }
 
@@ -223,7 +227,13 @@ impl<'a> Merge<'a> {
         for row in std::mem::take(&mut self.rows) {
             self.write_row(row, &mut events)?;
         }
+        self.close()?;
         Ok(events)
+    }
+
+    fn close(&mut self) -> rusqlite::Result<()> {
+        let notes = std::mem::take(&mut self.notes);
+        notes.close(self.conn, self.origins, (self.sums, self.sweeper), &self.times)
     }
 
     fn write_row(&mut self, row: Row, events: &mut Vec<TableEvents>) -> rusqlite::Result<()> {
@@ -232,8 +242,11 @@ impl<'a> Merge<'a> {
         let place = (row.table, &*row.key);
         if row.clock != row.held {
             self.changed.insert(row.table);
-            let clocks = (row.held.as_ref(), clock);
-            clocks::write(self.conn, self.origins, place, clocks, &self.times)?;
+            let (held, place) = (row.held.as_ref(), (row.table, &row.key));
+            self.notes.write_clock(self.conn, self.origins, place, (held, clock))?;
+            let table = (row.table, self.tables.entry(row.table));
+            let before = held.map(|held| (held, row.value_before()));
+            self.notes.sums.turn(table, &row.key, before, Some((clock, row.value())));
         }
         if let Some(reason) = &refusal {
             self.quarantined += 1;
@@ -246,7 +259,7 @@ impl<'a> Merge<'a> {
             }
         }
         let aside = row.values_aside(refusal.as_deref());
-        if row.had_parked || !aside.is_empty() {
+        if !row.parked_before.is_empty() || !aside.is_empty() {
             parked::write(
                 self.conn,
                 place,
@@ -341,6 +354,27 @@ impl Row {
                 _ => drop(parked.insert(id, value.clone())),
             }
         }
+    }
+
+    /// Finds what a cell holds that has a clock.
+    fn value<'r>(&'r self) -> impl Fn(ColumnId) -> &'r Value {
+        |id| match (self.place(id), &self.row) {
+            (Some(place), Some(row)) => &row[place],
+            _ => self.parked.get(&id).unwrap_or(&Value::Null),
+        }
+    }
+
+    /// Finds what a cell held, as SQLite has it.
+    fn value_before<'r>(&'r self) -> impl Fn(ColumnId) -> &'r Value {
+        |id| match (self.parked_before.get(&id), self.place(id), &self.before) {
+            (Some(value), _, _) => value,
+            (None, Some(place), Some(row)) => &row[place],
+            _ => &Value::Null,
+        }
+    }
+
+    fn place(&self, id: ColumnId) -> Option<usize> {
+        self.home.as_ref().and_then(|(table, _)| table.place(id))
     }
 
     /// Puts parked values into the row where it has become possible.

@@ -17,6 +17,7 @@ use super::capture::Capture;
 use super::gate::Gate;
 use super::group::Group;
 use super::life::{Beside, Doubt, LIFE_FILE, Mark};
+use super::log::Sweeper;
 use super::maintain::WalMeter;
 use super::open::{
     DATABASE_FILE, DirectoryLock, OpenConfig, OpenError, has_log, lock_directory, open_memory,
@@ -27,13 +28,14 @@ use super::schema::{
     self, Mode, Schema, SchemaChange, SchemaError, SchemaRequest, Source, fixed_sources,
     read_sources,
 };
+use super::sums::{Delta, Sums};
 use super::tables::{Table, TableId, Tables, read_local, replicated};
 use super::waiting::Waiting;
 use super::{clocks, guard, migrate, parked};
 use crate::crdt::storage::StorageError;
-use crate::crdt::{Commit, Key, TableEvents, pack};
+use crate::crdt::{ColumnId, Commit, Key, RowClock, TableEvents, pack};
 use crate::telemetry::pulse::Echo;
-use crate::types::{ClusterId, Epoch, Hlc, NodeId, Origin, Scope, Seq, Version, Wall};
+use crate::types::{ClusterId, Epoch, Hlc, NodeId, Origin, Scope, Seq, Value, Version, Wall};
 
 /// The table of this node's check definitions: row operations may name it, nothing of it travels.
 pub const CHECKS_TABLE: &str = "__tribune_checks";
@@ -65,6 +67,13 @@ pub(super) struct NamesMark {
     shape: u64,
 }
 
+/// What was known of heads and sums at a moment; by default, when the last commit was made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct HeadsMark {
+    origins: usize,
+    sums: usize,
+}
+
 /// Who a database belongs to.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Identity {
@@ -85,6 +94,8 @@ pub struct Store {
     /// See [`CHECKS_TABLE`].
     pub(super) local: Arc<Table>,
     pub(super) origins: Origins,
+    pub(super) sums: Sums,
+    pub(super) sweeper: Sweeper,
     /// Tables that may have parked values.
     pub(super) has_parked: BTreeSet<TableId>,
     pub(super) now: Moment,
@@ -181,6 +192,8 @@ impl Store {
             has_parked: parked::tables(&conn).map_err(failed)?.into_iter().collect(),
             local: Arc::new(local.expect("the migrations made it")),
             origins,
+            sums: Sums::read(&conn).map_err(failed)?,
+            sweeper: Sweeper::default(),
             now: Moment {
                 origin,
                 trusted,
@@ -327,6 +340,30 @@ impl Store {
     }
 
     /// Returns a mark to come back to.
+    pub(super) fn mark(&self) -> HeadsMark {
+        HeadsMark { origins: self.origins.mark(), sums: self.sums.mark() }
+    }
+
+    /// Takes back what heads and sums have become since the mark.
+    pub(super) fn undo_to(&mut self, mark: HeadsMark) {
+        self.origins.undo_to(mark.origins);
+        self.sums.undo_to(mark.sums);
+    }
+
+    /// Writes what a transaction that is about to be committed has moved.
+    pub(super) fn save(&mut self) -> rusqlite::Result<()> {
+        self.sweeper.run(&self.conn, &self.origins)?;
+        self.origins.save(&self.conn)?;
+        self.sums.save(&self.conn)
+    }
+
+    /// Notes that what [`Store::save`] wrote is committed.
+    pub(super) fn settle(&mut self) {
+        self.origins.settle();
+        self.sums.settle();
+    }
+
+    /// Returns a mark to come back to.
     pub(super) fn mark_names(&self) -> NamesMark {
         NamesMark { names: self.tables.name_count(), shape: self.shape }
     }
@@ -358,7 +395,7 @@ impl Store {
     /// Returns what became visible by it.
     pub(super) fn bring_in_line(&mut self) -> rusqlite::Result<Vec<TableEvents>> {
         self.shape += 1;
-        let carried = schema::carry_out(&self.conn, &self.tables)?;
+        let carried = schema::carry_out(&self.conn, &self.tables, &self.origins)?;
         // A table that was built anew has lost its guard.
         guard::set_up(&self.conn, &replicated(&self.conn)?)?;
         self.tables.number_all(&self.conn)?;
@@ -408,9 +445,9 @@ impl Store {
         now: Wall,
     ) -> Result<(SchemaChange, Option<Commit>), SchemaError> {
         self.conn.execute_batch("BEGIN IMMEDIATE")?;
-        let mark = self.origins.mark();
+        let mark = self.mark();
         let result = self.grow_within(schema).and_then(|grown| {
-            self.origins.save(&self.conn)?;
+            self.save()?;
             self.conn.execute_batch("COMMIT")?;
             Ok(grown)
         });
@@ -421,12 +458,12 @@ impl Store {
                     // Whatever this says, the transaction is not committed.
                     let _ = self.conn.execute_batch("ROLLBACK");
                 }
-                self.origins.undo_to(mark);
+                self.undo_to(mark);
                 self.tables = Tables::read(&self.conn)?;
                 return Err(error);
             }
         };
-        self.origins.settle();
+        self.settle();
         self.take_shapes();
         self.has_parked = parked::tables(&self.conn)?.into_iter().collect();
         if tables.is_empty() {
@@ -474,11 +511,11 @@ impl Store {
         }
         let transaction = self.conn.unchecked_transaction()?;
         for key in &keys {
-            if let Some(held) = clocks::read(&transaction, id, key)? {
-                clocks::remove(&transaction, &mut self.origins, (id, key), &held)?;
-            }
+            clocks::remove(&transaction, (id, key))?;
         }
-        transaction.commit()
+        transaction.commit()?;
+        self.sweeper.owe(keys.len() as u64);
+        Ok(())
     }
 
     fn keys_after(&self, sql: &str, id: TableId, from: &Key) -> rusqlite::Result<Vec<Key>> {
@@ -514,18 +551,13 @@ impl Store {
         let count = keys.len();
         keys.retain(|key| self.is_row(id, key));
         self.now.refusals += (count - keys.len()) as u64;
-        let mut merge = Merge::new(
-            &self.conn,
-            &mut self.tables,
-            &mut self.origins,
-            &mut self.has_parked,
-            self.now.origin,
-        );
+        let mut merge = Merge::new(self);
         for key in &keys {
             merge.touch(id, key)?;
         }
         let events = merge.write_shown()?;
-        self.now.quarantined += merge.quarantined;
+        let quarantined = merge.quarantined;
+        self.now.quarantined += quarantined;
         Ok(events)
     }
 
@@ -539,10 +571,19 @@ impl Store {
             return true;
         }
         let remove = |store: &mut Self| -> rusqlite::Result<()> {
-            if let Some(held) = clocks::read(&store.conn, id, key)? {
-                clocks::remove(&store.conn, &mut store.origins, (id, key), &held)?;
-            }
-            parked::write(&store.conn, (id, key), [])
+            let Some(held) = clocks::read(&store.conn, &store.origins, id, key)? else {
+                return Ok(());
+            };
+            let values = parked::read(&store.conn, id, key)?;
+            clocks::remove(&store.conn, (id, key))?;
+            parked::write(&store.conn, (id, key), [])?;
+            let value = |column| values.get(&column).unwrap_or(&Value::Null);
+            let gone = None::<(&RowClock, fn(ColumnId) -> &'static Value)>;
+            let mut delta = Delta::default();
+            delta.turn((id, store.tables.entry(id)), key, Some((&held, value)), gone);
+            store.sums.add(delta);
+            store.sweeper.owe(1);
+            Ok(())
         };
         // A failure leaves it where it was, parked.
         let _ = remove(self);

@@ -14,7 +14,7 @@ use rusqlite::ErrorCode;
 
 use super::apply::Merge;
 use super::capture::Net;
-use super::database::{Moment, NamesMark, Store, failed, fault_text};
+use super::database::{HeadsMark, Moment, NamesMark, Store, failed, fault_text};
 use super::local::{self, RecordError};
 use super::ops;
 use super::schema::{self, Mode, SCHEMA_TABLE, SchemaChange, SchemaError, SchemaRequest};
@@ -127,7 +127,8 @@ impl<'a> Group<'a> {
             |group| {
                 let store = &mut *group.store;
                 let failed = |error: rusqlite::Error| SchemaError::from(error);
-                let (writes, change) = schema::plan(request, &store.conn, &store.tables)?;
+                let (writes, change) =
+                    schema::plan(request, &store.conn, &store.tables, &store.origins)?;
                 let before = schema::asides(&store.conn).map_err(failed)?;
                 store.capture.start();
                 schema::write_rows(&store.conn, &writes).map_err(failed)?;
@@ -188,12 +189,11 @@ impl<'a> Group<'a> {
         if !self.is_begun {
             return Ok(Vec::new());
         }
-        let saved = self.store.origins.save(&self.store.conn);
-        if let Err(error) = saved.and_then(|()| self.run("COMMIT")) {
+        if let Err(error) = self.store.save().and_then(|()| self.run("COMMIT")) {
             return Err(StorageError::Failed(self.note_fault(&error)));
         }
         self.is_begun = false;
-        self.store.origins.settle();
+        self.store.settle();
         self.store.tell_asides(self.names);
         Ok(std::mem::take(&mut self.commits))
     }
@@ -217,7 +217,7 @@ impl<'a> Group<'a> {
         }
         self.run("SAVEPOINT caller").map_err(|error| failed(fault_text(&error)))?;
         let before = self.store.now;
-        let mark = self.store.origins.mark();
+        let mark = self.store.mark();
         let (commits, done) = (self.commits.len(), self.done.len());
         let names = self.store.mark_names();
         let result = work(self).and_then(|value| {
@@ -227,7 +227,7 @@ impl<'a> Group<'a> {
         if result.is_err() {
             self.store.capture.stop();
             self.store.now = before;
-            self.store.origins.undo_to(mark);
+            self.store.undo_to(mark);
             self.commits.truncate(commits);
             self.done.truncate(done);
             self.roll_back_caller(names);
@@ -252,7 +252,7 @@ impl<'a> Group<'a> {
     /// Does the work of all callers again, after SQLite rolled everything back.
     fn do_again(&mut self) -> Result<(), String> {
         self.store.now = self.start;
-        self.store.origins.undo_to(0);
+        self.store.undo_to(HeadsMark::default());
         let commits = std::mem::take(&mut self.commits);
         let done = std::mem::take(&mut self.done);
         self.store
@@ -309,8 +309,7 @@ impl<'a> Group<'a> {
         let version = store.origins.head(origin).next();
         let stamp = Stamp { origin, version };
         let made = (stamp, self.now);
-        let changeset =
-            local::record(&store.conn, &mut store.origins, &store.has_parked, made, nets)?;
+        let changeset = local::record(store, made, nets)?;
         store.origins.advance(origin, version);
         let mut tables = local::events(nets);
         if nets.iter().any(|net| schema::is_schema(&net.table.info.name)) {
@@ -328,13 +327,7 @@ impl<'a> Group<'a> {
 
     fn merge(&mut self, batch: &Batch) -> rusqlite::Result<Vec<(Origin, Version)>> {
         let store = &mut *self.store;
-        let mut merge = Merge::new(
-            &store.conn,
-            &mut store.tables,
-            &mut store.origins,
-            &mut store.has_parked,
-            store.now.origin,
-        );
+        let mut merge = Merge::new(store);
         let heads = merge.batch(batch)?;
         let mut tables = merge.write()?;
         let (refusals, quarantined) = (merge.refusals, merge.quarantined);
@@ -414,7 +407,7 @@ impl Drop for Group<'_> {
             let _ = self.run("ROLLBACK");
         }
         self.store.now = self.start;
-        self.store.origins.undo_to(0);
+        self.store.undo_to(HeadsMark::default());
         self.store.capture.stop();
         if let Err(error) = self.store.forget_names_after(self.names) {
             self.store.broken = Some(failed(error).to_string());

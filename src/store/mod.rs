@@ -21,6 +21,7 @@ pub mod image;
 mod life;
 pub mod limits;
 mod local;
+mod log;
 pub mod maintain;
 mod migrate;
 mod names;
@@ -36,6 +37,7 @@ pub mod schema;
 pub mod sql;
 mod statements;
 mod storage;
+mod sums;
 mod tables;
 #[cfg(test)]
 mod trial;

@@ -24,8 +24,8 @@ const FORGET_CHECKS: &str = "DELETE FROM __tribune_checks";
 const FORGET_CLUSTER: &str = "UPDATE __tribune_node SET cluster = NULL";
 const SELECT_ORIGINS: &str = "SELECT origin FROM __tribune_origins";
 /// An origin that is heard of, and of which nothing is held.
-const REMEMBER_ORIGIN: &str = "INSERT INTO __tribune_origins (ordinal, origin, head)
-    VALUES ((SELECT coalesce(max(ordinal), 0) + 1 FROM __tribune_origins), ?1, 0)
+const REMEMBER_ORIGIN: &str = "INSERT INTO __tribune_origins (ordinal, origin)
+    VALUES ((SELECT coalesce(max(ordinal), 0) + 1 FROM __tribune_origins), ?1)
     ON CONFLICT (origin) DO NOTHING";
 
 /// What to restore, and where to.

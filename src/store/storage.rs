@@ -1,14 +1,12 @@
 //! The store as the core knows it: [`Storage`], with a group for each call.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::changes::{Reader, load};
+use super::changes::load;
 use super::clocks;
 use super::database::{Store, failed};
-use crate::crdt::fingerprint::row_hash;
 use crate::crdt::storage::{Begun, Extract, Inspected, Storage, StorageError};
-use crate::crdt::{Batch, ColumnId, Commit, Key, Refusal, RowOp, pack};
+use crate::crdt::{Batch, Commit, Key, Refusal, RowOp, pack};
 use crate::types::{Epoch, Origin, Value, Version, Wall};
 
 impl Storage for Store {
@@ -36,7 +34,8 @@ impl Storage for Store {
         bytes_max: usize,
     ) -> Result<Extract, StorageError> {
         // No transaction is needed: this connection is the only one that writes.
-        load(&self.conn, &self.tables, origin, after, bytes_max).map_err(failed)
+        let parts = (&self.conn, &self.tables, &self.origins);
+        load(parts, origin, after, bytes_max).map_err(failed)
     }
 
     fn heads(&self) -> Result<Vec<(Origin, Version)>, StorageError> {
@@ -57,7 +56,8 @@ impl Storage for Store {
     }
 
     fn fingerprint(&self) -> Result<u64, StorageError> {
-        self.sum_of_rows().map_err(failed)
+        let tables = (0..).zip(self.tables.entries());
+        Ok(tables.fold(0, |sum, (id, table)| sum.wrapping_add(self.sums.of(id, table))))
     }
 
     fn inspect(&self, table: &str, key: &[Value]) -> Result<Option<Inspected>, StorageError> {
@@ -77,33 +77,6 @@ impl Store {
         self.now.quarantined
     }
 
-    fn sum_of_rows(&self) -> rusqlite::Result<u64> {
-        let sql = "SELECT tbl, key, clock FROM __tribune_rows";
-        let mut statement = self.conn.prepare_cached(sql)?;
-        let mut rows = statement.query([])?;
-        let mut reader =
-            Reader { conn: &self.conn, tables: &self.tables, has_parked: BTreeMap::new() };
-        let mut sum = 0_u64;
-        while let Some(row) = rows.next()? {
-            let table = row.get(0)?;
-            let entry = self.tables.entry(table);
-            if entry.is_dropped {
-                continue;
-            }
-            let key: Key = row.get_ref(1)?.as_blob()?.into();
-            let clock = clocks::decode(row.get_ref(2)?.as_blob()?)?;
-            let kept = || clock.cells().filter(|(id, _)| !entry.dropped.contains(id));
-            let ids: Vec<ColumnId> = kept().map(|(id, _)| id).collect();
-            let values =
-                if ids.is_empty() { Vec::new() } else { reader.values(table, &key, ids)? };
-            let cells = kept()
-                .zip(&values)
-                .map(|((id, clock), value)| (&*entry.columns[usize::from(id.0)], clock, value));
-            sum = sum.wrapping_add(row_hash(&entry.name, &key, clock.life(), cells));
-        }
-        Ok(sum)
-    }
-
     fn inspect_row(
         &self,
         table: &str,
@@ -111,7 +84,8 @@ impl Store {
         packed: &Key,
     ) -> rusqlite::Result<Option<Inspected>> {
         let Some(table) = self.tables.get(table) else { return Ok(None) };
-        let Some(clock) = clocks::read(&self.conn, table.id, packed)? else { return Ok(None) };
+        let clock = clocks::read(&self.conn, &self.origins, table.id, packed)?;
+        let Some(clock) = clock else { return Ok(None) };
         let entry = self.tables.entry(table.id);
         let columns = &entry.columns;
         let cells = clock.cells().filter(|(id, _)| !entry.dropped.contains(id));

@@ -10,6 +10,7 @@ use rusqlite::{Connection, OptionalExtension};
 use super::affinity::Affinity;
 use super::names::Names;
 use super::values::{BadValue, Bound, check, quote, read};
+use crate::crdt::fingerprint::NameHash;
 use crate::crdt::{Class, ColumnId, Name, TableInfo};
 use crate::types::Value;
 
@@ -200,8 +201,12 @@ fn unreadable(index: usize, bad: BadValue) -> rusqlite::Error {
 pub struct Entry {
     /// The name under which the table travels.
     pub name: Name,
+    /// The hash of that.
+    pub hash: NameHash,
     /// The names under which its columns travel, by number.
     pub columns: Vec<Name>,
+    /// The hashes of these.
+    pub hashes: Vec<NameHash>,
     /// Whether the table was dropped: nothing of it counts any more.
     pub is_dropped: bool,
     /// The columns that were dropped: nothing of them counts any more.
@@ -368,8 +373,10 @@ impl Tables {
 impl Entry {
     fn new(name: Name) -> Self {
         Self {
+            hash: NameHash::of(&name),
             name,
             columns: Vec::new(),
+            hashes: Vec::new(),
             is_dropped: false,
             dropped: BTreeSet::new(),
             is_managed: false,
@@ -383,6 +390,7 @@ impl Entry {
         if let (true, Ok(id)) = (is_dropped, u16::try_from(self.columns.len())) {
             self.dropped.insert(ColumnId(id));
         }
+        self.hashes.push(NameHash::of(&column));
         self.columns.push(column);
     }
 }

@@ -9,6 +9,7 @@ use serde_json::json;
 use super::shape::Shape;
 use crate::crdt::pack;
 use crate::store::clocks;
+use crate::store::origins::Origins;
 use crate::store::tables::Tables;
 use crate::types::Value;
 
@@ -113,7 +114,11 @@ impl RowKey {
 }
 
 /// Reads all rows. What a newer program wrote and this one does not know is left out.
-pub fn read_rows(conn: &Connection, tables: &Tables) -> rusqlite::Result<SchemaRows> {
+pub fn read_rows(
+    conn: &Connection,
+    tables: &Tables,
+    origins: &Origins,
+) -> rusqlite::Result<SchemaRows> {
     let mut rows = SchemaRows::new();
     if tables.get(SCHEMA_TABLE).is_none() {
         return Ok(rows);
@@ -123,7 +128,7 @@ pub fn read_rows(conn: &Connection, tables: &Tables) -> rusqlite::Result<SchemaR
     let mut lives = statement.query([id])?;
     while let Some(row) = lives.next()? {
         let key = pack::unpack(row.get_ref(0)?.as_blob()?).unwrap_or_default();
-        let length = clocks::decode(row.get_ref(1)?.as_blob()?)?.life().length;
+        let length = clocks::decode(origins, row.get_ref(1)?.as_blob()?)?.life().length;
         if let Some(key) = RowKey::read(&key) {
             let (definition, place) = (String::new(), 0);
             rows.insert(key, SchemaRow { length, definition, place, is_readable: false });
