@@ -1,6 +1,8 @@
 //! From schema files to changes of the schema's rows: what a node is asked for, held against what
 //! the schema says already.
 
+use std::collections::BTreeSet;
+
 use rusqlite::Connection;
 
 use super::rows::{Kind, RowKey, RowWrite, SchemaRow, SchemaRows, frame_json, frame_of};
@@ -46,9 +48,16 @@ pub(super) fn plan(
         planner.index(object)?;
     }
     let plan = planner.plan;
-    let is_deleted = |key: &RowKey| plan.writes.contains(&RowWrite::Delete { key: key.clone() });
+    let deleted: BTreeSet<&RowKey> = plan
+        .writes
+        .iter()
+        .filter_map(|write| match write {
+            RowWrite::Delete { key } => Some(key),
+            RowWrite::Insert { .. } | RowWrite::Update { .. } => None,
+        })
+        .collect();
     let again = plan.writes.iter().find_map(|write| match write {
-        RowWrite::Insert { key, .. } if is_deleted(key) => Some(key),
+        RowWrite::Insert { key, .. } if deleted.contains(key) => Some(key),
         _ => None,
     });
     match again {
