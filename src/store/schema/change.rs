@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use rusqlite::Connection;
 
-use super::rows::{Kind, RowKey, RowWrite, SchemaRow, SchemaRows, frame_json, frame_of};
+use super::rows::{Kind, RowKey, RowWrite, SchemaRow, SchemaRows, frame_json, frame_of, members};
 use super::shape::{Shape, indexes_of, shape_of};
 use super::text::{DropStatement, same};
 use super::{FIXED_TABLES, Object, Schema, SchemaChange, SchemaError};
@@ -179,8 +179,7 @@ impl Planner<'_> {
             let reason = "its primary key cannot be changed";
             return self.differs(object.destructive(None, reason.into()));
         }
-        let held: Vec<(String, SchemaRow)> = self
-            .members(Kind::Column, name, generation)
+        let held: Vec<(String, SchemaRow)> = members(&self.rows, Kind::Column, name, generation)
             .map(|(key, row)| (key.name.clone(), row.clone()))
             .collect();
         for (column, row) in held.iter().filter(|(_, row)| row.is_alive()) {
@@ -396,7 +395,7 @@ impl Planner<'_> {
         let generation = generation_of(row.length);
         let members: Vec<RowKey> = [Kind::Column, Kind::Index]
             .into_iter()
-            .flat_map(|kind| self.members(kind, name, generation))
+            .flat_map(|kind| members(&self.rows, kind, name, generation))
             .filter(|(_, row)| row.is_alive())
             .map(|(key, _)| key.clone())
             .collect();
@@ -421,18 +420,5 @@ impl Planner<'_> {
             return drop.name.clone();
         }
         names.find(alike).unwrap_or_else(|| drop.name.clone())
-    }
-
-    /// Lists the columns or indexes of one table, the dropped ones too.
-    fn members(
-        &self,
-        kind: Kind,
-        table: &str,
-        generation: u64,
-    ) -> impl Iterator<Item = (&RowKey, &SchemaRow)> {
-        let table = table.to_owned();
-        self.rows.iter().filter(move |(key, _)| {
-            key.kind == kind && key.table == table && key.generation == generation
-        })
     }
 }
