@@ -84,17 +84,23 @@ fn adopt(
         if !is_declared || tables.get(&name).is_none() || rows.contains_key(&RowKey::table(&name)) {
             continue;
         }
-        let shape = shape_of(conn, &name)?;
-        insert(rows, writes, RowKey::table(&name), frame_json(&shape), 0);
-        for (place, column) in (0..).zip(&shape.columns) {
-            let key = RowKey::column(&name, 1, &column.name);
-            insert(rows, writes, key, column.definition.clone(), place);
-        }
+        insert_table(rows, writes, &shape_of(conn, &name)?);
         for index in indexes_of(conn, Some(&name))? {
             insert(rows, writes, RowKey::index(&name, 1, &index.name), index.definition, 0);
         }
     }
     Ok(())
+}
+
+/// Begins the next life of a table, and with it that of its columns.
+fn insert_table(rows: &mut SchemaRows, writes: &mut Vec<RowWrite>, shape: &Shape) {
+    let key = RowKey::table(&shape.name);
+    insert(rows, writes, key.clone(), frame_json(shape), 0);
+    let generation = generation_of(rows[&key].length);
+    for (place, column) in (0..).zip(&shape.columns) {
+        let key = RowKey::column(&shape.name, generation, &column.name);
+        insert(rows, writes, key, column.definition.clone(), place);
+    }
 }
 
 fn insert(
@@ -146,12 +152,7 @@ impl Planner<'_> {
                 Ok(())
             }
             Some(_) | None => {
-                insert(&mut self.rows, &mut self.plan.writes, key.clone(), frame_json(&wanted), 0);
-                let generation = generation_of(self.rows[&key].length);
-                for (place, column) in (0..).zip(&wanted.columns) {
-                    let key = RowKey::column(&object.name, generation, &column.name);
-                    self.insert(key, column.definition.clone(), place);
-                }
+                insert_table(&mut self.rows, &mut self.plan.writes, &wanted);
                 self.plan.change.tables_added.push(object.name.clone());
                 Ok(())
             }
@@ -199,11 +200,7 @@ impl Planner<'_> {
             match known {
                 Some((_, row)) if row.is_alive() => continue,
                 _ if self.is_of_the_past(known.is_some(), (Kind::Column, name), &column.name) => {
-                    let note = format!(
-                        "table {name}, column {}: it was dropped and is not made again; take it out of {}, or make it again with `tribune schema apply`",
-                        column.name, object.file
-                    );
-                    self.plan.change.notes.push(note);
+                    self.note_dropped(&object.file, (Kind::Column, name), &column.name);
                     continue;
                 }
                 Some(_) | None => {}
@@ -259,6 +256,13 @@ impl Planner<'_> {
             keys.any(|key| key.kind == kind && key.table == table && key.name == name)
         };
         self.mode == Mode::Start && (is_known || was_before())
+    }
+
+    fn note_dropped(&mut self, file: &str, (kind, table): (Kind, &str), name: &str) {
+        let kind = kind.as_str();
+        self.plan.change.notes.push(format!(
+            "table {table}, {kind} {name}: it was dropped and is not made again; take it out of {file}, or make it again with `tribune schema apply`"
+        ));
     }
 
     fn delete(&mut self, key: RowKey) {
@@ -328,11 +332,7 @@ impl Planner<'_> {
                         &object.name,
                     ) =>
             {
-                let note = format!(
-                    "table {}, index {}: it was dropped and is not made again; take it out of {}, or make it again with `tribune schema apply`",
-                    object.table, object.name, object.file
-                );
-                self.plan.change.notes.push(note);
+                self.note_dropped(&object.file, (Kind::Index, &object.table), &object.name);
                 return Ok(());
             }
             Some(_) | None => self.insert(key, definition, 0),
