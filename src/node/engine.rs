@@ -439,12 +439,9 @@ impl Engine {
     }
 
     /// Renews what `members` and metrics show.
-    fn survey(&mut self) {
-        let view = self.feed.view();
-        let own = view.own();
+    fn survey(&self) {
         let mut list = vec![MemberStatus {
             id: self.me,
-            name: own.map(|entry| entry.info.node.name.clone()),
             gossip: self.swim.me().address,
             state: MemberState::Alive,
             round_trip: None,
@@ -453,10 +450,8 @@ impl Engine {
         let behind = self.replica.behind_of();
         for member in self.swim.members() {
             let Identity { node, address, .. } = member.identity;
-            let entry = view.node_by_key(&key_of(node));
             list.push(MemberStatus {
                 id: node,
-                name: entry.map(|entry| entry.info.node.name.clone()),
                 gossip: address,
                 state: member.state.into(),
                 round_trip: member.round_trip,
