@@ -87,9 +87,8 @@ fn make_own(directory: &Path, agent: &Agent, name: &str) -> Result<(), StartErro
         Some(cluster) => Ca::for_cluster(cluster, now),
         None => Ca::new(now),
     };
-    ca.and_then(|ca| certificates::make_ca_of(directory, &ca, true)).map_err(StartError::of)?;
-    let ca = Ca::load(&directory.join("ca.pem"), &directory.join("ca-key.pem"))
-        .map_err(StartError::of)?;
+    let ca = ca.map_err(StartError::of)?;
+    certificates::make_ca_of(directory, &ca, true).map_err(StartError::of)?;
     let id = agent.node_id.or(held.map(|held| held.node));
     let node = id.unwrap_or_else(|| NodeId(uuid::Uuid::new_v4().into_bytes()));
     let request = NodeRequest { node, name: name.to_owned(), days: OWN_DAYS };
