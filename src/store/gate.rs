@@ -185,9 +185,7 @@ impl Gate {
         // A second one would be a second writer thread's; there is one.
         let _ = self.shared.waiting.set(waiting);
     }
-}
 
-impl Gate {
     /// From now on statements of the store's own, a table that is built anew or an index, tell the
     /// watchdog that they get on. Said once.
     pub fn echo_to(&self, echo: Echo) {

@@ -2,9 +2,10 @@
 //! so that the node must not go on counting where the file ends.
 //!
 //! Two marks say it: one in the database and one in a file beside it. A life that ended in order
-//! says so in the file, and both have a new mark then, so that no copy from that life has it. What the kernel holds outlives a killed process, so a life that ended
-//! otherwise has lost nothing as long as the machine has not been started afresh. Every doubt ends
-//! in a new epoch, which costs a few bytes on each node; a name given away twice costs consistency.
+//! says so in the file, and both have a new mark then, so that no copy from that life has it. What
+//! the kernel holds outlives a killed process, so a life that ended otherwise has lost nothing as
+//! long as the machine has not been started afresh. Every doubt ends in a new epoch, which costs a
+//! few bytes on each node; a name given away twice costs consistency.
 
 use std::fs;
 use std::io::{self, Write};

@@ -79,6 +79,19 @@ impl SchemaRow {
 /// All rows, the dead ones too.
 pub type SchemaRows = BTreeMap<RowKey, SchemaRow>;
 
+/// Lists the columns or indexes of one table, the dropped ones too, by name.
+pub(super) fn members<'r>(
+    rows: &'r SchemaRows,
+    kind: Kind,
+    table: &str,
+    generation: u64,
+) -> impl Iterator<Item = (&'r RowKey, &'r SchemaRow)> + use<'r> {
+    let first = RowKey { kind, ..RowKey::column(table, generation, "") };
+    rows.range(first.clone()..).take_while(move |(key, _)| {
+        key.kind == first.kind && key.table == first.table && key.generation == first.generation
+    })
+}
+
 /// A change of one row.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum RowWrite {
