@@ -192,7 +192,8 @@ impl<'a> Merge<'a> {
         let values = pack::unpack(&key).unwrap_or_default();
         let home = self.tables.entry(table).table.clone();
         let home = home.filter(|home| home.check_key(&values).is_ok()).map(|home| (home, values));
-        let before = match &home {
+        // Of a row that nobody ever wrote there is nothing to read.
+        let before = match home.as_ref().filter(|_| held.is_some()) {
             Some((home, key)) => home.read_row(self.conn, key)?,
             None => None,
         };
@@ -289,7 +290,7 @@ impl<'a> Merge<'a> {
         }
         let result = match (&row.before, &row.row) {
             (_, None) => table.delete_row(self.conn, key),
-            (None, Some(values)) => table.insert_row(self.conn, values),
+            (None, Some(values)) => insert(self.conn, table, key, values),
             (Some(before), Some(values)) => table.update_row(self.conn, before, values),
         };
         match result {
@@ -298,6 +299,22 @@ impl<'a> Merge<'a> {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Inserts a row. What another program put in its place, which has no clock, makes way.
+fn insert(
+    conn: &Connection,
+    table: &Table,
+    key: &[Value],
+    values: &[Value],
+) -> rusqlite::Result<()> {
+    let inserted = table.insert_row(conn, values);
+    let Err(error) = &inserted else { return Ok(()) };
+    if !is_of_content(error) || table.read_row(conn, key)?.is_none() {
+        return inserted;
+    }
+    table.delete_row(conn, key)?;
+    table.insert_row(conn, values)
 }
 
 /// Says which value its column would store as another one, or not at all.

@@ -215,13 +215,19 @@ impl<'a> Group<'a> {
                 return Err(failed(reason));
             }
         }
-        self.run("SAVEPOINT caller").map_err(|error| failed(fault_text(&error)))?;
+        // The first one's own transaction is the group's.
+        let is_first = self.done.is_empty() && self.commits.is_empty();
+        if !is_first {
+            self.run("SAVEPOINT caller").map_err(|error| failed(fault_text(&error)))?;
+        }
         let before = self.store.now;
         let mark = self.store.mark();
         let (commits, done) = (self.commits.len(), self.done.len());
         let names = self.store.mark_names();
         let result = work(self).and_then(|value| {
-            self.run("RELEASE caller").map_err(|error| failed(fault_text(&error)))?;
+            if !is_first {
+                self.run("RELEASE caller").map_err(|error| failed(fault_text(&error)))?;
+            }
             Ok(value)
         });
         if result.is_err() {
@@ -230,13 +236,20 @@ impl<'a> Group<'a> {
             self.store.undo_to(mark);
             self.commits.truncate(commits);
             self.done.truncate(done);
-            self.roll_back_caller(names);
+            self.roll_back_caller(is_first, names);
         }
         result
     }
 
-    fn roll_back_caller(&mut self, names: NamesMark) {
-        let undone = if self.store.conn.is_autocommit() {
+    fn roll_back_caller(&mut self, is_first: bool, names: NamesMark) {
+        let undone = if is_first {
+            self.is_begun = false;
+            let is_over = self.store.conn.is_autocommit();
+            let ended = if is_over { Ok(()) } else { self.run("ROLLBACK") };
+            ended
+                .and_then(|()| self.store.forget_names_after(names))
+                .map_err(|error| self.note_fault(&error))
+        } else if self.store.conn.is_autocommit() {
             self.do_again()
         } else {
             self.run("ROLLBACK TO caller")

@@ -40,7 +40,7 @@ struct Change<'a> {
     key: &'a Key,
     life: Life,
     /// Rising.
-    cells: Vec<(ColumnId, u64)>,
+    cells: Rc<[(ColumnId, u64)]>,
     row: Option<&'a [Value]>,
 }
 
@@ -118,8 +118,15 @@ struct Recorder<'a> {
     has_parked: &'a BTreeSet<TableId>,
     stamp: Stamp,
     notes: Notes,
-    /// The clock of every row that comes into being where none ever was, and its record.
-    fresh: BTreeMap<TableId, Rc<(RowClock, Vec<u8>)>>,
+    /// By table.
+    fresh: BTreeMap<TableId, Rc<Fresh>>,
+}
+
+/// What every row has that comes into being where none ever was.
+struct Fresh {
+    clock: RowClock,
+    record: Vec<u8>,
+    cells: Rc<[(ColumnId, u64)]>,
 }
 
 impl Recorder<'_> {
@@ -132,11 +139,11 @@ impl Recorder<'_> {
         let table = net.table.id;
         if net.before.is_none() && from.is_none() {
             let fresh = self.fresh(&net.table);
-            let (clock, record) = &*fresh;
+            let Fresh { clock, record, cells } = &*fresh;
             if clocks::insert(self.conn, (table, &net.key), record)? {
                 self.notes.log.add(self.stamp, table, &net.key);
                 self.sum(net, None, clock, &parked::Values::new());
-                return Ok(Some(self.change(net, clock)));
+                return Ok(Some(change(net, clock, Rc::clone(cells))));
             }
         }
         let held = clocks::read(self.conn, self.origins, table, &net.key)?;
@@ -150,14 +157,15 @@ impl Recorder<'_> {
         };
         self.sum(net, held.as_ref(), &clock, &aside);
         self.forget_parked(net, &clock, aside)?;
-        Ok(Some(self.change(net, &clock)))
+        Ok(Some(change(net, &clock, cells_of(&clock, self.stamp))))
     }
 
-    fn fresh(&mut self, table: &Table) -> Rc<(RowClock, Vec<u8>)> {
+    fn fresh(&mut self, table: &Table) -> Rc<Fresh> {
         let fresh = self.fresh.entry(table.id).or_insert_with(|| {
             let clock = RowClock::inserted(None, self.stamp, table.cell_ids());
             let record = clocks::encode(self.origins, &clock);
-            Rc::new((clock, record))
+            let cells = cells_of(&clock, self.stamp);
+            Rc::new(Fresh { clock, record, cells })
         });
         Rc::clone(fresh)
     }
@@ -171,15 +179,9 @@ impl Recorder<'_> {
     ) {
         let table = (net.table.id, self.names.entry(net.table.id));
         let before = net.before.as_deref();
-        let before = held.map(|held| (held, cells_of(&net.table, before, aside)));
-        let after = Some((clock, cells_of(&net.table, net.after.as_deref(), aside)));
+        let before = held.map(|held| (held, held_in(&net.table, before, aside)));
+        let after = Some((clock, held_in(&net.table, net.after.as_deref(), aside)));
         self.notes.sums.turn(table, &net.key, before, after);
-    }
-
-    fn change<'n>(&self, net: &'n Net, clock: &RowClock) -> Change<'n> {
-        let mut cells: Vec<(ColumnId, u64)> = clock.cells_of(self.stamp).collect();
-        cells.sort_unstable();
-        Change { key: &net.key, life: clock.life(), cells, row: net.after.as_deref() }
     }
 
     /// Parked values go with the cells they belong to.
@@ -199,8 +201,19 @@ impl Recorder<'_> {
     }
 }
 
+/// Lists the cells that a stamp wrote, with their counts.
+fn cells_of(clock: &RowClock, stamp: Stamp) -> Rc<[(ColumnId, u64)]> {
+    let mut cells: Vec<(ColumnId, u64)> = clock.cells_of(stamp).collect();
+    cells.sort_unstable();
+    cells.into()
+}
+
+fn change<'n>(net: &'n Net, clock: &RowClock, cells: Rc<[(ColumnId, u64)]>) -> Change<'n> {
+    Change { key: &net.key, life: clock.life(), cells, row: net.after.as_deref() }
+}
+
 /// Finds what a row's cells hold: in the row, or else aside.
-fn cells_of<'a>(
+fn held_in<'a>(
     table: &'a Table,
     row: Option<&'a [Value]>,
     aside: &'a parked::Values,
@@ -286,14 +299,18 @@ fn check_size(nets: &[Net]) -> Result<(), RecordError> {
 
 fn travelling(table: &Table, mut changes: Vec<Change<'_>>) -> TableChanges {
     changes.sort_unstable_by_key(|change| change.key);
-    let used: BTreeSet<ColumnId> =
-        changes.iter().flat_map(|change| change.cells.iter().map(|(id, _)| *id)).collect();
-    let used: Vec<ColumnId> = used.into_iter().collect();
+    // By column id: its number in this change, for those that occur.
+    let mut numbers: Vec<Option<u16>> = vec![None; table.places.len()];
+    for (id, _) in changes.iter().flat_map(|change| change.cells.iter()) {
+        numbers[usize::from(id.0)] = Some(0);
+    }
+    let used: Vec<ColumnId> =
+        (0..).zip(&numbers).filter_map(|(id, number)| number.map(|_| ColumnId(id))).collect();
+    for (number, id) in (0..).zip(&used) {
+        numbers[usize::from(id.0)] = Some(number);
+    }
     let place_of = |id: ColumnId| table.place(id).expect("local writes are to known columns");
-    let number_of = |id: ColumnId| {
-        let number = used.partition_point(|other| *other < id);
-        u16::try_from(number).expect("there are as many columns as column ids at most")
-    };
+    let number_of = |id: ColumnId| numbers[usize::from(id.0)].expect("it was counted above");
     let rows = changes.iter().map(|change| {
         let cells = change.cells.iter().map(|(id, count)| CellChange {
             column: number_of(*id),

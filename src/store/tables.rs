@@ -68,7 +68,10 @@ pub struct RowSql {
 
 impl Table {
     /// Returns the key's values out of a whole row, in the key's order.
-    pub fn key_of<'a>(&'a self, row: &'a [Value]) -> impl Iterator<Item = &'a Value> {
+    pub fn key_of<'a>(
+        &'a self,
+        row: &'a [Value],
+    ) -> impl ExactSizeIterator<Item = &'a Value> + Clone {
         self.info.key.iter().map(|&place| &row[place])
     }
 
@@ -89,7 +92,11 @@ impl Table {
 
     /// Tells whether these values can be a row's key: of the right number, and such that SQLite
     /// and the packed key agree on which keys are the same.
-    pub fn check_key(&self, key: &[Value]) -> Result<(), String> {
+    pub fn check_key<'a>(
+        &self,
+        key: impl IntoIterator<Item = &'a Value, IntoIter: ExactSizeIterator>,
+    ) -> Result<(), String> {
+        let key = key.into_iter();
         if key.len() != self.info.key.len() {
             let (found, wanted) = (key.len(), self.info.key.len());
             return Err(format!("its key has {found} columns, the table's has {wanted}"));

@@ -482,7 +482,7 @@ mod tests {
             ("UPDATE __tribune_log SET version = 77 WHERE version = 1", "index-wrong t 2", "1"),
             ("DROP TRIGGER __tribune_guard_update_t", "unguarded t 1", "t"),
             ("DELETE FROM __tribune_log WHERE origin = 2", "index-wrong t 1", "3"),
-            ("UPDATE __tribune_log SET rows = x'ff' WHERE origin = 2", "log-unreadable - 1", ""),
+            ("UPDATE __tribune_log SET rows = x'ff' WHERE origin = 2", "log-unreadable - 2", ""),
             ("UPDATE t SET v = 'x' WHERE id = 1", "sum-wrong t 1", "is kept"),
             ("UPDATE __tribune_heads SET value = 2 WHERE id = 1", "beyond-head services 1", "web"),
             (
