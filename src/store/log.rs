@@ -41,11 +41,10 @@ const SWEEP_MOST: u64 = 4_096;
 /// many idle names as others, when it has grown as far as it does.
 const SWEEP_EACH: u64 = 2;
 
-// A version may have parts already: a row brings along the stamp of its life, whose own version may
-// come later.
-const INSERT: &str = "INSERT INTO __tribune_log (origin, version, part, at, rows)
-    SELECT ?1, ?2, coalesce(max(part) + 1, 0), ?3, ?4 FROM __tribune_log
-    WHERE origin = ?1 AND version = ?2";
+const INSERT: &str = "INSERT OR IGNORE INTO __tribune_log (origin, version, part, at, rows)
+    VALUES (?1, ?2, ?3, ?4, ?5)";
+const SELECT_LAST: &str = "SELECT part FROM __tribune_log WHERE origin = ?1 AND version = ?2
+    ORDER BY part DESC LIMIT 1";
 const DELETE_AFTER: &str = "DELETE FROM __tribune_log WHERE origin = ?1 AND version > ?2";
 const SELECT_AFTER: &str = "SELECT version, at, rows FROM __tribune_log
     WHERE origin = ?1 AND version > ?2 AND version <= ?3 ORDER BY version, part";
@@ -85,19 +84,27 @@ impl Entries {
         origins: &mut Origins,
         times: &Times,
     ) -> rusqlite::Result<u64> {
-        let mut statement = conn.prepare_cached(INSERT)?;
+        let mut insert = conn.prepare_cached(INSERT)?;
         for (stamp, tables) in self.rows {
             let (ordinal, version) = (origins.ordinal(stamp.origin), stamp.version.0.cast_signed());
             let at = times.get(&stamp).map_or(0, |at| at.0.cast_signed());
             let mut writer = PartWriter::default();
+            let mut parts = Vec::new();
             for (table, mut keys) in tables {
                 keys.sort_unstable();
-                for part in writer.table(table, &keys) {
-                    statement.execute((ordinal, version, at, part))?;
-                }
+                parts.append(&mut writer.table(table, &keys));
             }
-            if !writer.bytes.is_empty() {
-                statement.execute((ordinal, version, at, writer.bytes))?;
+            parts.extend(Some(writer.bytes).filter(|bytes| !bytes.is_empty()));
+            let mut next = 0;
+            for part in parts {
+                if insert.execute((ordinal, version, next, at, &part))? == 0 {
+                    // A row brought along the stamp of its life, whose own version comes only now.
+                    next = 1 + conn
+                        .prepare_cached(SELECT_LAST)?
+                        .query_row((ordinal, version), |row| row.get::<_, i64>(0))?;
+                    insert.execute((ordinal, version, next, at, &part))?;
+                }
+                next += 1;
             }
         }
         Ok(self.overwritten)
