@@ -12,8 +12,6 @@
 //! There is one way to write a clock, and only that one is read. A row that was written in one
 //! piece takes some 9 bytes.
 
-use std::collections::BTreeSet;
-
 use super::change::{Life, Stamp};
 use super::merge::CellClock;
 use super::row::{ColumnId, Group, RowClock};
@@ -79,13 +77,15 @@ fn check_groups(life: Life, groups: &[Group]) -> Result<(), RecordError> {
     if !groups.windows(2).all(|pair| pair[0].columns[0] < pair[1].columns[0]) {
         return Err(RecordError("its groups are out of order"));
     }
-    let mut columns = BTreeSet::new();
-    let mut clocks = BTreeSet::new();
-    for group in groups {
-        if !clocks.insert((group.clock.count, group.clock.stamp)) {
+    // Most rows have one group, hardly any has more than a few.
+    for (nth, group) in groups.iter().enumerate() {
+        if groups[..nth].iter().any(|other| other.clock == group.clock) {
             return Err(RecordError("two groups have the same clock"));
         }
-        if !group.columns.iter().all(|column| columns.insert(*column)) {
+        let held = &groups[..nth];
+        let is_taken =
+            |column| held.iter().any(|other| other.columns.binary_search(column).is_ok());
+        if group.columns.iter().any(is_taken) {
             return Err(RecordError("a column is in two groups"));
         }
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, ErrorCode};
 
-use super::clocks::{self, Notes};
+use super::clocks::{Hot, Notes};
 use super::database::Store;
 use super::local::push_event;
 use super::log::{Sweeper, Times};
@@ -31,6 +31,7 @@ pub struct Merge<'a> {
     tables: &'a mut Tables,
     origins: &'a mut Origins,
     has_parked: &'a mut BTreeSet<TableId>,
+    hot: &'a mut Hot,
     sums: &'a mut Sums,
     sweeper: &'a mut Sweeper,
     me: Origin,
@@ -66,12 +67,13 @@ struct Row {
 
 impl<'a> Merge<'a> {
     pub fn new(store: &'a mut Store) -> Self {
-        let Store { conn, tables, origins, has_parked, sums, sweeper, now, .. } = store;
+        let Store { conn, tables, origins, has_parked, hot, sums, sweeper, now, .. } = store;
         Self {
             conn,
             tables,
             origins,
             has_parked,
+            hot,
             sums,
             sweeper,
             me: now.origin,
@@ -188,7 +190,7 @@ impl<'a> Merge<'a> {
     }
 
     fn read(&self, table: TableId, key: Key) -> rusqlite::Result<Row> {
-        let held = clocks::read(self.conn, self.origins, table, &key)?;
+        let held = self.hot.read(self.conn, self.origins, (table, &key))?;
         let values = pack::unpack(&key).unwrap_or_default();
         let home = self.tables.entry(table).table.clone();
         let home = home.filter(|home| home.check_key(&values).is_ok()).map(|home| (home, values));
@@ -244,7 +246,7 @@ impl<'a> Merge<'a> {
         if row.clock != row.held {
             self.changed.insert(row.table);
             let (held, place) = (row.held.as_ref(), (row.table, &row.key));
-            self.notes.write_clock(self.conn, self.origins, place, (held, clock))?;
+            self.notes.write_clock(self.conn, self.origins, self.hot, place, (held, clock))?;
             let table = (row.table, self.tables.entry(row.table));
             let before = held.map(|held| (held, row.value_before()));
             self.notes.sums.turn(table, &row.key, before, Some((clock, row.value())));

@@ -1,5 +1,8 @@
 //! The rows' clocks, and what writing them adds to the log of versions and to the tables' sums.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension};
 
@@ -10,9 +13,15 @@ use super::tables::TableId;
 use crate::crdt::{Key, RowClock, Stamp};
 
 const SELECT: &str = "SELECT clock FROM __tribune_rows WHERE tbl = ?1 AND key = ?2";
-const INSERT: &str = "INSERT OR IGNORE INTO __tribune_rows (tbl, key, clock) VALUES (?1, ?2, ?3)";
+/// Writes the record of a row that nobody is known to have written: table, key, record. Changes
+/// nothing where somebody has.
+pub const INSERT: &str =
+    "INSERT OR IGNORE INTO __tribune_rows (tbl, key, clock) VALUES (?1, ?2, ?3)";
 const UPDATE: &str = "UPDATE __tribune_rows SET clock = ?3 WHERE tbl = ?1 AND key = ?2";
 const DELETE: &str = "DELETE FROM __tribune_rows WHERE tbl = ?1 AND key = ?2";
+
+/// How many clocks are kept in memory: a few megabytes with long keys.
+const HOT_MAX: usize = 8_192;
 
 /// A row's place: its table, and its packed key.
 pub type Place<'a> = (TableId, &'a [u8]);
@@ -40,16 +49,43 @@ pub fn encode(origins: &mut Origins, clock: &RowClock) -> Vec<u8> {
     clock.to_bytes(|origin| origins.ordinal(origin).cast_unsigned())
 }
 
-/// Writes the record of a row that nobody is known to have written. `false`: somebody has, and
-/// nothing was written.
-pub fn insert(conn: &Connection, (table, key): Place<'_>, record: &[u8]) -> rusqlite::Result<bool> {
-    Ok(conn.prepare_cached(INSERT)?.execute((table, key, record))? > 0)
-}
-
 /// Removes a row's clock, as if nobody had ever written the row. The log's names of it are idle.
 pub fn remove(conn: &Connection, place: Place<'_>) -> rusqlite::Result<()> {
     conn.prepare_cached(DELETE)?.execute(place)?;
     Ok(())
+}
+
+/// The clocks that were written last: a row that is written is mostly written again. They are those
+/// of the transaction under way, so a rollback forgets them all.
+#[derive(Debug, Default)]
+pub struct Hot {
+    clocks: HashMap<(TableId, Key), RowClock>,
+}
+
+impl Hot {
+    /// Reads a row's clock: see [`read`].
+    pub fn read(
+        &self,
+        conn: &Connection,
+        origins: &Origins,
+        (table, key): (TableId, &Key),
+    ) -> rusqlite::Result<Option<RowClock>> {
+        match self.clocks.get(&(table, Arc::clone(key))) {
+            Some(clock) => Ok(Some(clock.clone())),
+            None => read(conn, origins, table, key),
+        }
+    }
+
+    pub fn forget(&mut self) {
+        self.clocks.clear();
+    }
+
+    fn put(&mut self, table: TableId, key: &Key, clock: &RowClock) {
+        if self.clocks.len() >= HOT_MAX {
+            self.clocks.clear();
+        }
+        self.clocks.insert((table, Arc::clone(key)), clock.clone());
+    }
 }
 
 /// What the writes of one caller add to the log of versions and to the tables' sums.
@@ -65,9 +101,11 @@ impl Notes {
         &mut self,
         conn: &Connection,
         origins: &mut Origins,
+        hot: &mut Hot,
         (table, key): (TableId, &Key),
         (before, after): (Option<&RowClock>, &RowClock),
     ) -> rusqlite::Result<()> {
+        hot.put(table, key, after);
         let record = encode(origins, after);
         let sql = if before.is_some() { UPDATE } else { INSERT };
         conn.prepare_cached(sql)?.execute((table, &**key, record))?;

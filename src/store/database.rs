@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::apply::Merge;
 use super::capture::Capture;
+use super::clocks::{self, Hot};
 use super::gate::Gate;
 use super::group::Group;
 use super::life::{Beside, Doubt, LIFE_FILE, Mark};
@@ -31,7 +32,7 @@ use super::schema::{
 use super::sums::{Delta, Sums};
 use super::tables::{Table, TableId, Tables, read_local, replicated};
 use super::waiting::Waiting;
-use super::{clocks, guard, migrate, parked};
+use super::{guard, migrate, parked};
 use crate::crdt::storage::StorageError;
 use crate::crdt::{ColumnId, Commit, Key, RowClock, TableEvents, pack};
 use crate::telemetry::pulse::Echo;
@@ -94,6 +95,7 @@ pub struct Store {
     /// See [`CHECKS_TABLE`].
     pub(super) local: Arc<Table>,
     pub(super) origins: Origins,
+    pub(super) hot: Hot,
     pub(super) sums: Sums,
     pub(super) sweeper: Sweeper,
     /// Tables that may have parked values.
@@ -192,6 +194,7 @@ impl Store {
             has_parked: parked::tables(&conn).map_err(failed)?.into_iter().collect(),
             local: Arc::new(local.expect("the migrations made it")),
             origins,
+            hot: Hot::default(),
             sums: Sums::read(&conn).map_err(failed)?,
             sweeper: Sweeper::default(),
             now: Moment {
@@ -346,6 +349,7 @@ impl Store {
 
     /// Takes back what heads and sums have become since the mark.
     pub(super) fn undo_to(&mut self, mark: HeadsMark) {
+        self.hot.forget();
         self.origins.undo_to(mark.origins);
         self.sums.undo_to(mark.sums);
     }
@@ -510,6 +514,7 @@ impl Store {
             return Ok(());
         }
         let transaction = self.conn.unchecked_transaction()?;
+        self.hot.forget();
         for key in &keys {
             clocks::remove(&transaction, (id, key))?;
         }
@@ -575,6 +580,7 @@ impl Store {
                 return Ok(());
             };
             let values = parked::read(&store.conn, id, key)?;
+            store.hot.forget();
             clocks::remove(&store.conn, (id, key))?;
             parked::write(&store.conn, (id, key), [])?;
             let value = |column| values.get(&column).unwrap_or(&Value::Null);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rusqlite::Connection;
 
 use super::changes::Telling;
-use super::clocks::{self, Notes};
+use super::clocks::{self, Hot, Notes};
 use super::database::{Store, UPDATE_EPOCH, failed};
 use super::group::{Done, Group};
 use super::local::push_event;
@@ -193,6 +193,7 @@ struct Piecework<'a> {
     names: &'a Tables,
     origins: &'a mut Origins,
     has_parked: &'a BTreeSet<TableId>,
+    hot: &'a mut Hot,
     sums: &'a mut Sums,
     sweeper: &'a mut Sweeper,
     stamp: Stamp,
@@ -206,12 +207,13 @@ struct Piecework<'a> {
 
 impl<'a> Piecework<'a> {
     fn new(store: &'a mut Store, (stamp, at): (Stamp, Wall)) -> Self {
-        let Store { conn, tables, origins, has_parked, sums, sweeper, .. } = store;
+        let Store { conn, tables, origins, has_parked, hot, sums, sweeper, .. } = store;
         Self {
             conn,
             names: tables,
             origins,
             has_parked,
+            hot,
             sums,
             sweeper,
             stamp,
@@ -242,7 +244,8 @@ impl<'a> Piecework<'a> {
         if held.is_alive() && !clock.is_alive() {
             self.delete(*table, key)?;
         }
-        self.notes.write_clock(self.conn, self.origins, (*table, key), (Some(&held), &clock))?;
+        let clocks = (Some(&held), &clock);
+        self.notes.write_clock(self.conn, self.origins, self.hot, (*table, key), clocks)?;
         Ok(true)
     }
 

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use rusqlite::Connection;
+use rusqlite::{CachedStatement, Connection};
 
 use super::capture::Net;
-use super::clocks::{self, Notes};
+use super::clocks::{self, Hot, Notes};
 use super::database::Store;
 use super::limits::{TRANSACTION_BYTES_MAX, TRANSACTION_CELLS_MAX};
 use super::log::Times;
@@ -53,7 +53,7 @@ pub fn without_unclaimed(store: &Store, mut nets: Vec<Net>) -> rusqlite::Result<
         if net.before != net.after {
             return true;
         }
-        let clock = clocks::read(&store.conn, &store.origins, net.table.id, &net.key);
+        let clock = store.hot.read(&store.conn, &store.origins, (net.table.id, &net.key));
         let clock = clock.unwrap_or_else(|error| {
             fault = Some(error);
             None
@@ -71,14 +71,16 @@ pub fn record(
     nets: &[Net],
 ) -> Result<Changeset, RecordError> {
     check_size(nets)?;
-    let Store { conn, origins, tables, has_parked, sums, sweeper, .. } = store;
+    let Store { conn, origins, tables, has_parked, hot, sums, sweeper, .. } = store;
     let moved = clocks_of_moved(conn, origins, nets)?;
     let mut recorder = Recorder {
         conn,
         origins,
         names: tables,
         has_parked,
+        hot,
         stamp,
+        insert: conn.prepare_cached(clocks::INSERT)?,
         notes: Notes::default(),
         fresh: BTreeMap::new(),
     };
@@ -88,7 +90,7 @@ pub fn record(
         let table = changed.entry(&net.table.wire).or_insert_with(|| (&net.table, Vec::new()));
         table.1.push(change);
     }
-    let notes = recorder.notes;
+    let Recorder { notes, origins, .. } = recorder;
     notes.close(conn, origins, (sums, sweeper), &Times::from([(stamp, at)]))?;
     let tables = changed.into_values().map(|(table, changes)| travelling(table, changes)).collect();
     Ok(Changeset { stamp, at, tables })
@@ -116,7 +118,9 @@ struct Recorder<'a> {
     origins: &'a mut Origins,
     names: &'a Tables,
     has_parked: &'a BTreeSet<TableId>,
+    hot: &'a mut Hot,
     stamp: Stamp,
+    insert: CachedStatement<'a>,
     notes: Notes,
     /// By table.
     fresh: BTreeMap<TableId, Rc<Fresh>>,
@@ -140,16 +144,17 @@ impl Recorder<'_> {
         if net.before.is_none() && from.is_none() {
             let fresh = self.fresh(&net.table);
             let Fresh { clock, record, cells } = &*fresh;
-            if clocks::insert(self.conn, (table, &net.key), record)? {
+            if self.insert.execute((table, &*net.key, record))? > 0 {
                 self.notes.log.add(self.stamp, table, &net.key);
                 self.sum(net, None, clock, &parked::Values::new());
                 return Ok(Some(change(net, clock, Rc::clone(cells))));
             }
         }
-        let held = clocks::read(self.conn, self.origins, table, &net.key)?;
+        let held = self.hot.read(self.conn, self.origins, (table, &net.key))?;
         let Some(clock) = next_clock(net, held.as_ref(), from, self.stamp) else { return Ok(None) };
         let clocks = (held.as_ref(), &clock);
-        self.notes.write_clock(self.conn, self.origins, (table, &net.key), clocks)?;
+        let place = (table, &net.key);
+        self.notes.write_clock(self.conn, self.origins, self.hot, place, clocks)?;
         let aside = if self.has_parked.contains(&table) {
             parked::read(self.conn, table, &net.key)?
         } else {
