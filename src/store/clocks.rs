@@ -13,9 +13,10 @@ use super::tables::TableId;
 use crate::crdt::{Key, RowClock, Stamp};
 
 const SELECT: &str = "SELECT clock FROM __tribune_rows WHERE tbl = ?1 AND key = ?2";
+const INSERT: &str = "INSERT INTO __tribune_rows (tbl, key, clock) VALUES (?1, ?2, ?3)";
 /// Writes the record of a row that nobody is known to have written: table, key, record. Changes
 /// nothing where somebody has.
-pub const INSERT: &str =
+pub const INSERT_NEW: &str =
     "INSERT OR IGNORE INTO __tribune_rows (tbl, key, clock) VALUES (?1, ?2, ?3)";
 const UPDATE: &str = "UPDATE __tribune_rows SET clock = ?3 WHERE tbl = ?1 AND key = ?2";
 const DELETE: &str = "DELETE FROM __tribune_rows WHERE tbl = ?1 AND key = ?2";

@@ -80,7 +80,7 @@ pub fn record(
         has_parked,
         hot,
         stamp,
-        insert: conn.prepare_cached(clocks::INSERT)?,
+        insert: conn.prepare_cached(clocks::INSERT_NEW)?,
         notes: Notes::default(),
         fresh: BTreeMap::new(),
     };
