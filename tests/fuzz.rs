@@ -11,9 +11,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
-use tribune::crdt::suite::{A, B, NOW, origin, pairs, services, stamp, t};
-use tribune::crdt::{Batch, ColumnId, Piece, RowClock, RowOp, Storage, Table, pack};
-use tribune::types::{Epoch, Value, Version};
+use tribune::crdt::suite::{A, B, NOW, origin, pairs, services, t};
+use tribune::crdt::{Batch, ColumnId, Piece, RowClock, RowOp, Stamp, Storage, Table, pack};
+use tribune::types::{Epoch, Origin, Value, Version};
 use tribune::wire::{Message, Neighbour, RequestId, encode, encode_frame};
 
 type Seeds = Vec<(&'static str, Vec<u8>)>;
@@ -181,11 +181,15 @@ fn keys() -> Seeds {
 
 fn clocks() -> Seeds {
     let [v, w] = [ColumnId(0), ColumnId(9)];
-    let inserted = RowClock::inserted(None, stamp(A, 5), [v, w]);
+    let stamp = |epoch: u32, version: u64| Stamp {
+        origin: Origin { epoch: Epoch(epoch), ..Origin::default() },
+        version: Version(version),
+    };
+    let inserted = RowClock::inserted(None, stamp(1, 5), [v, w]);
     let mut updated = inserted.clone();
-    updated.updated(stamp(B, 300), [w]);
+    updated.updated(stamp(300, 300), [w]);
     let mut deleted = updated.clone();
-    deleted.deleted(stamp(B, 301));
+    deleted.deleted(stamp(300, 301));
     let clocks = [("inserted", inserted), ("updated", updated), ("deleted", deleted)];
-    clocks.into_iter().map(|(name, clock)| (name, clock.to_bytes())).collect()
+    clocks.into_iter().map(|(name, clock)| (name, clock.to_bytes(checks::number_of))).collect()
 }

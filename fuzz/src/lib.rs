@@ -7,6 +7,7 @@ mod merge;
 pub use merge::merge_changes;
 
 use tribune::crdt::{Piece, RowClock, pack};
+use tribune::types::{Epoch, Origin};
 use tribune::wire::{Message, decode, encode, piece_bytes};
 
 /// Whatever is read as a message is written in one way, which is no longer than what was read, and
@@ -48,7 +49,17 @@ pub fn packed_key(bytes: &[u8]) {
 
 /// There is one way to write a row's clock, and only that one is read.
 pub fn row_clock(bytes: &[u8]) {
-    if let Ok(clock) = RowClock::from_bytes(bytes) {
-        assert_eq!(clock.to_bytes(), bytes);
+    if let Ok(clock) = RowClock::from_bytes(bytes, origin_of) {
+        assert_eq!(clock.to_bytes(number_of), bytes);
     }
+}
+
+/// Numbers the origins of one node by their epochs.
+pub fn number_of(origin: Origin) -> u64 {
+    origin.epoch.0.into()
+}
+
+fn origin_of(number: u64) -> Option<Origin> {
+    let epoch = Epoch(u32::try_from(number).ok()?);
+    Some(Origin { epoch, ..Origin::default() })
 }
