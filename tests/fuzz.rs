@@ -4,6 +4,8 @@
 //! `UPDATE=1 cargo test --test fuzz` writes the seeds that are made here anew. A file that a fuzzer
 //! found goes beside them, under a name that says what it showed.
 
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "all of this is test code")]
+
 #[path = "../fuzz/src/lib.rs"]
 mod checks;
 

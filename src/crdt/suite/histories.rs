@@ -205,8 +205,11 @@ impl<D: Storage> Play<D> {
     fn define<T: Bench<Disk = D>>(&mut self, bench: &mut T, me: usize, table: usize, by: u32) {
         let keys = self.keys();
         let this = &mut self.replicas[me];
-        let stage = &mut this.known.0[table];
-        *stage = stage.saturating_add(by).min(Known::ALL.0[table]);
+        let (stage, all) = (&mut this.known.0[table], Known::ALL.0[table]);
+        if *stage == all {
+            return;
+        }
+        *stage = stage.saturating_add(by).min(all);
         let definition = this.known.definition(table).expect("it knows something of it now");
         let before = this.disk.fingerprint().unwrap();
         bench.define(&mut this.disk, &definition);

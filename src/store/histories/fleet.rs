@@ -36,9 +36,11 @@ fn play(words: &[u64], tally: &mut Tally, in_files: bool) {
     for word in words {
         play.step(Draw(*word));
     }
-    play.settle();
+    // In small parts, or whole.
+    let bytes_max = if first % 7 == 0 { 500 } else { usize::MAX };
+    play.settle(bytes_max);
     play.machines.push(Machine::new(node(9), false));
-    play.settle();
+    play.settle(bytes_max);
     play.check();
     for (what, times) in play.told {
         tally.add(what, times);
@@ -59,7 +61,9 @@ struct Play {
 impl Play {
     fn step(&mut self, mut draw: Draw) {
         let me = draw.roll(self.machines.len());
-        match draw.roll(36) {
+        // In memory there is nothing to cut.
+        let sides = if self.machines[me].is_in_files() { 36 } else { 30 };
+        match draw.roll(sides) {
             0..9 => {
                 let news = self.write(me, &mut draw);
                 self.say(me, news);
@@ -99,9 +103,7 @@ impl Play {
                     self.machines[me].forget_log();
                 }
             }
-            _ if self.machines[me].is_in_files() => self.cut(me, &mut draw),
-            // In memory there is nothing to cut.
-            _ => self.change_schema(me, &mut draw),
+            _ => self.cut(me, &mut draw),
         }
     }
 
@@ -291,13 +293,13 @@ impl Play {
     }
 
     /// Exchanges until nobody has news for anybody.
-    fn settle(&mut self) {
+    fn settle(&mut self, bytes_max: usize) {
         let mut is_news = true;
         while is_news {
             is_news = false;
             for to in 0..self.machines.len() {
                 for from in (0..self.machines.len()).filter(|from| *from != to) {
-                    is_news |= self.pull(to, from, usize::MAX, 500);
+                    is_news |= self.pull(to, from, usize::MAX, bytes_max);
                 }
             }
         }

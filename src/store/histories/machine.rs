@@ -7,7 +7,7 @@ use std::path::Path;
 
 use tempfile::TempDir;
 
-use super::twins::copy;
+use super::twins::{copy, fresh};
 use crate::crdt::Storage;
 use crate::store::life::{BOOTS, LIFE_FILE, SECONDS};
 use crate::store::open::{DATABASE_FILE, wal_path};
@@ -305,8 +305,7 @@ impl Pages {
 }
 
 fn in_memory(node: NodeId) -> Store {
-    let config = OpenConfig { node: Some(node), ..OpenConfig::default() };
-    Store::in_memory(&config, &fixed_sources()).unwrap()
+    fresh(node, fixed_sources())
 }
 
 /// All rows of all tables that are not the store's own, a line each.

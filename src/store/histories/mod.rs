@@ -25,11 +25,11 @@ type Kind = (&'static str, u64, fn(&[u64], &mut Tally));
 
 const KINDS: [Kind; 3] = [
     // The store beside the model, whose schemas differ and grow.
-    ("twins", 10, twins::play),
+    ("twins", 12, twins::play),
     // Stores whose schema is replicated: tables and columns are changed and dropped.
-    ("fleet", 6, fleet::play_in_memory),
+    ("fleet", 5, fleet::play_in_memory),
     // The same in files, with kills and power cuts.
-    ("disks", 4, fleet::play_on_disk),
+    ("disks", 3, fleet::play_on_disk),
 ];
 
 /// How often something happened, and in how many histories.

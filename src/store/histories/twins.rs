@@ -1,7 +1,9 @@
 //! Histories that the store and the model of `crdt::table` both play: row operations, schemas that
 //! differ and grow, epochs, disks that are lost and set back.
 
-use rusqlite::Connection;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
 use rusqlite::backup::Backup;
 
 use super::Tally;
@@ -34,9 +36,8 @@ impl Bench for Sqlite {
     type Disk = Store;
 
     fn open(&mut self, node: NodeId, definitions: &[Definition]) -> Store {
-        let config = OpenConfig { node: Some(node), ..OpenConfig::default() };
         let sources: Vec<Source> = definitions.iter().map(source).collect();
-        Store::in_memory(&config, &sources).unwrap()
+        fresh(node, sources)
     }
 
     fn reopen(&mut self, disk: Store) -> Store {
@@ -52,16 +53,27 @@ impl Bench for Sqlite {
     }
 }
 
+thread_local! {
+    /// Empty stores, by their nodes and tables: to copy one takes a fraction of making one.
+    static FRESH: RefCell<BTreeMap<(NodeId, Vec<String>), Store>> = const { RefCell::new(BTreeMap::new()) };
+}
+
+/// Opens an empty store in memory.
+pub(super) fn fresh(node: NodeId, sources: Vec<Source>) -> Store {
+    let make = || {
+        let config = OpenConfig { node: Some(node), ..OpenConfig::default() };
+        Store::in_memory(&config, &sources).unwrap()
+    };
+    let tables = sources.iter().map(|source| source.sql.clone()).collect();
+    FRESH.with_borrow_mut(|fresh| copy(fresh.entry((node, tables)).or_insert_with(make)))
+}
+
 /// Opens a copy of a store in memory, as the next process would.
 pub(super) fn copy(store: &Store) -> Store {
     let mut conn = open_memory().unwrap();
-    copy_pages(&store.conn, &mut conn);
+    Backup::new(&store.conn, &mut conn).unwrap().step(-1).unwrap();
     let config = OpenConfig { node: Some(store.origin().node), ..OpenConfig::default() };
     Store::over_copy(conn, &config).unwrap()
-}
-
-fn copy_pages(from: &Connection, to: &mut Connection) {
-    Backup::new(from, to).unwrap().step(-1).unwrap();
 }
 
 /// Writes a definition as SQL.
