@@ -168,12 +168,10 @@ impl Play {
                 }
                 let batch = Batch { pieces: vec![extract.piece] };
                 self.machines[to].store_mut().apply(NOW, &batch).unwrap();
+                self.machines[to].acknowledge();
                 assert!(head(&self.machines[to], origin) > after, "a part brings one on");
                 is_news = true;
             }
-        }
-        if is_news {
-            self.machines[to].acknowledge();
         }
         is_news
     }
