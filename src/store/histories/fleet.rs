@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::machine::{Cut, Machine, begin_history, columns, rows, shapes};
+use super::machine::{Cut, Machine, begin_history, columns, pass_a_second, rows, shapes};
 use super::{Draw, Tally};
 use crate::crdt::{Batch, Changeset, Commit, Piece, RowOp, Stamp, Storage};
 use crate::store::schema::{Mode, SchemaRequest, asides};
@@ -177,6 +177,7 @@ impl Play {
     }
 
     fn begin_epoch(&mut self, me: usize, above: Epoch) {
+        pass_a_second();
         let begun = self.machines[me].store_mut().begin_epoch(NOW, above).unwrap();
         self.say(me, begun.commits);
     }

@@ -31,6 +31,11 @@ pub(super) fn begin_history() {
     SECONDS.set(Some(BEGINNING));
 }
 
+/// Nobody starts, or begins an epoch, twice in one second.
+pub(super) fn pass_a_second() {
+    SECONDS.set(SECONDS.get().map(|seconds| seconds + 1));
+}
+
 /// A node's machine.
 pub(super) struct Machine {
     pub node: NodeId,
@@ -276,8 +281,7 @@ impl Machine {
     }
 
     fn open(&mut self) {
-        // Nobody starts twice in one second.
-        SECONDS.set(SECONDS.get().map(|seconds| seconds + 2));
+        pass_a_second();
         let files = self.files.as_ref().expect("it is in files");
         BOOTS.set(files.boots);
         self.store = Some(Store::open(&files.config).unwrap());
