@@ -164,6 +164,12 @@ impl Store {
         Self::over(open_memory()?, None, None, config, (&schema, &[]))
     }
 
+    /// Opens a database in memory that somebody filled.
+    #[cfg(test)]
+    pub(super) fn over_copy(conn: Connection, config: &OpenConfig) -> Result<Self, OpenError> {
+        Self::over(conn, None, None, config, (&Schema::parse(&[])?, &[]))
+    }
+
     fn over(
         mut conn: Connection,
         path: Option<(PathBuf, bool)>,
@@ -658,6 +664,8 @@ struct Place {
 /// number never used before is the only one under which it may write.
 fn fresh_epoch(held: Epoch) -> Epoch {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    #[cfg(test)]
+    let now = super::life::SECONDS.get().unwrap_or(now);
     let now = u32::try_from(now).unwrap_or(u32::MAX - 1);
     Epoch(now.max(EPOCH_FLOOR).max(held.0.saturating_add(1)))
 }

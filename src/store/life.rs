@@ -19,6 +19,14 @@ pub const LIFE_FILE: &str = "tribune.life";
 /// Names the machine's boot, on Linux.
 const BOOT_FILE: &str = "/proc/sys/kernel/random/boot_id";
 
+#[cfg(test)]
+thread_local! {
+    /// How often the machine was started, as a test's thread sees it.
+    pub static BOOTS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+    /// The seconds since 1970, as a test's thread sees them; `None`: as they are.
+    pub static SECONDS: std::cell::Cell<Option<u64>> = const { std::cell::Cell::new(None) };
+}
+
 /// What the database holds of its last life.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Mark {
@@ -51,6 +59,8 @@ impl Mark {
     /// Makes the mark of a life that begins now.
     pub fn new() -> Self {
         let boot = fs::read_to_string(BOOT_FILE).ok();
+        #[cfg(test)]
+        let boot = boot.map(|text| format!("{} {}", text.trim(), BOOTS.get()));
         Self {
             life: Some(Uuid::new_v4().into_bytes()),
             boot: boot.map(|text| text.trim().to_owned()).filter(|text| !text.is_empty()),

@@ -16,6 +16,8 @@ mod functions;
 mod gate;
 mod group;
 mod guard;
+#[cfg(test)]
+mod histories;
 mod hook;
 pub mod image;
 mod life;
