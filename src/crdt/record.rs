@@ -77,17 +77,15 @@ fn check_groups(life: Life, groups: &[Group]) -> Result<(), RecordError> {
     if !groups.windows(2).all(|pair| pair[0].columns[0] < pair[1].columns[0]) {
         return Err(RecordError("its groups are out of order"));
     }
-    // Most rows have one group, hardly any has more than a few.
-    for (nth, group) in groups.iter().enumerate() {
-        if groups[..nth].iter().any(|other| other.clock == group.clock) {
-            return Err(RecordError("two groups have the same clock"));
-        }
-        let held = &groups[..nth];
-        let is_taken =
-            |column| held.iter().any(|other| other.columns.binary_search(column).is_ok());
-        if group.columns.iter().any(is_taken) {
-            return Err(RecordError("a column is in two groups"));
-        }
+    let mut clocks: Vec<_> = groups.iter().map(|group| group.clock).collect();
+    clocks.sort_unstable_by_key(|clock| (clock.count, clock.stamp));
+    if clocks.windows(2).any(|pair| pair[0] == pair[1]) {
+        return Err(RecordError("two groups have the same clock"));
+    }
+    let mut columns: Vec<_> = groups.iter().flat_map(|group| &group.columns).collect();
+    columns.sort_unstable();
+    if columns.windows(2).any(|pair| pair[0] == pair[1]) {
+        return Err(RecordError("a column is in two groups"));
     }
     Ok(())
 }

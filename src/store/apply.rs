@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use rusqlite::{Connection, ErrorCode};
+use rusqlite::{Connection, ErrorCode, ffi};
 
 use super::clocks::{Hot, Notes};
 use super::database::Store;
@@ -285,6 +285,10 @@ impl<'a> Merge<'a> {
     fn write_values(&self, row: &Row) -> rusqlite::Result<Option<String>> {
         let Some((table, key)) = &row.home else { return Ok(None) };
         if row.row == row.before {
+            // What another program put where nobody had written is not read, and goes all the same.
+            if row.held.is_none() && row.row.is_none() {
+                table.delete_row(self.conn, key)?;
+            }
             return Ok(None);
         }
         if let Some(reason) = row.row.as_ref().and_then(|values| unstorable(table, values)) {
@@ -312,7 +316,13 @@ fn insert(
 ) -> rusqlite::Result<()> {
     let inserted = table.insert_row(conn, values);
     let Err(error) = &inserted else { return Ok(()) };
-    if !is_of_content(error) || table.read_row(conn, key)?.is_none() {
+    let is_taken = error.sqlite_error().is_some_and(|error| {
+        matches!(
+            error.extended_code,
+            ffi::SQLITE_CONSTRAINT_PRIMARYKEY | ffi::SQLITE_CONSTRAINT_ROWID
+        )
+    });
+    if !is_taken {
         return inserted;
     }
     table.delete_row(conn, key)?;

@@ -54,7 +54,7 @@ impl Loader {
             *tables = Tables::read(&snapshot).map_err(failed)?;
             *schema = Some(now);
         }
-        *origins = Origins::read(&snapshot).map_err(failed)?;
+        origins.renew(&snapshot, origin).map_err(failed)?;
         load((&snapshot, tables, origins), origin, after, bytes_max).map_err(failed)
     }
 
@@ -102,7 +102,7 @@ pub(super) fn load(
             std::mem::replace(&mut builder, next).close(tables, &mut piece);
         }
         let stamp = builder.stamp;
-        let dropped = tables.entry(table).is_dropped;
+        let dropped = tables.get_entry(table).is_none_or(|entry| entry.is_dropped);
         let clock = if dropped { None } else { clocks::read(conn, origins, table, &key)? };
         let Some(clock) = clock.filter(|clock| clock.has_stamp(stamp)) else { return Ok(true) };
         let change = reader.read(stamp, table, key, &clock)?;

@@ -21,8 +21,8 @@ pub const INSERT_NEW: &str =
 const UPDATE: &str = "UPDATE __tribune_rows SET clock = ?3 WHERE tbl = ?1 AND key = ?2";
 const DELETE: &str = "DELETE FROM __tribune_rows WHERE tbl = ?1 AND key = ?2";
 
-/// How many clocks are kept in memory: a few megabytes with long keys.
-const HOT_MAX: usize = 8_192;
+/// How many bytes of clocks are kept in memory, about.
+const HOT_BYTES_MAX: usize = 4 << 20;
 
 /// A row's place: its table, and its packed key.
 pub type Place<'a> = (TableId, &'a [u8]);
@@ -61,6 +61,7 @@ pub fn remove(conn: &Connection, place: Place<'_>) -> rusqlite::Result<()> {
 #[derive(Debug, Default)]
 pub struct Hot {
     clocks: HashMap<(TableId, Key), RowClock>,
+    bytes: usize,
 }
 
 impl Hot {
@@ -79,11 +80,14 @@ impl Hot {
 
     pub fn forget(&mut self) {
         self.clocks.clear();
+        self.bytes = 0;
     }
 
     fn put(&mut self, table: TableId, key: &Key, clock: &RowClock) {
-        if self.clocks.len() >= HOT_MAX {
-            self.clocks.clear();
+        // A write of what is here already counts again: nothing worse than an earlier end.
+        self.bytes += key.len() + 128 + 32 * clock.cells().count();
+        if self.bytes > HOT_BYTES_MAX {
+            self.forget();
         }
         self.clocks.insert((table, Arc::clone(key)), clock.clone());
     }

@@ -199,10 +199,10 @@ impl Store {
             tables: Tables::read(&conn).map_err(failed)?,
             has_parked: parked::tables(&conn).map_err(failed)?.into_iter().collect(),
             local: Arc::new(local.expect("the migrations made it")),
+            sweeper: Sweeper::new(&origins),
             origins,
             hot: Hot::default(),
             sums: Sums::read(&conn).map_err(failed)?,
-            sweeper: Sweeper::default(),
             now: Moment {
                 origin,
                 trusted,
@@ -362,6 +362,13 @@ impl Store {
 
     /// Writes what a transaction that is about to be committed has moved.
     pub(super) fn save(&mut self) -> rusqlite::Result<()> {
+        if self.conn.is_autocommit() {
+            // SQLite has rolled back by itself: heads without their rows must not be written.
+            return Err(rusqlite::Error::SqliteFailure(
+                rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_ABORT),
+                Some("SQLite rolled the transaction back".to_owned()),
+            ));
+        }
         self.sweeper.run(&self.conn, &self.origins)?;
         self.origins.save(&self.conn)?;
         self.sums.save(&self.conn)
@@ -558,9 +565,15 @@ impl Store {
         Ok(events)
     }
 
-    fn show(&mut self, id: TableId, mut keys: Vec<Key>) -> rusqlite::Result<Vec<TableEvents>> {
+    fn show(&mut self, id: TableId, keys: Vec<Key>) -> rusqlite::Result<Vec<TableEvents>> {
         let count = keys.len();
-        keys.retain(|key| self.is_row(id, key));
+        let mut rows = Vec::with_capacity(count);
+        for key in keys {
+            if self.is_row(id, &key)? {
+                rows.push(key);
+            }
+        }
+        let keys = rows;
         self.now.refusals += (count - keys.len()) as u64;
         let mut merge = Merge::new(self);
         for key in &keys {
@@ -574,32 +587,26 @@ impl Store {
 
     /// Removes a row whose key has the wrong number of columns, which nobody could know before
     /// the table came; tells whether it is one.
-    fn is_row(&mut self, id: TableId, key: &Key) -> bool {
+    fn is_row(&mut self, id: TableId, key: &Key) -> rusqlite::Result<bool> {
         let entry = self.tables.entry(id);
-        let Some(table) = entry.table.clone().filter(|_| !entry.is_managed) else { return true };
+        let table = entry.table.as_ref().filter(|_| !entry.is_managed);
         let columns = pack::unpack(key).map_or(0, |columns| columns.len());
-        if columns == table.info.key.len() {
-            return true;
+        if table.is_none_or(|table| columns == table.info.key.len()) {
+            return Ok(true);
         }
-        let remove = |store: &mut Self| -> rusqlite::Result<()> {
-            let Some(held) = clocks::read(&store.conn, &store.origins, id, key)? else {
-                return Ok(());
-            };
-            let values = parked::read(&store.conn, id, key)?;
-            store.hot.forget();
-            clocks::remove(&store.conn, (id, key))?;
-            parked::write(&store.conn, (id, key), [])?;
-            let value = |column| values.get(&column).unwrap_or(&Value::Null);
-            let gone = None::<(&RowClock, fn(ColumnId) -> &'static Value)>;
-            let mut delta = Delta::default();
-            delta.turn((id, store.tables.entry(id)), key, Some((&held, value)), gone);
-            store.sums.add(delta);
-            store.sweeper.owe(1);
-            Ok(())
-        };
-        // A failure leaves it where it was, parked.
-        let _ = remove(self);
-        false
+        let held = clocks::read(&self.conn, &self.origins, id, key)?;
+        let Some(held) = held else { return Ok(false) };
+        let values = parked::read(&self.conn, id, key)?;
+        self.hot.forget();
+        clocks::remove(&self.conn, (id, key))?;
+        parked::write(&self.conn, (id, key), [])?;
+        let value = |column| values.get(&column).unwrap_or(&Value::Null);
+        let gone = None::<(&RowClock, fn(ColumnId) -> &'static Value)>;
+        let mut delta = Delta::default();
+        delta.turn((id, self.tables.entry(id)), key, Some((&held, value)), gone);
+        self.sums.add(delta);
+        self.sweeper.owe(1);
+        Ok(false)
     }
 }
 

@@ -155,7 +155,7 @@ impl Group<'_> {
         let Some(ordinal) = store.origins.number_of(origin) else { return Ok(places) };
         let all = (after, Version(u64::MAX));
         log::visit(&store.conn, ordinal, all, |version, _, table, key| {
-            let entry = store.tables.entry(table);
+            let Some(entry) = store.tables.get_entry(table) else { return Ok(true) };
             let name = &entry.name;
             let stamp = Stamp { origin, version };
             let is_left = || log::is_left(&store.conn, &store.origins, stamp, (table, &key));

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
@@ -159,6 +159,11 @@ impl Gate {
         shared.is_guarded.store(false, Ordering::Relaxed);
         shared.deadline.store(u64::MAX, Ordering::Relaxed);
         result
+    }
+
+    /// Tells whether anybody waits for this connection.
+    pub fn is_waited_for(&self) -> bool {
+        self.shared.waiting.get().is_some_and(|waiting| waiting.is_over(Duration::ZERO))
     }
 
     /// Returns why the last guarded work was refused, if it was.

@@ -243,11 +243,11 @@ impl<'a> Group<'a> {
 
     fn roll_back_caller(&mut self, is_first: bool, names: NamesMark) {
         let undone = if is_first {
-            self.is_begun = false;
             let is_over = self.store.conn.is_autocommit();
             let ended = if is_over { Ok(()) } else { self.run("ROLLBACK") };
             ended
                 .and_then(|()| self.store.forget_names_after(names))
+                .map(|()| self.is_begun = false)
                 .map_err(|error| self.note_fault(&error))
         } else if self.store.conn.is_autocommit() {
             self.do_again()

@@ -70,6 +70,10 @@ pub enum OpenError {
         "{path} was written by a newer tribune (its tables have version {found}, this program knows {known}); start that one, or restore a backup from before the upgrade"
     )]
     Newer { path: String, found: i32, known: i32 },
+    #[error(
+        "{path} was written by a build from before the first release (its tables have version {found}); move it away, and the node starts over from its peers"
+    )]
+    Unreleased { path: String, found: i32 },
     #[error("{path} is damaged ({detail}); move it away, and the node starts over from its peers")]
     Damaged { path: String, detail: String },
     #[error(

@@ -3,13 +3,14 @@
 
 use std::collections::BTreeMap;
 
-use rusqlite::Connection;
 use rusqlite::types::Type;
+use rusqlite::{Connection, OptionalExtension};
 
 use crate::types::{Origin, Version};
 
-const SELECT: &str = "SELECT ordinal, origin, value FROM __tribune_origins
-    LEFT JOIN __tribune_heads ON id = ordinal ORDER BY ordinal";
+const SELECT_AFTER: &str = "SELECT ordinal, origin, value FROM __tribune_origins
+    LEFT JOIN __tribune_heads ON id = ordinal WHERE ordinal > ?1 ORDER BY ordinal";
+const SELECT_HEAD: &str = "SELECT value FROM __tribune_heads WHERE id = ?1";
 const INSERT: &str = "INSERT OR IGNORE INTO __tribune_origins (ordinal, origin) VALUES (?1, ?2)";
 const UPSERT_HEAD: &str = "REPLACE INTO __tribune_heads (id, value) VALUES (?1, ?2)";
 
@@ -34,9 +35,28 @@ pub struct Origins {
 
 impl Origins {
     pub fn read(conn: &Connection) -> rusqlite::Result<Self> {
-        let mut statement = conn.prepare(SELECT)?;
-        let mut rows = statement.query([])?;
         let mut origins = Self::default();
+        origins.read_further(conn)?;
+        Ok(origins)
+    }
+
+    /// Reads, from a database that another connection writes, the origins that are new to it and the
+    /// head of one. The heads of others stay as they were read.
+    pub fn renew(&mut self, conn: &Connection, origin: Origin) -> rusqlite::Result<()> {
+        self.read_further(conn)?;
+        if let Some(held) = self.held.get_mut(&origin) {
+            let mut statement = conn.prepare_cached(SELECT_HEAD)?;
+            let head =
+                statement.query_row([held.ordinal], |row| row.get::<_, i64>(0)).optional()?;
+            held.head = Version(head.unwrap_or(0).cast_unsigned());
+        }
+        Ok(())
+    }
+
+    fn read_further(&mut self, conn: &Connection) -> rusqlite::Result<()> {
+        let origins = self;
+        let mut statement = conn.prepare_cached(SELECT_AFTER)?;
+        let mut rows = statement.query([origins.next_ordinal() - 1])?;
         while let Some(row) = rows.next()? {
             let damaged = |damage: String| {
                 rusqlite::Error::FromSqlConversionFailure(1, Type::Blob, damage.into())
@@ -51,7 +71,7 @@ impl Origins {
             origins.numbered.push(origin);
             origins.held.insert(origin, Held { ordinal, head: Version(head.cast_unsigned()) });
         }
-        Ok(origins)
+        Ok(())
     }
 
     /// Returns what a number stands for.

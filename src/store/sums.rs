@@ -138,13 +138,26 @@ impl Delta {
             let name = table.hashes.get(at).copied().unwrap_or_default();
             ((at + 1).min(width), place.cell(name, clock_hash, value))
         };
-        let is_same = |column: ColumnId, clock| match (&before, &after) {
-            (Some((old, old_value)), Some((new, new_value))) => {
-                old.cell(column) == Some(clock)
-                    && new.cell(column) == Some(clock)
-                    && old_value(column) == new_value(column)
+        // By column: a clock finds one of its cells by going through them.
+        let spread = |clock: &RowClock| {
+            let mut cells = vec![None; width];
+            for (column, cell) in clock.cells() {
+                cells.get_mut(usize::from(column.0)).into_iter().for_each(|at| *at = Some(cell));
             }
-            _ => false,
+            cells
+        };
+        let both = match (&before, &after) {
+            (Some((old, old_value)), Some((new, new_value))) => {
+                Some((spread(old), spread(new), old_value, new_value))
+            }
+            _ => None,
+        };
+        let is_same = |column: ColumnId, clock| {
+            both.as_ref().is_some_and(|(old, new, old_value, new_value)| {
+                let at = usize::from(column.0);
+                let is_held = |cells: &[Option<_>]| cells.get(at) == Some(&Some(clock));
+                is_held(old) && is_held(new) && old_value(column) == new_value(column)
+            })
         };
         if let Some((clock, value)) = &before {
             parts[0] = parts[0].wrapping_sub(place.life(clock.life()));

@@ -357,6 +357,11 @@ impl Tables {
         &self.entries[id as usize]
     }
 
+    /// Returns what a number stands for that was read from a record; `None`: that is damaged.
+    pub fn get_entry(&self, id: TableId) -> Option<&Entry> {
+        self.entries.get(id as usize)
+    }
+
     /// Lists all names, in the order of their numbers.
     pub fn entries(&self) -> &[Entry] {
         &self.entries
