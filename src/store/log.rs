@@ -257,14 +257,16 @@ impl Sweeper {
         }
         let mut left = self.owed.min(SWEEP_MOST.max(fresh));
         self.owed -= left;
-        while left > 0 {
-            let seen = self.sweep(conn, origins, left)?;
-            // The end of the log: from the beginning again, with the next that is owed.
-            let Some(seen) = seen else {
-                self.place = (0, 0, 0);
-                return Ok(());
-            };
-            left = left.saturating_sub(seen);
+        let mut ends = 0;
+        while left > 0 && ends < 2 {
+            match self.sweep(conn, origins, left)? {
+                Some(seen) => left = left.saturating_sub(seen),
+                // The end of the log: from the beginning again, but not more than once round.
+                None => {
+                    self.place = (0, 0, 0);
+                    ends += 1;
+                }
+            }
         }
         Ok(())
     }
