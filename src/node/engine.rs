@@ -56,7 +56,8 @@ const FAREWELL: Duration = Duration::from_millis(300);
 /// What the writer and the loader tell the engine.
 #[derive(Debug)]
 pub(super) enum Happened {
-    Committed(Arc<Changeset>),
+    /// What one group's commits changed, in their order.
+    Committed(Vec<Arc<Changeset>>),
     Applied {
         id: BatchId,
         result: Result<Vec<(Origin, Version)>, StorageError>,
@@ -209,7 +210,12 @@ impl Engine {
                 memory.is_writer_gone = true;
                 return;
             }
-            Happened::Committed(changeset) => replica::Input::Committed(changeset),
+            Happened::Committed(changesets) => {
+                for changeset in changesets {
+                    self.replica.handle(self.now(), replica::Input::Committed(changeset));
+                }
+                return;
+            }
             Happened::Loaded { id, extract } => replica::Input::Loaded { id, extract },
             Happened::Applied { id, result } => {
                 let outcome = match result {

@@ -146,8 +146,14 @@ impl Node {
             store.schema_asides(),
         );
         let pulse = pulses.add("writer");
-        let listeners =
-            Listeners { mailbox: Arc::clone(&mailbox), feed, reports, definitions, pulse };
+        let listeners = Listeners {
+            mailbox: Arc::clone(&mailbox),
+            feed,
+            reports,
+            definitions,
+            pulse,
+            runtime: tokio::runtime::Handle::current(),
+        };
         let writer = spawn_writer(store, listeners)?;
         let node = Self { handle, stats, mailbox, leave, writer: Some(writer) };
         node.announce(&config).await?;

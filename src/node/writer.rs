@@ -9,6 +9,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tracing::{error, warn};
 
@@ -17,7 +18,7 @@ use super::mailbox::{GROUP_JOBS_MAX, Job, Mailbox, Reports, Transaction, Turn};
 use super::{SubmitError, TransactError};
 use crate::catalog::rows;
 use crate::crdt::storage::StorageError;
-use crate::crdt::{Refusal, RowOp};
+use crate::crdt::{Changeset, Refusal, RowOp};
 use crate::live::Feed;
 use crate::replica::BatchId;
 use crate::store::schema::{SchemaChange, SchemaError};
@@ -51,6 +52,8 @@ pub(super) struct Listeners {
     /// Changes when the definitions of this node's checks may have.
     pub(super) definitions: Arc<watch::Sender<u64>>,
     pub(super) pulse: Pulse,
+    /// Where the callers' tasks run.
+    pub(super) runtime: Handle,
 }
 
 /// However the thread ends, a panic included: nobody waits for it any more, and the engine knows.
@@ -136,22 +139,22 @@ fn conclude(group: Group<'_>, mut outcomes: Vec<Outcome>, may_define: bool, list
             pulse.beat("telling of what was written");
             // A new epoch is heard of before what is written under it.
             let is_epoch = |outcome: &mut Outcome| matches!(outcome, Outcome::Epoch(_));
-            answer(outcomes.extract_if(.., is_epoch).collect(), None, reports);
-            for commit in &commits {
-                feed.publish(commit);
-                if let Some(changeset) = &commit.changeset {
-                    report(reports, Happened::Committed(Arc::clone(changeset)));
-                }
+            answer(outcomes.extract_if(.., is_epoch).collect(), None, listeners);
+            commits.iter().for_each(|commit| feed.publish(commit));
+            let changesets: Vec<Arc<Changeset>> =
+                commits.iter().filter_map(|commit| commit.changeset.clone()).collect();
+            if !changesets.is_empty() {
+                report(reports, Happened::Committed(changesets));
             }
             // Before the callers hear: a report on a check that was just registered finds it.
             if may_define {
                 definitions.send_modify(|count| *count += 1);
             }
-            answer(outcomes, None, reports);
+            answer(outcomes, None, listeners);
         }
         Err(failure) => {
             error!(error = %failure, "A group of writes did not reach the disk; none of them happened");
-            answer(outcomes, Some(&failure), reports);
+            answer(outcomes, Some(&failure), listeners);
         }
     }
 }
@@ -170,28 +173,46 @@ fn may_define(job: &Job) -> bool {
     }
 }
 
+/// An answer on its way to who waits for it.
+enum Reply {
+    Ops(oneshot::Sender<Result<(), SubmitError>>, Result<(), SubmitError>),
+    Sql(oneshot::Sender<Result<Transacted, TransactError>>, Result<Transacted, TransactError>),
+    Schema(oneshot::Sender<Result<SchemaChange, SubmitError>>, Result<SchemaChange, SubmitError>),
+}
+
+impl Reply {
+    fn send(self) {
+        // A caller who has gone away does not need the answer: its job is done all the same.
+        match self {
+            Self::Ops(reply, result) => drop(reply.send(result)),
+            Self::Sql(reply, result) => drop(reply.send(result)),
+            Self::Schema(reply, result) => drop(reply.send(result)),
+        }
+    }
+}
+
 /// Tells every caller how it went. Where the whole group failed, nothing in it happened.
-fn answer(outcomes: Vec<Outcome>, group: Option<&StorageError>, reports: &Reports) {
-    // A caller who has gone away does not need the answer: its job is done all the same.
+fn answer(outcomes: Vec<Outcome>, group: Option<&StorageError>, listeners: &Listeners) {
+    let reports = &listeners.reports;
+    let mut replies = Vec::with_capacity(outcomes.len());
     for outcome in outcomes {
         match outcome {
             Outcome::Ops(reply, result) => {
-                let result = all(result, group).map_err(SubmitError::from);
-                let _ = reply.send(result);
+                replies.push(Reply::Ops(reply, all(result, group).map_err(SubmitError::from)));
             }
             Outcome::Sql(reply, result) => {
                 let result = match group {
                     Some(failure) => Err(TransactError::Node(failure.clone().into())),
                     None => result.map_err(TransactError::from),
                 };
-                let _ = reply.send(result);
+                replies.push(Reply::Sql(reply, result));
             }
             Outcome::Schema(reply, result) => {
                 let result = match group {
                     Some(failure) => Err(failure.clone().into()),
                     None => result.map_err(SubmitError::from),
                 };
-                let _ = reply.send(result);
+                replies.push(Reply::Schema(reply, result));
             }
             Outcome::Applied(id, result) => {
                 report(reports, Happened::Applied { id, result: all(result, group) });
@@ -201,6 +222,17 @@ fn answer(outcomes: Vec<Outcome>, group: Option<&StorageError>, reports: &Report
                 report(reports, Happened::Withdrawn(all(result, group)));
             }
         }
+    }
+    send(replies, &listeners.runtime);
+}
+
+/// To wake a task from this thread costs two calls to the kernel, to wake another from a task none:
+/// many callers are woken by a task.
+fn send(replies: Vec<Reply>, runtime: &Handle) {
+    if replies.len() > 2 {
+        runtime.spawn(async move { replies.into_iter().for_each(Reply::send) });
+    } else {
+        replies.into_iter().for_each(Reply::send);
     }
 }
 

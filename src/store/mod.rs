@@ -45,6 +45,7 @@ mod tables;
 mod trial;
 mod unfolding;
 mod values;
+mod vfs;
 mod waiting;
 
 pub use changes::Loader;

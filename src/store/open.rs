@@ -12,7 +12,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 use tracing::warn;
 
 use super::schema::SchemaError;
-use super::{functions, guard, limits, migrate};
+use super::{functions, guard, limits, migrate, vfs};
 use crate::types::{ClusterId, NodeId, Scope};
 
 /// The database's file in the data directory.
@@ -178,7 +178,8 @@ pub fn open_writer(path: &Path) -> Result<Connection, OpenError> {
         | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let resolved =
         resolve(path).map_err(|source| OpenError::Directory { path: shown.clone(), source })?;
-    let conn = Connection::open_with_flags(resolved, flags)
+    vfs::register().map_err(|error| OpenError::of(&shown, error))?;
+    let conn = Connection::open_with_flags_and_vfs(resolved, flags, vfs::NAME)
         .map_err(|error| OpenError::of(&shown, error))?;
     conn.busy_timeout(BUSY_WAIT).map_err(|error| OpenError::of(&shown, error))?;
     // Before the first setting that would change the file.
