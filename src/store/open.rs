@@ -178,8 +178,8 @@ pub fn open_writer(path: &Path) -> Result<Connection, OpenError> {
         | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let resolved =
         resolve(path).map_err(|source| OpenError::Directory { path: shown.clone(), source })?;
-    vfs::register().map_err(|error| OpenError::of(&shown, error))?;
-    let conn = Connection::open_with_flags_and_vfs(resolved, flags, vfs::NAME)
+    let conn = vfs::register()
+        .and_then(|vfs| Connection::open_with_flags_and_vfs(resolved, flags, vfs))
         .map_err(|error| OpenError::of(&shown, error))?;
     conn.busy_timeout(BUSY_WAIT).map_err(|error| OpenError::of(&shown, error))?;
     // Before the first setting that would change the file.

@@ -1,14 +1,18 @@
 //! What a loss of power leaves behind: the log is cut at every frame, and inside of frames, and
 //! the database opened as it then is.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::life::LIFE_FILE;
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+
+use super::life::{BOOTS, LIFE_FILE};
 use super::open::{DATABASE_FILE, wal_path};
 use super::trial::{T, Trial};
+use super::vfs::disk::{self, Recording};
 use super::{OpenConfig, Store};
 use crate::crdt::Commit;
 use crate::crdt::storage::Storage;
@@ -257,4 +261,117 @@ fn a_tail_that_vanishes_under_a_running_machine_is_for_peers_to_notice() {
     let cut = scene.history[5].log_bytes;
     let mut store = scene.open_cut(cut);
     assert!(scene.sent.contains(&write_one(&mut store)));
+}
+
+/// A store whose disk was recorded, from its opening on.
+struct Recorded {
+    trial: Trial,
+    recording: Recording,
+    /// What the disk held before.
+    before: BTreeMap<PathBuf, Vec<u8>>,
+    life: String,
+    origin: Origin,
+    /// How much had been asked of the disk when it was open.
+    opened: usize,
+    /// After each commit: how much had been asked of the disk, and the fingerprint.
+    history: BTreeMap<Version, (usize, u64)>,
+}
+
+impl Recorded {
+    /// Commits of one and of many pages, in between the log is folded into the database.
+    fn play(is_synced: bool) -> Self {
+        let mut trial = Trial::new(T);
+        trial.write(&["INSERT INTO t (id, v) VALUES (1000, 'before')"]);
+        let Trial { store, dir, config } = trial;
+        drop(store);
+        let database = config.data_dir.join(DATABASE_FILE);
+        let before = BTreeMap::from([(database.clone(), fs::read(&database).unwrap())]);
+        disk::begin();
+        let mut trial = Trial { store: Store::open(&config).unwrap(), dir, config };
+        if !is_synced {
+            trial.store.conn.pragma_update(None, "synchronous", "OFF").unwrap();
+        }
+        let opened = disk::count();
+        let held = trial.store.heads().unwrap()[0];
+        let mut history = BTreeMap::from([(held.1, (opened, trial.store.fingerprint().unwrap()))]);
+        for i in 0..24 {
+            let large = if i % 6 == 5 { 60_000 } else { i * 200 };
+            let commit = trial.write(&[
+                &format!("INSERT INTO t (id, v) VALUES ({i}, randomblob({large}))"),
+                "UPDATE t SET w = coalesce(w, 0) || 'x' WHERE id % 3 = 0",
+                &format!("DELETE FROM t WHERE id = {}", i - 7),
+            ]);
+            let told = (disk::count(), trial.store.fingerprint().unwrap());
+            history.insert(commit.heads[0].1, told);
+            if i % 7 == 3 {
+                trial.store.checkpoint().unwrap();
+            }
+        }
+        let life = fs::read_to_string(trial.config.data_dir.join(LIFE_FILE)).unwrap();
+        let recording = disk::end();
+        Self { trial, recording, before, life, origin: held.0, opened, history }
+    }
+
+    /// Loses the power at so many moments. Returns what was found wrong.
+    fn lose_power(self, seed: u64, times: usize) -> Vec<String> {
+        let Self { trial, recording, before, life, origin, opened, history } = self;
+        let Trial { store, dir, config } = trial;
+        drop(store);
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let moments = recording.actions.len() - opened;
+        assert!(moments > 100, "{moments} moments");
+        let mut faults = Vec::new();
+        for _ in 0..times {
+            let after = opened + rng.random_range(0..=moments);
+            BOOTS.set(BOOTS.get() + 1);
+            for (path, bytes) in recording.lose_power(after, &before, &mut rng) {
+                fs::write(path, bytes).unwrap();
+            }
+            fs::write(config.data_dir.join(LIFE_FILE), &life).unwrap();
+            let _ = fs::remove_file(config.data_dir.join("tribune.db-shm"));
+            let acknowledged = history.iter().rev().find(|(_, (asked, _))| *asked <= after);
+            let fault = check(&config, origin, &history, *acknowledged.unwrap().0);
+            faults.extend(fault.err().map(|fault| format!("after {after}: {fault}")));
+        }
+        drop(dir);
+        faults
+    }
+}
+
+/// Opens what is left, and looks whether all is there that was acknowledged, and nothing by halves.
+fn check(
+    config: &OpenConfig,
+    origin: Origin,
+    history: &BTreeMap<Version, (usize, u64)>,
+    acknowledged: Version,
+) -> Result<(), String> {
+    let mut store = Store::open(config).map_err(|error| error.to_string())?;
+    let heads = store.heads().unwrap();
+    let head = heads.iter().find(|(it, _)| *it == origin).map_or(Version(0), |(_, head)| *head);
+    if head < acknowledged {
+        return Err(format!("{head} is left of {acknowledged}"));
+    }
+    if store.fingerprint().unwrap() != history[&head].1 {
+        return Err(format!("{head} is not what it was"));
+    }
+    let integrity = store.conn.query_row("PRAGMA integrity_check", [], |row| row.get(0));
+    if integrity != Ok("ok".to_owned()) {
+        return Err(format!("{integrity:?}"));
+    }
+    let (name, _) = write_one(&mut store);
+    if name.epoch > origin.epoch { Ok(()) } else { Err(format!("{name} goes on")) }
+}
+
+#[test]
+fn a_disk_that_forgets_what_was_not_synced_has_all_that_was_acknowledged() {
+    let seed = rand::random();
+    println!("seed {seed}");
+    let faults = Recorded::play(true).lose_power(seed, 120);
+    assert_eq!(faults, [""; 0], "seed {seed}");
+}
+
+#[test]
+fn without_syncs_a_disk_that_forgets_is_found_to_lose_what_was_acknowledged() {
+    let faults = Recorded::play(false).lose_power(1, 40);
+    assert!(faults.len() > 20, "{faults:?}");
 }

@@ -15,8 +15,22 @@ use std::sync::OnceLock;
 
 use rusqlite::ffi;
 
+/// Calls a function that every file has.
+macro_rules! call {
+    ($file:expr, $name:ident $(, $argument:expr)*) => {{
+        let (inner, methods) = inner($file);
+        match methods.$name {
+            Some(function) => function(inner $(, $argument)*),
+            None => ffi::SQLITE_IOERR,
+        }
+    }};
+}
+
+#[cfg(test)]
+pub mod disk;
+
 /// What the file system is called when a connection is opened.
-pub const NAME: &CStr = c"tribune";
+const NAME: &CStr = c"tribune";
 
 /// From this size on frames do not wait for the sync.
 const GATHERED_BYTES_MAX: usize = 48 * 1024;
@@ -117,15 +131,23 @@ static METHODS: ffi::sqlite3_io_methods = ffi::sqlite3_io_methods {
     xUnfetch: None,
 };
 
-/// Makes the file system known to SQLite, once. Connections may name it from then on.
-pub fn register() -> rusqlite::Result<()> {
+/// Makes the file system known to SQLite, and returns the name by which a connection asks for it.
+pub fn register() -> rusqlite::Result<&'static CStr> {
+    #[cfg(test)]
+    if disk::is_recording() {
+        return disk::register();
+    }
     static REGISTERED: OnceLock<c_int> = OnceLock::new();
     let code = *REGISTERED.get_or_init(|| {
         // SAFETY: null asks for SQLite's default file system, which is never unregistered.
         unsafe { stand_on(ffi::sqlite3_vfs_find(ptr::null()), NAME) }
     });
+    checked(code, NAME)
+}
+
+fn checked(code: c_int, name: &'static CStr) -> rusqlite::Result<&'static CStr> {
     match code {
-        ffi::SQLITE_OK => Ok(()),
+        ffi::SQLITE_OK => Ok(name),
         code => Err(rusqlite::Error::SqliteFailure(ffi::Error::new(code), None)),
     }
 }
@@ -213,17 +235,6 @@ unsafe fn inner(
 unsafe fn gathered<'a>(file: *mut ffi::sqlite3_file) -> &'a mut Gathered {
     // SAFETY: `open` put a box there, which `close` takes away.
     unsafe { &mut *(*file.cast::<LogFile>()).gathered }
-}
-
-/// Calls a function that every file has.
-macro_rules! call {
-    ($file:expr, $name:ident $(, $argument:expr)*) => {{
-        let (inner, methods) = inner($file);
-        match methods.$name {
-            Some(function) => function(inner $(, $argument)*),
-            None => ffi::SQLITE_IOERR,
-        }
-    }};
 }
 
 /// Writes what is gathered. Whether or not that works, nothing is gathered after it: what failed is
@@ -357,4 +368,86 @@ unsafe extern "C" fn sector_size(file: *mut ffi::sqlite3_file) -> c_int {
 
 unsafe extern "C" fn device_characteristics(file: *mut ffi::sqlite3_file) -> c_int {
     unsafe { call!(file, xDeviceCharacteristics) }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::rngs::SmallRng;
+    use rand::{RngExt, SeedableRng};
+    use rusqlite::{Connection, OpenFlags};
+
+    use super::disk::Action;
+    use super::*;
+
+    fn open_at(path: &std::path::Path) -> Connection {
+        let vfs = register().unwrap();
+        let conn = Connection::open_with_flags_and_vfs(path, OpenFlags::default(), vfs).unwrap();
+        conn.pragma_update(None, "journal_mode", "WAL").unwrap();
+        conn.execute_batch("CREATE TABLE t (id INTEGER PRIMARY KEY, v BLOB)").unwrap();
+        conn
+    }
+
+    #[test]
+    fn a_commit_is_one_write_and_a_sync_and_none_is_too_long() {
+        let dir = tempfile::tempdir().unwrap();
+        disk::begin();
+        let conn = open_at(&dir.path().join("db"));
+        conn.execute_batch("CREATE INDEX i ON t (v); INSERT INTO t VALUES (1, 'a')").unwrap();
+        let before = disk::count();
+        conn.execute_batch("INSERT INTO t VALUES (2, 'b')").unwrap();
+        let after = disk::count();
+        let large = 3 * WRITE_BYTES_MAX;
+        conn.execute("INSERT INTO t VALUES (3, zeroblob(?1))", [large.cast_signed()]).unwrap();
+        let actions = disk::end().actions;
+        let [(_, Action::Write { bytes, .. }), (_, Action::Sync)] = &actions[before..after] else {
+            panic!("{:?}", &actions[before..after]);
+        };
+        assert!(bytes.len() >= 2 * (FRAME_HEADER_BYTES + 4_096), "{} bytes", bytes.len());
+        let lengths = actions[after..].iter().filter_map(|(_, action)| match action {
+            Action::Write { bytes, .. } => Some(bytes.len()),
+            Action::Truncate { .. } | Action::Sync => None,
+        });
+        let lengths: Vec<usize> = lengths.collect();
+        assert!(lengths.iter().all(|length| *length <= WRITE_BYTES_MAX), "{lengths:?}");
+        assert!(lengths.iter().sum::<usize>() > large);
+    }
+
+    #[test]
+    fn other_connections_see_each_commit_at_once_and_whole_also_without_syncs() {
+        let seed: u64 = rand::random();
+        println!("seed {seed}");
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let conn = open_at(&path);
+        conn.pragma_update(None, "synchronous", "OFF").unwrap();
+        // So small that transactions spill, and write frames again with new checksums.
+        conn.pragma_update(None, "cache_size", 5).unwrap();
+        let other = Connection::open(&path).unwrap();
+        let sum = "SELECT count(*), coalesce(sum(length(v)), 0) FROM t";
+        let sum_of = |conn: &Connection| {
+            conn.query_row(sum, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))
+        };
+        for round in 0..60 {
+            conn.execute_batch("BEGIN").unwrap();
+            for _ in 0..rng.random_range(1..30) {
+                let (id, length) = (rng.random_range(0..400_i64), rng.random_range(0..3_000_i64));
+                conn.execute("REPLACE INTO t VALUES (?1, randomblob(?2))", (id, length)).unwrap();
+                match rng.random_range(0..12) {
+                    0 => conn.execute_batch("SAVEPOINT s; DELETE FROM t; ROLLBACK TO s").unwrap(),
+                    1 => drop(sum_of(&conn).unwrap()),
+                    _ => {}
+                }
+            }
+            let end = if rng.random_bool(0.2) { "ROLLBACK" } else { "COMMIT" };
+            conn.execute_batch(end).unwrap();
+            assert_eq!(sum_of(&conn).unwrap(), sum_of(&other).unwrap(), "seed {seed}");
+            if round % 10 == 9 {
+                conn.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+            }
+            let check: String =
+                other.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+            assert_eq!(check, "ok", "seed {seed}");
+        }
+    }
 }
