@@ -192,6 +192,7 @@ fn place(number: i64) -> usize {
 }
 
 unsafe extern "C" fn close(file: *mut ffi::sqlite3_file) -> c_int {
+    // SAFETY: SQLite calls it with a file that `open` opened, one call at a time.
     unsafe {
         let code = call!(file, xClose);
         drop(Box::from_raw((*file.cast::<DiskFile>()).path));
@@ -206,6 +207,7 @@ unsafe extern "C" fn read(
     length: c_int,
     offset: ffi::sqlite3_int64,
 ) -> c_int {
+    // SAFETY: SQLite calls it with a file that `open` opened, one call at a time.
     unsafe { call!(file, xRead, to, length, offset) }
 }
 
@@ -215,6 +217,7 @@ unsafe extern "C" fn write(
     length: c_int,
     offset: ffi::sqlite3_int64,
 ) -> c_int {
+    // SAFETY: SQLite calls it with a file that `open` opened, one call at a time.
     unsafe {
         let bytes = slice::from_raw_parts(from.cast::<u8>(), place(i64::from(length))).to_vec();
         note(file, Action::Write { offset: place(offset), bytes });
@@ -223,6 +226,7 @@ unsafe extern "C" fn write(
 }
 
 unsafe extern "C" fn truncate(file: *mut ffi::sqlite3_file, size: ffi::sqlite3_int64) -> c_int {
+    // SAFETY: SQLite calls it with a file that `open` opened, one call at a time.
     unsafe {
         note(file, Action::Truncate { size: place(size) });
         call!(file, xTruncate, size)
@@ -230,6 +234,7 @@ unsafe extern "C" fn truncate(file: *mut ffi::sqlite3_file, size: ffi::sqlite3_i
 }
 
 unsafe extern "C" fn sync(file: *mut ffi::sqlite3_file, flags: c_int) -> c_int {
+    // SAFETY: SQLite calls it with a file that `open` opened, one call at a time.
     unsafe {
         note(file, Action::Sync);
         call!(file, xSync, flags)
@@ -240,18 +245,22 @@ unsafe extern "C" fn file_size(
     file: *mut ffi::sqlite3_file,
     size: *mut ffi::sqlite3_int64,
 ) -> c_int {
+    // SAFETY: SQLite calls it with a file that `open` opened, one call at a time.
     unsafe { call!(file, xFileSize, size) }
 }
 
 unsafe extern "C" fn lock(file: *mut ffi::sqlite3_file, level: c_int) -> c_int {
+    // SAFETY: SQLite calls it with a file that `open` opened, one call at a time.
     unsafe { call!(file, xLock, level) }
 }
 
 unsafe extern "C" fn unlock(file: *mut ffi::sqlite3_file, level: c_int) -> c_int {
+    // SAFETY: SQLite calls it with a file that `open` opened, one call at a time.
     unsafe { call!(file, xUnlock, level) }
 }
 
 unsafe extern "C" fn check_reserved_lock(file: *mut ffi::sqlite3_file, to: *mut c_int) -> c_int {
+    // SAFETY: SQLite calls it with a file that `open` opened, one call at a time.
     unsafe { call!(file, xCheckReservedLock, to) }
 }
 
@@ -260,14 +269,17 @@ unsafe extern "C" fn file_control(
     what: c_int,
     argument: *mut c_void,
 ) -> c_int {
+    // SAFETY: SQLite calls it with a file that `open` opened, one call at a time.
     unsafe { call!(file, xFileControl, what, argument) }
 }
 
 unsafe extern "C" fn sector_size(file: *mut ffi::sqlite3_file) -> c_int {
+    // SAFETY: SQLite calls it with a file that `open` opened, one call at a time.
     unsafe { call!(file, xSectorSize) }
 }
 
 unsafe extern "C" fn device_characteristics(file: *mut ffi::sqlite3_file) -> c_int {
+    // SAFETY: SQLite calls it with a file that `open` opened, one call at a time.
     unsafe { call!(file, xDeviceCharacteristics) }
 }
 
@@ -278,6 +290,7 @@ unsafe extern "C" fn shm_map(
     extend: c_int,
     to: *mut *mut c_void,
 ) -> c_int {
+    // SAFETY: SQLite calls it with a file that `open` opened, one call at a time.
     unsafe { call!(file, xShmMap, page, size, extend, to) }
 }
 
@@ -287,10 +300,12 @@ unsafe extern "C" fn shm_lock(
     count: c_int,
     flags: c_int,
 ) -> c_int {
+    // SAFETY: SQLite calls it with a file that `open` opened, one call at a time.
     unsafe { call!(file, xShmLock, offset, count, flags) }
 }
 
 unsafe extern "C" fn shm_barrier(file: *mut ffi::sqlite3_file) {
+    // SAFETY: SQLite calls it with a file that `open` opened, one call at a time.
     unsafe {
         let (inner, methods) = inner(file);
         methods.xShmBarrier.into_iter().for_each(|barrier| barrier(inner));
@@ -298,5 +313,6 @@ unsafe extern "C" fn shm_barrier(file: *mut ffi::sqlite3_file) {
 }
 
 unsafe extern "C" fn shm_unmap(file: *mut ffi::sqlite3_file, delete: c_int) -> c_int {
+    // SAFETY: SQLite calls it with a file that `open` opened, one call at a time.
     unsafe { call!(file, xShmUnmap, delete) }
 }

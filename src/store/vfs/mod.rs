@@ -266,9 +266,8 @@ macro_rules! flushed {
     };
 }
 
-// SAFETY of all that follow: SQLite calls them with a file that `open` opened, one call at a time.
-
 unsafe extern "C" fn close(file: *mut ffi::sqlite3_file) -> c_int {
+    // SAFETY: SQLite calls it with a file that `open` opened, one call at a time.
     unsafe {
         let flushed = flush(file);
         let closed = call!(file, xClose);
@@ -284,6 +283,7 @@ unsafe extern "C" fn read(
     length: c_int,
     offset: ffi::sqlite3_int64,
 ) -> c_int {
+    // SAFETY: SQLite calls it with a file that `open` opened, one call at a time.
     unsafe {
         flushed!(file);
         gathered(file).was_read = true;
@@ -297,6 +297,7 @@ unsafe extern "C" fn write(
     length: c_int,
     offset: ffi::sqlite3_int64,
 ) -> c_int {
+    // SAFETY: SQLite calls it with a file that `open` opened, one call at a time.
     unsafe {
         if !gathered(file).continues(offset) {
             flushed!(file);
@@ -316,6 +317,7 @@ unsafe extern "C" fn write(
 }
 
 unsafe extern "C" fn truncate(file: *mut ffi::sqlite3_file, size: ffi::sqlite3_int64) -> c_int {
+    // SAFETY: SQLite calls it with a file that `open` opened, one call at a time.
     unsafe {
         flushed!(file);
         call!(file, xTruncate, size)
@@ -323,6 +325,7 @@ unsafe extern "C" fn truncate(file: *mut ffi::sqlite3_file, size: ffi::sqlite3_i
 }
 
 unsafe extern "C" fn sync(file: *mut ffi::sqlite3_file, flags: c_int) -> c_int {
+    // SAFETY: SQLite calls it with a file that `open` opened, one call at a time.
     unsafe {
         flushed!(file);
         call!(file, xSync, flags)
@@ -333,6 +336,7 @@ unsafe extern "C" fn file_size(
     file: *mut ffi::sqlite3_file,
     size: *mut ffi::sqlite3_int64,
 ) -> c_int {
+    // SAFETY: SQLite calls it with a file that `open` opened, one call at a time.
     unsafe {
         flushed!(file);
         call!(file, xFileSize, size)
@@ -340,14 +344,17 @@ unsafe extern "C" fn file_size(
 }
 
 unsafe extern "C" fn lock(file: *mut ffi::sqlite3_file, level: c_int) -> c_int {
+    // SAFETY: SQLite calls it with a file that `open` opened, one call at a time.
     unsafe { call!(file, xLock, level) }
 }
 
 unsafe extern "C" fn unlock(file: *mut ffi::sqlite3_file, level: c_int) -> c_int {
+    // SAFETY: SQLite calls it with a file that `open` opened, one call at a time.
     unsafe { call!(file, xUnlock, level) }
 }
 
 unsafe extern "C" fn check_reserved_lock(file: *mut ffi::sqlite3_file, to: *mut c_int) -> c_int {
+    // SAFETY: SQLite calls it with a file that `open` opened, one call at a time.
     unsafe { call!(file, xCheckReservedLock, to) }
 }
 
@@ -356,6 +363,7 @@ unsafe extern "C" fn file_control(
     what: c_int,
     argument: *mut c_void,
 ) -> c_int {
+    // SAFETY: SQLite calls it with a file that `open` opened, one call at a time.
     unsafe {
         flushed!(file);
         call!(file, xFileControl, what, argument)
@@ -363,10 +371,12 @@ unsafe extern "C" fn file_control(
 }
 
 unsafe extern "C" fn sector_size(file: *mut ffi::sqlite3_file) -> c_int {
+    // SAFETY: SQLite calls it with a file that `open` opened, one call at a time.
     unsafe { call!(file, xSectorSize) }
 }
 
 unsafe extern "C" fn device_characteristics(file: *mut ffi::sqlite3_file) -> c_int {
+    // SAFETY: SQLite calls it with a file that `open` opened, one call at a time.
     unsafe { call!(file, xDeviceCharacteristics) }
 }
 
@@ -441,7 +451,14 @@ mod tests {
             }
             let end = if rng.random_bool(0.2) { "ROLLBACK" } else { "COMMIT" };
             conn.execute_batch(end).unwrap();
-            assert_eq!(sum_of(&conn).unwrap(), sum_of(&other).unwrap(), "seed {seed}");
+            // What a killed process would leave. The writer itself must not look first.
+            let left = dir.path().join("left");
+            std::fs::copy(&path, &left).unwrap();
+            std::fs::copy(dir.path().join("db-wal"), dir.path().join("left-wal")).unwrap();
+            let (seen, left) = (sum_of(&other).unwrap(), Connection::open(&left).unwrap());
+            assert_eq!(sum_of(&left).unwrap(), seen, "seed {seed}");
+            assert_eq!(sum_of(&conn).unwrap(), seen, "seed {seed}");
+            drop(left);
             if round % 10 == 9 {
                 conn.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
             }
