@@ -504,6 +504,11 @@ impl Store {
                  wrote reaches no other node, and a merge may undo it: write it again, with \
                  `tribune exec`"
             );
+            // What they changed is seen from here on, if nowhere else.
+            if let Some(id) = self.tables.get(&table).map(|table| table.id) {
+                let parts = (&self.tables, &self.origins);
+                self.sums.recount(&self.conn, parts, id)?;
+            }
         }
         let is_numbered = self.tables.is_complete(&self.conn)?;
         if change.is_empty() && is_numbered {

@@ -79,6 +79,7 @@ fn prefix(kind: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::crdt::storage::Storage;
     use crate::store::trial::{T, Trial};
 
     fn shell(trial: &Trial) -> Connection {
@@ -120,6 +121,23 @@ mod tests {
         assert_eq!(set_up(&trial.store.conn, &[]).unwrap(), ["t"]);
         assert_eq!(set_up(&trial.store.conn, &[]).unwrap(), Vec::<String>::new());
         shell.execute("UPDATE t SET v = 1", []).unwrap_err();
+    }
+
+    #[test]
+    fn what_was_written_past_a_removed_guard_is_counted_at_the_next_start() {
+        let mut trial = Trial::new(T);
+        trial.write(&["INSERT INTO t (id, v) VALUES (1, 'a'), (2, 'b')"]);
+        let before = trial.store.fingerprint().unwrap();
+        let shell = shell(&trial);
+        shell.execute_batch("DROP TRIGGER __tribune_guard_update_t").unwrap();
+        shell.execute("UPDATE t SET v = 'c' WHERE id = 1", []).unwrap();
+        drop(shell);
+        let mut trial = trial.reopen();
+        let counted = trial.store.fingerprint().unwrap();
+        assert_ne!(counted, before);
+        trial.write(&["UPDATE t SET v = 'a' WHERE id = 1", "DELETE FROM t"]);
+        assert_eq!(trial.store.fingerprint().unwrap(), 0, "no row is left");
+        assert_eq!(trial.reopen().store.fingerprint().unwrap(), 0);
     }
 
     #[test]

@@ -12,7 +12,8 @@ const SELECT_AFTER: &str = "SELECT ordinal, origin, value FROM __tribune_origins
     LEFT JOIN __tribune_heads ON id = ordinal WHERE ordinal > ?1 ORDER BY ordinal";
 const SELECT_HEAD: &str = "SELECT value FROM __tribune_heads WHERE id = ?1";
 const INSERT: &str = "INSERT OR IGNORE INTO __tribune_origins (ordinal, origin) VALUES (?1, ?2)";
-const UPSERT_HEAD: &str = "REPLACE INTO __tribune_heads (id, value) VALUES (?1, ?2)";
+const UPDATE_HEAD: &str = "UPDATE __tribune_heads SET value = ?2 WHERE id = ?1";
+const INSERT_HEAD: &str = "INSERT INTO __tribune_heads (id, value) VALUES (?1, ?2)";
 
 /// A number that stands for an origin in this node's tables: from 1, without holes.
 pub type Ordinal = i64;
@@ -154,7 +155,9 @@ impl Origins {
                 conn.prepare_cached(INSERT)?.execute((held.ordinal, origin.to_bytes()))?;
             }
             let head = (held.ordinal, held.head.0.cast_signed());
-            conn.prepare_cached(UPSERT_HEAD)?.execute(head)?;
+            if conn.prepare_cached(UPDATE_HEAD)?.execute(head)? == 0 {
+                conn.prepare_cached(INSERT_HEAD)?.execute(head)?;
+            }
         }
         Ok(())
     }

@@ -6,13 +6,18 @@ use std::collections::BTreeMap;
 use rusqlite::Connection;
 use rusqlite::types::Type;
 
-use super::tables::{Entry, TableId};
+use super::changes::Reader;
+use super::clocks;
+use super::origins::Origins;
+use super::tables::{Entry, TableId, Tables};
 use crate::crdt::fingerprint::clock_hash;
-use crate::crdt::{ColumnId, RowClock};
+use crate::crdt::{ColumnId, Key, RowClock};
 use crate::types::Value;
 
 const SELECT: &str = "SELECT -1 - id, value FROM __tribune_heads WHERE id < 0";
-const UPSERT: &str = "REPLACE INTO __tribune_heads (id, value) VALUES (-1 - ?1, ?2)";
+const SELECT_CLOCKS: &str = "SELECT key, clock FROM __tribune_rows WHERE tbl = ?1";
+const UPDATE: &str = "UPDATE __tribune_heads SET value = ?2 WHERE id = -1 - ?1";
+const INSERT: &str = "INSERT INTO __tribune_heads (id, value) VALUES (-1 - ?1, ?2)";
 
 /// The sum of a table's lives, then those of its columns' cells by number.
 type Parts = Vec<u64>;
@@ -63,6 +68,36 @@ impl Sums {
         kept.fold(0, |sum, (_, part)| sum.wrapping_add(*part))
     }
 
+    /// Takes a table's sum anew from its rows, clock by clock: somebody may have changed rows past
+    /// the node. It takes about as long as reading the table does.
+    pub fn recount(
+        &mut self,
+        conn: &Connection,
+        (tables, origins): (&Tables, &Origins),
+        id: TableId,
+    ) -> rusqlite::Result<()> {
+        let mut reader = Reader { conn, tables, has_parked: BTreeMap::new() };
+        let mut statement = conn.prepare(SELECT_CLOCKS)?;
+        let mut rows = statement.query([id])?;
+        let mut counted = Delta::default();
+        while let Some(row) = rows.next()? {
+            let key: Key = row.get_ref(0)?.as_blob()?.into();
+            let clock = clocks::decode(origins, row.get_ref(1)?.as_blob()?)?;
+            let columns: Vec<ColumnId> = clock.cells().map(|(column, _)| column).collect();
+            let values = reader.find(id, &key)?.values(columns.iter().copied());
+            let values: BTreeMap<ColumnId, Value> = columns.into_iter().zip(values).collect();
+            let nobody = None::<(&RowClock, fn(ColumnId) -> &'static Value)>;
+            let value_of = |column: ColumnId| &values[&column];
+            counted.turn((id, tables.entry(id)), &key, nobody, Some((&clock, value_of)));
+        }
+        let mut parts = counted.tables.remove(&id).unwrap_or_default();
+        let held = self.held.get(&id).map(Vec::as_slice).unwrap_or_default();
+        parts.resize(parts.len().max(held.len()), 0);
+        parts.iter_mut().zip(held).for_each(|(part, held)| *part = part.wrapping_sub(*held));
+        self.add(Delta { tables: BTreeMap::from([(id, parts)]) });
+        Ok(())
+    }
+
     pub fn add(&mut self, delta: Delta) {
         if !delta.tables.is_empty() {
             self.turn(&delta, u64::wrapping_add);
@@ -89,8 +124,11 @@ impl Sums {
         changed.sort_unstable();
         changed.dedup();
         for table in changed {
-            let bytes = self.held[&table].iter().flat_map(|part| part.to_le_bytes());
-            conn.prepare_cached(UPSERT)?.execute((table, bytes.collect::<Vec<u8>>()))?;
+            let bytes: Vec<u8> =
+                self.held[&table].iter().flat_map(|part| part.to_le_bytes()).collect();
+            if conn.prepare_cached(UPDATE)?.execute((table, &bytes))? == 0 {
+                conn.prepare_cached(INSERT)?.execute((table, &bytes))?;
+            }
         }
         Ok(())
     }

@@ -1,7 +1,8 @@
 //! One way through all rows: each clock against its row, its origin's head and the log of versions,
 //! and the sum of each table.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use rusqlite::Connection;
 
@@ -31,13 +32,16 @@ const COUNT_HOLES: &str = "SELECT
 const COUNT_CLOCKS: &str = "SELECT coalesce(sum(1), 0) FROM __tribune_rows";
 const SELECT_CLOCKS: &str = "SELECT key, clock FROM __tribune_rows WHERE tbl = ?1 ORDER BY key";
 const SELECT_CLOCK: &str = "SELECT 1 FROM __tribune_rows WHERE tbl = ?1 AND key = ?2";
-const SELECT_LOG: &str = "SELECT origin, version, rows FROM __tribune_log";
-const SELECT_PARTS: &str = "SELECT rows FROM __tribune_log WHERE origin = ?1 AND version = ?2";
+const SELECT_LOG: &str = "SELECT origin, version, rows FROM __tribune_log ORDER BY origin, version";
 const SELECT_PARKED: &str = "SELECT DISTINCT reason, key, col FROM __tribune_parked
     WHERE tbl = ?1 ORDER BY reason, key";
 
 /// How many rows are read between two looks at the node beside it.
 pub(super) const ROWS_A_LOOK: u64 = 4_096;
+
+/// How many of a table's names are held in memory at a time, while those are looked for that are
+/// missing: some 32 MiB.
+const NAMES_MAX: u64 = 2 << 20;
 
 /// What a table holds, and its part of the fingerprint.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -62,6 +66,27 @@ pub(super) struct Walked {
     pub is_cut: bool,
 }
 
+/// Which rows have which stamps, in a few bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Names {
+    count: u64,
+    /// Of the hashes of all.
+    sum: u64,
+}
+
+impl Names {
+    fn add(&mut self, hash: u64) {
+        self.count += 1;
+        self.sum = self.sum.wrapping_add(hash);
+    }
+}
+
+fn name_hash(stamp: Stamp, table: TableId, key: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (stamp, table, key).hash(&mut hasher);
+    hasher.finish()
+}
+
 /// A walk under way.
 pub(super) struct Walk<'a> {
     conn: &'a Connection,
@@ -70,8 +95,8 @@ pub(super) struct Walk<'a> {
     /// The one that the node writes under.
     own: Option<Origin>,
     found: BTreeMap<(Kind, TableId), Finding>,
-    /// How many stamps the rows of each table have, which the log of versions must name.
-    stamps: BTreeMap<TableId, u64>,
+    /// The stamps that the rows of each table have, which the log of versions must name.
+    stamps: BTreeMap<TableId, Names>,
     done: u64,
     total: u64,
 }
@@ -127,6 +152,15 @@ impl<'a> Walk<'a> {
         self.log(look)
     }
 
+    /// Looks about once in so many rows.
+    fn step(&mut self, look: &mut Look<'_>) -> rusqlite::Result<()> {
+        self.done += 1;
+        if self.done.is_multiple_of(ROWS_A_LOOK) {
+            look.at(Doing::Reading, self.done.min(self.total), self.total)?;
+        }
+        Ok(())
+    }
+
     fn table(&mut self, id: TableId, look: &mut Look<'_>) -> rusqlite::Result<TableSum> {
         let entry = self.tables.entry(id);
         let name = entry.name.to_string();
@@ -136,18 +170,15 @@ impl<'a> Walk<'a> {
         let mut statement = self.conn.prepare(SELECT_CLOCKS)?;
         let mut rows = statement.query([id])?;
         let mut present = 0;
-        let mut stamps = 0;
+        let mut stamps = Names::default();
         while let Some(row) = rows.next()? {
-            self.done += 1;
-            if self.done.is_multiple_of(ROWS_A_LOOK) {
-                look.at(Doing::Reading, self.done, self.total)?;
-            }
+            self.step(look)?;
             let key: Key = row.get_ref(0)?.as_blob()?.into();
             let Ok(clock) = clocks::decode(self.origins, row.get_ref(1)?.as_blob()?) else {
                 self.note(Kind::ClockUnreadable, id, &key);
                 continue;
             };
-            stamps += clock.stamps().len() as u64;
+            clock.stamps().into_iter().for_each(|stamp| stamps.add(name_hash(stamp, id, &key)));
             self.heads_of(id, &key, &clock);
             if clock.is_alive() {
                 sum.live += 1;
@@ -280,14 +311,14 @@ impl<'a> Walk<'a> {
     /// Holds the log of versions, which other nodes' pulls read, against the rows: each stamp of a
     /// row must be named in it. Names of rows that were overwritten since are left to be swept.
     fn log(&mut self, look: &mut Look<'_>) -> rusqlite::Result<()> {
-        let mut named: BTreeMap<TableId, u64> = BTreeMap::new();
+        let mut named: BTreeMap<TableId, Names> = BTreeMap::new();
         let mut statement = self.conn.prepare(SELECT_LOG)?;
         let mut rows = statement.query([])?;
+        // A version may name a row twice.
+        let mut seen: HashSet<u64> = HashSet::new();
+        let mut last = None;
         while let Some(row) = rows.next()? {
-            self.done += 1;
-            if self.done.is_multiple_of(ROWS_A_LOOK) {
-                look.at(Doing::Reading, self.done.min(self.total), self.total)?;
-            }
+            self.step(look)?;
             let version = Version(row.get::<_, i64>(1)?.cast_unsigned());
             let origin = self.origins.of_number(row.get(0)?);
             let (Some(origin), Ok(names)) = (origin, log::names(row.get_ref(2)?.as_blob()?)) else {
@@ -297,58 +328,59 @@ impl<'a> Walk<'a> {
                 continue;
             };
             let stamp = Stamp { origin, version };
+            if last.replace(stamp) != Some(stamp) {
+                seen.clear();
+            }
             for (table, key) in names {
+                let hash = name_hash(stamp, table, &key);
                 // A clock that cannot be read was told already.
-                if log::is_left(self.conn, self.origins, stamp, (table, &key)).unwrap_or(false) {
-                    *named.entry(table).or_default() += 1;
+                let is_left = || log::is_left(self.conn, self.origins, stamp, (table, &key));
+                if seen.insert(hash) && is_left().unwrap_or(false) {
+                    named.entry(table).or_default().add(hash);
                 }
             }
         }
-        let lacking = |(table, stamps): (&TableId, &u64)| {
-            (named.get(table).copied().unwrap_or(0) < *stamps).then_some(*table)
-        };
-        let lacking: Vec<TableId> = self.stamps.iter().filter_map(lacking).collect();
-        lacking.into_iter().try_for_each(|table| self.unnamed(table))
+        let named = |table| named.get(table).copied().unwrap_or_default();
+        let lacking = self.stamps.iter().filter(|(table, stamps)| named(table) != **stamps);
+        let lacking: Vec<(TableId, u64)> =
+            lacking.map(|(table, stamps)| (*table, stamps.count)).collect();
+        lacking.into_iter().try_for_each(|(table, count)| self.unnamed(table, count, look))
     }
 
-    /// Finds the rows of a table that the log does not name under each of their stamps.
-    fn unnamed(&mut self, id: TableId) -> rusqlite::Result<()> {
-        let mut statement = self.conn.prepare(SELECT_CLOCKS)?;
-        let mut rows = statement.query([id])?;
-        // Neighbouring rows were often written together.
-        let mut last: Option<(Stamp, BTreeSet<Key>)> = None;
-        while let Some(row) = rows.next()? {
-            let key: Key = row.get_ref(0)?.as_blob()?.into();
-            let Ok(clock) = clocks::decode(self.origins, row.get_ref(1)?.as_blob()?) else {
-                continue;
-            };
-            let mut is_named = true;
-            for stamp in clock.stamps() {
-                let keys = match last.take().filter(|(read, _)| *read == stamp) {
-                    Some((_, keys)) => keys,
-                    None => self.keys_of(stamp, id)?,
-                };
-                is_named &= keys.contains(&key);
-                last = Some((stamp, keys));
+    /// Finds the rows of a table that the log does not name under each of their stamps. It goes
+    /// through both as often as the names have no room in memory at once.
+    fn unnamed(&mut self, id: TableId, count: u64, look: &mut Look<'_>) -> rusqlite::Result<()> {
+        let shares = count.div_ceil(NAMES_MAX).max(1);
+        for share in 0..shares {
+            let is_of_share = |hash: u64| hash % shares == share;
+            let mut named = HashSet::new();
+            let mut statement = self.conn.prepare(SELECT_LOG)?;
+            let mut rows = statement.query([])?;
+            while let Some(row) = rows.next()? {
+                self.step(look)?;
+                let version = Version(row.get::<_, i64>(1)?.cast_unsigned());
+                let origin = self.origins.of_number(row.get(0)?);
+                let names = log::names(row.get_ref(2)?.as_blob()?).unwrap_or_default();
+                let Some(origin) = origin else { continue };
+                let names = names.iter().filter(|(table, _)| *table == id);
+                let hashes = names.map(|(_, key)| name_hash(Stamp { origin, version }, id, key));
+                named.extend(hashes.filter(|hash| is_of_share(*hash)));
             }
-            if !is_named {
-                self.note(Kind::IndexWrong, id, &key);
+            let mut statement = self.conn.prepare(SELECT_CLOCKS)?;
+            let mut rows = statement.query([id])?;
+            while let Some(row) = rows.next()? {
+                self.step(look)?;
+                let key = row.get_ref(0)?.as_blob()?;
+                let Ok(clock) = clocks::decode(self.origins, row.get_ref(1)?.as_blob()?) else {
+                    continue;
+                };
+                let mut hashes = clock.stamps().into_iter().map(|it| name_hash(it, id, key));
+                if hashes.any(|hash| is_of_share(hash) && !named.contains(&hash)) {
+                    self.note(Kind::IndexWrong, id, key);
+                }
             }
         }
         Ok(())
-    }
-
-    /// Returns the rows of a table that the log names for a version.
-    fn keys_of(&self, stamp: Stamp, id: TableId) -> rusqlite::Result<BTreeSet<Key>> {
-        let ordinal = self.origins.number_of(stamp.origin);
-        let mut statement = self.conn.prepare_cached(SELECT_PARTS)?;
-        let mut rows = statement.query((ordinal, stamp.version.0.cast_signed()))?;
-        let mut keys = BTreeSet::new();
-        while let Some(row) = rows.next()? {
-            let names = log::names(row.get_ref(0)?.as_blob()?).unwrap_or_default();
-            keys.extend(names.into_iter().filter(|(table, _)| *table == id).map(|(_, key)| key));
-        }
-        Ok(keys)
     }
 
     /// Holds the sums that every commit moves against the rows.
