@@ -78,6 +78,8 @@ struct Queues {
     transactions: VecDeque<Transaction>,
     /// Whose turn it is where both wait.
     is_turn_of_transactions: bool,
+    /// Whether the writer sleeps. To wake somebody who is awake would be a call to the kernel, too.
+    is_asleep: bool,
     is_closed: bool,
 }
 
@@ -106,19 +108,25 @@ impl Mailbox {
             return Err(SubmitError::Busy);
         }
         queue.push_back(item);
-        self.waiting.begin();
-        drop(queues);
-        self.arrived.notify_one();
+        self.wake(queues);
         Ok(())
+    }
+
+    /// Something was put in.
+    fn wake(&self, mut queues: MutexGuard<'_, Queues>) {
+        self.waiting.begin();
+        let is_asleep = std::mem::take(&mut queues.is_asleep);
+        drop(queues);
+        if is_asleep {
+            self.arrived.notify_one();
+        }
     }
 
     /// Puts the engine's job in.
     pub(super) fn push(&self, job: Job) {
         let mut queues = self.lock();
         queues.engine.push_back(job);
-        self.waiting.begin();
-        drop(queues);
-        self.arrived.notify_one();
+        self.wake(queues);
     }
 
     /// Takes what comes next; waits until there is something. `None` once the mailbox is closed
@@ -130,8 +138,10 @@ impl Mailbox {
             if queues.is_closed {
                 return None;
             }
+            queues.is_asleep = true;
             let waited = self.arrived.wait_timeout(queues, WAIT_MAX);
             queues = waited.unwrap_or_else(PoisonError::into_inner).0;
+            queues.is_asleep = false;
             pulse.beat("waiting for work");
         }
         let turn = queues.take();
