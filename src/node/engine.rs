@@ -23,8 +23,8 @@ use super::writer::wall_now;
 use super::{MemberState, MemberStatus};
 use crate::catalog::model::key_of;
 use crate::catalog::view::Liveness;
-use crate::crdt::Changeset;
 use crate::crdt::storage::{Extract, StorageError};
+use crate::crdt::{Changeset, Staging};
 use crate::live::Feed;
 use crate::net::{self, Net, SendError};
 use crate::replica::{self, ApplyOutcome, BatchId, LoadId, Replica};
@@ -57,6 +57,15 @@ const FAREWELL: Duration = Duration::from_millis(300);
 #[derive(Debug)]
 pub(super) enum Happened {
     Committed(Arc<Changeset>),
+    /// A commit that is too large to be told whole.
+    CommittedLarge {
+        origin: Origin,
+        head: Version,
+    },
+    Staged {
+        staging: Staging,
+        result: Result<(), StorageError>,
+    },
     Applied {
         id: BatchId,
         result: Result<Vec<(Origin, Version)>, StorageError>,
@@ -210,6 +219,15 @@ impl Engine {
                 return;
             }
             Happened::Committed(changeset) => replica::Input::Committed(changeset),
+            Happened::CommittedLarge { origin, head } => {
+                replica::Input::CommittedLarge { origin, head }
+            }
+            Happened::Staged { staging, result } => {
+                if let Err(error) = &result {
+                    warn!(%error, "Changes from other nodes could not be kept until they are whole; pulling them again");
+                }
+                replica::Input::Staged { staging, is_done: result.is_ok() }
+            }
             Happened::Loaded { id, extract } => replica::Input::Loaded { id, extract },
             Happened::Applied { id, result } => {
                 let outcome = match result {
@@ -400,8 +418,15 @@ impl Engine {
                 }
             }
             replica::Effect::Apply { id, batch } => self.mailbox.push(Job::Apply { id, batch }),
-            replica::Effect::Load { id, origin, after, bytes_max } => {
-                self.loads.ask(id, origin, after, bytes_max);
+            replica::Effect::Stage { staging, parts } => {
+                self.mailbox.push(Job::Stage { staging, parts });
+            }
+            replica::Effect::ApplyStaged { id, staging, last } => {
+                self.mailbox.push(Job::ApplyStaged { id, staging, last });
+            }
+            replica::Effect::Unstage(staging) => self.mailbox.push(Job::Unstage(staging)),
+            replica::Effect::Load { id, origin, from, bytes_max } => {
+                self.loads.ask(id, origin, from, bytes_max);
             }
             replica::Effect::BeginEpoch { above } => {
                 warn!(

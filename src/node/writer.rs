@@ -17,7 +17,7 @@ use super::mailbox::{GROUP_JOBS_MAX, Job, Mailbox, Reports, Transaction, Turn};
 use super::{SubmitError, TransactError};
 use crate::catalog::rows;
 use crate::crdt::storage::StorageError;
-use crate::crdt::{Refusal, RowOp};
+use crate::crdt::{Refusal, RowOp, Staging};
 use crate::live::Feed;
 use crate::replica::BatchId;
 use crate::store::schema::{SchemaChange, SchemaError};
@@ -39,6 +39,8 @@ enum Outcome {
     Sql(oneshot::Sender<Result<Transacted, TransactError>>, Result<Transacted, SqlError>),
     Schema(oneshot::Sender<Result<SchemaChange, SubmitError>>, Result<SchemaChange, SchemaError>),
     Applied(BatchId, Result<Vec<(Origin, Version)>, StorageError>),
+    Staged(Staging, Result<(), StorageError>),
+    Unstaged(Result<(), StorageError>),
     Epoch(Result<(Origin, (Origin, Version)), StorageError>),
     Withdrawn(Result<usize, StorageError>),
 }
@@ -93,6 +95,18 @@ fn write_jobs(store: &mut Store, jobs: Vec<Job>, listeners: &Listeners) {
                 listeners.pulse.beat_long("merging changes of other nodes");
                 Outcome::Applied(id, group.apply(&batch))
             }
+            Job::Stage { staging, parts } => {
+                listeners.pulse.beat_long("keeping changes of other nodes until they are whole");
+                Outcome::Staged(staging, group.stage(staging, &parts))
+            }
+            Job::ApplyStaged { id, staging, last } => {
+                listeners.pulse.beat_long("merging many changes of another node");
+                Outcome::Applied(id, group.apply_staged(staging, &last))
+            }
+            Job::Unstage(staging) => {
+                listeners.pulse.beat_long("forgetting changes that did not become whole");
+                Outcome::Unstaged(group.unstage(staging))
+            }
             Job::BeginEpoch { above } => {
                 listeners.pulse.beat_long("writing this node's rows under a new epoch");
                 Outcome::Epoch(group.begin_epoch(above))
@@ -120,7 +134,9 @@ fn write_transactions(store: &mut Store, first: Transaction, listeners: &Listene
         let latest = Instant::now() + RUN_MAX;
         let deadline = deadline.map_or(latest, |deadline| deadline.min(latest));
         outcomes.push(Outcome::Sql(reply, group.sql(&statements, Some(deadline))));
-        let has_room = outcomes.len() < GROUP_JOBS_MAX && begun.elapsed() < TRANSACTIONS_TURN;
+        let has_room = outcomes.len() < GROUP_JOBS_MAX
+            && begun.elapsed() < TRANSACTIONS_TURN
+            && !group.is_large();
         next = if has_room { listeners.mailbox.next_transaction() } else { None };
     }
     // A user's statement may have deleted a check.
@@ -131,6 +147,7 @@ fn write_transactions(store: &mut Store, first: Transaction, listeners: &Listene
 fn conclude(group: Group<'_>, mut outcomes: Vec<Outcome>, may_define: bool, listeners: &Listeners) {
     let Listeners { feed, reports, definitions, pulse, .. } = listeners;
     pulse.beat_long("writing a group to the disk");
+    let me = group.origin();
     match group.commit() {
         Ok(commits) => {
             pulse.beat("telling of what was written");
@@ -141,6 +158,8 @@ fn conclude(group: Group<'_>, mut outcomes: Vec<Outcome>, may_define: bool, list
                 feed.publish(commit);
                 if let Some(changeset) = &commit.changeset {
                     report(reports, Happened::Committed(Arc::clone(changeset)));
+                } else if let Some(head) = commit.large(me) {
+                    report(reports, Happened::CommittedLarge { origin: me, head });
                 }
             }
             // Before the callers hear: a report on a check that was just registered finds it.
@@ -166,7 +185,13 @@ fn may_define(job: &Job) -> bool {
             }
             RowOp::Require { .. } => false,
         }),
-        Job::Schema { .. } | Job::Apply { .. } | Job::BeginEpoch { .. } | Job::Withdraw => false,
+        Job::Schema { .. }
+        | Job::Apply { .. }
+        | Job::Stage { .. }
+        | Job::ApplyStaged { .. }
+        | Job::Unstage(_)
+        | Job::BeginEpoch { .. }
+        | Job::Withdraw => false,
     }
 }
 
@@ -195,6 +220,14 @@ fn answer(outcomes: Vec<Outcome>, group: Option<&StorageError>, reports: &Report
             }
             Outcome::Applied(id, result) => {
                 report(reports, Happened::Applied { id, result: all(result, group) });
+            }
+            Outcome::Staged(staging, result) => {
+                report(reports, Happened::Staged { staging, result: all(result, group) });
+            }
+            Outcome::Unstaged(result) => {
+                if let Err(error) = all(result, group) {
+                    warn!(%error, "Changes that did not become whole are still on the disk; the next start forgets them");
+                }
             }
             Outcome::Epoch(result) => report(reports, Happened::EpochBegun(all(result, group))),
             Outcome::Withdrawn(result) => {

@@ -7,6 +7,7 @@ use super::node::VirtualNode;
 use super::trace::Fnv;
 use super::{NodeIndex, workload};
 use crate::crdt::{Commit, Piece, Storage};
+use crate::replica::Config;
 use crate::types::{NodeId, Origin, Time, Version};
 use crate::wire::{Message, encode};
 
@@ -140,9 +141,9 @@ impl Truths {
 pub(super) fn twins_change_together(node: NodeIndex, commit: &Commit) -> Checked {
     for table in &commit.tables {
         let name = &*table.table.name;
-        for event in &table.rows {
+        for event in table.rows.each() {
             let Some(twin) = workload::twin_of(name, &event.key) else { continue };
-            let twin = table.rows.iter().find(|other| other.key == twin);
+            let twin = table.rows.each().iter().find(|other| other.key == twin);
             let is_alike = twin.is_some_and(|twin| {
                 workload::shared_part(twin) == workload::shared_part(event)
                     && twin.existed == event.existed
@@ -218,6 +219,19 @@ pub(super) fn ledger_is_honest(node: &VirtualNode, is_at_rest: bool) -> Checked 
     let is_whole = replica.ledger().heads().eq(node.heads.iter().map(|(origin, v)| (*origin, *v)));
     if is_at_rest && !is_whole {
         return Err(format!("{}: ledger and storage differ at rest", node.index));
+    }
+    Ok(())
+}
+
+/// What is kept in memory of pulls that are not whole yet has its limit, however large they are.
+pub(super) fn staged_memory_is_bounded(node: &VirtualNode, config: &Config) -> Checked {
+    let Some(replica) = &node.replica else { return Ok(()) };
+    // On the wire a small row is estimated at some times its weight in the storage.
+    let piece = 4 * config.piece_bytes_max + 2_000;
+    let limit = config.staged_origin_bytes_max.max(config.stage_bytes_max) + piece;
+    let (all, most) = replica.staged_bytes();
+    if most > limit || all > config.staged_bytes_max + piece {
+        return Err(format!("{} keeps {most} bytes of a pull in memory, {all} in all", node.index));
     }
     Ok(())
 }

@@ -471,7 +471,7 @@ mod tests {
                 let (from, to) = (usize::from(side), usize::from(!side));
                 let sql: Vec<&str> = sql.iter().map(String::as_str).collect();
                 let Ok((_, Some(commit))) = run(&mut stores[from], &sql) else { continue };
-                for event in commit.tables.iter().flat_map(|events| &events.rows) {
+                for event in commit.tables.iter().flat_map(|events| events.rows.each()) {
                     let before = match &event.row {
                         Some(row) => mirror.insert(event.key[0].clone(), row.clone()),
                         None => mirror.remove(&event.key[0]),

@@ -32,7 +32,7 @@ use super::schema::{
 use super::sums::{Delta, Sums};
 use super::tables::{Table, TableId, Tables, read_local, replicated};
 use super::waiting::Waiting;
-use super::{guard, migrate, parked};
+use super::{guard, migrate, parked, staged};
 use crate::crdt::storage::StorageError;
 use crate::crdt::{ColumnId, Commit, Key, RowClock, TableEvents, pack};
 use crate::telemetry::pulse::Echo;
@@ -240,6 +240,7 @@ impl Store {
                 OpenError::Epoch { path, detail }
             })?,
         }
+        staged::clear(&store.conn).map_err(failed)?;
         store.count_asides().map_err(failed)?;
         store.log_asides().map_err(failed)?;
         store.life = Beside::begin(&config.data_dir, &place.mark).map_err(unusable)?;

@@ -185,6 +185,13 @@ impl Gate {
         self.shared.is_waited_for().then_some(Ended::Yielded)
     }
 
+    /// Tells the watchdog that a long step gets on.
+    pub fn beat(&self) {
+        if let Some(echo) = self.shared.echo.get() {
+            echo.beat();
+        }
+    }
+
     /// From now on guarded work ends when somebody has waited for [`YIELD_GRACE`]. Said once.
     pub fn yield_to(&self, waiting: Arc<Waiting>) {
         // A second one would be a second writer thread's; there is one.

@@ -21,7 +21,7 @@ use super::schema::{self, Mode, SCHEMA_TABLE, SchemaChange, SchemaError, SchemaR
 use super::sql::{Statement, Transacted};
 use super::statements::{self, SqlError};
 use crate::crdt::storage::StorageError;
-use crate::crdt::{Batch, Commit, Refusal, RowOp, Stamp};
+use crate::crdt::{Batch, Commit, Part, Piece, Refusal, RowOp, Staging, Stamp};
 use crate::types::{Origin, Seq, Version, Wall};
 
 /// What SQLite says when the index beside the log cannot grow.
@@ -48,6 +48,11 @@ pub(super) enum Done {
     /// Row changes, and operations on this node's own tables.
     Local(Vec<Net>, Vec<RowOp>),
     Applied(Batch),
+    Staged(Staging, Vec<Part>),
+    Unstaged(Staging),
+    AppliedStaged(Staging, Piece),
+    /// Nobody remembers all of it.
+    Large,
     Epoch {
         origin: Origin,
         trusted: Version,
@@ -198,6 +203,17 @@ impl<'a> Group<'a> {
         Ok(std::mem::take(&mut self.commits))
     }
 
+    /// Returns the origin of this node's own writes.
+    pub fn origin(&self) -> Origin {
+        self.store.now.origin
+    }
+
+    /// Tells whether a large transaction is in the group: no other caller's work may follow it, since
+    /// nobody could do it again.
+    pub fn is_large(&self) -> bool {
+        self.done.iter().any(|done| matches!(done, Done::Large))
+    }
+
     /// Runs one caller's work in a savepoint of its own.
     pub(super) fn caller<T, E>(
         &mut self,
@@ -276,6 +292,16 @@ impl<'a> Group<'a> {
             let again = match work {
                 Done::Local(nets, locals) => self.write_again(nets, locals),
                 Done::Applied(batch) => self.merge(batch).map(drop).map_err(failed),
+                Done::Staged(staging, parts) => {
+                    self.stage_again(*staging, Some(parts)).map_err(failed)
+                }
+                Done::Unstaged(staging) => self.stage_again(*staging, None).map_err(failed),
+                Done::AppliedStaged(staging, last) => {
+                    self.merge_staged(*staging, last).map(drop).map_err(failed)
+                }
+                Done::Large => Err(failed_text(
+                    "SQLite took back a large transaction together with a later one".to_owned(),
+                )),
                 Done::Epoch { origin, trusted } => self.enter(*origin, *trusted).map_err(failed),
                 Done::Withdrawn => self.withdraw_all().map_err(failed),
             };

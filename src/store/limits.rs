@@ -23,6 +23,11 @@ pub const TRANSACTION_BYTES_MAX: usize = 8 << 20;
 /// transaction fails. Above [`TRANSACTION_BYTES_MAX`] since an update of one cell shows its row.
 pub const TOUCHED_BYTES_MAX: usize = 64 << 20;
 
+/// How many rows of users' tables a commit lists for those who watch them, and how many bytes of
+/// values. Beyond it the commit says which tables changed, and whoever watches reads them again.
+pub const EVENT_ROWS_MAX: usize = 50_000;
+pub const EVENT_BYTES_MAX: usize = 16 << 20;
+
 /// The most bytes that `RETURNING` and `SELECT` may hand back in one transaction.
 pub const RETURNED_BYTES_MAX: usize = 8 << 20;
 

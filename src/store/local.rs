@@ -15,8 +15,8 @@ use super::origins::Origins;
 use super::parked;
 use super::tables::{Table, TableId, Tables};
 use crate::crdt::{
-    CellChange, Changeset, Class, ColumnId, Key, Life, Name, RowChange, RowClock, RowEvent, Stamp,
-    TableChanges, TableEvents,
+    CellChange, Changeset, Class, ColumnId, Key, Life, Name, RowChange, RowClock, RowEvent,
+    RowEvents, Stamp, TableChanges, TableEvents,
 };
 use crate::types::{Value, Wall};
 
@@ -352,6 +352,9 @@ pub fn events(nets: &[Net]) -> Vec<TableEvents> {
 pub fn push_event(tables: &mut Vec<TableEvents>, table: &Table, event: RowEvent) {
     match tables.iter_mut().find(|events| events.table.name == table.info.name) {
         Some(events) => events.rows.push(event),
-        None => tables.push(TableEvents { table: Arc::clone(&table.info), rows: vec![event] }),
+        None => tables.push(TableEvents {
+            table: Arc::clone(&table.info),
+            rows: RowEvents::Each(vec![event]),
+        }),
     }
 }
