@@ -39,6 +39,10 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// When a want whose parts are being stored is looked at again, at the latest.
 const STORING_MAX: Duration = Duration::from_secs(10);
 
+/// How long parts are kept that nobody is known to have the rest of. A peer that was too slow a few
+/// times tells again what it holds within the time between two comparisons.
+const ORPHANED_MAX: Duration = Duration::from_secs(60);
+
 /// How long a want is left alone whose parts could not be stored.
 const STORE_AGAIN: Duration = Duration::from_secs(2);
 
@@ -73,6 +77,8 @@ struct Want {
     due: Time,
     sources: BTreeMap<NodeId, Source>,
     staged: Option<Staged>,
+    /// Since when there has been no source for the rest of what is staged.
+    orphaned: Option<Time>,
 }
 
 #[derive(Debug)]
@@ -187,7 +193,15 @@ impl Pulls {
             let due = (now + self.config.pull_after).max(not_before);
             self.queue.insert((due, origin));
             let sources = BTreeMap::new();
-            let want = Want { goal: head, target: head, since: now, due, sources, staged: None };
+            let want = Want {
+                goal: head,
+                target: head,
+                since: now,
+                due,
+                sources,
+                staged: None,
+                orphaned: None,
+            };
             self.wants.insert(origin, want);
         }
         let Some(want) = self.wants.get_mut(&origin) else { return false };
@@ -379,7 +393,8 @@ impl Pulls {
     /// Sums up what is missing, held against the heads on disk.
     pub(super) fn behind(&self, held: impl Fn(Origin) -> Version) -> Behind {
         let mut behind = Behind::default();
-        for (origin, want) in &self.wants {
+        // What nobody is known to hold is not missing.
+        for (origin, want) in self.wants.iter().filter(|(_, want)| want.orphaned.is_none()) {
             behind.origins += 1;
             behind.versions += want.goal.0.saturating_sub(held(*origin).0);
             behind.since = Some(behind.since.map_or(want.since, |since| since.min(want.since)));
@@ -422,7 +437,7 @@ impl Pulls {
             self.requeue(now + STORING_MAX, origin);
             return None;
         }
-        self.drop_stale_sources(origin, reached)?;
+        self.drop_stale_sources(now, origin, reached)?;
         let Some(peer) = self.source(now, rng, overlay, origin, reached) else {
             let again = now + LOOK_AGAIN.mul_f64(rng.random_range(1.0..2.0));
             self.requeue(self.next_chance(origin).max(again), origin);
@@ -440,13 +455,19 @@ impl Pulls {
     ///
     /// A goal may have been lost with the only disk that held it, and with it the rest of what is
     /// staged.
-    fn drop_stale_sources(&mut self, origin: Origin, reached: Version) -> Option<()> {
+    fn drop_stale_sources(&mut self, now: Time, origin: Origin, reached: Version) -> Option<()> {
         let want = self.wants.get_mut(&origin)?;
         want.sources.retain(|_, source| source.head > reached);
         let Some(offered) = want.sources.values().map(|source| source.head).max() else {
-            self.remove(origin);
+            let since = *want.orphaned.get_or_insert(now);
+            if want.staged.is_some() && now.since(since) < ORPHANED_MAX {
+                self.requeue(now + self.config.pull_timeout, origin);
+            } else {
+                self.remove(origin);
+            }
             return None;
         };
+        want.orphaned = None;
         want.goal = offered;
         want.target = want.target.min(offered);
         if want.staged.as_ref().is_some_and(|staged| staged.end.after >= offered) {

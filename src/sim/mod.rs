@@ -506,7 +506,7 @@ impl Cluster {
 
     /// A commit, own or not, is on a node's disk: everything about it must be right.
     fn became_true(&mut self, node: NodeIndex, commit: &Commit) -> Checked {
-        check::twins_change_together(node, commit)?;
+        check::twins_change_together(&self.truths, node, commit)?;
         check::heads_only_rise(&self.nodes[node.0], &commit.heads)?;
         for (origin, head) in &commit.heads {
             let before = self.nodes[node.0].head(*origin);
