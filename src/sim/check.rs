@@ -147,11 +147,7 @@ impl Truths {
 ///
 /// An exception: what another origin overwrites, a later epoch of the same owner too, between two
 /// parts of a pull is missing in the second. It comes with the other origin.
-pub(super) fn twins_change_together(
-    truths: &Truths,
-    node: NodeIndex,
-    commit: &Commit,
-) -> Checked {
+pub(super) fn twins_change_together(truths: &Truths, node: NodeIndex, commit: &Commit) -> Checked {
     for table in &commit.tables {
         let name = &*table.table.name;
         for event in table.rows.each() {

@@ -88,7 +88,9 @@ impl<'a> Group<'a> {
         for op in ops {
             ops::carry_out(store, op)?;
         }
-        let nets = store.capture.finish().map_err(Refusal)?;
+        let captured = store.capture.finish().map_err(Refusal)?;
+        let nets = self.held(captured).map_err(|error| Refusal(error.to_string()))?;
+        let store = &mut *self.store;
         let nets = local::without_unclaimed(store, nets).map_err(failed)?;
         let local = &*store.local.info.name;
         let locals = ops.iter().filter(|op| ops::table_of(op) == local).cloned();
@@ -113,14 +115,13 @@ impl<'a> Group<'a> {
             store.capture.start();
             let outcomes = statements::run(store, statements, deadline)?;
             let refused = |message| SqlError::Statement { index: last, message };
-            let nets = store.capture.finish().map_err(refused)?;
-            let nets = local::without_unclaimed(store, nets)
-                .map_err(|error| SqlError::Failed(fault_text(&error)))?;
-            let version = group.record(&nets).map_err(|error| match error {
+            let captured = store.capture.finish().map_err(refused)?;
+            let recorded = group.record_captured(captured, deadline);
+            let version = recorded.map_err(|error| match error {
                 RecordError::Sqlite(error) => SqlError::Failed(fault_text(&error)),
+                RecordError::Ended(ended) => ended.into(),
                 too_large => refused(too_large.to_string()),
             })?;
-            group.done.push(Done::Local(nets, Vec::new()));
             Ok(Transacted { outcomes, version, origin: group.store.now.origin })
         })
     }
@@ -137,7 +138,7 @@ impl<'a> Group<'a> {
                 let before = schema::asides(&store.conn).map_err(failed)?;
                 store.capture.start();
                 schema::write_rows(&store.conn, &writes).map_err(failed)?;
-                let nets = store.capture.finish().map_err(SchemaError::Failed)?;
+                let nets = store.capture.finish_held().map_err(SchemaError::Failed)?;
                 group.record(&nets).map_err(|error| SchemaError::Failed(error.to_string()))?;
                 group.done.push(Done::Local(nets, Vec::new()));
                 let after = schema::asides(&group.store.conn).map_err(failed)?;
@@ -167,7 +168,7 @@ impl<'a> Group<'a> {
         let forged = self.caller(failed_text, |group| {
             group.store.capture.start();
             group.store.conn.execute_batch(sql).map_err(failed)?;
-            let nets = group.store.capture.finish().map_err(Refusal)?;
+            let nets = group.store.capture.finish_held().map_err(Refusal)?;
             group.record(&nets).map_err(|error| StorageError::Failed(error.to_string()))
         });
         forged.expect("a test writes what SQLite takes");
@@ -211,7 +212,7 @@ impl<'a> Group<'a> {
     /// Tells whether a large transaction is in the group: no other caller's work may follow it, since
     /// nobody could do it again.
     pub fn is_large(&self) -> bool {
-        self.done.iter().any(|done| matches!(done, Done::Large))
+        matches!(self.done.last(), Some(Done::Large))
     }
 
     /// Runs one caller's work in a savepoint of its own.
@@ -222,6 +223,9 @@ impl<'a> Group<'a> {
     ) -> Result<T, E> {
         if let Some(lost) = &self.lost {
             return Err(failed(lost.clone()));
+        }
+        if self.is_large() {
+            return Err(failed("nothing may share a commit with a large transaction".to_owned()));
         }
         if !self.is_begun {
             // Who comes next in the group would wait for the lock as long as this one did.
@@ -339,7 +343,7 @@ impl<'a> Group<'a> {
         Ok(())
     }
 
-    fn record(&mut self, nets: &[Net]) -> Result<Option<Version>, RecordError> {
+    pub(super) fn record(&mut self, nets: &[Net]) -> Result<Option<Version>, RecordError> {
         if nets.is_empty() {
             return Ok(None);
         }

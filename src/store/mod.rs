@@ -20,6 +20,7 @@ mod guard;
 mod histories;
 mod hook;
 pub mod image;
+mod large;
 mod life;
 pub mod limits;
 mod local;
