@@ -74,6 +74,8 @@ pub(super) enum Job {
 pub(super) struct Transaction {
     pub(super) statements: Vec<Statement>,
     pub(super) deadline: Option<Instant>,
+    /// Whether others have to wait until it is through.
+    pub(super) is_long: bool,
     pub(super) reply: oneshot::Sender<Result<Transacted, TransactError>>,
 }
 
@@ -252,7 +254,7 @@ mod tests {
 
     fn transaction() -> (Transaction, oneshot::Receiver<Result<Transacted, TransactError>>) {
         let (reply, answer) = oneshot::channel();
-        (Transaction { statements: Vec::new(), deadline: None, reply }, answer)
+        (Transaction { statements: Vec::new(), deadline: None, is_long: false, reply }, answer)
     }
 
     fn take(mailbox: &Mailbox) -> Option<Turn> {

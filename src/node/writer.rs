@@ -29,6 +29,9 @@ use crate::types::{Origin, Version, Wall};
 /// allowed takes about a second.
 pub(super) const RUN_MAX: Duration = Duration::from_secs(3);
 
+/// The longest that one may run that its user declared long.
+pub(super) const LONG_RUN_MAX: Duration = Duration::from_secs(600);
+
 /// How long users' transactions may go on sharing one sync, before it is the turn of other jobs:
 /// about what a sync costs on a slow disk. One that begins within it may run longer.
 const TRANSACTIONS_TURN: Duration = Duration::from_millis(10);
@@ -129,11 +132,16 @@ fn write_transactions(store: &mut Store, first: Transaction, listeners: &Listene
     let mut group = store.group(wall_now());
     let mut outcomes = Vec::new();
     let mut next = Some(first);
-    while let Some(Transaction { statements, deadline, reply }) = next {
+    while let Some(Transaction { statements, deadline, is_long, reply }) = next {
         listeners.pulse.beat_long("running a user's transaction");
-        let latest = Instant::now() + RUN_MAX;
-        let deadline = deadline.map_or(latest, |deadline| deadline.min(latest));
-        outcomes.push(Outcome::Sql(reply, group.sql(&statements, Some(deadline))));
+        let latest = Instant::now() + if is_long { LONG_RUN_MAX } else { RUN_MAX };
+        let deadline = Some(deadline.map_or(latest, |deadline| deadline.min(latest)));
+        let result = if is_long {
+            group.sql_long(&statements, deadline)
+        } else {
+            group.sql(&statements, deadline)
+        };
+        outcomes.push(Outcome::Sql(reply, result));
         let has_room = outcomes.len() < GROUP_JOBS_MAX
             && begun.elapsed() < TRANSACTIONS_TURN
             && !group.is_large();

@@ -490,12 +490,13 @@ mod tests {
             ("UPDATE t SET v = zeroblob(4194305)", "column v: a value has 4194305 bytes"),
             (
                 "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 25001)
-                 INSERT INTO t SELECT i + 100, i, i FROM n",
-                "changes 50004 cells",
+                 INSERT INTO services (node_id, id) SELECT '11111111-1111-1111-1111-111111111111', i FROM n",
+                "cells; the most allowed are 50000",
             ),
             (
                 "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 9)
-                 INSERT INTO t SELECT i + 100, zeroblob(1000000), i FROM n",
+                 INSERT INTO services (node_id, id, name)
+                 SELECT '11111111-1111-1111-1111-111111111111', i, hex(zeroblob(500000)) FROM n",
                 "changes 9000",
             ),
             ("INSERT INTO kv (key) VALUES (hex(zeroblob(600)))", "the longest allowed has 1024"),

@@ -126,6 +126,18 @@ impl<'a> Group<'a> {
         })
     }
 
+    /// As [`Group::sql`], whoever waits meanwhile: only the deadline ends it.
+    pub fn sql_long(
+        &mut self,
+        statements: &[Statement],
+        deadline: Option<Instant>,
+    ) -> Result<Transacted, SqlError> {
+        self.store.gate.be_patient(true);
+        let result = self.sql(statements, deadline);
+        self.store.gate.be_patient(false);
+        result
+    }
+
     /// Changes the schema: all that the request says, or nothing. With `dry_run` nothing, either.
     pub fn schema(&mut self, request: &SchemaRequest) -> Result<SchemaChange, SchemaError> {
         let done = self.caller(
