@@ -12,7 +12,7 @@ use hickory_proto::rr::{Name, RecordType};
 use tribune::catalog::model::{Node, Service};
 use tribune::catalog::rows::{self, node_row, service_row};
 use tribune::catalog::{View, Weights};
-use tribune::crdt::change::{Commit, RowEvent, TableEvents, TableInfo};
+use tribune::crdt::change::{Commit, RowEvent, RowEvents, TableEvents, TableInfo};
 use tribune::dns::answer::{Request, Transport, answer_into};
 use tribune::dns::config::Config;
 use tribune::types::{Hlc, NodeId, Seq, Value};
@@ -93,7 +93,7 @@ fn fold(view: &View, table: &str, key: &[&str], rows: Vec<Vec<(&'static str, Val
     let events = rows.into_iter().map(event).collect();
     let columns = columns.iter().map(|name| (*name).into()).collect();
     let info = TableInfo { name: table.into(), columns, key: key.clone() };
-    let tables = vec![TableEvents { table: Arc::new(info), rows: events }];
+    let tables = vec![TableEvents { table: Arc::new(info), rows: RowEvents::Each(events) }];
     let at = Hlc(view.index_max() + 1);
     view.fold(&Commit { seq: Seq(at.0), at, tables, changeset: None, heads: Vec::new() }).0
 }

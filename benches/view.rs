@@ -13,7 +13,7 @@ use tribune::catalog::model::{Check, Node, NodeKey, Service, Status, key_of};
 use tribune::catalog::rows::{self, Row};
 use tribune::catalog::view::Liveness;
 use tribune::catalog::{Topic, View};
-use tribune::crdt::{Commit, Name, RowEvent, TableEvents, TableInfo};
+use tribune::crdt::{Commit, Name, RowEvent, RowEvents, TableEvents, TableInfo};
 use tribune::types::{Hlc, NodeId, Seq, Value};
 
 const ME: NodeId = NodeId([0xff; 16]);
@@ -169,7 +169,7 @@ fn commit(at: u64, tables: &[(&'static str, usize, Row)]) -> Commit {
         let key = row[..*key_columns].to_vec();
         let info = TableInfo { name: (*table).into(), columns, key: (0..*key_columns).collect() };
         let rows = vec![RowEvent { key, existed: false, row: Some(row) }];
-        TableEvents { table: Arc::new(info), rows }
+        TableEvents { table: Arc::new(info), rows: RowEvents::Each(rows) }
     });
     let (tables, heads) = (tables.collect(), Vec::new());
     Commit { seq: Seq(at), at: Hlc(at), tables, changeset: None, heads }

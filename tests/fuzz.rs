@@ -130,8 +130,16 @@ fn messages() -> Seeds {
         ("heads", Message::Heads(heads.clone())),
         ("buckets", Message::Buckets(Box::new([0x0102_0304; tribune::ledger::BUCKETS]))),
         ("bucket_heads", Message::BucketHeads { buckets, heads }),
-        ("want", Message::Want { request, origin: me, after: head }),
-        ("pulled", Message::Pulled { request, piece: pulled.piece, head: pulled.head }),
+        ("want", Message::Want { request, origin: me, after: head, part: 7 }),
+        (
+            "pulled",
+            Message::Pulled {
+                request,
+                piece: pulled.piece,
+                head: pulled.head,
+                cut: Default::default(),
+            },
+        ),
         ("busy", Message::Busy { request, retry_after: std::time::Duration::from_millis(250) }),
         ("push_inserts", push(&pieces[0])),
         ("push_update", push(&pieces[2])),

@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tribune::crdt::row::COUNT_MAX;
+use tribune::crdt::storage::Bookmark;
 use tribune::crdt::suite::{NOW, pairs, services, t};
 use tribune::crdt::{
-    Batch, CellChange, Changeset, Definition, Key, Life, Name, Piece, RowChange, RowOp, Stamp,
-    Storage, StorageError, Table, TableChanges, pack,
+    Batch, CellChange, Changeset, Definition, Key, Life, Name, Part, Piece, RowChange, RowOp,
+    Staging, Stamp, Storage, StorageError, Table, TableChanges, pack,
 };
 use tribune::types::{Epoch, NodeId, Origin, Scope, Value, Version, Wall};
-use tribune::wire::{FrameReader, Message, decode, encode};
+use tribune::wire::{Cut, FrameReader, Message, decode, encode};
 
 /// Nodes that only read.
 const HERE: u8 = 250;
@@ -141,18 +142,31 @@ fn travels(disk: &Table) {
 /// Brings what `from` holds to `to`, over the wire, in parts of about so many bytes.
 fn pull(to: &mut Table, from: &Table, bytes_max: usize) {
     for (origin, head) in from.heads().expect("a table in memory") {
-        let mut after = Version(0);
-        while after < head {
-            let extract = from.load(origin, after, bytes_max).expect("a table in memory");
-            assert!(extract.piece.through > after, "a part brings one on");
-            after = extract.piece.through;
-            let head = extract.head;
-            let message =
-                Message::Pulled { request: Default::default(), piece: extract.piece, head };
+        let (mut mark, mut begun) = (Bookmark::default(), Version(0));
+        while mark.after < head {
+            let extract = from.load(origin, mark, bytes_max).expect("a table in memory");
+            let end = extract.end();
+            assert!(end > mark, "a part brings one on");
+            let cut = Cut { from: mark.part, to: end.part };
+            let (request, head) = (Default::default(), extract.head);
+            let message = Message::Pulled { request, piece: extract.piece, head, cut };
             let Ok(Message::Pulled { piece, .. }) = decode(&encode(&message)) else {
                 panic!("what was loaded cannot be read: {message:?}");
             };
-            hear(to, piece);
+            // A version that was cut is heard of once it is whole.
+            if end.part > 0 {
+                let part = Part { piece, is_cut: true };
+                to.stage(Staging(1), &[part]).expect("a table in memory");
+            } else if mark.part > 0 {
+                let last = Piece { after: begun, ..piece };
+                to.apply_staged(NOW, Staging(1), &last).expect("a table in memory");
+            } else {
+                hear(to, piece);
+            }
+            if end.part == 0 {
+                begun = end.after;
+            }
+            mark = end;
         }
     }
 }

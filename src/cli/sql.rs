@@ -30,6 +30,9 @@ pub(super) struct ExecArgs {
     /// Give up after so many seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     timeout: u64,
+    /// Let the node's other writes wait until it is through: for some 10,000 rows and more
+    #[arg(long)]
+    long: bool,
     #[command(flatten)]
     remote: Remote,
 }
@@ -76,7 +79,7 @@ pub(super) async fn exec(args: ExecArgs) -> Result<(), Failure> {
         several => several.iter().map(|sql| json!(sql)).collect(),
     };
     let client = Client::new(&args.remote)?;
-    let path = format!("/v1/transactions?timeout={}", args.timeout);
+    let path = format!("/v1/transactions?timeout={}&long={}", args.timeout, args.long);
     let response = client.post(&path, &Json::Array(statements)).await?;
     let body = client.body(response).await?;
     let answer = parsed(&body, &body)?;

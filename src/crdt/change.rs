@@ -128,11 +128,21 @@ pub struct Commit {
     pub at: Hlc,
     /// Rows that really differ from before, in the order in which they were changed.
     pub tables: Vec<TableEvents>,
-    /// What to tell the other nodes: for a local commit that changed something.
+    /// What to tell the other nodes: for a local commit that changed something. A large one has
+    /// none, see [`Commit::large`].
     pub changeset: Option<Arc<Changeset>>,
     /// The heads, as they now are, of the origins that this commit was about: this node's own, or
     /// those that the batch named.
     pub heads: Vec<(Origin, Version)>,
+}
+
+impl Commit {
+    /// Returns the version that the commit made of `me`, the origin of this node's own writes, if
+    /// that is too large to be told whole: the others hear of its head, and pull it in parts.
+    pub fn large(&self, me: Origin) -> Option<Version> {
+        let own = self.heads.iter().find(|(origin, _)| *origin == me && self.changeset.is_none());
+        own.map(|(_, version)| *version)
+    }
 }
 
 /// A table's shape at the time of a commit.
@@ -149,7 +159,35 @@ pub struct TableInfo {
 #[derive(Clone, PartialEq, Debug)]
 pub struct TableEvents {
     pub table: Arc<TableInfo>,
-    pub rows: Vec<RowEvent>,
+    pub rows: RowEvents,
+}
+
+/// Which rows of a table a commit changed.
+#[derive(Clone, PartialEq, Debug)]
+pub enum RowEvents {
+    /// These.
+    Each(Vec<RowEvent>),
+    /// More than are listed: whoever watches the table reads it again. Never of a table of
+    /// [`Class::Owned`], from whose rows the catalog is folded.
+    Many,
+}
+
+impl RowEvents {
+    /// Returns the rows that are listed.
+    pub fn each(&self) -> &[RowEvent] {
+        match self {
+            Self::Each(rows) => rows,
+            Self::Many => &[],
+        }
+    }
+
+    /// Adds a row to those that are listed, if any are.
+    pub fn push(&mut self, row: RowEvent) {
+        match self {
+            Self::Each(rows) => rows.push(row),
+            Self::Many => {}
+        }
+    }
 }
 
 /// One row before and after a commit. At least one side is there, and the sides differ.

@@ -53,6 +53,11 @@ impl NameHash {
 }
 
 impl PlaceHash {
+    /// Returns it as a number.
+    pub fn number(self) -> u64 {
+        self.0
+    }
+
     /// Returns what the row's life adds to the fingerprint.
     pub fn life(self, life: Life) -> u64 {
         Hasher(self.0).number(life.length).stamp(life.stamp).finish()

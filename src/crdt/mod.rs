@@ -17,9 +17,9 @@ pub mod table;
 
 pub use change::{
     Batch, CellChange, Changeset, Class, Commit, Key, Life, Name, Piece, Refusal, RowChange,
-    RowEvent, RowOp, Stamp, TableChanges, TableEvents, TableInfo,
+    RowEvent, RowEvents, RowOp, Stamp, TableChanges, TableEvents, TableInfo,
 };
 pub use definition::Definition;
 pub use row::{ColumnId, Fate, Incoming, Merged, RowClock};
-pub use storage::{Begun, Extract, Inspected, Storage, StorageError};
+pub use storage::{Begun, Bookmark, Extract, Inspected, Part, Staging, Storage, StorageError};
 pub use table::Table;

@@ -27,6 +27,54 @@ pub struct Extract {
     pub piece: Piece,
     /// The origin's head in the same snapshot; the piece's `through` when nothing was cut off.
     pub head: Version,
+    /// Where the version after `piece.through` was cut: its first rows are the piece's last
+    /// changeset, and the rest goes on at this part. 0: the piece has whole versions only.
+    pub part: u64,
+}
+
+impl Extract {
+    /// Returns what is applied when nothing is to follow: the piece with its whole versions.
+    pub fn whole(mut self) -> Piece {
+        if self.part > 0 {
+            self.piece.changesets.pop();
+        }
+        self.piece
+    }
+
+    /// Returns where the rest begins.
+    pub fn end(&self) -> Bookmark {
+        Bookmark { after: self.piece.through, part: self.part }
+    }
+}
+
+/// How far somebody has come in an origin's versions: to the end of `after`, and through `part` parts
+/// of the version that follows it.
+///
+/// Which rows make a part is the business of the one storage that was asked: whoever goes on with
+/// another one begins that version again.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct Bookmark {
+    pub after: Version,
+    pub part: u64,
+}
+
+impl From<Version> for Bookmark {
+    fn from(after: Version) -> Self {
+        Self { after, part: 0 }
+    }
+}
+
+/// The number of a pull whose parts are kept on disk until the last has come: unique as long as the
+/// process lives.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Staging(pub u64);
+
+/// A part of a pull that is kept until the rest of it has come.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Part {
+    pub piece: Piece,
+    /// Whether the last changeset is of the version after `piece.through`, and not all of it.
+    pub is_cut: bool,
 }
 
 /// An epoch has begun.
@@ -71,16 +119,37 @@ pub trait Storage {
     /// [`Storage::load`], and part of their table as soon as it has a place for them.
     fn apply(&mut self, now: Wall, batch: &Batch) -> Result<Commit, StorageError>;
 
-    /// Returns what is left of an origin's versions after `after`, from one snapshot: at most
+    /// Returns what is left of an origin's versions from a place on, from one snapshot: at most
     /// about `bytes_max` bytes of keys, values and 16 bytes for each row and cell, but always at
-    /// least one version when there is one. Where a commit's time is not known any more,
+    /// least one part of a version when there is one. A version that is larger than that is cut
+    /// (see [`Extract::part`]); others stay whole. Where a commit's time is not known any more,
     /// [`super::Changeset::at`] is 0.
     fn load(
         &self,
         origin: Origin,
-        after: Version,
+        from: impl Into<Bookmark>,
         bytes_max: usize,
     ) -> Result<Extract, StorageError>;
+
+    /// Keeps parts of one origin under a number, behind those that are kept there already, until
+    /// [`Storage::apply_staged`] or [`Storage::unstage`]. Nobody sees a difference. A restart
+    /// forgets them.
+    fn stage(&mut self, staging: Staging, parts: &[Part]) -> Result<(), StorageError>;
+
+    /// Merges, in one transaction, all parts that are kept under a number, in their order, and then
+    /// `last`, which takes up where they begin and ends where the head is to be. The parts are
+    /// then forgotten; where it fails they are kept.
+    ///
+    /// What holds of [`Storage::apply`] holds here, too.
+    fn apply_staged(
+        &mut self,
+        now: Wall,
+        staging: Staging,
+        last: &Piece,
+    ) -> Result<Commit, StorageError>;
+
+    /// Forgets the parts that are kept under a number.
+    fn unstage(&mut self, staging: Staging) -> Result<(), StorageError>;
 
     /// Returns the held head of every origin.
     fn heads(&self) -> Result<Vec<(Origin, Version)>, StorageError>;

@@ -9,14 +9,15 @@ use imbl::{OrdMap, OrdSet};
 
 use super::change::{
     Batch, CellChange, Changeset, Class, Commit, Key, Name, OWN_BYTES_MAX, OWN_ROWS_MAX, Piece,
-    Refusal, RowChange, RowEvent, RowOp, Stamp, TableChanges, TableEvents, owns,
+    Refusal, RowChange, RowEvent, RowEvents, RowOp, Stamp, TableChanges, TableEvents, owns,
 };
 use super::definition::Definition;
 use super::draft::{Draft, Write};
+use super::fingerprint::NameHash;
 use super::pack;
 use super::row::{COUNT_MAX, ColumnId, Fate, Incoming, RowClock};
 use super::sheet::{Row, Shape, Sheet};
-use super::storage::{Begun, Extract, Inspected, Storage, StorageError};
+use super::storage::{Begun, Bookmark, Extract, Inspected, Part, Staging, Storage, StorageError};
 use crate::types::{Epoch, Hlc, Origin, Seq, Value, Version, Wall};
 
 /// What a row and a cell weigh in [`Storage::load`], beside their key and value: bytes.
@@ -39,6 +40,8 @@ pub struct Table {
     /// The sum of all rows' hashes.
     fingerprint: u64,
     refusals: u64,
+    /// Parts of pulls that wait for their rest.
+    staged: OrdMap<Staging, Vec<Part>>,
 }
 
 impl Table {
@@ -55,6 +58,7 @@ impl Table {
             times: OrdMap::new(),
             fingerprint: 0,
             refusals: 0,
+            staged: OrdMap::new(),
         };
         for definition in definitions {
             table.grow(definition)?;
@@ -67,7 +71,11 @@ impl Table {
     pub fn define(&mut self, now: Wall, definition: &Definition) -> Result<Commit, Refusal> {
         let rows = self.grow(definition)?;
         let table = Arc::clone(definition.info());
-        let tables = if rows.is_empty() { vec![] } else { vec![TableEvents { table, rows }] };
+        let tables = if rows.is_empty() {
+            vec![]
+        } else {
+            vec![TableEvents { table, rows: RowEvents::Each(rows) }]
+        };
         Ok(self.conclude(now, tables, None, vec![]))
     }
 
@@ -75,6 +83,7 @@ impl Table {
     pub fn restart(&mut self) {
         self.seq = Seq::default();
         self.refusals = 0;
+        self.staged.clear();
         self.trusted = self.head(self.origin);
     }
 
@@ -121,9 +130,8 @@ impl Storage for Table {
         let mut touched = Touched::default();
         for piece in &batch.pieces {
             let head = self.head(piece.origin);
-            let joins = piece.after <= head && head < piece.through;
-            if joins && piece.through.0 <= COUNT_MAX && piece.origin != self.origin {
-                self.apply_piece(piece, head, &mut touched);
+            if self.takes(piece, head) {
+                self.apply_piece(piece, false, head, &mut touched);
                 self.heads.insert(piece.origin, piece.through);
             }
         }
@@ -136,23 +144,63 @@ impl Storage for Table {
     fn load(
         &self,
         origin: Origin,
-        after: Version,
+        from: impl Into<Bookmark>,
         bytes_max: usize,
     ) -> Result<Extract, StorageError> {
+        let Bookmark { after, part } = from.into();
         let head = self.head(origin);
         let mut piece = Piece { origin, after, through: after, changesets: Vec::new() };
         let mut bytes = 0;
         while let Some(stamp) = self.next_stamp(origin, piece.through, head) {
-            let (changeset, changeset_bytes) = self.extract(stamp);
+            let first = if stamp.version == after.next() { part } else { 0 };
+            let left = if piece.changesets.is_empty() { bytes_max } else { usize::MAX };
+            let (changeset, changeset_bytes, rest) = self.extract_parts(stamp, first, left);
             bytes += changeset_bytes;
             if bytes > bytes_max && !piece.changesets.is_empty() {
-                return Ok(Extract { piece, head });
+                return Ok(Extract { piece, head, part: 0 });
+            }
+            if !changeset.tables.is_empty() {
+                piece.changesets.push(Arc::new(changeset));
+            }
+            if let Some(part) = rest {
+                piece.through = Version(stamp.version.0 - 1);
+                return Ok(Extract { piece, head, part });
             }
             piece.through = stamp.version;
-            piece.changesets.push(Arc::new(changeset));
         }
         piece.through = after.max(head);
-        Ok(Extract { piece, head })
+        Ok(Extract { piece, head, part: 0 })
+    }
+
+    fn stage(&mut self, staging: Staging, parts: &[Part]) -> Result<(), StorageError> {
+        self.staged.entry(staging).or_default().extend_from_slice(parts);
+        Ok(())
+    }
+
+    fn apply_staged(
+        &mut self,
+        now: Wall,
+        staging: Staging,
+        last: &Piece,
+    ) -> Result<Commit, StorageError> {
+        let mut touched = Touched::default();
+        let parts = self.staged.remove(&staging).unwrap_or_default();
+        let head = self.head(last.origin);
+        if self.takes(last, head) {
+            for Part { piece, is_cut } in &parts {
+                self.apply_piece(piece, *is_cut, head, &mut touched);
+            }
+            self.apply_piece(last, false, head, &mut touched);
+            self.heads.insert(last.origin, last.through);
+        }
+        let events = self.events(touched);
+        let heads = vec![(last.origin, self.head(last.origin))];
+        Ok(self.conclude(now, events, None, heads))
+    }
+
+    fn unstage(&mut self, staging: Staging) -> Result<(), StorageError> {
+        self.staged.remove(&staging);
+        Ok(())
     }
 
     fn heads(&self) -> Result<Vec<(Origin, Version)>, StorageError> {
@@ -285,7 +333,7 @@ impl Table {
                 Some(events) => events.rows.push(event),
                 None => tables.push(TableEvents {
                     table: Arc::clone(shape.definition.info()),
-                    rows: vec![event],
+                    rows: RowEvents::Each(vec![event]),
                 }),
             }
         }
@@ -375,10 +423,17 @@ fn is_owned(table: &str) -> bool {
 
 /// Remote changes.
 impl Table {
-    fn apply_piece(&mut self, piece: &Piece, head: Version, touched: &mut Touched) {
+    /// Tells whether a piece joins what is held of its origin, and may be taken.
+    fn takes(&self, piece: &Piece, head: Version) -> bool {
+        let joins = piece.after <= head && head < piece.through;
+        joins && piece.through.0 <= COUNT_MAX && piece.origin != self.origin
+    }
+
+    fn apply_piece(&mut self, piece: &Piece, is_cut: bool, head: Version, touched: &mut Touched) {
+        let through = if is_cut { piece.through.next() } else { piece.through };
         for changeset in &piece.changesets {
             let Stamp { origin, version } = changeset.stamp;
-            if origin != piece.origin || version > piece.through {
+            if origin != piece.origin || version > through {
                 self.refusals += changeset.tables.iter().map(|t| t.rows.len() as u64).sum::<u64>();
             } else if version > head {
                 changeset.tables.iter().for_each(|t| self.apply_table(changeset.stamp, t, touched));
@@ -460,10 +515,55 @@ impl Table {
     /// Returns what is left of a commit, and how much it weighs in bytes.
     fn extract(&self, stamp: Stamp) -> (Changeset, usize) {
         let mut rows: BTreeMap<&Name, Vec<&Key>> = BTreeMap::new();
-        let of_stamp = self.index.range(first_place(stamp)..);
-        for (_, table, key) in of_stamp.take_while(|(other, _, _)| *other == stamp) {
+        for (table, key) in self.places_of(stamp) {
             rows.entry(table).or_default().push(key);
         }
+        self.extract_rows(stamp, rows)
+    }
+
+    /// As [`Table::extract`], from a part on and as far as `bytes_max` goes. Returns also where the
+    /// rest begins, if any is left. Each row is a part, by the hash of its place: rows that go or
+    /// come meanwhile do not renumber the others.
+    fn extract_parts(
+        &self,
+        stamp: Stamp,
+        first: u64,
+        bytes_max: usize,
+    ) -> (Changeset, usize, Option<u64>) {
+        let mut parts: BTreeMap<u64, Vec<(&Name, &Key)>> = BTreeMap::new();
+        for place in self.places_of(stamp) {
+            parts.entry(part_of(place)).or_default().push(place);
+        }
+        let mut rows: BTreeMap<&Name, Vec<&Key>> = BTreeMap::new();
+        let (mut bytes, mut rest) = (0, None);
+        for (part, places) in parts.range(first..) {
+            if bytes > bytes_max {
+                rest = Some(*part);
+                break;
+            }
+            for (table, key) in places {
+                bytes += self.sheets[*table]
+                    .extract(stamp, table, &[*key])
+                    .rows
+                    .iter()
+                    .map(row_bytes)
+                    .sum::<usize>();
+                rows.entry(table).or_default().push(key);
+            }
+        }
+        rows.values_mut().for_each(|keys| keys.sort_unstable());
+        let (changeset, bytes) = self.extract_rows(stamp, rows);
+        (changeset, bytes, rest)
+    }
+
+    /// Lists the rows that hold something of a commit.
+    fn places_of(&self, stamp: Stamp) -> impl Iterator<Item = (&Name, &Key)> {
+        let of_stamp = self.index.range(first_place(stamp)..);
+        let of_stamp = of_stamp.take_while(move |(other, _, _)| *other == stamp);
+        of_stamp.map(|(_, table, key)| (table, key))
+    }
+
+    fn extract_rows(&self, stamp: Stamp, rows: BTreeMap<&Name, Vec<&Key>>) -> (Changeset, usize) {
         let at = self.times.get(&stamp).copied().unwrap_or_default();
         let tables: Vec<TableChanges> = rows
             .into_iter()
@@ -497,6 +597,12 @@ impl Table {
             }
         }
     }
+}
+
+/// Returns the number of the part that a row is; never 0.
+fn part_of((table, key): (&Name, &Key)) -> u64 {
+    // Numbers that travel have 63 bits.
+    (NameHash::of(table).row(key).number() >> 1).max(1)
 }
 
 fn first_place(stamp: Stamp) -> (Stamp, Name, Key) {
@@ -645,10 +751,29 @@ mod tests {
         fn load(
             &self,
             origin: Origin,
-            after: Version,
+            from: impl Into<Bookmark>,
             bytes_max: usize,
         ) -> Result<Extract, StorageError> {
-            self.0.load(origin, after, bytes_max)
+            self.0.load(origin, from, bytes_max)
+        }
+
+        fn stage(&mut self, staging: Staging, parts: &[Part]) -> Result<(), StorageError> {
+            self.0.stage(staging, parts)
+        }
+
+        fn apply_staged(
+            &mut self,
+            now: Wall,
+            staging: Staging,
+            last: &Piece,
+        ) -> Result<Commit, StorageError> {
+            let commit = self.0.apply_staged(now, staging, last);
+            self.check();
+            commit
+        }
+
+        fn unstage(&mut self, staging: Staging) -> Result<(), StorageError> {
+            self.0.unstage(staging)
         }
 
         fn heads(&self) -> Result<Vec<(Origin, Version)>, StorageError> {
@@ -703,7 +828,7 @@ mod tests {
         let shown = to.define(suite::NOW, &narrow.unwrap()).unwrap();
         assert_eq!(shown.seq.0, parked.seq.0 + 1);
         assert_eq!(
-            shown.tables[0].rows,
+            shown.tables[0].rows.each(),
             [RowEvent {
                 key: vec![1.into()],
                 existed: false,
@@ -717,7 +842,7 @@ mod tests {
         let shown = to.define(suite::NOW, &wide).unwrap();
         assert_eq!(&shown.tables[0].table, wide.info());
         assert_eq!(
-            shown.tables[0].rows,
+            shown.tables[0].rows.each(),
             [RowEvent {
                 key: vec![1.into()],
                 existed: true,

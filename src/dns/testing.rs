@@ -11,7 +11,7 @@ use super::config::Config;
 use crate::catalog::model::{Check, Node, Service, Status};
 use crate::catalog::rows::{self, check_row, node_row, service_row};
 use crate::catalog::{View, Weights};
-use crate::crdt::change::{Commit, RowEvent, TableEvents, TableInfo};
+use crate::crdt::change::{Commit, RowEvent, RowEvents, TableEvents, TableInfo};
 use crate::types::{Hlc, NodeId, Seq, Value};
 
 /// The node that answers in all tests.
@@ -115,7 +115,7 @@ impl Catalog {
         let commit = Commit {
             seq: Seq(self.seq),
             at: Hlc(self.seq),
-            tables: vec![TableEvents { table: Arc::new(info), rows: vec![event] }],
+            tables: vec![TableEvents { table: Arc::new(info), rows: RowEvents::Each(vec![event]) }],
             changeset: None,
             heads: Vec::new(),
         };

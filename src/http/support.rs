@@ -17,7 +17,7 @@ use super::{Face, Host, Reports, routes};
 use crate::catalog::model::{Check, Node, Service, key_of};
 use crate::catalog::rows::{CHECKS, NODES, SERVICES, check_row, node_row, service_row};
 use crate::catalog::{Command, Status, View};
-use crate::crdt::{Commit, RowEvent, TableEvents, TableInfo};
+use crate::crdt::{Commit, RowEvent, RowEvents, TableEvents, TableInfo};
 use crate::health::ReportError;
 use crate::live::Feed;
 use crate::node::handle::{MemberState, MemberStatus};
@@ -85,7 +85,10 @@ impl Rows {
             at: Hlc(1_000 + seq),
             tables: rows
                 .into_iter()
-                .map(|(table, rows)| TableEvents { table: Arc::new(shape(table)), rows })
+                .map(|(table, rows)| TableEvents {
+                    table: Arc::new(shape(table)),
+                    rows: RowEvents::Each(rows),
+                })
                 .collect(),
             changeset: None,
             heads: Vec::new(),

@@ -166,7 +166,7 @@ mod tests {
     use super::*;
     use crate::catalog::model::{Check, Node, Service, Status, key_of};
     use crate::catalog::rows::{self, Row};
-    use crate::crdt::{Name, RowEvent, TableEvents, TableInfo};
+    use crate::crdt::{Name, RowEvent, RowEvents, TableEvents, TableInfo};
     use crate::types::{Seq, Value};
 
     const ME: NodeId = NodeId([1; 16]);
@@ -187,7 +187,7 @@ mod tests {
         let info = TableInfo { name: table.into(), columns, key };
         let key = info.key.iter().map(|place| row[*place].clone()).collect();
         let rows = vec![RowEvent { key, existed: false, row: Some(row) }];
-        TableEvents { table: Arc::new(info), rows }
+        TableEvents { table: Arc::new(info), rows: RowEvents::Each(rows) }
     }
 
     /// A feed of one node that runs `web` with one check.

@@ -23,8 +23,8 @@ use super::writer::wall_now;
 use super::{MemberState, MemberStatus};
 use crate::catalog::model::key_of;
 use crate::catalog::view::Liveness;
-use crate::crdt::Changeset;
 use crate::crdt::storage::{Extract, StorageError};
+use crate::crdt::{Changeset, Staging};
 use crate::live::Feed;
 use crate::net::{self, Net, SendError};
 use crate::replica::{self, ApplyOutcome, BatchId, LoadId, Replica};
@@ -57,7 +57,11 @@ const FAREWELL: Duration = Duration::from_millis(300);
 #[derive(Debug)]
 pub(super) enum Happened {
     /// What one group's commits changed, in their order.
-    Committed(Vec<Arc<Changeset>>),
+    Committed(Vec<Written>),
+    Staged {
+        staging: Staging,
+        result: Result<(), StorageError>,
+    },
     Applied {
         id: BatchId,
         result: Result<Vec<(Origin, Version)>, StorageError>,
@@ -72,6 +76,17 @@ pub(super) enum Happened {
     },
     /// The writer's thread has ended: nothing becomes true any more.
     WriterEnded,
+}
+
+/// What a commit of this node's own changed.
+#[derive(Debug)]
+pub(super) enum Written {
+    Whole(Arc<Changeset>),
+    /// It is too large to be told whole.
+    Large {
+        origin: Origin,
+        head: Version,
+    },
 }
 
 /// Everything the loop needs.
@@ -210,11 +225,23 @@ impl Engine {
                 memory.is_writer_gone = true;
                 return;
             }
-            Happened::Committed(changesets) => {
-                for changeset in changesets {
-                    self.replica.handle(self.now(), replica::Input::Committed(changeset));
+            Happened::Committed(commits) => {
+                for written in commits {
+                    let input = match written {
+                        Written::Whole(changeset) => replica::Input::Committed(changeset),
+                        Written::Large { origin, head } => {
+                            replica::Input::CommittedLarge { origin, head }
+                        }
+                    };
+                    self.replica.handle(self.now(), input);
                 }
                 return;
+            }
+            Happened::Staged { staging, result } => {
+                if let Err(error) = &result {
+                    warn!(%error, "Changes from other nodes could not be kept until they are whole; pulling them again");
+                }
+                replica::Input::Staged { staging, is_done: result.is_ok() }
             }
             Happened::Loaded { id, extract } => replica::Input::Loaded { id, extract },
             Happened::Applied { id, result } => {
@@ -406,8 +433,15 @@ impl Engine {
                 }
             }
             replica::Effect::Apply { id, batch } => self.mailbox.push(Job::Apply { id, batch }),
-            replica::Effect::Load { id, origin, after, bytes_max } => {
-                self.loads.ask(id, origin, after, bytes_max);
+            replica::Effect::Stage { staging, parts } => {
+                self.mailbox.push(Job::Stage { staging, parts });
+            }
+            replica::Effect::ApplyStaged { id, staging, last } => {
+                self.mailbox.push(Job::ApplyStaged { id, staging, last });
+            }
+            replica::Effect::Unstage(staging) => self.mailbox.push(Job::Unstage(staging)),
+            replica::Effect::Load { id, origin, from, bytes_max } => {
+                self.loads.ask(id, origin, from, bytes_max);
             }
             replica::Effect::BeginEpoch { above } => {
                 warn!(

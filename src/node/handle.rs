@@ -10,6 +10,7 @@ use tokio::sync::{oneshot, watch};
 use tracing::warn;
 
 use super::mailbox::{Job, Mailbox, Transaction};
+use super::writer::LONG_RUN_MAX;
 use crate::catalog::model::key_of;
 use crate::catalog::{CheckDefinition, Command, NodeKey, View, rows};
 use crate::crdt::Refusal;
@@ -161,10 +162,32 @@ impl Handle {
         statements: Vec<Statement>,
         deadline: Option<Instant>,
     ) -> Result<Transacted, TransactError> {
-        let latest = Instant::now() + TRANSACTION_MAX;
+        self.transact_within(TRANSACTION_MAX, statements, deadline, false).await
+    }
+
+    /// As [`Handle::transact`], but for as long as the deadline says, ten minutes at the most, and
+    /// whoever waits: until it is through nothing else is written on this node, neither verdicts of
+    /// checks nor what other nodes send.
+    pub async fn transact_long(
+        &self,
+        statements: Vec<Statement>,
+        deadline: Option<Instant>,
+    ) -> Result<Transacted, TransactError> {
+        self.transact_within(LONG_RUN_MAX, statements, deadline, true).await
+    }
+
+    async fn transact_within(
+        &self,
+        most: Duration,
+        statements: Vec<Statement>,
+        deadline: Option<Instant>,
+        is_long: bool,
+    ) -> Result<Transacted, TransactError> {
+        let latest = Instant::now() + most;
         let deadline = Some(deadline.map_or(latest, |deadline| deadline.min(latest)));
         let (reply, answer) = oneshot::channel();
-        self.shared.mailbox.submit_transaction(Transaction { statements, deadline, reply })?;
+        let transaction = Transaction { statements, deadline, is_long, reply };
+        self.shared.mailbox.submit_transaction(transaction)?;
         answer.await.map_err(|_| SubmitError::Stopping)?
     }
 

@@ -8,15 +8,15 @@ use tracing::warn;
 
 use super::engine::Happened;
 use super::mailbox::Reports;
-use crate::crdt::storage::StorageError;
+use crate::crdt::storage::{Bookmark, StorageError};
 use crate::replica::LoadId;
 use crate::store::Loader;
-use crate::types::{Origin, Version};
+use crate::types::Origin;
 
 struct Ask {
     id: LoadId,
     origin: Origin,
-    after: Version,
+    from: Bookmark,
     bytes_max: usize,
 }
 
@@ -35,17 +35,17 @@ impl Loads {
         Ok(Self { asks })
     }
 
-    pub(super) fn ask(&self, id: LoadId, origin: Origin, after: Version, bytes_max: usize) {
-        if self.asks.send(Ask { id, origin, after, bytes_max }).is_err() {
+    pub(super) fn ask(&self, id: LoadId, origin: Origin, from: Bookmark, bytes_max: usize) {
+        if self.asks.send(Ask { id, origin, from, bytes_max }).is_err() {
             warn!("The loader is gone; peers have to pull from others");
         }
     }
 }
 
 fn run(loader: &mut Loader, asked: &mpsc::Receiver<Ask>, reports: &Reports) {
-    while let Ok(Ask { id, origin, after, bytes_max }) = asked.recv() {
+    while let Ok(Ask { id, origin, from, bytes_max }) = asked.recv() {
         let extract = loader
-            .load(origin, after, bytes_max)
+            .load(origin, from, bytes_max)
             .inspect_err(|error: &StorageError| {
                 warn!(%origin, %error, "Changes could not be read back for a peer");
             })

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::engine::Happened;
-use crate::crdt::{Batch, RowOp};
+use crate::crdt::{Batch, Part, Piece, RowOp, Staging};
 use crate::node::{SubmitError, TransactError};
 use crate::replica::BatchId;
 use crate::store::schema::{SchemaChange, SchemaRequest};
@@ -36,13 +36,36 @@ const WAIT_MAX: Duration = Duration::from_secs(1);
 /// One thing for the writer to do, and quickly done.
 pub(super) enum Job {
     /// A typed command, as row operations.
-    Ops { ops: Vec<RowOp>, reply: oneshot::Sender<Result<(), SubmitError>> },
+    Ops {
+        ops: Vec<RowOp>,
+        reply: oneshot::Sender<Result<(), SubmitError>>,
+    },
     /// A change of the schema.
-    Schema { request: SchemaRequest, reply: oneshot::Sender<Result<SchemaChange, SubmitError>> },
+    Schema {
+        request: SchemaRequest,
+        reply: oneshot::Sender<Result<SchemaChange, SubmitError>>,
+    },
     /// Changes from other nodes.
-    Apply { id: BatchId, batch: Batch },
+    Apply {
+        id: BatchId,
+        batch: Batch,
+    },
+    /// Parts of a pull, to be kept until the rest has come.
+    Stage {
+        staging: Staging,
+        parts: Vec<Part>,
+    },
+    /// A pull whose first parts are kept. It may take long, and so has a group of its own.
+    ApplyStaged {
+        id: BatchId,
+        staging: Staging,
+        last: Piece,
+    },
+    Unstage(Staging),
     /// The replica found that this node's tail was lost: a peer knows more of it than it does.
-    BeginEpoch { above: Epoch },
+    BeginEpoch {
+        above: Epoch,
+    },
     /// Delete this node's rows that came back from others and that nobody has written again.
     Withdraw,
 }
@@ -51,6 +74,8 @@ pub(super) enum Job {
 pub(super) struct Transaction {
     pub(super) statements: Vec<Statement>,
     pub(super) deadline: Option<Instant>,
+    /// Whether others have to wait until it is through.
+    pub(super) is_long: bool,
     pub(super) reply: oneshot::Sender<Result<Transacted, TransactError>>,
 }
 
@@ -80,6 +105,8 @@ struct Queues {
     is_turn_of_transactions: bool,
     /// Whether the writer sleeps. To wake somebody who is awake would be a call to the kernel, too.
     is_asleep: bool,
+    /// Whether others went before the long job that is next.
+    is_turn_of_long: bool,
     is_closed: bool,
 }
 
@@ -206,7 +233,16 @@ impl Queues {
             return Turn::Transactions(first);
         }
         self.is_turn_of_transactions = true;
-        let mut jobs: Vec<Job> = self.engine.drain(..).collect();
+        let is_long = |job: &Job| matches!(job, Job::ApplyStaged { .. });
+        let until_long = self.engine.iter().position(is_long).unwrap_or(self.engine.len());
+        let is_long_next = until_long == 0 && !self.engine.is_empty();
+        // Who waits already need not wait for a long job, but goes before it once only.
+        if is_long_next && (self.is_turn_of_long || self.faces.is_empty()) {
+            self.is_turn_of_long = false;
+            return Turn::Jobs(self.engine.drain(..1).collect());
+        }
+        self.is_turn_of_long = is_long_next;
+        let mut jobs: Vec<Job> = self.engine.drain(..until_long).collect();
         let room = GROUP_JOBS_MAX.saturating_sub(jobs.len()).min(self.faces.len());
         jobs.extend(self.faces.drain(..room));
         Turn::Jobs(jobs)
@@ -228,7 +264,7 @@ mod tests {
 
     fn transaction() -> (Transaction, oneshot::Receiver<Result<Transacted, TransactError>>) {
         let (reply, answer) = oneshot::channel();
-        (Transaction { statements: Vec::new(), deadline: None, reply }, answer)
+        (Transaction { statements: Vec::new(), deadline: None, is_long: false, reply }, answer)
     }
 
     fn take(mailbox: &Mailbox) -> Option<Turn> {
@@ -273,6 +309,34 @@ mod tests {
         }
         assert_eq!(turns, "jtjtt");
         assert!(mailbox.next_transaction().is_none());
+    }
+
+    #[test]
+    fn a_long_job_has_a_group_of_its_own_and_is_not_put_off_for_ever() {
+        let mailbox = Mailbox::default();
+        let staging = Staging(1);
+        let last = Piece {
+            origin: crate::types::Origin::default(),
+            after: crate::types::Version(0),
+            through: crate::types::Version(1),
+            changesets: Vec::new(),
+        };
+        mailbox.push(Job::Stage { staging, parts: Vec::new() });
+        mailbox.push(Job::ApplyStaged { id: BatchId(1), staging, last });
+        mailbox.push(Job::Withdraw);
+        let mut turns = Vec::new();
+        for _ in 0..4 {
+            mailbox.submit(job().0).unwrap();
+            let jobs = take_jobs(&mailbox);
+            let said = jobs.iter().map(|job| match job {
+                Job::Stage { .. } => 's',
+                Job::ApplyStaged { .. } => 'L',
+                Job::Withdraw => 'w',
+                _ => 'f',
+            });
+            turns.push(said.collect::<String>());
+        }
+        assert_eq!(turns, ["sf", "f", "L", "wff"]);
     }
 
     #[test]

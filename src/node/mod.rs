@@ -27,7 +27,7 @@ use self::mailbox::Mailbox;
 use self::writer::Listeners;
 use crate::catalog::{Command, Node as NodeRow, View, rows};
 use crate::crdt::storage::{Storage, StorageError};
-use crate::crdt::{Commit, RowEvent, TableEvents};
+use crate::crdt::{Commit, RowEvent, RowEvents, TableEvents};
 use crate::live::Feed;
 use crate::net::{Events, Net};
 use crate::replica::{self, Replica};
@@ -228,7 +228,7 @@ fn first_view(local: &Local, readers: &Readers) -> Result<View, StorageError> {
             existed: false,
             row: Some(row),
         });
-        tables.push(TableEvents { rows: rows.collect(), table });
+        tables.push(TableEvents { rows: RowEvents::Each(rows.collect()), table });
     }
     let at = Hlc::default().tick(writer::wall_now());
     let commit = Commit { seq: Seq::default(), at, tables, changeset: None, heads: Vec::new() };

@@ -13,12 +13,12 @@ use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tracing::{error, warn};
 
-use super::engine::Happened;
+use super::engine::{Happened, Written};
 use super::mailbox::{GROUP_JOBS_MAX, Job, Mailbox, Reports, Transaction, Turn};
 use super::{SubmitError, TransactError};
 use crate::catalog::rows;
 use crate::crdt::storage::StorageError;
-use crate::crdt::{Changeset, Refusal, RowOp};
+use crate::crdt::{Commit, Refusal, RowOp, Staging};
 use crate::live::Feed;
 use crate::replica::BatchId;
 use crate::store::schema::{SchemaChange, SchemaError};
@@ -30,6 +30,9 @@ use crate::types::{Origin, Version, Wall};
 /// allowed takes about a second.
 pub(super) const RUN_MAX: Duration = Duration::from_secs(3);
 
+/// The longest that one may run that its user declared long.
+pub(super) const LONG_RUN_MAX: Duration = Duration::from_secs(600);
+
 /// How long users' transactions may go on sharing one sync, before it is the turn of other jobs:
 /// about what a sync costs on a slow disk. One that begins within it may run longer.
 const TRANSACTIONS_TURN: Duration = Duration::from_millis(10);
@@ -40,6 +43,8 @@ enum Outcome {
     Sql(oneshot::Sender<Result<Transacted, TransactError>>, Result<Transacted, SqlError>),
     Schema(oneshot::Sender<Result<SchemaChange, SubmitError>>, Result<SchemaChange, SchemaError>),
     Applied(BatchId, Result<Vec<(Origin, Version)>, StorageError>),
+    Staged(Staging, Result<(), StorageError>),
+    Unstaged(Result<(), StorageError>),
     Epoch(Result<(Origin, (Origin, Version)), StorageError>),
     Withdrawn(Result<usize, StorageError>),
 }
@@ -96,6 +101,18 @@ fn write_jobs(store: &mut Store, jobs: Vec<Job>, listeners: &Listeners) {
                 listeners.pulse.beat_long("merging changes of other nodes");
                 Outcome::Applied(id, group.apply(&batch))
             }
+            Job::Stage { staging, parts } => {
+                listeners.pulse.beat_long("keeping changes of other nodes until they are whole");
+                Outcome::Staged(staging, group.stage(staging, &parts))
+            }
+            Job::ApplyStaged { id, staging, last } => {
+                listeners.pulse.beat_long("merging many changes of another node");
+                Outcome::Applied(id, group.apply_staged(staging, &last))
+            }
+            Job::Unstage(staging) => {
+                listeners.pulse.beat_long("forgetting changes that did not become whole");
+                Outcome::Unstaged(group.unstage(staging))
+            }
             Job::BeginEpoch { above } => {
                 listeners.pulse.beat_long("writing this node's rows under a new epoch");
                 Outcome::Epoch(group.begin_epoch(above))
@@ -118,12 +135,19 @@ fn write_transactions(store: &mut Store, first: Transaction, listeners: &Listene
     let mut group = store.group(wall_now());
     let mut outcomes = Vec::new();
     let mut next = Some(first);
-    while let Some(Transaction { statements, deadline, reply }) = next {
+    while let Some(Transaction { statements, deadline, is_long, reply }) = next {
         listeners.pulse.beat_long("running a user's transaction");
-        let latest = Instant::now() + RUN_MAX;
-        let deadline = deadline.map_or(latest, |deadline| deadline.min(latest));
-        outcomes.push(Outcome::Sql(reply, group.sql(&statements, Some(deadline))));
-        let has_room = outcomes.len() < GROUP_JOBS_MAX && begun.elapsed() < TRANSACTIONS_TURN;
+        let latest = Instant::now() + if is_long { LONG_RUN_MAX } else { RUN_MAX };
+        let deadline = Some(deadline.map_or(latest, |deadline| deadline.min(latest)));
+        let result = if is_long {
+            group.sql_long(&statements, deadline)
+        } else {
+            group.sql(&statements, deadline)
+        };
+        outcomes.push(Outcome::Sql(reply, result));
+        let has_room = outcomes.len() < GROUP_JOBS_MAX
+            && begun.elapsed() < TRANSACTIONS_TURN
+            && !group.is_large();
         next = if has_room { listeners.mailbox.next_transaction() } else { None };
     }
     // A user's statement may have deleted a check.
@@ -134,6 +158,7 @@ fn write_transactions(store: &mut Store, first: Transaction, listeners: &Listene
 fn conclude(group: Group<'_>, mut outcomes: Vec<Outcome>, may_define: bool, listeners: &Listeners) {
     let Listeners { feed, reports, definitions, pulse, .. } = listeners;
     pulse.beat_long("writing a group to the disk");
+    let me = group.origin();
     match group.commit() {
         Ok(commits) => {
             pulse.beat("telling of what was written");
@@ -141,10 +166,10 @@ fn conclude(group: Group<'_>, mut outcomes: Vec<Outcome>, may_define: bool, list
             let is_epoch = |outcome: &mut Outcome| matches!(outcome, Outcome::Epoch(_));
             answer(outcomes.extract_if(.., is_epoch).collect(), None, listeners);
             commits.iter().for_each(|commit| feed.publish(commit));
-            let changesets: Vec<Arc<Changeset>> =
-                commits.iter().filter_map(|commit| commit.changeset.clone()).collect();
-            if !changesets.is_empty() {
-                report(reports, Happened::Committed(changesets));
+            let written: Vec<Written> =
+                commits.iter().filter_map(|commit| written(commit, me)).collect();
+            if !written.is_empty() {
+                report(reports, Happened::Committed(written));
             }
             // Before the callers hear: a report on a check that was just registered finds it.
             if may_define {
@@ -159,6 +184,12 @@ fn conclude(group: Group<'_>, mut outcomes: Vec<Outcome>, may_define: bool, list
     }
 }
 
+/// Says what to tell others of a commit of this node's own.
+fn written(commit: &Commit, me: Origin) -> Option<Written> {
+    let whole = commit.changeset.clone().map(Written::Whole);
+    whole.or_else(|| commit.large(me).map(|head| Written::Large { origin: me, head }))
+}
+
 /// Tells whether a job may add, change or remove the definition of a check, or its row.
 fn may_define(job: &Job) -> bool {
     let names = |table: &str| table == rows::DEFINITIONS;
@@ -169,7 +200,13 @@ fn may_define(job: &Job) -> bool {
             }
             RowOp::Require { .. } => false,
         }),
-        Job::Schema { .. } | Job::Apply { .. } | Job::BeginEpoch { .. } | Job::Withdraw => false,
+        Job::Schema { .. }
+        | Job::Apply { .. }
+        | Job::Stage { .. }
+        | Job::ApplyStaged { .. }
+        | Job::Unstage(_)
+        | Job::BeginEpoch { .. }
+        | Job::Withdraw => false,
     }
 }
 
@@ -216,6 +253,14 @@ fn answer(outcomes: Vec<Outcome>, group: Option<&StorageError>, listeners: &List
             }
             Outcome::Applied(id, result) => {
                 report(reports, Happened::Applied { id, result: all(result, group) });
+            }
+            Outcome::Staged(staging, result) => {
+                report(reports, Happened::Staged { staging, result: all(result, group) });
+            }
+            Outcome::Unstaged(result) => {
+                if let Err(error) = all(result, group) {
+                    warn!(%error, "Changes that did not become whole are still on the disk; the next start forgets them");
+                }
             }
             Outcome::Epoch(result) => report(reports, Happened::EpochBegun(all(result, group))),
             Outcome::Withdrawn(result) => {

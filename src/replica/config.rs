@@ -48,11 +48,19 @@ pub struct Config {
     pub early_origin_bytes_max: usize,
     /// How many bytes in all may wait for missing versions.
     pub early_bytes_max: usize,
-    /// How many bytes of one origin's pulled parts are kept until they are whole. At the brim
-    /// what is there is applied, and the origin's rows are for a while no true prefix.
+    /// How many bytes of one origin's pulled parts are kept in memory until they are whole. At the
+    /// brim they go to the disk, and so do those that follow.
     pub staged_origin_bytes_max: usize,
-    /// How many bytes of pulled parts of all origins are kept until they are whole.
+    /// How many bytes of pulled parts of all origins are kept in memory until they are whole. At
+    /// the brim those of the origin that is added to go to the disk.
     pub staged_bytes_max: usize,
+    /// How many bytes of an origin that goes to the disk go there at a time: enough that the sync of
+    /// each costs little, few enough that they are no burden while they wait.
+    pub stage_bytes_max: usize,
+    /// How many bytes of one origin's pulled parts are kept on disk until they are whole: applying
+    /// them holds the writer. At the brim what is there is applied at the next end of a version, and
+    /// the origin's rows are for a while no true prefix. A single version is never split.
+    pub stored_origin_bytes_max: usize,
     /// How long rows of this node may stay that come back from others after its disk was lost or
     /// set back, before they are withdrawn: what runs here has that long to register again.
     pub withdraw_after: Duration,
@@ -83,6 +91,8 @@ impl Default for Config {
             early_bytes_max: 16 * 1024 * 1024,
             staged_origin_bytes_max: 8 * 1024 * 1024,
             staged_bytes_max: 64 * 1024 * 1024,
+            stage_bytes_max: 1024 * 1024,
+            stored_origin_bytes_max: 64 * 1024 * 1024,
             withdraw_after: Duration::from_secs(60),
         }
     }

@@ -11,7 +11,7 @@ use rand::rngs::SmallRng;
 use super::Config;
 use super::io::BatchId;
 use super::pull::join;
-use crate::crdt::{Batch, Piece};
+use crate::crdt::{Batch, Piece, Staging};
 use crate::ledger::Ledger;
 use crate::ledger::reorder::{Kept, Reorder};
 use crate::types::{NodeId, Origin, Time, Version};
@@ -50,6 +50,8 @@ pub(super) struct Intake {
     singly: usize,
     aside: BTreeMap<Origin, Aside>,
     batch: BatchId,
+    /// What is on disk of pieces that were dropped.
+    unstaged: Vec<Staging>,
     config: Config,
 }
 
@@ -58,6 +60,15 @@ struct Ready {
     piece: Piece,
     bytes: usize,
     from: NodeId,
+    /// Where on disk the parts wait that come before the piece. It then has a batch of its own.
+    staging: Option<Staging>,
+}
+
+/// What is to be written.
+#[derive(Debug)]
+pub(super) enum Outgoing {
+    Batch(Batch),
+    Staged(Staging, Piece),
 }
 
 #[derive(Debug)]
@@ -108,6 +119,7 @@ impl Intake {
             singly: 0,
             aside: BTreeMap::new(),
             batch: BatchId(0),
+            unstaged: Vec::new(),
             config,
         }
     }
@@ -144,8 +156,37 @@ impl Intake {
         Taken::Next
     }
 
+    /// Takes in the last piece of a pull whose other parts are on disk. It is taken although there is
+    /// no room: the parts took more than that to come.
+    pub(super) fn take_staged(
+        &mut self,
+        now: Time,
+        ledger: &Ledger,
+        from: NodeId,
+        (staging, last): (Staging, Piece),
+    ) -> Taken {
+        let origin = last.origin;
+        let reached = self.reached(ledger, origin);
+        let is_aside = self.aside.get(&origin).is_some_and(|aside| aside.until > now);
+        if last.through <= reached || last.after > reached || is_aside {
+            self.unstaged.push(staging);
+            return if last.through <= reached { Taken::Known } else { Taken::Dropped };
+        }
+        let bytes = piece_bytes(&last);
+        self.line_up(from, last, bytes, reached);
+        let ready = self.ready.back_mut().expect("it was lined up just now");
+        ready.staging = Some(staging);
+        self.line_up_early(ledger, from, origin);
+        Taken::Next
+    }
+
+    /// Returns what may go from the disk.
+    pub(super) fn take_unstaged(&mut self) -> Vec<Staging> {
+        std::mem::take(&mut self.unstaged)
+    }
+
     /// Returns the next batch, if one may go: there is one at a time.
-    pub(super) fn next_batch(&mut self, now: Time) -> Option<(BatchId, Batch)> {
+    pub(super) fn next_batch(&mut self, now: Time) -> Option<(BatchId, Outgoing)> {
         let waits = self.retry_at.is_some_and(|retry_at| retry_at > now);
         if self.outstanding.is_some() || waits || self.ready.is_empty() {
             return None;
@@ -161,8 +202,14 @@ impl Intake {
             }
         }
         self.batch = BatchId(self.batch.0 + 1);
+        let staging = pieces.first().and_then(|ready| ready.staging);
         self.outstanding = Some(Outstanding { id: self.batch, pieces });
-        Some((self.batch, Batch { pieces: joined.into_values().collect() }))
+        let batch = Batch { pieces: joined.into_values().collect() };
+        let outgoing = match (staging, batch.pieces.first()) {
+            (Some(staging), Some(last)) => Outgoing::Staged(staging, last.clone()),
+            _ => Outgoing::Batch(batch),
+        };
+        Some((self.batch, outgoing))
     }
 
     /// The batch is on disk; the ledger was moved by its heads already. Returns what the storage
@@ -247,7 +294,7 @@ impl Intake {
         }
         self.reached.insert(piece.origin, piece.through);
         self.ready_bytes += bytes;
-        self.ready.push_back(Ready { piece, bytes, from });
+        self.ready.push_back(Ready { piece, bytes, from, staging: None });
     }
 
     fn line_up_early(&mut self, ledger: &Ledger, from: NodeId, origin: Origin) {
@@ -264,11 +311,16 @@ impl Intake {
         let mut bytes = 0;
         let mut pieces = Vec::new();
         while let Some(ready) = self.ready.front() {
-            if !pieces.is_empty() && bytes + ready.bytes > self.config.batch_bytes_max {
+            let is_alone = ready.staging.is_some();
+            let is_full = is_alone || bytes + ready.bytes > self.config.batch_bytes_max;
+            if !pieces.is_empty() && is_full {
                 break;
             }
             bytes += ready.bytes;
             pieces.extend(self.ready.pop_front());
+            if is_alone {
+                break;
+            }
         }
         pieces
     }
@@ -293,6 +345,7 @@ impl Intake {
             let stays = ready.piece.origin != origin;
             if !stays {
                 self.ready_bytes -= ready.bytes;
+                self.unstaged.extend(ready.staging);
             }
             stays
         });

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::crdt::storage::Extract;
-use crate::crdt::{Batch, Changeset};
+use crate::crdt::storage::{Bookmark, Extract};
+use crate::crdt::{Batch, Changeset, Part, Piece, Staging};
 use crate::types::{Epoch, NodeId, Origin, Version};
 use crate::wire::Message;
 
@@ -14,6 +14,9 @@ use crate::wire::Message;
 pub enum Input {
     /// This node committed a local transaction, and it is on disk.
     Committed(Arc<Changeset>),
+    /// This node committed a local transaction that is too large to be told whole, and it is on disk:
+    /// its own origin is now held up to `head`.
+    CommittedLarge { origin: Origin, head: Version },
     /// A peer said something. The bytes were decoded by [`crate::wire::decode`], and the sender
     /// is known for certain.
     Received { from: NodeId, message: Message },
@@ -23,8 +26,10 @@ pub enum Input {
     PeerDown(NodeId),
     /// Messages to this peer were dropped, because its queue was full or its connection broke.
     Overrun(NodeId),
-    /// The answer to [`Effect::Apply`].
+    /// The answer to [`Effect::Apply`] or [`Effect::ApplyStaged`].
     Applied { id: BatchId, outcome: ApplyOutcome },
+    /// The answer to [`Effect::Stage`]: they are kept, or nothing was written.
+    Staged { staging: Staging, is_done: bool },
     /// The answer to [`Effect::Load`]; `None` when the storage failed.
     Loaded { id: LoadId, extract: Option<Extract> },
     /// The answer to [`Effect::BeginEpoch`]: what is written from now on is of `origin`, and the one
@@ -54,9 +59,18 @@ pub enum Effect {
     /// Merge the batch into the storage in one transaction, and answer [`Input::Applied`], whatever
     /// happens. There is never more than one outstanding.
     Apply { id: BatchId, batch: Batch },
+    /// Call [`crate::crdt::storage::Storage::apply_staged`], and answer [`Input::Applied`], whatever
+    /// happens. It takes the place of an [`Effect::Apply`].
+    ApplyStaged { id: BatchId, staging: Staging, last: Piece },
+    /// Call [`crate::crdt::storage::Storage::stage`], and answer [`Input::Staged`], whatever happens.
+    /// There is never more than one outstanding for one number.
+    Stage { staging: Staging, parts: Vec<Part> },
+    /// Call [`crate::crdt::storage::Storage::unstage`], after what was asked for before. Where it fails
+    /// the next start does its work.
+    Unstage(Staging),
     /// Call [`crate::crdt::storage::Storage::load`], and answer [`Input::Loaded`], whatever
     /// happens. At most [`crate::replica::Config::loads_max`] are outstanding.
-    Load { id: LoadId, origin: Origin, after: Version, bytes_max: usize },
+    Load { id: LoadId, origin: Origin, from: Bookmark, bytes_max: usize },
     /// A peer holds versions of this node's own stream that this node does not: the tail was lost,
     /// or the disk is an old copy. Call [`crate::crdt::storage::Storage::begin_epoch`] before the
     /// next local commit and answer [`Input::EpochBegun`]. Where that fails, repeat it: the replica

@@ -13,6 +13,7 @@ use std::time::Duration;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
+use crate::crdt::storage::Bookmark;
 use crate::crdt::{Changeset, Piece};
 use crate::ledger::Ledger;
 use crate::types::{Epoch, NodeId, Origin, Time, Version};
@@ -33,9 +34,9 @@ pub use io::{ApplyOutcome, BatchId, Effect, Input, Lane, LoadId};
 pub use stats::{Behind, Stats};
 
 use compare::Digests;
-use intake::{Intake, Lost, Taken};
+use intake::{Intake, Lost, Outgoing, Taken};
 use overlay::{Event, Overlay};
-use pull::{Answer, Pulls};
+use pull::{Answer, Pulled, Pulls};
 use returned::Returned;
 use serve::Serve;
 
@@ -108,6 +109,7 @@ impl Replica {
     pub fn handle(&mut self, now: Time, input: Input) {
         match input {
             Input::Committed(changeset) => self.on_committed(now, changeset),
+            Input::CommittedLarge { origin, head } => self.on_committed_large(now, origin, head),
             Input::Received { from, message } => self.on_received(now, from, message),
             Input::PeerUp { node, round_trip } if node != self.me.node => {
                 self.overlay.on_peer_up(now, &mut self.rng, node, round_trip);
@@ -124,6 +126,14 @@ impl Replica {
                 self.digests.on_overrun(now, node);
             }
             Input::Applied { id, outcome } => self.on_applied(now, id, outcome),
+            Input::Staged { staging, is_done } => {
+                let reached = |origin| self.intake.reached(&self.ledger, origin);
+                if let Some(whole) =
+                    self.pulls.on_staged(now, &mut self.stats, (staging, is_done), reached)
+                {
+                    self.take_in(now, whole);
+                }
+            }
             Input::Loaded { id, extract } => {
                 let own = (self.me, self.ledger.head(self.me));
                 self.effects.extend(self.serve.on_loaded(&mut self.stats, id, extract, own));
@@ -199,6 +209,12 @@ impl Replica {
         self.intake.waiting_bytes()
     }
 
+    /// Returns how many bytes are kept in memory of pulls that are not whole yet: in all, and of the
+    /// origin with the most.
+    pub fn staged_bytes(&self) -> (usize, usize) {
+        self.pulls.staged_bytes()
+    }
+
     fn on_committed(&mut self, now: Time, changeset: Arc<Changeset>) {
         let piece = Piece::of(changeset);
         let (origin, version) = (piece.origin, piece.through);
@@ -209,6 +225,18 @@ impl Replica {
         let to: Vec<NodeId> = self.overlay.eager().collect();
         self.stats.own_pushed += to.len() as u64;
         self.send(to, Message::Push { hops: 0, piece }, Lane::Own);
+        self.digests.on_moved(now);
+    }
+
+    /// The commit is not told itself: whoever hears of its head pulls it.
+    fn on_committed_large(&mut self, now: Time, origin: Origin, head: Version) {
+        if !self.ledger.advance(origin, head) {
+            return;
+        }
+        self.pulls.on_reached(origin, head);
+        let to: Vec<NodeId> = self.overlay.eager().collect();
+        self.stats.digests += to.len() as u64;
+        self.send(to, Message::Heads(vec![(origin, head)]), Lane::Own);
         self.digests.on_moved(now);
     }
 
@@ -232,14 +260,14 @@ impl Replica {
                 let answer = compare::answer_heads(&self.ledger, &buckets, &heads);
                 self.send(vec![from], answer, Lane::Control);
             }
-            Message::Want { request, origin, after } => {
+            Message::Want { request, origin, after, part } => {
                 let held = self.ledger.head(origin);
-                let asked = (origin, after);
+                let asked = (origin, Bookmark { after, part });
                 let answer = self.serve.on_want(&mut self.stats, (from, request), asked, held);
                 self.effects.push_back(answer);
             }
-            Message::Pulled { request, piece, head } => {
-                self.on_pulled(now, Answer { from, request, piece, head });
+            Message::Pulled { request, piece, head, cut } => {
+                self.on_pulled(now, Answer { from, request, piece, head, cut });
             }
             Message::Busy { request, retry_after } => {
                 self.stats.pulls_busy += 1;
@@ -308,15 +336,27 @@ impl Replica {
     }
 
     fn on_pulled(&mut self, now: Time, answer: Answer) {
-        let (from, origin) = (answer.from, answer.piece.origin);
+        let origin = answer.piece.origin;
         let reached = self.intake.reached(&self.ledger, origin);
-        let whole = self.pulls.on_pulled(now, &mut self.stats, answer, reached);
-        let Some(piece) = whole else { return };
+        if let Some(whole) = self.pulls.on_pulled(now, &mut self.stats, answer, reached) {
+            self.take_in(now, whole);
+        }
+    }
+
+    /// Takes in what was pulled, now that it is whole.
+    fn take_in(&mut self, now: Time, whole: Pulled) {
+        let Pulled { from, piece, staging } = whole;
+        let origin = piece.origin;
         if self.is_own(origin) {
             self.stats.rejected += 1;
+            self.effects.extend(staging.map(Effect::Unstage));
             return;
         }
-        if self.intake.take(now, &self.ledger, from, piece) == Taken::Next {
+        let taken = match staging {
+            Some(staging) => self.intake.take_staged(now, &self.ledger, from, (staging, piece)),
+            None => self.intake.take(now, &self.ledger, from, piece),
+        };
+        if taken == Taken::Next {
             self.digests.on_pulled(origin);
             self.reached(origin);
         }
@@ -359,17 +399,31 @@ impl Replica {
         self.overlay.run(now, &mut self.rng);
         self.on_overlay_events();
         // A batch that leaves makes room for what is pulled.
-        if let Some((id, batch)) = self.intake.next_batch(now) {
-            if batch.pieces.iter().any(|piece| piece.origin.node == self.me.node) {
+        if let Some((id, outgoing)) = self.intake.next_batch(now) {
+            let is_mine = |piece: &Piece| piece.origin.node == self.me.node;
+            let (has_mine, effect) = match outgoing {
+                Outgoing::Batch(batch) => {
+                    (batch.pieces.iter().any(is_mine), Effect::Apply { id, batch })
+                }
+                Outgoing::Staged(staging, last) => {
+                    (is_mine(&last), Effect::ApplyStaged { id, staging, last })
+                }
+            };
+            if has_mine {
                 self.returned.on_returned(now);
             }
-            self.effects.push_back(Effect::Apply { id, batch });
+            self.effects.push_back(effect);
         }
         if self.returned.run(now) {
             self.effects.push_back(Effect::Withdraw);
         }
         self.pulls.run(now, &mut self.stats);
         self.pull(now);
+        let stores = self.pulls.take_stores();
+        let is_stage = |effect: &&Effect| matches!(effect, Effect::Stage { .. });
+        self.stats.stagings += stores.iter().filter(is_stage).count() as u64;
+        self.effects.extend(stores);
+        self.effects.extend(self.intake.take_unstaged().into_iter().map(Effect::Unstage));
         self.tell(now);
     }
 

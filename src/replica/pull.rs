@@ -8,11 +8,13 @@ use rand::RngExt;
 use rand::rngs::SmallRng;
 
 use super::Config;
+use super::io::Effect;
 use super::overlay::Overlay;
 use super::stats::{Behind, Stats};
-use crate::crdt::Piece;
+use crate::crdt::storage::Bookmark;
+use crate::crdt::{Part, Piece, Staging};
 use crate::types::{NodeId, Origin, Time, Version};
-use crate::wire::{Message, RequestId, piece_bytes};
+use crate::wire::{Cut, Message, RequestId, piece_bytes};
 
 /// How many origins may be known to be behind: more than any cluster has. Above that an origin is
 /// not remembered, and the next digest tells of it again.
@@ -34,6 +36,16 @@ const BUSY_MAX: Duration = Duration::from_secs(30);
 /// How soon a want is looked at again when all its sources are occupied.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
+/// When a want whose parts are being stored is looked at again, at the latest.
+const STORING_MAX: Duration = Duration::from_secs(10);
+
+/// How long parts are kept that nobody is known to have the rest of. A peer that was too slow a few
+/// times tells again what it holds within the time between two comparisons.
+const ORPHANED_MAX: Duration = Duration::from_secs(60);
+
+/// How long a want is left alone whose parts could not be stored.
+const STORE_AGAIN: Duration = Duration::from_secs(2);
+
 /// The wants of this node, and its requests on the way.
 ///
 /// Laws: a want stands in `queue` exactly when it has no open request; every open request belongs
@@ -45,8 +57,12 @@ pub(super) struct Pulls {
     open: BTreeMap<RequestId, Open>,
     /// Peers that said they are busy, until when.
     busy: BTreeMap<NodeId, Time>,
+    /// What is staged in memory of all wants.
     staged_bytes: usize,
     request: RequestId,
+    staging: Staging,
+    /// What the disk is to keep, and to forget.
+    stores: Vec<Effect>,
     config: Config,
 }
 
@@ -61,6 +77,8 @@ struct Want {
     due: Time,
     sources: BTreeMap<NodeId, Source>,
     staged: Option<Staged>,
+    /// Since when there has been no source for the rest of what is staged.
+    orphaned: Option<Time>,
 }
 
 #[derive(Debug)]
@@ -85,15 +103,63 @@ pub(super) struct Answer {
     pub piece: Piece,
     /// The head of the snapshot that the piece was cut from.
     pub head: Version,
+    pub cut: Cut,
+}
+
+/// A pull that is whole.
+#[derive(Debug)]
+pub(super) struct Pulled {
+    pub from: NodeId,
+    pub piece: Piece,
+    /// Where on disk the parts are that come before the piece.
+    pub staging: Option<Staging>,
 }
 
 /// Parts of a catch-up, kept until they reach the head that the first of them was cut from: only
 /// then do they show the origin's rows as they once were.
 #[derive(Debug)]
 struct Staged {
-    piece: Piece,
+    /// Where the first of them begins.
+    after: Version,
+    /// Where the last of them ends.
+    end: Bookmark,
+    /// Who sent the last of them.
+    source: NodeId,
+    /// Whether `end` counts parts as the source still does.
+    is_counted: bool,
+    /// Those in memory: all, or those that follow what is on disk.
+    parts: Vec<Part>,
     bytes: usize,
+    stored: Option<Stored>,
     whole_at: Version,
+}
+
+/// Parts on disk.
+#[derive(Debug)]
+struct Stored {
+    staging: Staging,
+    bytes: usize,
+    /// How many bytes are on their way there; 0: none.
+    storing: usize,
+}
+
+impl Staged {
+    /// Returns how much memory it takes.
+    fn held_bytes(&self) -> usize {
+        self.bytes + self.stored.as_ref().map_or(0, |stored| stored.storing)
+    }
+
+    fn is_storing(&self) -> bool {
+        self.stored.as_ref().is_some_and(|stored| stored.storing > 0)
+    }
+
+    /// Makes one piece of the parts in memory.
+    fn into_pulled_of(self, origin: Origin) -> Pulled {
+        let Self { after, end, source, parts, stored, .. } = self;
+        let changesets = parts.into_iter().flat_map(|part| part.piece.changesets).collect();
+        let piece = Piece { origin, after, through: end.after, changesets };
+        Pulled { from: source, piece, staging: stored.map(|stored| stored.staging) }
+    }
 }
 
 impl Pulls {
@@ -105,6 +171,8 @@ impl Pulls {
             busy: BTreeMap::new(),
             staged_bytes: 0,
             request: RequestId(0),
+            staging: Staging(0),
+            stores: Vec::new(),
             config,
         }
     }
@@ -125,7 +193,15 @@ impl Pulls {
             let due = (now + self.config.pull_after).max(not_before);
             self.queue.insert((due, origin));
             let sources = BTreeMap::new();
-            let want = Want { goal: head, target: head, since: now, due, sources, staged: None };
+            let want = Want {
+                goal: head,
+                target: head,
+                since: now,
+                due,
+                sources,
+                staged: None,
+                orphaned: None,
+            };
             self.wants.insert(origin, want);
         }
         let Some(want) = self.wants.get_mut(&origin) else { return false };
@@ -163,38 +239,90 @@ impl Pulls {
         None
     }
 
-    /// Takes an answer. Returns a piece to apply, when there is a whole one.
+    /// Takes an answer. Returns what to apply, when there is something whole.
     pub(super) fn on_pulled(
         &mut self,
         now: Time,
         stats: &mut Stats,
         answer: Answer,
         reached: Version,
-    ) -> Option<Piece> {
-        let Answer { from, request, piece, head } = answer;
+    ) -> Option<Pulled> {
+        let Answer { from, request, piece, head, cut } = answer;
         let origin = piece.origin;
         let was_open = self.is_open(from, request, origin);
         if was_open {
             self.open.remove(&request);
         }
-        let Some(want) = self.wants.get_mut(&origin).filter(|_| was_open) else {
+        let end = Bookmark { after: piece.through, part: cut.to };
+        let position = self.position(origin, Some(from), reached);
+        let goes_on = cut.from > 0 && position == Bookmark { after: piece.after, part: cut.from };
+        let is_wanted = self.wants.contains_key(&origin) && (was_open || goes_on);
+        if !is_wanted {
             // It comes after its time; if it is whole it is as good as any other.
-            return (piece.through == head && piece.through > reached).then_some(piece);
-        };
-        let staged_to = want.staged.as_ref().map_or(Version(0), |staged| staged.piece.through);
-        if piece.through <= reached.max(staged_to) {
-            stats.pulls_empty += 1;
-            self.miss(now, from, origin);
+            let is_whole = cut == Cut::default() && piece.through == head;
+            let is_news = is_whole && piece.through > reached;
+            return is_news.then_some(Pulled { from, piece, staging: None });
+        }
+        let is_storing = self.staged_of(origin).is_some_and(Staged::is_storing);
+        let joins = cut.from == 0 || goes_on;
+        if end <= position || !joins || is_storing {
+            // What was asked for twice comes twice, and is nobody's fault.
+            if joins && !is_storing && was_open {
+                stats.pulls_empty += 1;
+                self.miss(now, from, origin);
+            } else if was_open {
+                self.requeue(now, origin);
+            }
             return None;
         }
         stats.pulls_useful += 1;
+        let want = self.wants.get_mut(&origin)?;
         if let Some(source) = want.sources.get_mut(&from) {
             source.misses = 0;
             source.head = source.head.max(head);
         }
         want.goal = want.goal.max(head);
-        self.requeue(now, origin);
-        self.stage(stats, piece, head, reached)
+        if was_open {
+            self.requeue(now, origin);
+        }
+        self.stage(now, stats, (from, Part { piece, is_cut: cut.to > 0 }), (end, head), reached)
+    }
+
+    /// The disk keeps parts, or does not. Returns what to apply, when it is whole now.
+    pub(super) fn on_staged(
+        &mut self,
+        now: Time,
+        stats: &mut Stats,
+        (staging, is_done): (Staging, bool),
+        reached: impl Fn(Origin) -> Version,
+    ) -> Option<Pulled> {
+        let of_staging = |want: &Want| {
+            let stored = want.staged.as_ref().and_then(|staged| staged.stored.as_ref());
+            stored.is_some_and(|stored| stored.staging == staging)
+        };
+        let origin = *self.wants.iter().find(|(_, want)| of_staging(want))?.0;
+        if !is_done {
+            stats.stagings_failed += 1;
+            self.unstage(origin);
+            if !self.has_open(origin) {
+                self.requeue(now + STORE_AGAIN, origin);
+            }
+            return None;
+        }
+        let staged = self.wants.get_mut(&origin)?.staged.as_mut()?;
+        let stored = staged.stored.as_mut()?;
+        self.staged_bytes -= stored.storing;
+        stored.bytes += stored.storing;
+        stored.storing = 0;
+        if !self.has_open(origin) {
+            self.requeue(now, origin);
+        }
+        self.conclude(stats, origin, reached(origin))
+    }
+
+    /// Returns what the disk is to keep and to forget.
+    pub(super) fn take_stores(&mut self) -> Vec<Effect> {
+        std::mem::take(&mut self.stores)
     }
 
     pub(super) fn on_busy(
@@ -238,6 +366,10 @@ impl Pulls {
             .collect();
         for want in self.wants.values_mut() {
             want.sources.remove(&node);
+            // Should it come back with another disk, it may count parts otherwise.
+            if let Some(staged) = want.staged.as_mut().filter(|staged| staged.source == node) {
+                staged.is_counted = false;
+            }
         }
         for (request, origin) in lost {
             self.open.remove(&request);
@@ -252,10 +384,17 @@ impl Pulls {
         [timeout, due].into_iter().flatten().min()
     }
 
+    /// Returns what is staged in memory: in all, and of the origin with the most.
+    pub(super) fn staged_bytes(&self) -> (usize, usize) {
+        let staged = self.wants.values().filter_map(|want| want.staged.as_ref());
+        (self.staged_bytes, staged.map(Staged::held_bytes).max().unwrap_or(0))
+    }
+
     /// Sums up what is missing, held against the heads on disk.
     pub(super) fn behind(&self, held: impl Fn(Origin) -> Version) -> Behind {
         let mut behind = Behind::default();
-        for (origin, want) in &self.wants {
+        // What nobody is known to hold is not missing.
+        for (origin, want) in self.wants.iter().filter(|(_, want)| want.orphaned.is_none()) {
             behind.origins += 1;
             behind.versions += want.goal.0.saturating_sub(held(*origin).0);
             behind.since = Some(behind.since.map_or(want.since, |since| since.min(want.since)));
@@ -294,17 +433,21 @@ impl Pulls {
             self.requeue(now + self.config.pull_after, origin);
             return None;
         }
-        self.drop_stale_sources(origin, reached)?;
+        if self.staged_of(origin).is_some_and(Staged::is_storing) {
+            self.requeue(now + STORING_MAX, origin);
+            return None;
+        }
+        self.drop_stale_sources(now, origin, reached)?;
         let Some(peer) = self.source(now, rng, overlay, origin, reached) else {
             let again = now + LOOK_AGAIN.mul_f64(rng.random_range(1.0..2.0));
             self.requeue(self.next_chance(origin).max(again), origin);
             return None;
         };
-        let after = self.after(origin, reached);
+        let Bookmark { after, part } = self.position(origin, Some(peer), reached);
         self.request = RequestId(self.request.0 + 1);
         let deadline = now + self.config.pull_timeout;
         self.open.insert(self.request, Open { peer, origin, deadline });
-        Some((peer, Message::Want { request: self.request, origin, after }))
+        Some((peer, Message::Want { request: self.request, origin, after, part }))
     }
 
     /// Forgets sources that hold nothing new, and the want itself when none is left (`None`): whoever
@@ -312,17 +455,23 @@ impl Pulls {
     ///
     /// A goal may have been lost with the only disk that held it, and with it the rest of what is
     /// staged.
-    fn drop_stale_sources(&mut self, origin: Origin, reached: Version) -> Option<()> {
+    fn drop_stale_sources(&mut self, now: Time, origin: Origin, reached: Version) -> Option<()> {
         let want = self.wants.get_mut(&origin)?;
         want.sources.retain(|_, source| source.head > reached);
         let Some(offered) = want.sources.values().map(|source| source.head).max() else {
-            self.remove(origin);
+            let since = *want.orphaned.get_or_insert(now);
+            if want.staged.is_some() && now.since(since) < ORPHANED_MAX {
+                self.requeue(now + self.config.pull_timeout, origin);
+            } else {
+                self.remove(origin);
+            }
             return None;
         };
+        want.orphaned = None;
         want.goal = offered;
         want.target = want.target.min(offered);
-        if let Some(staged) = want.staged.take_if(|staged| staged.piece.through >= offered) {
-            self.staged_bytes -= staged.bytes;
+        if want.staged.as_ref().is_some_and(|staged| staged.end.after >= offered) {
+            self.unstage(origin);
         }
         Some(())
     }
@@ -346,10 +495,16 @@ impl Pulls {
         origin: Origin,
         reached: Version,
     ) -> Option<NodeId> {
-        let after = self.after(origin, reached);
+        let after = self.position(origin, None, reached).after;
         let want = self.wants.get(&origin)?;
+        // Whoever began a version goes on with it: with another one it begins again.
+        let begun = want.staged.as_ref();
+        let begun = begun.filter(|staged| staged.end.part > 0 && staged.is_counted);
+        let begun_by = begun.map(|staged| staged.source);
+        let begun_by = begun_by.filter(|peer| want.sources.contains_key(peer));
         want.sources
             .iter()
+            .filter(|(peer, _)| begun_by.is_none_or(|by| by == **peer))
             .filter(|(peer, source)| {
                 source.head > after
                     && source.not_before <= now
@@ -364,50 +519,117 @@ impl Pulls {
             .map(|(_, _, _, peer)| peer)
     }
 
-    /// From where on parts are missing.
-    fn after(&self, origin: Origin, reached: Version) -> Version {
-        let staged = self.wants.get(&origin).and_then(|want| want.staged.as_ref());
-        staged.map_or(reached, |staged| staged.piece.through.max(reached))
+    /// From where on parts are missing, as `peer` counts them.
+    fn position(&self, origin: Origin, peer: Option<NodeId>, reached: Version) -> Bookmark {
+        match self.staged_of(origin).filter(|staged| staged.end.after >= reached) {
+            Some(staged) if staged.is_counted && peer == Some(staged.source) => staged.end,
+            Some(staged) => staged.end.after.into(),
+            None => reached.into(),
+        }
     }
 
+    fn staged_of(&self, origin: Origin) -> Option<&Staged> {
+        self.wants.get(&origin).and_then(|want| want.staged.as_ref())
+    }
+
+    /// Adds a part to those that are staged, up to `end`. Returns what to apply, when it is whole.
     fn stage(
         &mut self,
+        now: Time,
         stats: &mut Stats,
-        piece: Piece,
-        head: Version,
+        (source, mut part): (NodeId, Part),
+        (end, head): (Bookmark, Version),
         reached: Version,
-    ) -> Option<Piece> {
-        let origin = piece.origin;
+    ) -> Option<Pulled> {
+        let origin = part.piece.origin;
+        // What was staged was overtaken, or there is a gap behind it: begin again.
+        let is_gap = |staged: &Staged| staged.end.after < part.piece.after.max(reached);
+        if self.staged_of(origin).is_some_and(is_gap) {
+            self.unstage(origin);
+        }
         let want = self.wants.get_mut(&origin)?;
-        let bytes = piece_bytes(&piece);
-        let mut staged = match want.staged.take() {
-            Some(mut staged) if staged.piece.through >= piece.after => {
-                self.staged_bytes -= staged.bytes;
-                join(&mut staged.piece, piece);
-                staged.bytes += bytes;
-                staged
-            }
-            // What was staged was overtaken, or there is a gap behind it: begin again.
-            Some(Staged { bytes: dropped, .. }) => {
-                self.staged_bytes -= dropped;
-                Staged { piece, bytes, whole_at: head }
-            }
-            None => Staged { piece, bytes, whole_at: head },
-        };
-        if staged.piece.after > reached {
+        let staged = want.staged.get_or_insert_with(|| Staged {
+            after: part.piece.after,
+            end: part.piece.after.into(),
+            source,
+            is_counted: true,
+            parts: Vec::new(),
+            bytes: 0,
+            stored: None,
+            whole_at: head,
+        });
+        let held = staged.end.after;
+        part.piece.changesets.retain(|changeset| changeset.stamp.version > held);
+        let bytes = piece_bytes(&part.piece);
+        staged.parts.push(part);
+        staged.bytes += bytes;
+        (staged.end, staged.source, staged.is_counted) = (end, source, true);
+        staged.whole_at = staged.whole_at.max(head);
+        self.staged_bytes += bytes;
+        if staged.after > reached {
+            self.unstage(origin);
             return None;
         }
-        staged.whole_at = staged.whole_at.max(head);
-        let is_whole = staged.piece.through >= staged.whole_at;
-        let is_full = staged.bytes > self.config.staged_origin_bytes_max
-            || self.staged_bytes + staged.bytes > self.config.staged_bytes_max;
-        if is_whole || is_full {
-            stats.pulls_split += u64::from(!is_whole);
-            return Some(staged.piece);
+        let whole = self.conclude(stats, origin, reached);
+        if whole.is_none() {
+            self.store_what_is_much(now, origin);
         }
-        self.staged_bytes += staged.bytes;
-        want.staged = Some(staged);
-        None
+        whole
+    }
+
+    /// Returns what is staged, if nothing is missing of it, or if it is too much to wait for more.
+    fn conclude(&mut self, stats: &mut Stats, origin: Origin, reached: Version) -> Option<Pulled> {
+        let want = self.wants.get_mut(&origin)?;
+        let staged = want.staged.as_ref()?;
+        let stored_bytes = staged.stored.as_ref().map_or(0, |stored| stored.bytes);
+        let is_whole = staged.end.after >= staged.whole_at;
+        let is_much = stored_bytes + staged.bytes > self.config.stored_origin_bytes_max;
+        let is_over = (is_whole || is_much) && staged.end.part == 0 && staged.end.after > reached;
+        if !is_over || staged.is_storing() {
+            return None;
+        }
+        stats.pulls_split += u64::from(!is_whole);
+        let staged = want.staged.take()?;
+        self.staged_bytes -= staged.held_bytes();
+        Some(staged.into_pulled_of(origin))
+    }
+
+    /// Has the disk keep what is staged in memory, where that is much.
+    fn store_what_is_much(&mut self, now: Time, origin: Origin) {
+        let Some(want) = self.wants.get_mut(&origin) else { return };
+        let Some(staged) = want.staged.as_mut().filter(|staged| !staged.is_storing()) else {
+            return;
+        };
+        let bytes_max = match staged.stored {
+            Some(_) => self.config.stage_bytes_max,
+            None => self.config.staged_origin_bytes_max,
+        };
+        if staged.bytes <= bytes_max && self.staged_bytes <= self.config.staged_bytes_max {
+            return;
+        }
+        let next = &mut self.staging;
+        let stored = staged.stored.get_or_insert_with(|| {
+            next.0 += 1;
+            Stored { staging: *next, bytes: 0, storing: 0 }
+        });
+        stored.storing = std::mem::take(&mut staged.bytes);
+        let parts = std::mem::take(&mut staged.parts);
+        self.stores.push(Effect::Stage { staging: stored.staging, parts });
+        if !self.has_open(origin) {
+            self.requeue(now + STORING_MAX, origin);
+        }
+    }
+
+    /// Forgets what is staged of an origin.
+    fn unstage(&mut self, origin: Origin) {
+        let staged = self.wants.get_mut(&origin).and_then(|want| want.staged.take());
+        self.forget(staged);
+    }
+
+    fn forget(&mut self, staged: Option<Staged>) {
+        let Some(staged) = staged else { return };
+        self.staged_bytes -= staged.held_bytes();
+        self.stores.extend(staged.stored.map(|stored| Effect::Unstage(stored.staging)));
     }
 
     fn miss(&mut self, now: Time, peer: NodeId, origin: Origin) {
@@ -433,11 +655,15 @@ impl Pulls {
     fn remove(&mut self, origin: Origin) {
         let Some(want) = self.wants.remove(&origin) else { return };
         self.queue.remove(&(want.due, origin));
-        self.staged_bytes -= want.staged.map_or(0, |staged| staged.bytes);
+        self.forget(want.staged);
     }
 
     fn is_open(&self, from: NodeId, request: RequestId, origin: Origin) -> bool {
         self.open.get(&request).is_some_and(|open| open.peer == from && open.origin == origin)
+    }
+
+    fn has_open(&self, origin: Origin) -> bool {
+        self.open.values().any(|open| open.origin == origin)
     }
 
     fn open_with(&self, peer: NodeId) -> usize {

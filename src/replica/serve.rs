@@ -7,11 +7,11 @@ use super::Config;
 use super::io::{Effect, Lane, LoadId};
 use super::stats::Stats;
 use crate::crdt::Piece;
-use crate::crdt::storage::Extract;
+use crate::crdt::storage::{Bookmark, Extract};
 use crate::types::{NodeId, Origin, Version};
 use crate::wire::change::changeset_bytes;
 use crate::wire::frame::CHANGESET_BYTES_MAX;
-use crate::wire::{Message, RequestId};
+use crate::wire::{Cut, Message, RequestId};
 
 /// When a peer may come back that found all places taken: a load takes a few milliseconds.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
@@ -31,6 +31,7 @@ pub(super) struct Serve {
 struct Load {
     peer: NodeId,
     request: RequestId,
+    from: Bookmark,
 }
 
 impl Serve {
@@ -44,20 +45,21 @@ impl Serve {
         &mut self,
         stats: &mut Stats,
         (peer, request): (NodeId, RequestId),
-        (origin, after): (Origin, Version),
+        (origin, from): (Origin, Bookmark),
         held: Version,
     ) -> Effect {
-        if held <= after {
+        if held <= from.after {
             let piece = Piece { origin, after: held, through: held, changesets: Vec::new() };
-            return send(peer, Message::Pulled { request, piece, head: held }, Lane::Control);
+            let pulled = Message::Pulled { request, piece, head: held, cut: Cut::default() };
+            return send(peer, pulled, Lane::Control);
         }
         if self.loads.len() >= self.config.loads_max {
             stats.refused_busy += 1;
             return busy(peer, request, RETRY_AFTER);
         }
         self.load = LoadId(self.load.0 + 1);
-        self.loads.insert(self.load, Load { peer, request });
-        Effect::Load { id: self.load, origin, after, bytes_max: self.config.piece_bytes_max }
+        self.loads.insert(self.load, Load { peer, request, from });
+        Effect::Load { id: self.load, origin, from, bytes_max: self.config.piece_bytes_max }
     }
 
     /// The storage answered. `own` is this node's stream and its head as far as the replica was
@@ -69,25 +71,33 @@ impl Serve {
         extract: Option<Extract>,
         own: (Origin, Version),
     ) -> Option<Effect> {
-        let Load { peer, request } = self.loads.remove(&id)?;
-        let Some(Extract { mut piece, head }) = extract else {
+        let Load { peer, request, from } = self.loads.remove(&id)?;
+        let Some(mut extract) = extract else {
             return Some(busy(peer, request, RETRY_AFTER_FAILURE));
         };
-        if piece.origin == own.0 {
-            cut(&mut piece, own.1);
+        if extract.piece.origin == own.0 {
+            cut(&mut extract, own.1);
         }
-        if !fit(&mut piece) {
+        if !fit(&mut extract) {
             stats.oversized += 1;
             return Some(busy(peer, request, RETRY_AFTER_FAILURE));
         }
         stats.served += 1;
+        let Extract { piece, head, part } = extract;
         let head = head.max(piece.through);
-        Some(send(peer, Message::Pulled { request, piece, head }, Lane::Repair))
+        let cut = Cut { from: from.part, to: part };
+        Some(send(peer, Message::Pulled { request, piece, head, cut }, Lane::Repair))
     }
 }
 
 /// Cuts a piece off behind a version.
-fn cut(piece: &mut Piece, through: Version) {
+fn cut(extract: &mut Extract, through: Version) {
+    let Extract { piece, part, .. } = extract;
+    if *part > 0 && piece.through >= through {
+        // The version that was begun is beyond it.
+        piece.changesets.pop();
+        *part = 0;
+    }
     if piece.through > through {
         piece.changesets.retain(|changeset| changeset.stamp.version <= through);
         piece.through = through.max(piece.after);
@@ -95,19 +105,20 @@ fn cut(piece: &mut Piece, through: Version) {
 }
 
 /// Cuts a piece to what a frame holds. Returns false when not even its first changeset fits.
-fn fit(piece: &mut Piece) -> bool {
+fn fit(extract: &mut Extract) -> bool {
     let mut bytes = 0;
-    let fitting = piece.changesets.iter().take_while(|changeset| {
+    let changesets = &extract.piece.changesets;
+    let fitting = changesets.iter().take_while(|changeset| {
         bytes += changeset_bytes(changeset);
         bytes <= CHANGESET_BYTES_MAX
     });
     let fitting = fitting.count();
-    if fitting == piece.changesets.len() {
+    if fitting == changesets.len() {
         return true;
     }
     let Some(last) = fitting.checked_sub(1) else { return false };
-    let through = piece.changesets[last].stamp.version;
-    cut(piece, through);
+    let through = changesets[last].stamp.version;
+    cut(extract, through);
     true
 }
 

@@ -27,6 +27,10 @@ pub struct Stats {
     pub pulls_timed_out: u64,
     /// Catch-ups that had to be applied in parts.
     pub pulls_split: u64,
+    /// Runs of parts that went to the disk until the rest came.
+    pub stagings: u64,
+    /// Of these, those that could not be written.
+    pub stagings_failed: u64,
     /// Wants of others answered with a piece.
     pub served: u64,
     /// Wants of others that were told to come back later.

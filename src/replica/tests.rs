@@ -7,7 +7,7 @@ use crate::crdt::storage::Extract;
 use crate::crdt::{Batch, Stamp};
 use crate::ledger::tests::origin;
 use crate::types::Wall;
-use crate::wire::{Neighbour, RequestId};
+use crate::wire::{Cut, Neighbour, RequestId};
 
 const ME: u8 = 1;
 
@@ -27,6 +27,10 @@ fn push(of: u8, version: u64) -> Message {
 fn piece(of: u8, after: u64, through: u64) -> Piece {
     let changesets = (after + 1..=through).map(|version| changeset(of, version)).collect();
     Piece { origin: origin(of), after: Version(after), through: Version(through), changesets }
+}
+
+fn pulled(request: RequestId, piece: Piece, head: u64) -> Message {
+    Message::Pulled { request, piece, head: Version(head), cut: Cut::default() }
 }
 
 fn heads(of: u8, version: u64) -> Message {
@@ -91,6 +95,9 @@ fn sent(effects: &[Effect]) -> Vec<(Vec<NodeId>, &Message)> {
     let sent = effects.iter().filter_map(|effect| match effect {
         Effect::Send { to, message, .. } => Some((to.clone(), message)),
         Effect::Apply { .. }
+        | Effect::ApplyStaged { .. }
+        | Effect::Stage { .. }
+        | Effect::Unstage(_)
         | Effect::Load { .. }
         | Effect::BeginEpoch { .. }
         | Effect::Withdraw => None,
@@ -102,6 +109,9 @@ fn batch(effects: &[Effect]) -> Option<(BatchId, Batch)> {
     effects.iter().find_map(|effect| match effect {
         Effect::Apply { id, batch } => Some((*id, batch.clone())),
         Effect::Send { .. }
+        | Effect::ApplyStaged { .. }
+        | Effect::Stage { .. }
+        | Effect::Unstage(_)
         | Effect::Load { .. }
         | Effect::BeginEpoch { .. }
         | Effect::Withdraw => None,
@@ -110,7 +120,7 @@ fn batch(effects: &[Effect]) -> Option<(BatchId, Batch)> {
 
 fn wants(effects: &[Effect]) -> Vec<(NodeId, RequestId, Origin, u64)> {
     let wants = sent(effects).into_iter().filter_map(|(to, message)| match message {
-        Message::Want { request, origin, after } => Some((to[0], *request, *origin, after.0)),
+        Message::Want { request, origin, after, .. } => Some((to[0], *request, *origin, after.0)),
         _ => None,
     });
     wants.collect()
@@ -172,7 +182,7 @@ fn what_stays_missing_is_pulled_from_one_who_holds_it() {
     let asked = wants(&one.wait(300));
     let [(peer, request, wanted, 0)] = asked[..] else { panic!("{asked:?}") };
     assert_eq!((peer, wanted), (node(3), origin(9)));
-    let message = Message::Pulled { request, piece: piece(9, 0, 4), head: Version(4) };
+    let message = pulled(request, piece(9, 0, 4), 4);
     let effects = one.hear(3, message);
     let (id, batch) = batch(&effects).unwrap();
     assert_eq!(sent(&effects), [], "what was pulled is not pushed");
@@ -232,12 +242,12 @@ fn a_catch_up_that_was_cut_is_applied_when_it_is_whole() {
     let mut one = One::with_neighbours(&[2]);
     one.hear(2, heads(9, 6));
     let (_, request, ..) = wants(&one.wait(300))[0];
-    let first = Message::Pulled { request, piece: piece(9, 0, 4), head: Version(6) };
+    let first = pulled(request, piece(9, 0, 4), 6);
     let effects = one.hear(2, first);
     assert_eq!(batch(&effects), None);
     let (_, request, _, after) = wants(&effects)[0];
     assert_eq!(after, 4);
-    let rest = Message::Pulled { request, piece: piece(9, 4, 6), head: Version(6) };
+    let rest = pulled(request, piece(9, 4, 6), 6);
     let (_, batch) = batch(&one.hear(2, rest)).unwrap();
     assert_eq!(batch.pieces, [piece(9, 0, 6)]);
 }
@@ -283,14 +293,15 @@ fn a_want_is_answered_from_what_the_storage_loads() {
     let mut one = One::with_neighbours(&[2]);
     one.tell(Input::Committed(changeset(ME, 1)));
     let request = RequestId(7);
-    let want = |after| Message::Want { request, origin: origin(ME), after: Version(after) };
+    let want =
+        |after| Message::Want { request, origin: origin(ME), after: Version(after), part: 0 };
     let effects = one.hear(2, want(0));
     let [Effect::Load { id, .. }] = effects[..] else { panic!("{effects:?}") };
-    let extract = Some(Extract { piece: piece(ME, 0, 1), head: Version(1) });
+    let extract = Some(Extract { piece: piece(ME, 0, 1), head: Version(1), part: 0 });
     let answer = one.tell(Input::Loaded { id, extract });
-    let pulled = Message::Pulled { request, piece: piece(ME, 0, 1), head: Version(1) };
-    assert_eq!(sent(&answer), [(vec![node(2)], &pulled)]);
-    let nothing = Message::Pulled { request, piece: piece(ME, 1, 1), head: Version(1) };
+    let whole = pulled(request, piece(ME, 0, 1), 1);
+    assert_eq!(sent(&answer), [(vec![node(2)], &whole)]);
+    let nothing = pulled(request, piece(ME, 1, 1), 1);
     assert_eq!(sent(&one.hear(2, want(1))), [(vec![node(2)], &nothing)]);
 }
 
@@ -302,6 +313,7 @@ fn wants_beyond_the_places_are_told_to_come_back() {
         request: RequestId(request),
         origin: origin(ME),
         after: Version(0),
+        part: 0,
     };
     for request in 0..8 {
         assert!(matches!(one.hear(2, want(request))[..], [Effect::Load { .. }]));
@@ -315,12 +327,12 @@ fn own_commits_that_the_replica_was_not_told_of_are_not_given_away() {
     let mut one = One::with_neighbours(&[2]);
     one.tell(Input::Committed(changeset(ME, 1)));
     let request = RequestId(1);
-    let want = Message::Want { request, origin: origin(ME), after: Version(0) };
+    let want = Message::Want { request, origin: origin(ME), after: Version(0), part: 0 };
     let effects = one.hear(2, want);
     let [Effect::Load { id, .. }] = effects[..] else { panic!("{effects:?}") };
-    let extract = Some(Extract { piece: piece(ME, 0, 3), head: Version(3) });
+    let extract = Some(Extract { piece: piece(ME, 0, 3), head: Version(3), part: 0 });
     let effects = one.tell(Input::Loaded { id, extract });
-    let cut = Message::Pulled { request, piece: piece(ME, 0, 1), head: Version(3) };
+    let cut = pulled(request, piece(ME, 0, 1), 3);
     assert_eq!(sent(&effects), [(vec![node(2)], &cut)]);
 }
 
@@ -398,7 +410,7 @@ fn neighbours_are_told_of_what_came_by_pulling() {
     let expected: BTreeSet<NodeId> = one.replica.neighbours().collect();
     one.hear(2, heads(9, 3));
     let (_, request, ..) = wants(&one.wait(300))[0];
-    let message = Message::Pulled { request, piece: piece(9, 0, 3), head: Version(3) };
+    let message = pulled(request, piece(9, 0, 3), 3);
     let (id, batch) = batch(&one.hear(2, message)).unwrap();
     one.done(id, &batch);
     let effects = one.wait(500);
@@ -417,7 +429,7 @@ fn a_version_that_only_a_lost_disk_held_is_given_up() {
     assert_eq!(asked.len(), 1);
     one.tell(Input::PeerDown(node(2)));
     let request = wants(&one.wait(5_000))[0].1;
-    let message = Message::Pulled { request, piece: piece(9, 0, 1), head: Version(1) };
+    let message = pulled(request, piece(9, 0, 1), 1);
     let (id, batch) = batch(&one.hear(3, message)).unwrap();
     one.done(id, &batch);
     one.wait(1_000);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rand::RngExt;
 use rand::rngs::SmallRng;
 
-use crate::crdt::{Batch, RowOp};
+use crate::crdt::{Batch, Part, Piece, RowOp, Staging};
 use crate::replica::BatchId;
 use crate::types::Epoch;
 
@@ -39,6 +39,9 @@ impl Default for DiskConfig {
 pub(super) enum Job {
     Commit(Vec<RowOp>),
     Apply { id: BatchId, batch: Batch },
+    Stage { staging: Staging, parts: Vec<Part> },
+    ApplyStaged { id: BatchId, staging: Staging, last: Piece },
+    Unstage(Staging),
     BeginEpoch { above: Epoch },
     Withdraw,
 }

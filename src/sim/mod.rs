@@ -11,10 +11,11 @@ use std::time::Duration;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::crdt::{Begun, Commit, RowOp, Storage, Table};
+use crate::crdt::storage::Bookmark;
+use crate::crdt::{Begun, Commit, RowOp, Stamp, Storage, Table};
 use crate::replica::{ApplyOutcome, Effect, Input, LoadId, Replica};
 use crate::types::{Epoch, Origin, Time, Version};
-use crate::wire::{Message, decode, encode};
+use crate::wire::{Message, changeset_bytes, decode, encode};
 
 mod agenda;
 mod check;
@@ -77,7 +78,7 @@ enum Event {
     Deliver { to: NodeIndex, life: u32, from: NodeIndex, message: Arc<Message> },
     Tell { node: NodeIndex, life: u32, input: Input },
     DiskDone { node: NodeIndex, life: u32 },
-    DiskRead { node: NodeIndex, life: u32, id: LoadId, asked: (Origin, Version, usize) },
+    DiskRead { node: NodeIndex, life: u32, id: LoadId, asked: (Origin, Bookmark, usize) },
     Learn { node: NodeIndex, life: u32, other: NodeIndex },
     Write { node: NodeIndex, serial: i64 },
     Trouble(Fault),
@@ -105,6 +106,8 @@ struct Tally {
     push_bytes: u64,
     other_bytes: u64,
     restores: u32,
+    large: u64,
+    staged: u64,
 }
 
 impl Cluster {
@@ -214,14 +217,17 @@ impl Cluster {
                 if let Input::Committed(changeset) = &input {
                     self.truths.on_acknowledged(changeset.stamp.origin, changeset.stamp.version);
                 }
+                if let Input::CommittedLarge { origin, head } = &input {
+                    self.truths.on_acknowledged(*origin, *head);
+                }
                 self.tell(node, input)
             }
             Event::DiskDone { node, life } if self.lives(node, life) => self.disk_done(node),
-            Event::DiskRead { node, life, id, asked: (origin, after, bytes_max) }
+            Event::DiskRead { node, life, id, asked: (origin, from, bytes_max) }
                 if self.lives(node, life) =>
             {
                 let disk_works = !self.nodes[node.0].disk.is_failing;
-                let load = || self.nodes[node.0].storage.load(origin, after, bytes_max).ok();
+                let load = || self.nodes[node.0].storage.load(origin, from, bytes_max).ok();
                 let extract = disk_works.then(load).flatten();
                 self.tell(node, Input::Loaded { id, extract })
             }
@@ -257,6 +263,7 @@ impl Cluster {
         let deadline = replica.deadline();
         let this = &mut self.nodes[node.0];
         this.replica = Some(replica);
+        check::staged_memory_is_bounded(this, &self.scenario.replica)?;
         let Some((at, why)) = deadline else { return Ok(()) };
         if at < self.now {
             return Err(format!("{node} has a deadline in the past: {why}"));
@@ -276,11 +283,23 @@ impl Cluster {
                 self.add_job(node, Job::Apply { id, batch });
                 Ok(())
             }
-            Effect::Load { id, origin, after, bytes_max } => {
+            Effect::Load { id, origin, from, bytes_max } => {
                 let at = self.now + self.scenario.disk.draw_read(&mut self.rng);
                 let life = self.nodes[node.0].life;
-                let asked = (origin, after, bytes_max);
+                let asked = (origin, from, bytes_max);
                 self.agenda.enter(at, Event::DiskRead { node, life, id, asked });
+                Ok(())
+            }
+            Effect::Stage { staging, parts } => {
+                self.add_job(node, Job::Stage { staging, parts });
+                Ok(())
+            }
+            Effect::ApplyStaged { id, staging, last } => {
+                self.add_job(node, Job::ApplyStaged { id, staging, last });
+                Ok(())
+            }
+            Effect::Unstage(staging) => {
+                self.add_job(node, Job::Unstage(staging));
                 Ok(())
             }
             Effect::Withdraw => {
@@ -383,10 +402,29 @@ impl Cluster {
                 let commit = this.storage.commit(now, &ops).map_err(|error| error.to_string())?;
                 let Some(commit) = commit else { return self.next_job(node) };
                 self.on_own_commit(node, &commit)?;
-                commit.changeset.map(Input::Committed)
+                self.news_of(commit)
             }
-            Job::Apply { id, .. } if is_failing => {
+            Job::Apply { id, .. } | Job::ApplyStaged { id, .. } if is_failing => {
                 Some(Input::Applied { id, outcome: ApplyOutcome::Failed })
+            }
+            Job::Stage { staging, .. } if is_failing => {
+                Some(Input::Staged { staging, is_done: false })
+            }
+            Job::Stage { staging, parts } => {
+                this.storage.stage(staging, &parts).map_err(|error| error.to_string())?;
+                self.tally.staged += 1;
+                Some(Input::Staged { staging, is_done: true })
+            }
+            // Where the disk fails it stays, and is in nobody's way.
+            Job::Unstage(staging) => {
+                this.storage.unstage(staging).map_err(|error| error.to_string())?;
+                None
+            }
+            Job::ApplyStaged { id, staging, last } => {
+                let commit = this.storage.apply_staged(now, staging, &last);
+                let commit = commit.map_err(|error| error.to_string())?;
+                self.became_true(node, &commit)?;
+                Some(Input::Applied { id, outcome: ApplyOutcome::Done { heads: commit.heads } })
             }
             Job::Apply { id, batch } => {
                 let commit = this.storage.apply(now, &batch).map_err(|error| error.to_string())?;
@@ -420,6 +458,17 @@ impl Cluster {
             self.tell_soon(node, input);
         }
         self.next_job(node)
+    }
+
+    /// Returns what the replica is told of an own commit: of a large one not what it says.
+    fn news_of(&mut self, commit: Commit) -> Option<Input> {
+        let changeset = commit.changeset?;
+        let Stamp { origin, version: head } = changeset.stamp;
+        if changeset_bytes(&changeset) < self.scenario.large_bytes {
+            return Some(Input::Committed(changeset));
+        }
+        self.tally.large += 1;
+        Some(Input::CommittedLarge { origin, head })
     }
 
     /// A node wrote on its own account.
@@ -457,7 +506,7 @@ impl Cluster {
 
     /// A commit, own or not, is on a node's disk: everything about it must be right.
     fn became_true(&mut self, node: NodeIndex, commit: &Commit) -> Checked {
-        check::twins_change_together(node, commit)?;
+        check::twins_change_together(&self.truths, node, commit)?;
         check::heads_only_rise(&self.nodes[node.0], &commit.heads)?;
         for (origin, head) in &commit.heads {
             let before = self.nodes[node.0].head(*origin);
@@ -646,6 +695,8 @@ impl Cluster {
             copies: (tally.pushes + tally.pulled) as f64 / deliveries as f64,
             push_bytes: tally.push_bytes,
             other_bytes: tally.other_bytes,
+            large: tally.large,
+            staged: tally.staged,
             lasted: self.now.since(Time(0)),
         }
     }

@@ -30,6 +30,10 @@ pub struct Report {
     pub push_bytes: u64,
     /// Bytes sent: of everything else.
     pub other_bytes: u64,
+    /// Commits that were too large to be pushed.
+    pub large: u64,
+    /// Runs of pulled parts that went to a disk.
+    pub staged: u64,
     /// Virtual time in all.
     pub lasted: Duration,
 }
@@ -49,6 +53,7 @@ impl fmt::Display for Report {
             "  bytes             {push:>8.0} pushed, {other:.0} other, a node and version"
         )?;
         writeln!(f, "  pulled            {:>8} pieces by {} wants", self.pulled, self.wants)?;
+        writeln!(f, "  large             {:>8} commits, {} runs staged", self.large, self.staged)?;
         write!(f, "  events            {:>8} in {:.1} s", self.events, self.lasted.as_secs_f64())
     }
 }

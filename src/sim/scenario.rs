@@ -12,6 +12,9 @@ use super::network::NetworkConfig;
 use crate::replica::Config;
 use crate::types::Time;
 
+/// What the large transactions of the workload have, and no others.
+const LARGE_BYTES: usize = 2_500;
+
 /// A cluster and what befalls it. Everything else follows from the seed.
 #[derive(Clone, Debug)]
 pub struct Scenario {
@@ -26,6 +29,8 @@ pub struct Scenario {
     pub network: NetworkConfig,
     pub disk: DiskConfig,
     pub replica: Config,
+    /// From how many bytes on a transaction is not pushed: the others hear of it, and pull it.
+    pub large_bytes: usize,
     /// How long it takes, at most, until a node learns that another went down or came up. A third
     /// of it passes at least.
     pub detection: Duration,
@@ -50,6 +55,7 @@ impl Scenario {
             network: NetworkConfig::default(),
             disk: DiskConfig::default(),
             replica: Config::default(),
+            large_bytes: usize::MAX,
             detection: Duration::from_secs(2),
             faults: Vec::new(),
             converge_within: Duration::from_secs(10),
@@ -75,9 +81,13 @@ impl Scenario {
             Duration::from_micros([200, 1_000_000][rng.random_range(0..2)]);
         scenario.faults = faults::draw(&mut rng, nodes, until);
         scenario.replica = draw_caps(&mut rng);
+        scenario.large_bytes = LARGE_BYTES;
         // Of 20 % loss everything is left to luck and to the next half minute.
-        let loss = Duration::from_secs(if scenario.network.loss > 0.1 { 120 } else { 40 });
-        scenario.converge_within += loss;
+        let is_lossy = scenario.network.loss > 0.1;
+        let loss = Duration::from_secs(if is_lossy { 120 } else { 40 });
+        // And a large version in small pieces comes through one after the other, each at its third try.
+        let is_slow = is_lossy && scenario.replica.piece_bytes_max < LARGE_BYTES;
+        scenario.converge_within += if is_slow { loss * 5 } else { loss };
         scenario
     }
 
@@ -115,6 +125,10 @@ fn draw_caps(rng: &mut SmallRng) -> Config {
     let mut config = Config::default();
     if rng.random_bool(0.3) {
         config.piece_bytes_max = 200;
+    }
+    if rng.random_bool(0.4) {
+        config.staged_origin_bytes_max = [300, 3_000][rng.random_range(0..2)];
+        config.stage_bytes_max = [1, 1_000][rng.random_range(0..2)];
     }
     if rng.random_bool(0.2) {
         config.early_origin_bytes_max = 600;

@@ -10,6 +10,10 @@ use crate::types::{NodeId, Value};
 /// How many pairs each node owns in `services`.
 pub(super) const OWNED_PAIRS: u8 = 3;
 
+/// How many further ones a large transaction writes, all of them: many times what a small answer to
+/// a want carries.
+const LARGE_PAIRS: u8 = 16;
+
 /// How many pairs all nodes share in `kv`.
 const SHARED_PAIRS: u8 = 2;
 
@@ -31,7 +35,8 @@ pub(super) fn definitions() -> [Definition; 2] {
 
 /// Draws one transaction of a node. `serial` makes its values differ from all others.
 pub(super) fn draw(rng: &mut SmallRng, me: NodeId, serial: i64) -> Vec<RowOp> {
-    match rng.random_range(0..10) {
+    match rng.random_range(0..11) {
+        10 => draw_large(rng, me, serial),
         0..4 => {
             // Neither rising nor always new: what decides must be who wrote last.
             let port = if rng.random_bool(0.3) { serial % 3 } else { serial * 7_919 % 10_007 };
@@ -63,9 +68,19 @@ pub(super) fn draw(rng: &mut SmallRng, me: NodeId, serial: i64) -> Vec<RowOp> {
     }
 }
 
+/// Draws a large transaction: pairs of the node's own, and rows that all share.
+fn draw_large(rng: &mut SmallRng, me: NodeId, serial: i64) -> Vec<RowOp> {
+    let pairs = OWNED_PAIRS..OWNED_PAIRS + LARGE_PAIRS;
+    let mut ops: Vec<RowOp> = pairs.flat_map(|pair| put_owned_pair(me, pair, serial)).collect();
+    let value = format!("v{}", rng.random_range(0..3)).repeat(20);
+    // No pairs: what another node overwrites between two parts of a pull is missing in the second.
+    ops.extend((0..2 * LARGE_PAIRS).map(|row| put_kv(format!("large{row}"), &value, serial)));
+    ops
+}
+
 /// The rows of `services` that a node may own.
 pub(super) fn owned_keys(owner: NodeId) -> impl Iterator<Item = [Value; 2]> {
-    (0..OWNED_PAIRS)
+    (0..OWNED_PAIRS + LARGE_PAIRS)
         .flat_map(|pair| [format!("a{pair}"), format!("b{pair}")])
         .map(move |id| [Value::from(owner.to_string()), Value::from(id)])
 }

@@ -17,8 +17,8 @@ use super::tables::{Table, TableId, Tables};
 use super::values::{check, excerpt};
 use crate::crdt::change::owns;
 use crate::crdt::{
-    Batch, CellChange, Class, ColumnId, Fate, Incoming, Key, Piece, RowChange, RowClock, RowEvent,
-    Stamp, TableChanges, TableEvents, pack,
+    Batch, CellChange, Class, ColumnId, Fate, Incoming, Key, Part, Piece, RowChange, RowClock,
+    RowEvent, Stamp, TableChanges, TableEvents, pack,
 };
 use crate::types::{Origin, Value, Version};
 
@@ -92,20 +92,32 @@ impl<'a> Merge<'a> {
         let mut named = BTreeSet::new();
         for piece in &batch.pieces {
             named.insert(piece.origin);
-            let head = self.origins.head(piece.origin);
-            let joins = piece.after <= head && head < piece.through;
-            if joins && piece.origin != self.me && piece.through <= VERSION_MAX {
-                self.piece(piece, head)?;
+            if self.takes(piece) {
+                self.piece(piece, piece.through)?;
                 self.origins.advance(piece.origin, piece.through);
             }
         }
         Ok(named.into_iter().map(|origin| (origin, self.origins.head(origin))).collect())
     }
 
-    fn piece(&mut self, piece: &Piece, head: Version) -> rusqlite::Result<()> {
+    /// Tells whether a piece joins what is held of its origin, and may be taken.
+    pub fn takes(&self, piece: &Piece) -> bool {
+        let head = self.origins.head(piece.origin);
+        let joins = piece.after <= head && head < piece.through;
+        joins && piece.origin != self.me && piece.through <= VERSION_MAX
+    }
+
+    /// Merges a part of a pull, whose head is moved with the last of them.
+    pub fn part(&mut self, part: &Part) -> rusqlite::Result<()> {
+        let through = part.piece.through;
+        self.piece(&part.piece, if part.is_cut { through.next() } else { through })
+    }
+
+    fn piece(&mut self, piece: &Piece, through: Version) -> rusqlite::Result<()> {
+        let head = self.origins.head(piece.origin);
         for changeset in &piece.changesets {
             let Stamp { origin, version } = changeset.stamp;
-            if origin != piece.origin || version > piece.through {
+            if origin != piece.origin || version > through {
                 let rows: usize = changeset.tables.iter().map(|table| table.rows.len()).sum();
                 self.refusals += rows as u64;
                 continue;

@@ -1,13 +1,15 @@
 //! What local statements changed: a log of rows before and after, filled by the pre-update hook,
-//! and the net effect of a transaction, row by row.
+//! and the net effect of a transaction, row by row. What is too much for memory goes to a spill.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::Connection;
 
 use super::hook::{self, RowAction, RowChanging};
-use super::limits::{KEY_BYTES_MAX, TOUCHED_BYTES_MAX};
+use super::limits::{HELD_BYTES_MAX, KEY_BYTES_MAX, LARGE_CHANGES_MAX, LARGE_TOUCHED_BYTES_MAX};
+use super::spill::Spill;
 use super::tables::{Table, TableId, Tables};
 use super::values::BadValue;
 use crate::crdt::change::owns;
@@ -16,10 +18,20 @@ use crate::types::{NodeId, Value};
 
 /// A row as it was and as it became, each in the order of the table's columns.
 #[derive(Debug)]
-struct Event {
-    table: Arc<Table>,
-    old: Option<Vec<Value>>,
-    new: Option<Vec<Value>>,
+pub struct Event {
+    pub table: Arc<Table>,
+    pub old: Option<Vec<Value>>,
+    pub new: Option<Vec<Value>>,
+}
+
+/// What a transaction changed, in net effect.
+#[derive(Debug)]
+pub enum Captured {
+    /// The rows in the order in which they were first touched, those that ended as they began left
+    /// out.
+    Held(Vec<Net>),
+    /// More than is held in memory: every row that was touched.
+    Spilled(Spill),
 }
 
 /// What one row's changes in a transaction come to.
@@ -44,7 +56,15 @@ pub struct Log {
     /// The one that was written last: the next row is mostly of the same.
     last: Option<Arc<Table>>,
     events: Vec<Event>,
+    /// What the rows weigh that were touched, and those of them that are in `events`.
     bytes: usize,
+    held_bytes: usize,
+    changes: u64,
+    spill: Option<Spill>,
+    /// Where a spill goes; `None`: where SQLite keeps its temporary files.
+    directory: Option<PathBuf>,
+    /// Other limits than the real ones, for tests.
+    held_bytes_max: Option<usize>,
     fault: Option<String>,
 }
 
@@ -61,6 +81,23 @@ impl Capture {
         let ours = capture.clone();
         hook::watch(conn, move |row| ours.lock().on_row(row))?;
         Ok(capture)
+    }
+
+    /// Says where rows are spilled that are too many for memory.
+    pub fn spill_to(&self, directory: &Path) {
+        self.lock().directory = Some(directory.to_owned());
+    }
+
+    /// Spills from so many bytes on.
+    #[cfg(test)]
+    pub fn hold_at_most(&self, bytes: usize) {
+        self.lock().held_bytes_max = Some(bytes);
+    }
+
+    /// Makes an empty spill.
+    pub fn open_spill(&self) -> rusqlite::Result<Spill> {
+        let directory = self.lock().directory.clone();
+        Spill::open(directory.as_deref())
     }
 
     /// Says which tables are replicated, and who writes.
@@ -99,10 +136,9 @@ impl Capture {
             return;
         }
         let checked = old.iter().chain(&new).try_for_each(|row| log.check_side(table, row));
-        match checked {
-            Ok(()) => log.events.push(Event { table: Arc::clone(table), old, new }),
-            Err(fault) => log.fault = Some(format!("table {}: {fault}", table.info.name)),
-        }
+        let added = checked.map_err(|fault| format!("table {}: {fault}", table.info.name));
+        let event = Event { table: Arc::clone(table), old, new };
+        log.fault = added.and_then(|()| log.push(event)).err();
     }
 
     /// Says what makes the transaction impossible, if anything does.
@@ -110,17 +146,31 @@ impl Capture {
         self.lock().fault.clone()
     }
 
-    /// Stops, and returns the net effect of what was logged: the rows in the order in which they
-    /// were first touched, those that ended as they began left out.
-    pub fn finish(&self) -> Result<Vec<Net>, String> {
+    /// Stops, and returns the net effect of what was logged.
+    pub fn finish(&self) -> Result<Captured, String> {
         let mut log = self.lock();
+        let spill = match log.spill.is_some() && log.fault.is_none() {
+            true => log.spill_events().map(|()| log.spill.take()),
+            false => Ok(None),
+        };
         let events = std::mem::take(&mut log.events);
         let fault = log.fault.take();
         log.clear();
         drop(log);
-        match fault {
-            Some(fault) => Err(fault),
-            None => net_of(events),
+        match (fault, spill?) {
+            (Some(fault), _) => Err(fault),
+            (None, Some(spill)) => Ok(Captured::Spilled(spill)),
+            (None, None) => net_of(events).map(Captured::Held),
+        }
+    }
+
+    /// As [`Capture::finish`], for what is known to be small.
+    pub fn finish_held(&self) -> Result<Vec<Net>, String> {
+        match self.finish()? {
+            Captured::Held(nets) => Ok(nets),
+            Captured::Spilled(_) => {
+                Err(format!("it touches rows of more than {HELD_BYTES_MAX} bytes in all; split it"))
+            }
         }
     }
 
@@ -134,8 +184,40 @@ impl Log {
     fn clear(&mut self) {
         self.is_on = false;
         self.events.clear();
-        self.bytes = 0;
+        (self.bytes, self.held_bytes, self.changes) = (0, 0, 0);
+        self.spill = None;
         self.fault = None;
+    }
+
+    fn push(&mut self, event: Event) -> Result<(), String> {
+        self.changes += 1;
+        if self.changes > LARGE_CHANGES_MAX {
+            return Err(format!(
+                "the transaction changes rows more than {LARGE_CHANGES_MAX} times; write in smaller transactions"
+            ));
+        }
+        self.events.push(event);
+        if self.held_bytes > self.held_bytes_max.unwrap_or(HELD_BYTES_MAX) {
+            self.spill_events()?;
+        }
+        Ok(())
+    }
+
+    /// Moves what is held in memory to the spill.
+    fn spill_events(&mut self) -> Result<(), String> {
+        self.held_bytes = 0;
+        let spill = match &mut self.spill {
+            Some(spill) => spill,
+            None => {
+                let opened = Spill::open(self.directory.as_deref());
+                let opened = opened.map_err(|error| {
+                    format!("what the transaction changes cannot be kept on disk: {error}")
+                })?;
+                self.spill.insert(opened)
+            }
+        };
+        // The buffer goes, too: it has grown to what is the most.
+        std::mem::take(&mut self.events).into_iter().try_for_each(|event| spill.add(event))
     }
 
     fn on_row(&mut self, row: &RowChanging<'_>) {
@@ -159,8 +241,7 @@ impl Log {
             RowAction::Delete => None,
             RowAction::Insert | RowAction::Update => Some(self.side(table, |cid| row.after(cid))?),
         };
-        self.events.push(Event { table: Arc::clone(table), old, new });
-        Ok(())
+        self.push(Event { table: Arc::clone(table), old, new })
     }
 
     fn side(
@@ -178,10 +259,12 @@ impl Log {
     }
 
     fn check_side(&mut self, table: &Table, values: &[Value]) -> Result<(), String> {
-        self.bytes += values.iter().map(|value| value.bytes() + 16).sum::<usize>();
-        if self.bytes > TOUCHED_BYTES_MAX {
+        let bytes = values.iter().map(|value| value.bytes() + 16).sum::<usize>();
+        self.bytes += bytes;
+        self.held_bytes += bytes;
+        if self.bytes > LARGE_TOUCHED_BYTES_MAX {
             return Err(format!(
-                "the transaction touches rows of more than {TOUCHED_BYTES_MAX} bytes in all; write in smaller transactions"
+                "the transaction touches rows of more than {LARGE_TOUCHED_BYTES_MAX} bytes in all; write in smaller transactions"
             ));
         }
         if table.class == Class::Owned && !owns(self.me, &values[table.info.key[0]]) {
@@ -252,7 +335,8 @@ impl Rows {
     }
 }
 
-fn keyed(table: &Table, row: Vec<Value>) -> Result<(Key, Vec<Value>), String> {
+/// Checks a row's key, and packs it.
+pub fn keyed(table: &Table, row: Vec<Value>) -> Result<(Key, Vec<Value>), String> {
     let values = table.key_of(&row);
     let said = |reason: String| format!("table {}: {reason}", table.info.name);
     table.check_key(values.clone()).map_err(said)?;
@@ -406,12 +490,13 @@ mod tests {
             ("UPDATE t SET v = zeroblob(4194305)", "column v: a value has 4194305 bytes"),
             (
                 "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 25001)
-                 INSERT INTO t SELECT i + 100, i, i FROM n",
-                "changes 50004 cells",
+                 INSERT INTO services (node_id, id) SELECT '11111111-1111-1111-1111-111111111111', i FROM n",
+                "cells; the most allowed are 50000",
             ),
             (
                 "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 9)
-                 INSERT INTO t SELECT i + 100, zeroblob(1000000), i FROM n",
+                 INSERT INTO services (node_id, id, name)
+                 SELECT '11111111-1111-1111-1111-111111111111', i, hex(zeroblob(500000)) FROM n",
                 "changes 9000",
             ),
             ("INSERT INTO kv (key) VALUES (hex(zeroblob(600)))", "the longest allowed has 1024"),
@@ -471,7 +556,7 @@ mod tests {
                 let (from, to) = (usize::from(side), usize::from(!side));
                 let sql: Vec<&str> = sql.iter().map(String::as_str).collect();
                 let Ok((_, Some(commit))) = run(&mut stores[from], &sql) else { continue };
-                for event in commit.tables.iter().flat_map(|events| &events.rows) {
+                for event in commit.tables.iter().flat_map(|events| events.rows.each()) {
                     let before = match &event.row {
                         Some(row) => mirror.insert(event.key[0].clone(), row.clone()),
                         None => mirror.remove(&event.key[0]),

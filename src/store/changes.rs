@@ -7,11 +7,12 @@ use std::sync::Arc;
 use rusqlite::Connection;
 
 use super::database::failed;
+use super::log::LogPart;
 use super::open::open_reader;
 use super::origins::Origins;
 use super::tables::{Table, TableId, Tables};
 use super::{clocks, log, parked};
-use crate::crdt::storage::{Extract, StorageError};
+use crate::crdt::storage::{Bookmark, Extract, StorageError};
 use crate::crdt::{
     CellChange, Changeset, ColumnId, Key, Life, Name, Piece, RowChange, RowClock, Stamp,
     TableChanges, pack,
@@ -44,7 +45,7 @@ impl Loader {
     pub fn load(
         &mut self,
         origin: Origin,
-        after: Version,
+        from: impl Into<Bookmark>,
         bytes_max: usize,
     ) -> Result<Extract, StorageError> {
         let Self { conn, tables, schema, origins } = self;
@@ -55,7 +56,7 @@ impl Loader {
             *schema = Some(now);
         }
         origins.renew(&snapshot, origin).map_err(failed)?;
-        load((&snapshot, tables, origins), origin, after, bytes_max).map_err(failed)
+        load((&snapshot, tables, origins), origin, from.into(), bytes_max).map_err(failed)
     }
 
     /// Returns the held head of every origin, from one snapshot.
@@ -84,45 +85,62 @@ fn schema_of(conn: &Connection) -> rusqlite::Result<SchemaMark> {
 pub(super) fn load(
     (conn, tables, origins): (&Connection, &Tables, &Origins),
     origin: Origin,
-    after: Version,
+    from: Bookmark,
     bytes_max: usize,
 ) -> rusqlite::Result<Extract> {
+    let after = from.after;
     let mut piece = Piece { origin, after, through: after, changesets: Vec::new() };
     let head = origins.head(origin);
     let Some(ordinal) = origins.number_of(origin).filter(|_| after < head) else {
-        return Ok(Extract { piece, head });
+        return Ok(Extract { piece, head, part: 0 });
     };
     let mut reader = Reader { conn, tables, has_parked: BTreeMap::new() };
     let mut builder = Builder::new(Stamp { origin, version: after });
     let mut bytes = 0;
-    let mut is_cut = false;
-    log::visit(conn, ordinal, (after, head), |version, at, table, key| {
+    // Where it is cut: before a version, or before this part of the one that is read.
+    let mut cut = None;
+    log::visit_parts(conn, ordinal, (from, head), |LogPart { version, part, at, names }| {
         if version != builder.stamp.version {
             let next = Builder::new(Stamp { origin, version });
             std::mem::replace(&mut builder, next).close(tables, &mut piece);
+        } else if bytes > bytes_max {
+            // Of a version that began here: one that follows others is left for the next piece.
+            cut = Some(part);
+            return Ok(false);
         }
         let stamp = builder.stamp;
-        let dropped = tables.get_entry(table).is_none_or(|entry| entry.is_dropped);
-        let clock = if dropped { None } else { clocks::read(conn, origins, table, &key)? };
-        let Some(clock) = clock.filter(|clock| clock.has_stamp(stamp)) else { return Ok(true) };
-        let change = reader.read(stamp, table, key, &clock)?;
-        // All that this version wrote of the row was dropped with its columns.
-        if change.cells.is_empty() && clock.life().stamp != stamp {
-            return Ok(true);
-        }
-        bytes += change.bytes();
-        is_cut = bytes > bytes_max && !piece.changesets.is_empty();
-        if !is_cut {
+        for (table, key) in names {
+            let dropped = tables.get_entry(table).is_none_or(|entry| entry.is_dropped);
+            let clock = if dropped { None } else { clocks::read(conn, origins, table, &key)? };
+            let Some(clock) = clock.filter(|clock| clock.has_stamp(stamp)) else { continue };
+            let change = reader.read(stamp, table, key, &clock)?;
+            // All that this version wrote of the row was dropped with its columns.
+            if change.cells.is_empty() && clock.life().stamp != stamp {
+                continue;
+            }
+            bytes += change.bytes();
+            if bytes > bytes_max && !piece.changesets.is_empty() {
+                cut = Some(0);
+                return Ok(false);
+            }
             builder.at = builder.at.max(at);
             builder.tables.entry(table).or_default().push(change);
         }
-        Ok(!is_cut)
+        Ok(true)
     })?;
-    if !is_cut {
-        builder.close(tables, &mut piece);
-        piece.through = head;
+    match cut {
+        Some(0) => {}
+        Some(_) => {
+            let through = Version(builder.stamp.version.0 - 1);
+            builder.close(tables, &mut piece);
+            piece.through = through;
+        }
+        None => {
+            builder.close(tables, &mut piece);
+            piece.through = head;
+        }
     }
-    Ok(Extract { piece, head })
+    Ok(Extract { piece, head, part: cut.unwrap_or(0) })
 }
 
 /// One version's rows, while they are read.

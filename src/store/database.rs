@@ -18,6 +18,7 @@ use super::clocks::{self, Hot};
 use super::gate::Gate;
 use super::group::Group;
 use super::life::{Beside, Doubt, LIFE_FILE, Mark};
+use super::limits::TRANSACTION_CELLS_MAX;
 use super::log::Sweeper;
 use super::maintain::WalMeter;
 use super::open::{
@@ -32,7 +33,7 @@ use super::schema::{
 use super::sums::{Delta, Sums};
 use super::tables::{Table, TableId, Tables, read_local, replicated};
 use super::waiting::Waiting;
-use super::{guard, migrate, parked};
+use super::{guard, migrate, parked, staged};
 use crate::crdt::storage::StorageError;
 use crate::crdt::{ColumnId, Commit, Key, RowClock, TableEvents, pack};
 use crate::telemetry::pulse::Echo;
@@ -101,6 +102,8 @@ pub struct Store {
     /// Tables that may have parked values.
     pub(super) has_parked: BTreeSet<TableId>,
     pub(super) now: Moment,
+    /// From how many changed cells on a transaction is large: what the limit says, but in tests.
+    pub(super) cells_max: usize,
     /// SQL texts that passed the authorizer, and so may be prepared from the cache.
     pub(super) vetted: BTreeSet<String>,
     /// Why nothing can be written any more, once the disk failed.
@@ -191,6 +194,9 @@ impl Store {
         let Identified { identity, ended } = identify(&conn, config, &shown, (&place, has_log))?;
         let gate = Gate::set_up(&mut conn, true).map_err(failed)?;
         let capture = Capture::watch(&conn).map_err(failed)?;
+        if path.is_some() {
+            capture.spill_to(&config.data_dir);
+        }
         let local = read_local(&conn, CHECKS_TABLE).map_err(failed)?;
         let origin = identity.origin();
         let origins = Origins::read(&conn).map_err(failed)?;
@@ -211,6 +217,7 @@ impl Store {
                 refusals: 0,
                 quarantined: 0,
             },
+            cells_max: TRANSACTION_CELLS_MAX,
             vetted: BTreeSet::new(),
             broken: None,
             data_version: None,
@@ -240,6 +247,7 @@ impl Store {
                 OpenError::Epoch { path, detail }
             })?,
         }
+        staged::clear(&store.conn).map_err(failed)?;
         store.count_asides().map_err(failed)?;
         store.log_asides().map_err(failed)?;
         store.life = Beside::begin(&config.data_dir, &place.mark).map_err(unusable)?;

@@ -120,6 +120,8 @@ struct Shared {
     /// Who is told, from within the store's own statements, that they get on.
     echo: OnceLock<Echo>,
     looks: AtomicU64,
+    /// Whether guarded work goes on though others wait.
+    is_patient: AtomicBool,
 }
 
 impl Gate {
@@ -134,6 +136,7 @@ impl Gate {
             ended: Mutex::default(),
             echo: OnceLock::new(),
             looks: AtomicU64::new(0),
+            is_patient: AtomicBool::new(false),
         });
         // Set once and switched from within: SQLite prepares every statement anew when the
         // authorizer itself is exchanged.
@@ -161,6 +164,11 @@ impl Gate {
         result
     }
 
+    /// From now on guarded work goes on though others wait, or ends again when they do.
+    pub fn be_patient(&self, is_patient: bool) {
+        self.shared.is_patient.store(is_patient, Ordering::Relaxed);
+    }
+
     /// Tells whether anybody waits for this connection.
     pub fn is_waited_for(&self) -> bool {
         self.shared.waiting.get().is_some_and(|waiting| waiting.is_over(Duration::ZERO))
@@ -183,6 +191,13 @@ impl Gate {
             return Some(Ended::Late);
         }
         self.shared.is_waited_for().then_some(Ended::Yielded)
+    }
+
+    /// Tells the watchdog that a long step gets on.
+    pub fn beat(&self) {
+        if let Some(echo) = self.shared.echo.get() {
+            echo.beat();
+        }
     }
 
     /// From now on guarded work ends when somebody has waited for [`YIELD_GRACE`]. Said once.
@@ -211,13 +226,16 @@ impl Shared {
 
     fn is_over(&self) -> bool {
         // The store's own statements run to their end.
-        if !self.is_guarded.load(Ordering::Relaxed) {
+        let is_patient = self.is_patient.load(Ordering::Relaxed);
+        if is_patient || !self.is_guarded.load(Ordering::Relaxed) {
             let looks = self.looks.fetch_add(1, Ordering::Relaxed);
             if looks.is_multiple_of(LOOKS_A_BEAT)
                 && let Some(echo) = self.echo.get()
             {
                 echo.beat();
             }
+        }
+        if !self.is_guarded.load(Ordering::Relaxed) {
             return false;
         }
         let deadline = self.deadline.load(Ordering::Relaxed);
@@ -233,7 +251,8 @@ impl Shared {
     }
 
     fn is_waited_for(&self) -> bool {
-        self.waiting.get().is_some_and(|waiting| waiting.is_over(YIELD_GRACE))
+        !self.is_patient.load(Ordering::Relaxed)
+            && self.waiting.get().is_some_and(|waiting| waiting.is_over(YIELD_GRACE))
     }
 
     fn set_ended(&self, ended: Option<Ended>) {

@@ -21,7 +21,7 @@ use super::schema::{self, Mode, SCHEMA_TABLE, SchemaChange, SchemaError, SchemaR
 use super::sql::{Statement, Transacted};
 use super::statements::{self, SqlError};
 use crate::crdt::storage::StorageError;
-use crate::crdt::{Batch, Commit, Refusal, RowOp, Stamp};
+use crate::crdt::{Batch, Commit, Part, Piece, Refusal, RowOp, Staging, Stamp};
 use crate::types::{Origin, Seq, Version, Wall};
 
 /// What SQLite says when the index beside the log cannot grow.
@@ -48,6 +48,11 @@ pub(super) enum Done {
     /// Row changes, and operations on this node's own tables.
     Local(Vec<Net>, Vec<RowOp>),
     Applied(Batch),
+    Staged(Staging, Vec<Part>),
+    Unstaged(Staging),
+    AppliedStaged(Staging, Piece),
+    /// Nobody remembers all of it.
+    Large,
     Epoch {
         origin: Origin,
         trusted: Version,
@@ -83,7 +88,9 @@ impl<'a> Group<'a> {
         for op in ops {
             ops::carry_out(store, op)?;
         }
-        let nets = store.capture.finish().map_err(Refusal)?;
+        let captured = store.capture.finish().map_err(Refusal)?;
+        let nets = self.held(captured).map_err(|error| Refusal(error.to_string()))?;
+        let store = &mut *self.store;
         let nets = local::without_unclaimed(store, nets).map_err(failed)?;
         let local = &*store.local.info.name;
         let locals = ops.iter().filter(|op| ops::table_of(op) == local).cloned();
@@ -108,16 +115,27 @@ impl<'a> Group<'a> {
             store.capture.start();
             let outcomes = statements::run(store, statements, deadline)?;
             let refused = |message| SqlError::Statement { index: last, message };
-            let nets = store.capture.finish().map_err(refused)?;
-            let nets = local::without_unclaimed(store, nets)
-                .map_err(|error| SqlError::Failed(fault_text(&error)))?;
-            let version = group.record(&nets).map_err(|error| match error {
+            let captured = store.capture.finish().map_err(refused)?;
+            let recorded = group.record_captured(captured, deadline);
+            let version = recorded.map_err(|error| match error {
                 RecordError::Sqlite(error) => SqlError::Failed(fault_text(&error)),
+                RecordError::Ended(ended) => ended.into(),
                 too_large => refused(too_large.to_string()),
             })?;
-            group.done.push(Done::Local(nets, Vec::new()));
             Ok(Transacted { outcomes, version, origin: group.store.now.origin })
         })
+    }
+
+    /// As [`Group::sql`], whoever waits meanwhile: only the deadline ends it.
+    pub fn sql_long(
+        &mut self,
+        statements: &[Statement],
+        deadline: Option<Instant>,
+    ) -> Result<Transacted, SqlError> {
+        self.store.gate.be_patient(true);
+        let result = self.sql(statements, deadline);
+        self.store.gate.be_patient(false);
+        result
     }
 
     /// Changes the schema: all that the request says, or nothing. With `dry_run` nothing, either.
@@ -132,7 +150,7 @@ impl<'a> Group<'a> {
                 let before = schema::asides(&store.conn).map_err(failed)?;
                 store.capture.start();
                 schema::write_rows(&store.conn, &writes).map_err(failed)?;
-                let nets = store.capture.finish().map_err(SchemaError::Failed)?;
+                let nets = store.capture.finish_held().map_err(SchemaError::Failed)?;
                 group.record(&nets).map_err(|error| SchemaError::Failed(error.to_string()))?;
                 group.done.push(Done::Local(nets, Vec::new()));
                 let after = schema::asides(&group.store.conn).map_err(failed)?;
@@ -162,7 +180,7 @@ impl<'a> Group<'a> {
         let forged = self.caller(failed_text, |group| {
             group.store.capture.start();
             group.store.conn.execute_batch(sql).map_err(failed)?;
-            let nets = group.store.capture.finish().map_err(Refusal)?;
+            let nets = group.store.capture.finish_held().map_err(Refusal)?;
             group.record(&nets).map_err(|error| StorageError::Failed(error.to_string()))
         });
         forged.expect("a test writes what SQLite takes");
@@ -198,6 +216,17 @@ impl<'a> Group<'a> {
         Ok(std::mem::take(&mut self.commits))
     }
 
+    /// Returns the origin of this node's own writes.
+    pub fn origin(&self) -> Origin {
+        self.store.now.origin
+    }
+
+    /// Tells whether a large transaction is in the group: no other caller's work may follow it, since
+    /// nobody could do it again.
+    pub fn is_large(&self) -> bool {
+        matches!(self.done.last(), Some(Done::Large))
+    }
+
     /// Runs one caller's work in a savepoint of its own.
     pub(super) fn caller<T, E>(
         &mut self,
@@ -206,6 +235,9 @@ impl<'a> Group<'a> {
     ) -> Result<T, E> {
         if let Some(lost) = &self.lost {
             return Err(failed(lost.clone()));
+        }
+        if self.is_large() {
+            return Err(failed("nothing may share a commit with a large transaction".to_owned()));
         }
         if !self.is_begun {
             // Who comes next in the group would wait for the lock as long as this one did.
@@ -276,6 +308,16 @@ impl<'a> Group<'a> {
             let again = match work {
                 Done::Local(nets, locals) => self.write_again(nets, locals),
                 Done::Applied(batch) => self.merge(batch).map(drop).map_err(failed),
+                Done::Staged(staging, parts) => {
+                    self.stage_again(*staging, Some(parts)).map_err(failed)
+                }
+                Done::Unstaged(staging) => self.stage_again(*staging, None).map_err(failed),
+                Done::AppliedStaged(staging, last) => {
+                    self.merge_staged(*staging, last).map(drop).map_err(failed)
+                }
+                Done::Large => Err(failed_text(
+                    "SQLite took back a large transaction together with a later one".to_owned(),
+                )),
                 Done::Epoch { origin, trusted } => self.enter(*origin, *trusted).map_err(failed),
                 Done::Withdrawn => self.withdraw_all().map_err(failed),
             };
@@ -313,7 +355,7 @@ impl<'a> Group<'a> {
         Ok(())
     }
 
-    fn record(&mut self, nets: &[Net]) -> Result<Option<Version>, RecordError> {
+    pub(super) fn record(&mut self, nets: &[Net]) -> Result<Option<Version>, RecordError> {
         if nets.is_empty() {
             return Ok(None);
         }

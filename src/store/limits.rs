@@ -12,16 +12,33 @@ pub const VALUE_BYTES_MAX: usize = 4 << 20;
 /// The longest packed primary key, in bytes: keys are copied into two trees of metadata.
 pub const KEY_BYTES_MAX: usize = 1 << 10;
 
-/// The most cells that one local transaction may change; beyond it the transaction fails. A change
-/// travels whole, so this bounds what every node must hold in memory at once.
+/// The most cells that a local transaction may change and still travel whole, which bounds what every
+/// node must hold in memory at once. Beyond it a transaction of users' tables is large: it goes over
+/// the disk and travels in parts. Of the catalog's tables it fails.
 pub const TRANSACTION_CELLS_MAX: usize = 50_000;
 
-/// The most bytes of changed values in one local transaction; beyond it the transaction fails.
+/// The most bytes of changed values in a local transaction that travels whole. Beyond it a transaction
+/// of users' tables is large, as above. It is also the most that one row may change in one.
 pub const TRANSACTION_BYTES_MAX: usize = 8 << 20;
 
-/// The most bytes of rows, before and after, that a local transaction may touch; beyond it the
-/// transaction fails. Above [`TRANSACTION_BYTES_MAX`] since an update of one cell shows its row.
+/// The most bytes of rows, before and after, that a local transaction may touch that is held in memory
+/// whole. Above [`TRANSACTION_BYTES_MAX`] since an update of one cell shows its row.
 pub const TOUCHED_BYTES_MAX: usize = 64 << 20;
+
+/// How many bytes of touched rows are held in memory while statements run; what is more goes to a file.
+/// Nearly all that travels whole fits.
+pub const HELD_BYTES_MAX: usize = 16 << 20;
+
+/// How often a large transaction may change rows, and how many bytes of rows it may touch, before and
+/// after; beyond it the transaction fails. What a transaction writes is in the log, the database and, on
+/// other nodes, among what waits to be applied, all at once.
+pub const LARGE_CHANGES_MAX: u64 = 10_000_000;
+pub const LARGE_TOUCHED_BYTES_MAX: usize = 4 << 30;
+
+/// How many rows of users' tables a commit lists for those who watch them, and how many bytes of
+/// values. Beyond it the commit says which tables changed, and whoever watches reads them again.
+pub const EVENT_ROWS_MAX: usize = 50_000;
+pub const EVENT_BYTES_MAX: usize = 16 << 20;
 
 /// The most bytes that `RETURNING` and `SELECT` may hand back in one transaction.
 pub const RETURNED_BYTES_MAX: usize = 8 << 20;
@@ -65,6 +82,8 @@ pub const YIELD_GRACE: Duration = Duration::from_millis(250);
 const _: () = assert!(VALUE_BYTES_MAX <= TRANSACTION_BYTES_MAX);
 const _: () = assert!(TRANSACTION_BYTES_MAX < ROW_BYTES_MAX);
 const _: () = assert!(ROW_BYTES_MAX < TOUCHED_BYTES_MAX);
+const _: () = assert!(HELD_BYTES_MAX < TOUCHED_BYTES_MAX);
+const _: () = assert!(TOUCHED_BYTES_MAX < LARGE_TOUCHED_BYTES_MAX);
 
 /// Sets what a connection that runs users' SQL may use.
 pub fn limit(conn: &Connection) -> rusqlite::Result<()> {

@@ -9,16 +9,18 @@ use rusqlite::{CachedStatement, Connection};
 use super::capture::Net;
 use super::clocks::{self, Hot, Notes};
 use super::database::Store;
-use super::limits::{TRANSACTION_BYTES_MAX, TRANSACTION_CELLS_MAX};
+use super::gate::Ended;
+use super::limits::{TOUCHED_BYTES_MAX, TRANSACTION_BYTES_MAX, TRANSACTION_CELLS_MAX};
 use super::log::Times;
 use super::origins::Origins;
 use super::parked;
 use super::tables::{Table, TableId, Tables};
 use crate::crdt::{
-    CellChange, Changeset, Class, ColumnId, Key, Life, Name, RowChange, RowClock, RowEvent, Stamp,
-    TableChanges, TableEvents,
+    CellChange, Changeset, Class, ColumnId, Key, Life, Name, RowChange, RowClock, RowEvent,
+    RowEvents, Stamp, TableChanges, TableEvents,
 };
 use crate::types::{Value, Wall};
+use crate::wire::frame::CHANGESET_BYTES_MAX;
 
 /// Why a transaction cannot be recorded. It must be rolled back.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +33,16 @@ pub enum RecordError {
         "the transaction changes {0} bytes; the most allowed are {TRANSACTION_BYTES_MAX}: write in smaller transactions"
     )]
     Bytes(usize),
+    #[error(
+        "the transaction touches rows of {0} bytes in all; the most allowed are {TOUCHED_BYTES_MAX}: write in smaller transactions"
+    )]
+    Touched(usize),
+    #[error(
+        "the transaction changes {0} bytes of one row; the most allowed are {TRANSACTION_BYTES_MAX}: write its columns one after the other"
+    )]
+    Row(usize),
+    #[error("it took too long")]
+    Ended(Ended),
     #[error(transparent)]
     Sqlite(#[from] rusqlite::Error),
 }
@@ -70,7 +82,7 @@ pub fn record(
     (stamp, at): (Stamp, Wall),
     nets: &[Net],
 ) -> Result<Changeset, RecordError> {
-    check_size(nets)?;
+    check_size(nets, store.cells_max)?;
     let Store { conn, origins, tables, has_parked, hot, sums, sweeper, .. } = store;
     let moved = clocks_of_moved(conn, origins, nets)?;
     let mut recorder = Recorder {
@@ -94,6 +106,32 @@ pub fn record(
     notes.close(conn, origins, (sums, sweeper), &Times::from([(stamp, at)]))?;
     let tables = changed.into_values().map(|(table, changes)| travelling(table, changes)).collect();
     Ok(Changeset { stamp, at, tables })
+}
+
+/// Writes the clocks of some rows of a large transaction, each with the clock that it brought along
+/// from another key, and names them in the log.
+pub fn record_chunk(
+    store: &mut Store,
+    (stamp, at): (Stamp, Wall),
+    rows: &[(Net, Option<RowClock>)],
+) -> rusqlite::Result<()> {
+    let Store { conn, origins, tables, has_parked, hot, sums, sweeper, .. } = store;
+    let mut recorder = Recorder {
+        conn,
+        origins,
+        names: tables,
+        has_parked,
+        hot,
+        stamp,
+        insert: conn.prepare_cached(clocks::INSERT_NEW)?,
+        notes: Notes::default(),
+        fresh: BTreeMap::new(),
+    };
+    for (net, from) in rows {
+        recorder.record(net, from.as_ref())?;
+    }
+    let Recorder { notes, origins, .. } = recorder;
+    notes.close(conn, origins, (sums, sweeper), &Times::from([(stamp, at)]))
 }
 
 /// Reads the old clocks of the rows that moved, before any clock is written: another row may have
@@ -279,10 +317,24 @@ fn changed<'a>(
         .map(|(_, column)| column.id)
 }
 
-fn check_size(nets: &[Net]) -> Result<(), RecordError> {
-    let (mut cells, mut bytes) = (0, 0);
-    for net in nets {
-        bytes += net.key.len();
+fn check_size(nets: &[Net], cells_max: usize) -> Result<(), RecordError> {
+    let mut size = Size::default();
+    nets.iter().for_each(|net| size.add(net));
+    size.check(cells_max)
+}
+
+/// What a transaction changes, as far as limits count it.
+#[derive(Debug, Default)]
+pub struct Size {
+    rows: usize,
+    cells: usize,
+    bytes: usize,
+}
+
+impl Size {
+    pub fn add(&mut self, net: &Net) {
+        self.rows += 1;
+        self.bytes += net.key.len();
         let mut row_cells = 0;
         let after = net.after.as_deref().unwrap_or_default();
         let is_owned = net.table.class == Class::Owned;
@@ -290,16 +342,37 @@ fn check_size(nets: &[Net]) -> Result<(), RecordError> {
             let is_changed = net.before.as_ref().is_none_or(|before| before[place] != *value);
             if !column.is_key && (is_changed || is_owned) {
                 row_cells += 1;
-                bytes += value.bytes();
+                self.bytes += value.bytes();
             }
         }
         // A row that dies, or has only its key, counts too.
-        cells += row_cells.max(1);
+        self.cells += row_cells.max(1);
     }
-    if cells > TRANSACTION_CELLS_MAX {
-        return Err(RecordError::Cells(cells));
+
+    /// Tells whether it may travel whole.
+    pub fn check(&self, cells_max: usize) -> Result<(), RecordError> {
+        if self.cells > cells_max {
+            return Err(RecordError::Cells(self.cells));
+        }
+        if self.bytes > TRANSACTION_BYTES_MAX || self.travelling_bytes() > CHANGESET_BYTES_MAX {
+            return Err(RecordError::Bytes(self.bytes));
+        }
+        Ok(())
     }
-    if bytes > TRANSACTION_BYTES_MAX { Err(RecordError::Bytes(bytes)) } else { Ok(()) }
+
+    /// Tells whether a single row may.
+    pub fn check_row(&self) -> Result<(), RecordError> {
+        if self.bytes > TRANSACTION_BYTES_MAX || self.travelling_bytes() > CHANGESET_BYTES_MAX {
+            return Err(RecordError::Row(self.bytes));
+        }
+        Ok(())
+    }
+
+    /// What it occupies on its way: see [`changeset_bytes`](crate::wire::changeset_bytes).
+    fn travelling_bytes(&self) -> usize {
+        const NAMES: usize = 64 << 10;
+        self.bytes + 50 * self.rows + 24 * self.cells + NAMES
+    }
 }
 
 fn travelling(table: &Table, mut changes: Vec<Change<'_>>) -> TableChanges {
@@ -352,6 +425,9 @@ pub fn events(nets: &[Net]) -> Vec<TableEvents> {
 pub fn push_event(tables: &mut Vec<TableEvents>, table: &Table, event: RowEvent) {
     match tables.iter_mut().find(|events| events.table.name == table.info.name) {
         Some(events) => events.rows.push(event),
-        None => tables.push(TableEvents { table: Arc::clone(&table.info), rows: vec![event] }),
+        None => tables.push(TableEvents {
+            table: Arc::clone(&table.info),
+            rows: RowEvents::Each(vec![event]),
+        }),
     }
 }

@@ -26,6 +26,7 @@ use super::clocks::{self, Place};
 use super::origins::{Ordinal, Origins};
 use super::tables::TableId;
 use crate::crdt::record::{put_number, take_number};
+use crate::crdt::storage::Bookmark;
 use crate::crdt::{Key, Stamp};
 use crate::types::{Version, Wall};
 
@@ -44,8 +45,8 @@ const INSERT: &str = "INSERT OR IGNORE INTO __tribune_log (origin, version, part
 const SELECT_LAST: &str = "SELECT part FROM __tribune_log WHERE origin = ?1 AND version = ?2
     ORDER BY part DESC LIMIT 1";
 const DELETE_AFTER: &str = "DELETE FROM __tribune_log WHERE origin = ?1 AND version > ?2";
-const SELECT_AFTER: &str = "SELECT version, at, rows FROM __tribune_log
-    WHERE origin = ?1 AND version > ?2 AND version <= ?3 ORDER BY version, part";
+const SELECT_FROM: &str = "SELECT version, part, at, rows FROM __tribune_log
+    WHERE origin = ?1 AND (version, part) >= (?2, ?3) AND version <= ?4 ORDER BY version, part";
 const SELECT_NEXT: &str = "SELECT origin, version, part, rows FROM __tribune_log
     WHERE (origin, version, part) > (?1, ?2, ?3) ORDER BY origin, version, part LIMIT 64";
 const UPDATE: &str = "UPDATE __tribune_log SET rows = ?4
@@ -190,16 +191,45 @@ pub fn visit(
     (after, through): (Version, Version),
     mut each: impl FnMut(Version, Wall, TableId, Key) -> rusqlite::Result<bool>,
 ) -> rusqlite::Result<()> {
-    let mut statement = conn.prepare_cached(SELECT_AFTER)?;
-    let through = through.0.min(i64::MAX.unsigned_abs()).cast_signed();
-    let mut rows = statement.query((ordinal, after.0.cast_signed(), through))?;
-    while let Some(row) = rows.next()? {
-        let version = Version(row.get::<_, i64>(0)?.cast_unsigned());
-        let at = Wall(row.get::<_, i64>(1)?.cast_unsigned());
-        for (table, key) in names(row.get_ref(2)?.as_blob()?)? {
-            if !each(version, at, table, key)? {
-                return Ok(());
+    visit_parts(conn, ordinal, (after.into(), through), |part| {
+        for (table, key) in part.names {
+            if !each(part.version, part.at, table, key)? {
+                return Ok(false);
             }
+        }
+        Ok(true)
+    })
+}
+
+/// One part of a version.
+pub struct LogPart {
+    pub version: Version,
+    pub part: u64,
+    /// When the commit was made, if that is known.
+    pub at: Wall,
+    pub names: Vec<(TableId, Key)>,
+}
+
+/// As [`visit`], part by part, from a place within a version on.
+pub fn visit_parts(
+    conn: &Connection,
+    ordinal: Ordinal,
+    (from, through): (Bookmark, Version),
+    mut each: impl FnMut(LogPart) -> rusqlite::Result<bool>,
+) -> rusqlite::Result<()> {
+    let mut statement = conn.prepare_cached(SELECT_FROM)?;
+    let number = |number: u64| number.min(i64::MAX.unsigned_abs()).cast_signed();
+    let first = (number(from.after.0.saturating_add(1)), number(from.part));
+    let mut rows = statement.query((ordinal, first.0, first.1, number(through.0)))?;
+    while let Some(row) = rows.next()? {
+        let part = LogPart {
+            version: Version(row.get::<_, i64>(0)?.cast_unsigned()),
+            part: row.get::<_, i64>(1)?.cast_unsigned(),
+            at: Wall(row.get::<_, i64>(2)?.cast_unsigned()),
+            names: names(row.get_ref(3)?.as_blob()?)?,
+        };
+        if !each(part)? {
+            return Ok(());
         }
     }
     Ok(())

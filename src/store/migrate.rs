@@ -9,12 +9,13 @@ use super::open::OpenError;
 pub const APPLICATION_ID: i32 = 0x5472_6962;
 
 /// All migrations, oldest first.
-const MIGRATIONS: [&str; 5] = [
+const MIGRATIONS: [&str; 6] = [
     include_str!("../../migrations/0001_node.sql"),
     include_str!("../../migrations/0002_rows.sql"),
     include_str!("../../migrations/0003_parked.sql"),
     include_str!("../../migrations/0004_checks.sql"),
     include_str!("../../migrations/0005_schema.sql"),
+    include_str!("../../migrations/0006_staged.sql"),
 ];
 
 /// The version that the first migration makes. Smaller ones were never released.

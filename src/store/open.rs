@@ -274,7 +274,10 @@ fn set_up_writer(conn: &Connection, path: &str) -> Result<(), OpenError> {
     // After a checkpoint the log's file shrinks to this; it is written again from its start.
     conn.pragma_update(None, "journal_size_limit", 16 << 20).map_err(failed)?;
     conn.pragma_update(None, "cache_size", -16_384).map_err(failed)?;
-    settle(conn).map_err(failed)
+    settle(conn).map_err(failed)?;
+    // What a statement on a million rows would need to be taken back alone, or to be sorted, goes to
+    // a file from some size on; below it this costs nothing.
+    conn.pragma_update(None, "temp_store", "FILE").map_err(failed)
 }
 
 /// Settings of every connection.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::changes::load;
 use super::clocks;
 use super::database::{Store, failed};
-use crate::crdt::storage::{Begun, Extract, Inspected, Storage, StorageError};
-use crate::crdt::{Batch, Commit, Key, Refusal, RowOp, pack};
+use crate::crdt::storage::{Begun, Bookmark, Extract, Inspected, Storage, StorageError};
+use crate::crdt::{Batch, Commit, Key, Part, Piece, Refusal, RowOp, Staging, pack};
 use crate::types::{Epoch, Origin, Value, Version, Wall};
 
 impl Storage for Store {
@@ -27,15 +27,39 @@ impl Storage for Store {
         Ok(Arc::unwrap_or_clone(commit))
     }
 
+    fn stage(&mut self, staging: Staging, parts: &[Part]) -> Result<(), StorageError> {
+        let mut group = self.group(Wall(0));
+        group.stage(staging, parts)?;
+        group.commit().map(drop)
+    }
+
+    fn apply_staged(
+        &mut self,
+        now: Wall,
+        staging: Staging,
+        last: &Piece,
+    ) -> Result<Commit, StorageError> {
+        let mut group = self.group(now);
+        group.apply_staged(staging, last)?;
+        let commit = group.commit()?.pop().expect("each pull makes a commit");
+        Ok(Arc::unwrap_or_clone(commit))
+    }
+
+    fn unstage(&mut self, staging: Staging) -> Result<(), StorageError> {
+        let mut group = self.group(Wall(0));
+        group.unstage(staging)?;
+        group.commit().map(drop)
+    }
+
     fn load(
         &self,
         origin: Origin,
-        after: Version,
+        from: impl Into<Bookmark>,
         bytes_max: usize,
     ) -> Result<Extract, StorageError> {
         // No transaction is needed: this connection is the only one that writes.
         let parts = (&self.conn, &self.tables, &self.origins);
-        load(parts, origin, after, bytes_max).map_err(failed)
+        load(parts, origin, from.into(), bytes_max).map_err(failed)
     }
 
     fn heads(&self) -> Result<Vec<(Origin, Version)>, StorageError> {
@@ -126,6 +150,7 @@ mod tests {
 
         fn reopen(&mut self, mut disk: Store) -> Store {
             disk.now.trusted = disk.origins.head(disk.now.origin);
+            crate::store::staged::clear(&disk.conn).unwrap();
             disk
         }
 

@@ -118,7 +118,7 @@ pub fn events(commit: &Commit) -> Vec<String> {
         |values: &[Value]| values.iter().map(Value::to_string).collect::<Vec<_>>().join(" ");
     let mut shown = Vec::new();
     for events in &commit.tables {
-        for event in &events.rows {
+        for event in events.rows.each() {
             let sign = match (event.existed, &event.row) {
                 (false, Some(_)) => "+",
                 (true, Some(_)) => "=",

@@ -60,20 +60,25 @@ pub(super) fn write_piece(writer: &mut Writer, piece: &Piece) {
     }
 }
 
-pub(super) fn read_piece(reader: &mut Reader<'_>) -> Result<Piece, DecodeError> {
+/// Reads a piece. One that `is_cut` ends with a changeset of the version after its `through`.
+pub(super) fn read_piece(reader: &mut Reader<'_>, is_cut: bool) -> Result<Piece, DecodeError> {
     let origin = reader.origin()?;
     let after = reader.version()?;
     let through = reader.version_after(after)?;
+    let last = if is_cut { through.next() } else { through };
     let mut previous = after;
     let changesets = reader.list(CHANGESET_BYTES_MIN, |reader| {
         let version = reader.version_after(previous)?;
-        if version == previous || version > through {
+        if version == previous || version > last {
             return Err(DecodeError::Impossible("a piece's versions do not rise to its end"));
         }
         previous = version;
         reader.charge(size_of::<Changeset>() + SHARED_BYTES)?;
         read_changeset(reader, Stamp { origin, version }).map(Arc::new)
     })?;
+    if is_cut && previous != last {
+        return Err(DecodeError::Impossible("a piece is cut within a version that is not in it"));
+    }
     Ok(Piece { origin, after, through, changesets })
 }
 

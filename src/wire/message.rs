@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::change::{read_piece, write_piece};
 use super::codec::{DecodeError, Reader, Writer};
-use super::{BucketSet, Message, Neighbour, PROTOCOL_VERSION, RequestId};
+use super::{BucketSet, Cut, Message, Neighbour, PROTOCOL_VERSION, RequestId};
+use crate::crdt::Part;
 use crate::ledger::BUCKETS;
 use crate::types::{Origin, Version};
 
@@ -64,16 +65,19 @@ pub fn encode(message: &Message) -> Vec<u8> {
             writer.raw(&buckets.0);
             write_heads(&mut writer, heads);
         }
-        Message::Want { request, origin, after } => {
+        Message::Want { request, origin, after, part } => {
             writer.byte(kind::WANT);
             writer.varint(request.0);
             writer.origin(*origin);
             writer.varint(after.0);
+            writer.varint(*part);
         }
-        Message::Pulled { request, piece, head } => {
+        Message::Pulled { request, piece, head, cut } => {
             writer.byte(kind::PULLED);
             writer.varint(request.0);
             writer.varint(head.0);
+            writer.varint(cut.from);
+            writer.varint(cut.to);
             write_piece(&mut writer, piece);
         }
         Message::Busy { request, retry_after } => {
@@ -103,7 +107,7 @@ fn read_body(reader: &mut Reader<'_>) -> Result<Message, DecodeError> {
         kind::HELLO => Message::Hello { origin: reader.origin()?, head: reader.version()? },
         kind::KNOWN => Message::Known { origin: reader.origin()?, head: reader.version()? },
         kind::NEIGHBOUR => Message::Neighbour(read_neighbour(reader)?),
-        kind::PUSH => Message::Push { hops: reader.byte()?, piece: read_piece(reader)? },
+        kind::PUSH => Message::Push { hops: reader.byte()?, piece: read_piece(reader, false)? },
         kind::HEADS => Message::Heads(read_heads(reader)?),
         kind::BUCKETS => Message::Buckets(read_buckets(reader)?),
         kind::BUCKET_HEADS => {
@@ -114,6 +118,7 @@ fn read_body(reader: &mut Reader<'_>) -> Result<Message, DecodeError> {
             request: RequestId(reader.number()?),
             origin: reader.origin()?,
             after: reader.version()?,
+            part: reader.number()?,
         },
         kind::PULLED => read_pulled(reader)?,
         kind::BUSY => Message::Busy {
@@ -127,11 +132,34 @@ fn read_body(reader: &mut Reader<'_>) -> Result<Message, DecodeError> {
 fn read_pulled(reader: &mut Reader<'_>) -> Result<Message, DecodeError> {
     let request = RequestId(reader.number()?);
     let head = reader.version()?;
-    let piece = read_piece(reader)?;
-    if piece.through > head {
+    let cut = Cut { from: reader.number()?, to: reader.number()? };
+    let piece = read_piece(reader, cut.to > 0)?;
+    if piece.through > head || (cut.to > 0 && piece.through == head) {
         return Err(DecodeError::Impossible("a piece goes beyond the head it was cut from"));
     }
-    Ok(Message::Pulled { request, piece, head })
+    Ok(Message::Pulled { request, piece, head, cut })
+}
+
+/// Writes a part of a pull, for a storage that keeps it until the rest has come.
+pub fn encode_part(part: &Part) -> Vec<u8> {
+    let mut writer = Writer::default();
+    writer.byte(PROTOCOL_VERSION);
+    writer.byte(u8::from(part.is_cut));
+    write_piece(&mut writer, &part.piece);
+    writer.into_bytes()
+}
+
+/// Reads what [`encode_part`] wrote.
+pub fn decode_part(bytes: &[u8]) -> Result<Part, DecodeError> {
+    let mut reader = Reader::new(bytes);
+    let version = reader.byte()?;
+    if version != PROTOCOL_VERSION {
+        return Err(DecodeError::UnknownVersion(version));
+    }
+    let is_cut = reader.byte()? != 0;
+    let piece = read_piece(&mut reader, is_cut)?;
+    reader.end()?;
+    Ok(Part { piece, is_cut })
 }
 
 fn write_head(writer: &mut Writer, kind: u8, origin: Origin, head: Version) {
@@ -250,14 +278,22 @@ mod tests {
         check(&Message::Heads(vec![(origin, head)]), &format!("01 05 01 {ORIGIN_7} 05"));
         let request = RequestId(9);
         check(
-            &Message::Want { request, origin, after: Version(130) },
-            &format!("01 08 09 {ORIGIN_7} 8201"),
+            &Message::Want { request, origin, after: Version(130), part: 3 },
+            &format!("01 08 09 {ORIGIN_7} 8201 03"),
         );
         let piece =
             Piece { origin, after: Version(4), through: Version(5), changesets: Vec::new() };
         check(
-            &Message::Pulled { request, piece, head },
-            &format!("01 09 09 05 {ORIGIN_7} 04 01 00"),
+            &Message::Pulled { request, piece, head, cut: Cut::default() },
+            &format!("01 09 09 05 00 00 {ORIGIN_7} 04 01 00"),
+        );
+        let stamp = Stamp { origin, version: head };
+        let changesets = vec![Arc::new(Changeset { stamp, at: Wall(2), tables: Vec::new() })];
+        let piece = Piece { origin, after: Version(4), through: Version(4), changesets };
+        let cut = Cut { from: 2, to: 300 };
+        check(
+            &Message::Pulled { request, piece, head, cut },
+            &format!("01 09 09 05 02 ac02 {ORIGIN_7} 04 00 01 01 02 00"),
         );
         let retry_after = Duration::from_millis(250);
         check(&Message::Busy { request, retry_after }, "01 0a 09 fa01");
@@ -377,23 +413,40 @@ mod tests {
             .boxed()
     }
 
+    fn any_part() -> impl Strategy<Value = Part> {
+        (any_piece(), any::<bool>()).prop_map(|(mut piece, is_cut)| {
+            let last = piece.changesets.last().map(|changeset| changeset.stamp.version);
+            let last = last.filter(|_| is_cut);
+            piece.through = last.map_or(piece.through, |last| Version(last.0 - 1));
+            Part { piece, is_cut: last.is_some() }
+        })
+    }
+
     fn any_message() -> impl Strategy<Value = Message> {
         let heads = || proptest::collection::vec((any_origin(), any_version()), 0..5);
         prop_oneof![
             (any::<u8>(), any_piece()).prop_map(|(hops, piece)| Message::Push { hops, piece }),
-            (any::<u32>(), any_piece()).prop_map(|(request, piece)| Message::Pulled {
-                request: RequestId(u64::from(request)),
-                head: piece.through,
-                piece,
-            }),
+            (any::<u32>(), any_part(), any::<u32>(), 1..9_u64).prop_map(
+                |(request, Part { piece, is_cut }, from, to)| Message::Pulled {
+                    request: RequestId(u64::from(request)),
+                    head: if is_cut { piece.through.next() } else { piece.through },
+                    cut: Cut { from: u64::from(from), to: if is_cut { to } else { 0 } },
+                    piece,
+                }
+            ),
             heads().prop_map(Message::Heads),
             (any::<[u8; 32]>(), heads()).prop_map(|(buckets, heads)| Message::BucketHeads {
                 buckets: BucketSet(buckets),
                 heads
             }),
-            (any::<u32>(), any_origin(), any_version()).prop_map(|(request, origin, after)| {
-                Message::Want { request: RequestId(u64::from(request)), origin, after }
-            }),
+            (any::<u32>(), any_origin(), any_version(), any::<u32>()).prop_map(
+                |(request, origin, after, part)| Message::Want {
+                    request: RequestId(u64::from(request)),
+                    origin,
+                    after,
+                    part: u64::from(part),
+                }
+            ),
         ]
     }
 
@@ -407,6 +460,11 @@ mod tests {
             if let Message::Push { piece, .. } | Message::Pulled { piece, .. } = &message {
                 prop_assert!(bytes.len() <= piece_bytes(piece) + 64);
             }
+        }
+
+        #[test]
+        fn a_part_survives_its_bytes(part in any_part()) {
+            prop_assert_eq!(decode_part(&encode_part(&part)), Ok(part));
         }
 
         #[test]

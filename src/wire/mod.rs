@@ -15,7 +15,7 @@ pub mod message;
 pub use change::{changeset_bytes, piece_bytes};
 pub use codec::DecodeError;
 pub use frame::{FrameError, FrameReader, encode_frame};
-pub use message::{decode, encode};
+pub use message::{decode, decode_part, encode, encode_part};
 
 /// The first byte of every message. A node drops, and counts, what begins with another.
 pub const PROTOCOL_VERSION: u8 = 1;
@@ -46,12 +46,12 @@ pub enum Message {
     /// All heads that the sender holds in these buckets. Answered by [`Message::Heads`] with
     /// those in which the receiver holds more.
     BucketHeads { buckets: BucketSet, heads: Vec<(Origin, Version)> },
-    /// "Send me what is left of this origin after `after`." Answered by [`Message::Pulled`] or
-    /// [`Message::Busy`].
-    Want { request: RequestId, origin: Origin, after: Version },
+    /// "Send me what is left of this origin after `after`; of the next version I have the first `part`
+    /// parts, as you number them." Answered by [`Message::Pulled`] or [`Message::Busy`].
+    Want { request: RequestId, origin: Origin, after: Version, part: u64 },
     /// The answer to a want: what the sender holds durably, possibly nothing new. Where the piece
     /// ends below `head`, it was cut to size, and the rest is asked for separately.
-    Pulled { request: RequestId, piece: Piece, head: Version },
+    Pulled { request: RequestId, piece: Piece, head: Version, cut: Cut },
     /// "Not now; ask me again after this long, or ask somebody else."
     Busy { request: RequestId, retry_after: Duration },
 }
@@ -71,6 +71,16 @@ pub enum Neighbour {
     Part,
     /// "We are not neighbours (any more)."
     Ended,
+}
+
+/// Where a piece begins and ends within versions: large ones travel in several pieces.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Cut {
+    /// How many parts of the version after the piece's `after` it leaves out.
+    pub from: u64,
+    /// The piece's last changeset is of the version after its `through`, and goes to before this
+    /// part. 0: there is none.
+    pub to: u64,
 }
 
 /// Names a want among those of its asker, so that the answer finds back.

@@ -13,5 +13,6 @@ mod consul;
 mod dev;
 mod durability;
 mod hostile;
+mod large;
 mod schema;
 mod sql;

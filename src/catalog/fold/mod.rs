@@ -70,7 +70,7 @@ impl Fold {
     /// Gathers a table's rows. Other tables than the catalog's three are no business of a view.
     pub(super) fn take_in(&mut self, events: &TableEvents) {
         let columns = &events.table.columns;
-        for event in &events.rows {
+        for event in events.rows.each() {
             let row = event.row.as_deref();
             match &*events.table.name {
                 rows::NODES => {

@@ -64,7 +64,7 @@ impl Desk {
         };
         self.view = self.view.fold(&commit).0;
         for events in commit.tables.iter().filter(|events| &*events.table.name == DEFINITIONS) {
-            for RowEvent { key, row, .. } in &events.rows {
+            for RowEvent { key, row, .. } in events.rows.each() {
                 let id = key[0].as_text().unwrap().to_owned();
                 match row {
                     Some(row) => {

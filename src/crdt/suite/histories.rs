@@ -237,13 +237,15 @@ impl<D: Storage> Play<D> {
         let mut moved = false;
         for (origin, _) in self.replicas[from].disk.heads().unwrap() {
             for _ in 0..parts {
-                let after = Version(head(&self.replicas[to].disk, origin));
-                let extract = self.replicas[from].disk.load(origin, after, bytes_max).unwrap();
-                if extract.piece.through <= after {
+                if to == from {
                     break;
                 }
-                self.replicas[to].apply(&Batch { pieces: vec![extract.piece] });
-                assert!(head(&self.replicas[to].disk, origin) > after.0, "a part brings one on");
+                let [to, from] = self.replicas.get_disjoint_mut([to, from]).unwrap();
+                let before = head(&to.disk, origin);
+                let commit = catch_up(&mut to.disk, &from.disk, origin, bytes_max);
+                let Some(commit) = commit else { break };
+                to.learn(&commit);
+                assert!(head(&to.disk, origin) > before, "a part brings one on");
                 moved = true;
             }
         }
@@ -392,7 +394,7 @@ impl<D: Storage> Replica<D> {
     /// Folds events into the mirror, which must have been as they say before.
     fn learn(&mut self, commit: &Commit) {
         for events in &commit.tables {
-            for event in &events.rows {
+            for event in events.rows.each() {
                 let place = (events.table.name.to_string(), event.key.clone());
                 let before = match &event.row {
                     Some(row) => self.mirror.insert(place, row.clone()),

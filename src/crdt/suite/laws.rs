@@ -127,7 +127,7 @@ pub fn set_and_delete_reach_every_row_that_matches<T: Bench>(bench: &mut T) {
     let port = vec![("port", 81.into())];
     let set = RowOp::Set { table: "services", matching: all_web(), set: port };
     let commit = write(&mut disk, &[set]);
-    assert_eq!(commit.tables[0].rows.len(), 3);
+    assert_eq!(commit.tables[0].rows.each().len(), 3);
 
     let except = Some(("id", vec!["b".into(), "x".into()]));
     let most = RowOp::Delete { table: "services", matching: all_web(), except };

@@ -16,7 +16,7 @@ use super::change::{
 };
 use super::definition::Definition;
 use super::pack;
-use super::storage::{Begun, Storage, StorageError};
+use super::storage::{Begun, Part, Staging, Storage, StorageError};
 use crate::types::{Epoch, NodeId, Origin, Scope, Value, Version, Wall};
 
 /// Makes the storages that are to be tested.
@@ -103,6 +103,9 @@ macro_rules! storage_suite {
             travel::only_what_is_left_of_a_version_is_loaded,
             travel::a_life_is_loaded_where_no_cell_brings_it,
             travel::a_long_extract_is_cut_between_versions,
+            travel::a_large_version_is_cut_and_becomes_visible_whole,
+            travel::what_is_staged_is_nowhere_until_it_is_applied,
+            travel::a_version_that_was_cut_elsewhere_is_begun_again,
             travel::nothing_is_told_of_versions_beyond_the_head,
             travel::a_commit_keeps_its_time_on_the_way,
             travel::two_replicas_agree_whatever_comes_first,
@@ -256,17 +259,40 @@ fn head(disk: &impl Storage, origin: Origin) -> u64 {
 fn pull(to: &mut impl Storage, from: &impl Storage, bytes_max: usize) -> usize {
     let mut commits = 0;
     for (origin, _) in from.heads().unwrap() {
-        loop {
-            let after = Version(head(to, origin));
-            let extract = from.load(origin, after, bytes_max).unwrap();
-            if extract.piece.through <= after || origin == to.origin() {
-                break;
-            }
-            apply(to, extract.piece);
+        while catch_up(to, from, origin, bytes_max).is_some() {
             commits += 1;
         }
     }
     commits
+}
+
+/// Brings what follows of an origin from one storage to another: about `bytes_max` bytes or, where
+/// that cuts a version, the whole of it. Returns the commit; `None`: there is nothing.
+pub fn catch_up(
+    to: &mut impl Storage,
+    from: &impl Storage,
+    origin: Origin,
+    bytes_max: usize,
+) -> Option<Commit> {
+    const STAGING: Staging = Staging(7);
+    let after = Version(head(to, origin));
+    let mut extract = from.load(origin, after, bytes_max).unwrap();
+    if extract.end() <= after.into() || origin == to.origin() {
+        return None;
+    }
+    if extract.part == 0 {
+        return Some(apply(to, extract.piece));
+    }
+    while extract.part > 0 {
+        let end = extract.end();
+        to.stage(STAGING, &[Part { piece: extract.piece, is_cut: true }]).unwrap();
+        extract = from.load(origin, end, bytes_max).unwrap();
+        assert!(extract.end() > end, "a part brings one on");
+    }
+    let last = Piece { after, ..extract.piece };
+    let commit = to.apply_staged(NOW, STAGING, &last).unwrap();
+    assert_eq!(commit.heads, [(origin, last.through)]);
+    Some(commit)
 }
 
 /// Shows a row of `t`: its values, its life and its cells, as in
@@ -308,7 +334,7 @@ fn show_stamp(stamp: Stamp) -> String {
 fn show_events(commit: &Commit) -> Vec<String> {
     let mut shown = Vec::new();
     for events in &commit.tables {
-        for event in &events.rows {
+        for event in events.rows.each() {
             let words = |values: &[Value]| {
                 values.iter().map(Value::to_string).collect::<Vec<_>>().join(" ")
             };

@@ -9,7 +9,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value as Json, json};
 
-use super::{SqlState, admit, json, read_json, timeout_of, unprocessable};
+use super::{SqlState, admit, json, parameter, read_json, timeout_of, unprocessable};
 use crate::node::{SubmitError, TransactError};
 use crate::store::{Outcome, Transacted};
 use crate::types::NodeId;
@@ -39,9 +39,28 @@ async fn work(
     }
     let begun = Instant::now();
     let deadline = timeout.map(|seconds| begun + Duration::from_secs(seconds));
-    match state.handle.transact(statements, deadline).await {
+    let done = if is_long(query)? {
+        state.handle.transact_long(statements, deadline).await
+    } else {
+        state.handle.transact(statements, deadline).await
+    };
+    match done {
         Ok(done) => Ok(JsonBody(answer(&done, begun.elapsed(), me)).into_response()),
         Err(error) => Err(failed(status_of(&error), &error.to_string(), me)),
+    }
+}
+
+/// Tells whether the client wants others to wait for its transaction.
+fn is_long(query: Option<&str>) -> Result<bool, Response> {
+    match parameter(query, "long") {
+        None | Some("false") => Ok(false),
+        Some("" | "true") => Ok(true),
+        Some(other) => {
+            let text = format!(
+                "Failed to deserialize query string: long is true or false, not '{other}'\n"
+            );
+            Err((StatusCode::BAD_REQUEST, text).into_response())
+        }
     }
 }
 

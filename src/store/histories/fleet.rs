@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::machine::{Cut, Machine, begin_history, columns, pass_a_second, rows, shapes};
 use super::{Draw, Tally};
+use crate::crdt::suite::catch_up;
 use crate::crdt::{Batch, Changeset, Commit, Piece, RowOp, Stamp, Storage};
 use crate::store::schema::{Mode, SchemaRequest, asides};
 use crate::store::trial::{NOW, plain, source};
@@ -161,15 +162,17 @@ impl Play {
         let mut is_news = false;
         for (origin, _) in self.machines[from].store().heads().unwrap() {
             for _ in 0..parts {
-                let after = head(&self.machines[to], origin);
-                let extract = self.machines[from].store().load(origin, after, bytes_max).unwrap();
-                if extract.piece.through <= after {
+                if to == from {
                     break;
                 }
-                let batch = Batch { pieces: vec![extract.piece] };
-                self.machines[to].store_mut().apply(NOW, &batch).unwrap();
+                let before = head(&self.machines[to], origin);
+                let [taker, giver] = self.machines.get_disjoint_mut([to, from]).unwrap();
+                let commit = catch_up(taker.store_mut(), giver.store(), origin, bytes_max);
+                if commit.is_none() {
+                    break;
+                }
                 self.machines[to].acknowledge();
-                assert!(head(&self.machines[to], origin) > after, "a part brings one on");
+                assert!(head(&self.machines[to], origin) > before, "a part brings one on");
                 is_news = true;
             }
         }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::catalog::model::{Check, Node, SERF_HEALTH, Service, Source, Status, lower, member_of};
 use crate::catalog::rows;
 use crate::catalog::view::{CheckEntry, Instance, Liveness, Topic, View};
-use crate::crdt::{Commit, RowEvent, TableEvents, TableInfo};
+use crate::crdt::{Commit, RowEvent, RowEvents, TableEvents, TableInfo};
 use crate::types::{Hlc, NodeId, Seq, Value};
 
 pub const ME: NodeId = NodeId([1; 16]);
@@ -398,5 +398,5 @@ fn event(write: &Write) -> TableEvents {
     let info = TableInfo { name: table.into(), columns, key: (0..key_columns).collect() };
     let row = row.map(|row| row.into_iter().map(|(_, value)| value).collect::<Vec<Value>>());
     let event = RowEvent { key, existed: false, row };
-    TableEvents { table: Arc::new(info), rows: vec![event] }
+    TableEvents { table: Arc::new(info), rows: RowEvents::Each(vec![event]) }
 }
