@@ -37,6 +37,7 @@ mod power_loss;
 pub mod readers;
 pub mod restore;
 pub mod schema;
+pub mod snapshot;
 mod spill;
 pub mod sql;
 mod staged;

@@ -15,4 +15,5 @@ mod durability;
 mod hostile;
 mod large;
 mod schema;
+mod snapshot;
 mod sql;
