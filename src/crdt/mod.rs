@@ -21,5 +21,5 @@ pub use change::{
 };
 pub use definition::Definition;
 pub use row::{ColumnId, Fate, Incoming, Merged, RowClock};
-pub use storage::{Begun, Extract, Inspected, Storage, StorageError};
+pub use storage::{Begun, Collected, Extract, Floor, Inspected, Settled, Storage, StorageError};
 pub use table::Table;

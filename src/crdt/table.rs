@@ -16,8 +16,10 @@ use super::draft::{Draft, Write};
 use super::pack;
 use super::row::{COUNT_MAX, ColumnId, Fate, Incoming, RowClock};
 use super::sheet::{Row, Shape, Sheet};
-use super::storage::{Begun, Extract, Inspected, Storage, StorageError};
-use crate::types::{Epoch, Hlc, Origin, Seq, Value, Version, Wall};
+use super::storage::{
+    Begun, Collected, Extract, Floor, Inspected, LENGTH_DROPPED_MAX, Settled, Storage, StorageError,
+};
+use crate::types::{Epoch, Hlc, NodeId, Origin, Seq, Value, Version, Wall};
 
 /// What a row and a cell weigh in [`Storage::load`], beside their key and value: bytes.
 const ENTRY_BYTES: usize = 16;
@@ -39,6 +41,15 @@ pub struct Table {
     /// The sum of all rows' hashes.
     fingerprint: u64,
     refusals: u64,
+    /// Every dead row, under its only stamp.
+    graves: OrdSet<(Stamp, Name, Key)>,
+    floor: OrdMap<Origin, Version>,
+    /// See [`Floor::length`].
+    length: u64,
+    forgotten: OrdMap<NodeId, Epoch>,
+    settled: Option<Origin>,
+    /// While this node rejoins: the rows that the peer has not told of yet.
+    unconfirmed: Option<OrdSet<(Name, Key)>>,
 }
 
 impl Table {
@@ -55,6 +66,12 @@ impl Table {
             times: OrdMap::new(),
             fingerprint: 0,
             refusals: 0,
+            graves: OrdSet::new(),
+            floor: OrdMap::new(),
+            length: 0,
+            forgotten: OrdMap::new(),
+            settled: None,
+            unconfirmed: None,
         };
         for definition in definitions {
             table.grow(definition)?;
@@ -160,20 +177,17 @@ impl Storage for Table {
     }
 
     fn begin_epoch(&mut self, now: Wall, above: Epoch) -> Result<Begun, StorageError> {
-        let mine = |origin: &&Origin| origin.node == self.origin.node;
-        let held = self.heads.keys().filter(mine).map(|origin| origin.epoch).max();
-        let last = above.max(self.origin.epoch).max(held.unwrap_or_default());
-        let epoch = last.0.checked_add(1).ok_or_else(|| {
-            StorageError::Failed("this node has used up its epochs; give it a new id".to_owned())
-        })?;
+        let origin = self.next_origin(above)?;
         let (ended, trusted) = (self.origin, self.trusted.min(self.head(self.origin)));
-        self.origin.epoch = Epoch(epoch);
+        self.origin = origin;
         self.trusted = Version(0);
         match trusted {
             Version(0) => drop(self.heads.remove(&ended)),
             trusted => drop(self.heads.insert(ended, trusted)),
         }
-        let commits = self.renew(now, ended, trusted);
+        let commits = self.renew(now, move |table, stamp| {
+            stamp.origin == ended && (is_owned(table) || stamp.version > trusted)
+        });
         Ok(Begun { origin: self.origin, ended: (ended, trusted), commits })
     }
 
@@ -196,6 +210,115 @@ impl Storage for Table {
 
     fn fingerprint(&self) -> Result<u64, StorageError> {
         Ok(self.fingerprint)
+    }
+
+    fn floor(&self) -> Result<Floor, StorageError> {
+        Ok(Floor {
+            heads: self.floor.iter().map(|(origin, head)| (*origin, *head)).collect(),
+            length: self.length,
+            forgotten: self.forgotten.iter().map(|(node, epoch)| (*node, *epoch)).collect(),
+            settled: self.settled,
+            is_rejoining: self.unconfirmed.is_some(),
+        })
+    }
+
+    fn tombstones(&self) -> Result<u64, StorageError> {
+        Ok(self.graves.len() as u64)
+    }
+
+    fn collect(
+        &mut self,
+        heads: &[(Origin, Version)],
+        forgotten: &[(NodeId, Epoch)],
+        rows_max: usize,
+    ) -> Result<Collected, StorageError> {
+        for (origin, head) in heads {
+            let floor = self.floor.entry(*origin).or_default();
+            *floor = (*floor).max(*head);
+        }
+        for (node, epoch) in forgotten {
+            let held = self.forgotten.entry(*node).or_default();
+            *held = (*held).max(*epoch);
+        }
+        let covered = self.covered_graves(rows_max + 1);
+        let is_done = covered.len() <= rows_max;
+        let mut collected = Collected { dropped: 0, is_done };
+        for (_, table, key) in covered.iter().take(rows_max) {
+            self.length = self.length.max(self.sheets[table].rows[key].clock.life().length);
+            self.remove_row(table, key);
+            collected.dropped += 1;
+        }
+        Ok(collected)
+    }
+
+    fn rejoin(
+        &mut self,
+        now: Wall,
+        held: &[(Origin, Version)],
+        length: u64,
+    ) -> Result<Begun, StorageError> {
+        let known = held.iter().map(|(origin, _)| *origin);
+        let known = known.filter(|origin| origin.node == self.origin.node);
+        let above = known.map(|origin| origin.epoch).max().unwrap_or_default();
+        let (ended, origin) = (self.origin, self.next_origin(above)?);
+        self.origin = origin;
+        self.trusted = Version(0);
+        self.settled = None;
+        self.length = self.length.max(length);
+        self.heads.clear();
+        self.unconfirmed = Some(self.places().collect());
+        let held: BTreeMap<Origin, Version> = held.iter().copied().collect();
+        let commits = self.renew(now, move |table, stamp| {
+            let is_held = held.get(&stamp.origin).is_some_and(|head| stamp.version <= *head);
+            let is_mine = stamp.origin.node == origin.node && stamp.origin != origin;
+            let is_lost = if is_owned(table) { stamp.origin == ended } else { !is_held };
+            is_mine && is_lost
+        });
+        Ok(Begun { origin, ended: (ended, Version(0)), commits })
+    }
+
+    fn settle(&mut self, now: Wall) -> Result<Settled, StorageError> {
+        self.settled = Some(self.origin);
+        let Some(unconfirmed) = self.unconfirmed.take() else { return Ok(Settled::default()) };
+        let me = self.origin;
+        let mut settled = Settled::default();
+        let (mut touched, mut again) = (Touched::default(), Vec::new());
+        for (table, key) in unconfirmed {
+            let Some(row) = self.sheets[&table].rows.get(&key).cloned() else { continue };
+            let is_mine = row.clock.life().stamp.origin == me;
+            if is_mine {
+                if row.clock.is_alive() && !is_owned(&table) {
+                    again.push((table, key));
+                }
+                continue;
+            }
+            settled.dropped += usize::from(row.clock.is_alive());
+            settled.lost += usize::from(row.clock.stamps().iter().any(|s| s.origin == me));
+            touched.note(&table, &key, || self.image(&table, &key));
+            self.remove_row(&table, &key);
+        }
+        let events = self.events(touched);
+        if !events.is_empty() {
+            settled.commits.push(self.conclude(now, events, None, vec![]));
+        }
+        let length = self.length;
+        let beyond = self.beyond_the_heads();
+        again.retain(|(table, key)| self.sheets[table].rows[key].clock.life().length <= length);
+        settled.renewed = again.len();
+        let begin = |_: &str, row: &Row, stamp: Stamp| {
+            let mut row = row.clone();
+            row.clock.begun_again(length, stamp);
+            row
+        };
+        settled.commits.extend(self.write_places(now, &again, begin));
+        let heads = self.heads.clone();
+        let restamp = |_: &str, row: &Row, stamp: Stamp| {
+            let mut row = row.clone();
+            row.clock.restamp(stamp, |old| !is_covered(&heads, old));
+            row
+        };
+        settled.commits.extend(self.write_places(now, &beyond, restamp));
+        Ok(settled)
     }
 
     fn inspect(&self, table: &str, key: &[Value]) -> Result<Option<Inspected>, StorageError> {
@@ -233,8 +356,10 @@ impl Table {
         let (_, sheet) = self.sheet(&write.table).expect("the draft found the table");
         let shape = sheet.shape.as_ref().expect("the draft found it defined");
         let held = sheet.rows.get(&write.key);
-        let held_clock = held.map(|row| &row.clock);
         let is_owned = Class::of(&write.table) == Class::Owned;
+        // Owned rows need no length to be above others.
+        let dropped = if is_owned { None } else { RowClock::dropped(self.length) };
+        let held_clock = held.map(|row| &row.clock).or(dropped.as_ref());
         let row = match (held, &write.now) {
             (Some(held), None) => {
                 let mut clock = held.clock.clone();
@@ -311,12 +436,19 @@ impl Table {
 
 /// This node's own rows, when an epoch begins or rows of an earlier one are withdrawn.
 impl Table {
-    /// Stamps anew what the ended origin wrote: of owned rows all, of others what it wrote beyond
-    /// `trusted`.
-    fn renew(&mut self, now: Wall, ended: Origin, trusted: Version) -> Vec<Commit> {
-        let is_ended = move |table: &str, stamp: Stamp| {
-            stamp.origin == ended && (is_owned(table) || stamp.version > trusted)
-        };
+    /// Returns an origin of this node that never was.
+    fn next_origin(&self, above: Epoch) -> Result<Origin, StorageError> {
+        let mine = |origin: &&Origin| origin.node == self.origin.node;
+        let held = self.heads.keys().filter(mine).map(|origin| origin.epoch).max();
+        let last = above.max(self.origin.epoch).max(held.unwrap_or_default());
+        let epoch = last.0.checked_add(1).ok_or_else(|| {
+            StorageError::Failed("this node has used up its epochs; give it a new id".to_owned())
+        })?;
+        Ok(Origin { epoch: Epoch(epoch), ..self.origin })
+    }
+
+    /// Stamps anew, table by table, what `is_ended` names.
+    fn renew(&mut self, now: Wall, is_ended: impl Fn(&str, Stamp) -> bool) -> Vec<Commit> {
         let mut places = Vec::new();
         for (name, sheet) in self.sheets.iter().rev() {
             let has_ended = |row: &Row| row.clock.stamps().into_iter().any(|s| is_ended(name, s));
@@ -369,6 +501,87 @@ impl Table {
     }
 }
 
+/// Tombstones that go, and a node that rejoins.
+impl Table {
+    /// Lists tombstones that the floor covers, at most so many.
+    fn covered_graves(&self, count_max: usize) -> Vec<(Stamp, Name, Key)> {
+        let mut covered = Vec::new();
+        for (origin, floor) in &self.floor {
+            let from = first_place(Stamp { origin: *origin, version: Version(0) });
+            let of_origin = self.graves.range(from..);
+            let below = of_origin
+                .take_while(|(stamp, ..)| stamp.origin == *origin && stamp.version <= *floor)
+                .filter(|(_, table, key)| {
+                    self.sheets[table].rows[key].clock.life().length <= LENGTH_DROPPED_MAX
+                });
+            covered.extend(below.take(count_max - covered.len()).cloned());
+        }
+        covered
+    }
+
+    /// Lists all rows there are.
+    fn places(&self) -> impl Iterator<Item = (Name, Key)> {
+        let of_sheet = |(name, sheet): (&Name, &Sheet)| {
+            let name = Arc::clone(name);
+            let keys: Vec<Key> = sheet.rows.keys().cloned().collect();
+            keys.into_iter().map(move |key| (Arc::clone(&name), key))
+        };
+        let places: Vec<_> = self.sheets.iter().flat_map(of_sheet).collect();
+        places.into_iter()
+    }
+
+    /// Lists the live shared rows that hold something of versions beyond the heads.
+    fn beyond_the_heads(&self) -> Vec<(Name, Key)> {
+        let is_beyond = |(table, key): &(Name, Key)| {
+            let clock = &self.sheets[table].rows[key].clock;
+            let is_beyond = clock.stamps().into_iter().any(|s| !is_covered(&self.heads, s));
+            is_beyond && clock.is_alive() && !is_owned(table)
+        };
+        self.places().filter(is_beyond).collect()
+    }
+
+    /// The peer that this node rejoins under tells of a row. Unless there is something in it that
+    /// only this node knows, the row is taken as the peer says it.
+    fn confirm(&mut self, table: &Name, key: &Key) {
+        let Some(unconfirmed) = &mut self.unconfirmed else { return };
+        if unconfirmed.remove(&(Arc::clone(table), Arc::clone(key))).is_none() {
+            return;
+        }
+        let me = self.origin;
+        let held = self.sheets[table].rows.get(key);
+        if held.is_some_and(|row| row.clock.stamps().iter().all(|stamp| stamp.origin != me)) {
+            self.remove_row(table, key);
+        }
+    }
+
+    /// Forgets a row, and all that is derived from it.
+    fn remove_row(&mut self, table: &Name, key: &Key) {
+        let sheet = self.sheets.get_mut(table).expect("whoever has a row for it has the table");
+        let Some(row) = sheet.rows.remove(key) else { return };
+        let hash = sheet.hash(table, key, &row);
+        self.fingerprint = self.fingerprint.wrapping_sub(hash);
+        self.bury(table, key, &row, false);
+        self.unlink(table, key, row.clock.stamps().iter());
+    }
+
+    /// Keeps the graves in line with a row that comes or goes.
+    fn bury(&mut self, table: &Name, key: &Key, row: &Row, comes: bool) {
+        if row.clock.is_alive() {
+            return;
+        }
+        let grave = (row.clock.life().stamp, Arc::clone(table), Arc::clone(key));
+        if comes {
+            self.graves.insert(grave);
+        } else {
+            self.graves.remove(&grave);
+        }
+    }
+}
+
+fn is_covered(heads: &OrdMap<Origin, Version>, stamp: Stamp) -> bool {
+    heads.get(&stamp.origin).is_some_and(|head| stamp.version <= *head)
+}
+
 fn is_owned(table: &str) -> bool {
     Class::of(table) == Class::Owned
 }
@@ -401,6 +614,7 @@ impl Table {
                 continue;
             }
             touched.note(name, &change.key, || self.image(name, &change.key));
+            self.confirm(name, &change.key);
             self.apply_row(stamp, name, &ids, change);
         }
     }
@@ -478,10 +692,15 @@ impl Table {
         let sheet = self.sheets.get_mut(table).expect("whoever has a row for it has the table");
         let hash = sheet.hash(table, key, &row);
         let stamps = row.clock.stamps();
-        let old = sheet.rows.insert(Arc::clone(key), Arc::new(row));
+        let row = Arc::new(row);
+        let old = sheet.rows.insert(Arc::clone(key), Arc::clone(&row));
         let old_hash = old.as_ref().map_or(0, |old| sheet.hash(table, key, old));
-        let old_stamps = old.map(|old| old.clock.stamps()).unwrap_or_default();
         self.fingerprint = self.fingerprint.wrapping_sub(old_hash).wrapping_add(hash);
+        if let Some(old) = &old {
+            self.bury(table, key, old, false);
+        }
+        self.bury(table, key, &row, true);
+        let old_stamps = old.map(|old| old.clock.stamps()).unwrap_or_default();
         self.unlink(table, key, old_stamps.difference(&stamps));
         for stamp in stamps.difference(&old_stamps) {
             self.index.insert((*stamp, Arc::clone(table), Arc::clone(key)));
@@ -532,13 +751,11 @@ impl Table {
     /// Leaves out rows that were parked before anybody here knew how many columns their key has.
     fn drop_impossible_rows(&mut self, table: &Name, key_columns: usize) {
         let sheet = self.sheets[table].clone();
-        for (key, row) in &sheet.rows {
+        for key in sheet.rows.keys() {
             let count = pack::unpack(key).map_or(0, |columns| columns.len());
             if count != key_columns {
                 self.refusals += 1;
-                self.sheets[table].rows.remove(key);
-                self.fingerprint = self.fingerprint.wrapping_sub(sheet.hash(table, key, row));
-                self.unlink(table, key, row.clock.stamps().iter());
+                self.remove_row(table, key);
             }
         }
     }
@@ -610,16 +827,21 @@ mod tests {
         fn check(&self) {
             let table = &self.0;
             let mut fingerprint = 0_u64;
-            let mut index = OrdSet::new();
+            let (mut index, mut graves) = (OrdSet::new(), OrdSet::new());
             for (name, sheet) in &table.sheets {
                 for (key, row) in &sheet.rows {
                     fingerprint = fingerprint.wrapping_add(sheet.hash(name, key, row));
+                    if !row.clock.is_alive() {
+                        let stamp = row.clock.life().stamp;
+                        graves.insert((stamp, Arc::clone(name), Arc::clone(key)));
+                    }
                     let stamps = row.clock.stamps().into_iter();
                     index.extend(stamps.map(|stamp| (stamp, Arc::clone(name), Arc::clone(key))));
                 }
             }
             assert_eq!(table.fingerprint, fingerprint);
             assert_eq!(table.index, index);
+            assert_eq!(table.graves, graves);
             let is_indexed = |stamp: &Stamp| index.iter().any(|(other, _, _)| other == stamp);
             assert!(table.times.keys().all(is_indexed), "times are kept no longer than rows");
         }
@@ -669,6 +891,42 @@ mod tests {
 
         fn fingerprint(&self) -> Result<u64, StorageError> {
             self.0.fingerprint()
+        }
+
+        fn floor(&self) -> Result<Floor, StorageError> {
+            self.0.floor()
+        }
+
+        fn tombstones(&self) -> Result<u64, StorageError> {
+            self.0.tombstones()
+        }
+
+        fn collect(
+            &mut self,
+            heads: &[(Origin, Version)],
+            forgotten: &[(NodeId, Epoch)],
+            rows_max: usize,
+        ) -> Result<Collected, StorageError> {
+            let collected = self.0.collect(heads, forgotten, rows_max);
+            self.check();
+            collected
+        }
+
+        fn rejoin(
+            &mut self,
+            now: Wall,
+            held: &[(Origin, Version)],
+            length: u64,
+        ) -> Result<Begun, StorageError> {
+            let begun = self.0.rejoin(now, held, length);
+            self.check();
+            begun
+        }
+
+        fn settle(&mut self, now: Wall) -> Result<Settled, StorageError> {
+            let settled = self.0.settle(now);
+            self.check();
+            settled
         }
 
         fn inspect(&self, table: &str, key: &[Value]) -> Result<Option<Inspected>, StorageError> {

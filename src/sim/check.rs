@@ -7,7 +7,7 @@ use super::node::VirtualNode;
 use super::trace::Fnv;
 use super::{NodeIndex, workload};
 use crate::crdt::{Commit, Piece, Storage};
-use crate::types::{NodeId, Origin, Time, Version};
+use crate::types::{NodeId, Origin, Time, Value, Version};
 use crate::wire::{Message, encode};
 
 /// What all nodes together have seen.
@@ -23,6 +23,10 @@ pub(super) struct Truths {
     acknowledged: BTreeMap<Origin, Version>,
     /// Owners of more than one origin: which of their versions is newer is not plain any more.
     split_owners: BTreeSet<NodeId>,
+    /// Rows that are born once only, and in which version.
+    born: BTreeMap<Value, (Origin, Version)>,
+    /// The versions in which such rows were deleted.
+    died: BTreeMap<Value, Vec<(Origin, Version)>>,
     /// When each version was committed, for the report.
     committed_at: BTreeMap<(Origin, Version), Time>,
 }
@@ -49,6 +53,38 @@ impl Truths {
             self.split_owners.insert(node.id);
         }
         self.histories.insert(name, owned_rows(node, node.id));
+        for (key, existed, exists) in unique_rows(commit) {
+            match (existed, exists) {
+                (false, true) => drop(self.born.insert(key.clone(), name)),
+                (true, false) => self.died.entry(key.clone()).or_default().push(name),
+                (true, true) | (false, false) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns how many deletes there were of rows that are born once only.
+    pub(super) fn deaths(&self) -> usize {
+        self.died.values().map(Vec::len).sum()
+    }
+
+    /// What was deleted is gone everywhere, and what nobody deleted is there.
+    pub(super) fn only_the_deleted_is_gone(&self, nodes: &[VirtualNode]) -> Checked {
+        let is_held = |(origin, version): &(Origin, Version)| nodes[0].head(*origin) >= *version;
+        for (key, born) in &self.born {
+            let died = self.died.get(key);
+            for node in nodes {
+                let held = node.storage.inspect("kv", std::slice::from_ref(key)).ok().flatten();
+                let is_shown = held.is_some_and(|inspected| inspected.row.is_some());
+                let was_deleted = died.is_some_and(|died| died.iter().any(is_held));
+                if is_shown && was_deleted {
+                    return Err(format!("{} shows {key}, which was deleted", node.index));
+                }
+                if !is_shown && died.is_none() && is_held(born) {
+                    return Err(format!("{} lacks {key}, which nobody deleted", node.index));
+                }
+            }
+        }
         Ok(())
     }
 
@@ -88,7 +124,7 @@ impl Truths {
     /// overwritten where it came from, perhaps by an origin that its receiver has yet to hear of.
     pub(super) fn whoever_holds_all_holds_the_same(&mut self, node: &VirtualNode) -> Checked {
         let held = node.heads.values().map(|head| head.0).sum::<u64>();
-        if held != self.committed_at.len() as u64 {
+        if node.is_rejoining() || held != self.committed_at.len() as u64 {
             return Ok(());
         }
         let content = node.storage.fingerprint().map_err(|error| error.to_string())?;
@@ -109,6 +145,9 @@ impl Truths {
         for (origin, head) in heads {
             let owner = origin.node;
             let Some(history) = self.histories.get(&(*origin, *head)) else { continue };
+            if node.is_rejoining() {
+                continue;
+            }
             if !self.split_owners.contains(&owner) && owned_rows(node, owner) != *history {
                 return Err(format!(
                     "{} shows rows of {owner} that it did not have after version {head}",
@@ -153,6 +192,28 @@ pub(super) fn twins_change_together(node: NodeIndex, commit: &Commit) -> Checked
         }
     }
     Ok(())
+}
+
+/// A row that is born once only and that a disk has seen die does not show there again.
+pub(super) fn the_dead_stay_dead(node: &mut VirtualNode, commit: &Commit) -> Checked {
+    for (key, _, exists) in unique_rows(commit) {
+        if exists && node.buried.contains(key) {
+            return Err(format!("{} shows {key} again, which was deleted", node.index));
+        }
+        if !exists {
+            node.buried.insert(key.clone());
+        }
+    }
+    Ok(())
+}
+
+/// Lists the rows of a commit that are born once only: whether they existed, and do.
+fn unique_rows(commit: &Commit) -> impl Iterator<Item = (&Value, bool, bool)> {
+    let rows = commit.tables.iter().flat_map(|t| t.rows.iter().map(move |row| (t, row)));
+    rows.filter_map(|(table, row)| {
+        let key = workload::unique_key(&table.table.name, &row.key)?;
+        Some((key, row.existed, row.row.is_some()))
+    })
 }
 
 /// While a process lives, no head goes down.
@@ -209,6 +270,10 @@ pub(super) fn owners_have_the_last_word(nodes: &[VirtualNode]) -> Checked {
 /// The replica's ledger holds nothing that is not on disk; at rest, all that is.
 pub(super) fn ledger_is_honest(node: &VirtualNode, is_at_rest: bool) -> Checked {
     let Some(replica) = &node.replica else { return Ok(()) };
+    if !is_at_rest && node.is_rejoining() {
+        // It hears in a moment that its heads have fallen.
+        return Ok(());
+    }
     for (origin, head) in replica.ledger().heads() {
         // Of an own origin that was set back it hears in a moment.
         if head > node.head(origin) && (is_at_rest || origin.node != node.id) {
@@ -240,6 +305,7 @@ pub(super) fn has_converged(nodes: &[VirtualNode]) -> bool {
             replica.behind().versions == 0
                 && replica.waiting_bytes().0 == 0
                 && !replica.awaits_withdrawal()
+                && replica.collection().is_settled
         });
         is_told && node.disk.is_idle() && node.heads_hash() == first
     })

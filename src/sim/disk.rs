@@ -8,7 +8,7 @@ use rand::rngs::SmallRng;
 
 use crate::crdt::{Batch, RowOp};
 use crate::replica::BatchId;
-use crate::types::Epoch;
+use crate::types::{Epoch, NodeId, Origin, Version};
 
 /// How disks behave.
 #[derive(Clone, Debug)]
@@ -41,6 +41,9 @@ pub(super) enum Job {
     Apply { id: BatchId, batch: Batch },
     BeginEpoch { above: Epoch },
     Withdraw,
+    Collect { heads: Vec<(Origin, Version)>, forgotten: Vec<(NodeId, Epoch)>, rows_max: usize },
+    Rejoin { held: Vec<(Origin, Version)>, length: u64 },
+    Settle,
 }
 
 /// The one writer of a node and what waits for it. A job becomes true, whole and durable, at the

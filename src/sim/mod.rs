@@ -4,6 +4,7 @@
 //! [`run`] plays a [`Scenario`] and holds the truths of `check` against every commit of every
 //! node. A failure carries the seed and the last hundred events.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::crdt::{Begun, Commit, RowOp, Storage, Table};
-use crate::replica::{ApplyOutcome, Effect, Input, LoadId, Replica};
+use crate::replica::{ApplyOutcome, CollectOutcome, Effect, Input, LoadId, Replica};
 use crate::types::{Epoch, Origin, Time, Version};
 use crate::wire::{Message, decode, encode};
 
@@ -38,7 +39,7 @@ use agenda::Agenda;
 use check::{Checked, Truths};
 use disk::Job;
 use network::Network;
-use node::{OwnRows, VirtualNode, first_origin, index_of};
+use node::{Image, OwnRows, VirtualNode, first_origin, index_of};
 use trace::{Note, Trace};
 
 /// How often it is looked whether all nodes hold the same.
@@ -105,6 +106,10 @@ struct Tally {
     push_bytes: u64,
     other_bytes: u64,
     restores: u32,
+    tombstones_max: u64,
+    tombstones_dropped: u64,
+    collected_after: Duration,
+    rejoins: u64,
 }
 
 impl Cluster {
@@ -152,8 +157,13 @@ impl Cluster {
         let converged_after = self.converge(quiet_from)?;
         check::equal_heads_have_equal_contents(&self.nodes)?;
         self.listen()?;
+        if self.scenario.is_churn {
+            self.await_collection()?;
+            check::equal_heads_have_equal_contents(&self.nodes)?;
+        }
         self.truths.nothing_acknowledged_is_lost(&self.nodes)?;
         check::owners_have_the_last_word(&self.nodes)?;
+        self.truths.only_the_deleted_is_gone(&self.nodes)?;
         for node in &self.nodes {
             check::ledger_is_honest(node, true)?;
         }
@@ -184,6 +194,22 @@ impl Cluster {
         if !check::has_converged(&self.nodes) {
             return Err("the nodes held the same and then did not".to_owned());
         }
+        Ok(())
+    }
+
+    /// Once all hold the same, every tombstone goes.
+    fn await_collection(&mut self) -> Checked {
+        let (from, within) = (self.now, self.scenario.converge_within);
+        let left = |node: &VirtualNode| node.storage.tombstones().unwrap_or_default();
+        while let Some(node) = self.nodes.iter().find(|node| left(node) > 0) {
+            if self.now >= from + within {
+                let collection = node.replica.as_ref().map(|replica| replica.collection());
+                let (index, left) = (node.index, left(node));
+                return Err(format!("{index} holds {left} tombstones still: {collection:?}"));
+            }
+            self.play_until(self.now + LOOK_EVERY)?;
+        }
+        self.tally.collected_after = self.now.since(from);
         Ok(())
     }
 
@@ -287,6 +313,21 @@ impl Cluster {
                 self.add_job(node, Job::Withdraw);
                 Ok(())
             }
+            Effect::Collect { heads, forgotten, rows_max } => {
+                self.note(node, "drops tombstones", None, heads.len() as u64);
+                self.add_job(node, Job::Collect { heads, forgotten, rows_max });
+                Ok(())
+            }
+            Effect::Rejoin { held, length } => {
+                self.note(node, "takes all rows anew", None, length);
+                self.tally.rejoins += 1;
+                self.add_job(node, Job::Rejoin { held, length });
+                Ok(())
+            }
+            Effect::Settle => {
+                self.add_job(node, Job::Settle);
+                Ok(())
+            }
             Effect::BeginEpoch { above } => {
                 self.note(node, "must begin an epoch", None, u64::from(above.0));
                 check::epoch_is_needed(&self.nodes[node.0])?;
@@ -339,7 +380,12 @@ impl Cluster {
             | Message::Heads(_)
             | Message::Buckets(_)
             | Message::BucketHeads { .. }
-            | Message::Busy { .. } => {}
+            | Message::Busy { .. }
+            | Message::Gone { .. }
+            | Message::Join { .. }
+            | Message::Welcome { .. }
+            | Message::Round(_)
+            | Message::Forgotten { .. } => {}
         }
         let from = self.nodes[from.0].id;
         self.tell(to, Input::Received { from, message: Arc::unwrap_or_clone(message) })
@@ -355,7 +401,8 @@ impl Cluster {
             self.agenda.enter(at, Event::Write { node, serial });
             return;
         }
-        let ops: Vec<RowOp> = workload::draw(&mut self.rng, this.id, serial);
+        let draw = if self.scenario.is_churn { workload::draw_churn } else { workload::draw };
+        let ops: Vec<RowOp> = draw(&mut self.rng, this.id, serial);
         self.add_job(node, Job::Commit(ops));
     }
 
@@ -415,6 +462,31 @@ impl Cluster {
                 self.committed(node, commits)?;
                 Some(Input::Withdrawn { is_done: true })
             }
+            Job::Collect { .. } if is_failing => Some(Input::Collected { outcome: None }),
+            Job::Collect { heads, forgotten, rows_max } => {
+                let collected = this.storage.collect(&heads, &forgotten, rows_max);
+                let collected = collected.map_err(|error| error.to_string())?;
+                let length = this.storage.floor().map_err(|error| error.to_string())?.length;
+                self.tally.tombstones_dropped += collected.dropped as u64;
+                Some(Input::Collected { outcome: Some(CollectOutcome { collected, length }) })
+            }
+            Job::Rejoin { .. } if is_failing => Some(Input::Rejoined { begun: None }),
+            Job::Rejoin { held, length } => {
+                let begun = this.storage.rejoin(now, &held, length);
+                let Begun { origin, commits, .. } = begun.map_err(|error| error.to_string())?;
+                this.read_heads();
+                let heads = this.storage.heads().map_err(|error| error.to_string())?;
+                self.tell_soon(node, Input::Rejoined { begun: Some((origin, heads)) });
+                self.committed(node, commits)?;
+                self.excuse();
+                None
+            }
+            Job::Settle if is_failing => Some(Input::Settled { is_done: false }),
+            Job::Settle => {
+                let settled = this.storage.settle(now).map_err(|error| error.to_string())?;
+                self.committed(node, settled.commits)?;
+                Some(Input::Settled { is_done: true })
+            }
         };
         if let Some(input) = input {
             self.tell_soon(node, input);
@@ -431,7 +503,10 @@ impl Cluster {
 
     fn committed(&mut self, node: NodeIndex, commits: Vec<Commit>) -> Checked {
         for commit in commits {
-            self.on_own_commit(node, &commit)?;
+            match commit.changeset {
+                Some(_) => self.on_own_commit(node, &commit)?,
+                None => self.became_true(node, &commit)?,
+            }
             if let Some(changeset) = commit.changeset {
                 self.tell_soon(node, Input::Committed(changeset));
             }
@@ -458,6 +533,9 @@ impl Cluster {
     /// A commit, own or not, is on a node's disk: everything about it must be right.
     fn became_true(&mut self, node: NodeIndex, commit: &Commit) -> Checked {
         check::twins_change_together(node, commit)?;
+        check::the_dead_stay_dead(&mut self.nodes[node.0], commit)?;
+        let tombstones = self.nodes[node.0].storage.tombstones().unwrap_or_default();
+        self.tally.tombstones_max = self.tally.tombstones_max.max(tombstones);
         check::heads_only_rise(&self.nodes[node.0], &commit.heads)?;
         for (origin, head) in &commit.heads {
             let before = self.nodes[node.0].head(*origin);
@@ -494,7 +572,11 @@ impl Cluster {
             Fault::Restart(node) => self.start(node),
             Fault::Image(node) => {
                 let this = &mut self.nodes[node.0];
-                this.image = Some((this.storage.clone(), this.own.clone()));
+                this.image = Some(Image {
+                    storage: this.storage.clone(),
+                    own: this.own.clone(),
+                    buried: this.buried.clone(),
+                });
             }
             Fault::Restore(node) if self.nodes[node.0].replica.is_none() => {
                 let above = self.epoch_by_the_clock();
@@ -513,7 +595,8 @@ impl Cluster {
                 let origin = Origin { epoch, ..first_origin(node) };
                 let empty = Table::new(origin, &workload::definitions());
                 let empty = empty.map_err(|error| error.to_string())?;
-                self.nodes[node.0].image = Some((empty, OwnRows::new()));
+                let (own, buried) = (OwnRows::new(), BTreeSet::new());
+                self.nodes[node.0].image = Some(Image { storage: empty, own, buried });
                 self.roll_back(node);
                 self.start(node);
             }
@@ -523,6 +606,13 @@ impl Cluster {
                 self.start(node);
             }
             Fault::Restore(_) | Fault::Wipe(_) | Fault::RollBack(_) => {}
+            Fault::Forget(by, whom) => {
+                if by != whom && self.nodes[by.0].replica.is_some() {
+                    self.note(by, "is told to forget", Some(whom), 0);
+                    let whom = self.nodes[whom.0].id;
+                    self.tell(by, Input::Forget(whom))?;
+                }
+            }
             Fault::Partition(sides) => {
                 self.note(NodeIndex(0), "and others: the network is divided", None, 0);
                 self.network.divide(&sides);
@@ -557,7 +647,8 @@ impl Cluster {
         let mut config = self.scenario.replica.clone();
         // Long enough for some writes to come first.
         config.withdraw_after = Duration::from_secs(2);
-        let replica = Replica::new(this.storage.origin(), heads, config, seed);
+        let floor = this.storage.floor().expect("the storage in memory does not fail");
+        let replica = Replica::new(this.storage.origin(), heads, config, seed).on(&floor);
         this.replica = Some(Box::new(replica));
         let life = this.life;
         this.wake_at = Some(self.now);
@@ -578,14 +669,19 @@ impl Cluster {
 
     /// Puts the image in the place of the disk. What only this disk held is gone.
     fn roll_back(&mut self, node: NodeIndex) {
-        let Some((image, own)) = self.nodes[node.0].image.clone() else { return };
-        self.nodes[node.0].storage = image;
-        self.nodes[node.0].own = own;
-        self.nodes[node.0].read_heads();
+        let Some(image) = self.nodes[node.0].image.clone() else { return };
+        let this = &mut self.nodes[node.0];
+        (this.storage, this.own, this.buried) = (image.storage, image.own, image.buried);
+        this.read_heads();
+        self.excuse();
+        self.note(node, "is rolled back", None, 0);
+    }
+
+    /// What was acknowledged and is on no disk any more need not come back under its name.
+    fn excuse(&mut self) {
         let nodes = &self.nodes;
         let survived = |origin| nodes.iter().map(|other| other.head(origin)).max();
         self.truths.excuse(|origin| survived(origin).unwrap_or_default());
-        self.note(node, "is rolled back", None, 0);
     }
 
     fn spread_news(&mut self) {
@@ -646,6 +742,11 @@ impl Cluster {
             copies: (tally.pushes + tally.pulled) as f64 / deliveries as f64,
             push_bytes: tally.push_bytes,
             other_bytes: tally.other_bytes,
+            deletes: self.truths.deaths(),
+            tombstones_max: tally.tombstones_max,
+            tombstones_dropped: tally.tombstones_dropped,
+            collected_after: tally.collected_after,
+            rejoins: tally.rejoins,
             lasted: self.now.since(Time(0)),
         }
     }
@@ -667,5 +768,10 @@ fn describe(message: &Message) -> (&'static str, u64) {
         Message::Want { after, .. } => ("is asked for versions by", after.0),
         Message::Pulled { piece, .. } => ("gets an answer from", piece.through.0),
         Message::Busy { .. } => ("is put off by", 0),
+        Message::Gone { floor, .. } => ("is below the floor of", floor.0),
+        Message::Join { is_whole, .. } => ("is asked to let in", u64::from(*is_whole)),
+        Message::Welcome { is_settled, .. } => ("is let in by", u64::from(*is_settled)),
+        Message::Round(round) => ("hears a round from", round.number),
+        Message::Forgotten { .. } => ("was forgotten by", 0),
     }
 }

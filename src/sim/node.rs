@@ -12,6 +12,14 @@ use crate::types::{Epoch, NodeId, Origin, Scope, Time, Value, Version, Wall};
 /// Rows of `services` by key, as their owner last wrote them.
 pub(super) type OwnRows = BTreeMap<Vec<Value>, Vec<Value>>;
 
+/// A disk as it once was, and what was known of it.
+#[derive(Clone, Debug)]
+pub(super) struct Image {
+    pub(super) storage: Table,
+    pub(super) own: OwnRows,
+    pub(super) buried: BTreeSet<Value>,
+}
+
 /// A node's process, disk and clock.
 #[derive(Debug)]
 pub(super) struct VirtualNode {
@@ -24,7 +32,9 @@ pub(super) struct VirtualNode {
     pub(super) storage: Table,
     /// The storage's heads, counted here too.
     pub(super) heads: BTreeMap<Origin, Version>,
-    pub(super) image: Option<(Table, OwnRows)>,
+    pub(super) image: Option<Image>,
+    /// Rows that are born once only and that this disk has seen die.
+    pub(super) buried: BTreeSet<Value>,
     /// The rows that it owns as its last commits left them, by key: what all nodes must show.
     pub(super) own: OwnRows,
     pub(super) disk: Disk,
@@ -50,6 +60,7 @@ impl VirtualNode {
             storage,
             heads: BTreeMap::new(),
             image: None,
+            buried: BTreeSet::new(),
             own: OwnRows::new(),
             disk: Disk::default(),
             up: BTreeSet::new(),
@@ -78,6 +89,11 @@ impl VirtualNode {
                 None => drop(self.own.remove(&key)),
             }
         }
+    }
+
+    /// Tells whether its disk is taking over another's rows.
+    pub(super) fn is_rejoining(&self) -> bool {
+        self.storage.floor().is_ok_and(|floor| floor.is_rejoining)
     }
 
     pub(super) fn head(&self, origin: Origin) -> Version {

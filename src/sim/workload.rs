@@ -63,6 +63,34 @@ pub(super) fn draw(rng: &mut SmallRng, me: NodeId, serial: i64) -> Vec<RowOp> {
     }
 }
 
+/// Draws one transaction of a workload in which rows come and go. Rows of `kv` whose key begins with
+/// `u` are born once only.
+pub(super) fn draw_churn(rng: &mut SmallRng, me: NodeId, serial: i64) -> Vec<RowOp> {
+    let recent = |rng: &mut SmallRng| Value::from(unique(serial - rng.random_range(1..25)));
+    match rng.random_range(0..10) {
+        0..3 => vec![put_kv(unique(serial), "born", serial)],
+        3 | 4 => {
+            let matching = vec![("key", recent(rng))];
+            vec![RowOp::Set { table: "kv", matching, set: vec![("flags", serial.into())] }]
+        }
+        5 | 6 => {
+            vec![RowOp::Delete { table: "kv", matching: vec![("key", recent(rng))], except: None }]
+        }
+        _ => draw(rng, me, serial),
+    }
+}
+
+fn unique(serial: i64) -> String {
+    format!("u{serial}")
+}
+
+/// Returns the key of a row that is born once only.
+pub(super) fn unique_key<'a>(table: &str, key: &'a [Value]) -> Option<&'a Value> {
+    let [key] = key else { return None };
+    let is_unique = table == "kv" && key.as_text()?.starts_with('u');
+    is_unique.then_some(key)
+}
+
 /// The rows of `services` that a node may own.
 pub(super) fn owned_keys(owner: NodeId) -> impl Iterator<Item = [Value; 2]> {
     (0..OWNED_PAIRS)

@@ -9,13 +9,14 @@ use super::open::OpenError;
 pub const APPLICATION_ID: i32 = 0x5472_6962;
 
 /// All migrations, oldest first.
-const MIGRATIONS: [&str; 6] = [
+const MIGRATIONS: [&str; 7] = [
     include_str!("../../migrations/0001_node.sql"),
     include_str!("../../migrations/0002_rows.sql"),
     include_str!("../../migrations/0003_parked.sql"),
     include_str!("../../migrations/0004_checks.sql"),
     include_str!("../../migrations/0005_life.sql"),
     include_str!("../../migrations/0006_schema.sql"),
+    include_str!("../../migrations/0007_tombstones.sql"),
 ];
 
 /// The version of the tables that this program makes and reads.

@@ -37,6 +37,7 @@ pub mod sql;
 mod statements;
 mod storage;
 mod tables;
+mod tombstones;
 #[cfg(test)]
 mod trial;
 mod unfolding;

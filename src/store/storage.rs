@@ -7,9 +7,11 @@ use super::changes::{Reader, load};
 use super::clocks;
 use super::database::{Store, failed};
 use crate::crdt::fingerprint::row_hash;
-use crate::crdt::storage::{Begun, Extract, Inspected, Storage, StorageError};
+use crate::crdt::storage::{
+    Begun, Collected, Extract, Floor, Inspected, Settled, Storage, StorageError,
+};
 use crate::crdt::{Batch, ColumnId, Commit, Key, Refusal, RowOp, pack};
-use crate::types::{Epoch, Origin, Value, Version, Wall};
+use crate::types::{Epoch, NodeId, Origin, Value, Version, Wall};
 
 impl Storage for Store {
     fn origin(&self) -> Origin {
@@ -60,6 +62,39 @@ impl Storage for Store {
         self.sum_of_rows().map_err(failed)
     }
 
+    fn floor(&self) -> Result<Floor, StorageError> {
+        self.read_floor().map_err(failed)
+    }
+
+    fn tombstones(&self) -> Result<u64, StorageError> {
+        self.count_tombstones().map_err(failed)
+    }
+
+    fn collect(
+        &mut self,
+        heads: &[(Origin, Version)],
+        forgotten: &[(NodeId, Epoch)],
+        rows_max: usize,
+    ) -> Result<Collected, StorageError> {
+        self.drop_tombstones(heads, forgotten, rows_max)
+    }
+
+    fn rejoin(
+        &mut self,
+        _now: Wall,
+        _held: &[(Origin, Version)],
+        _length: u64,
+    ) -> Result<Begun, StorageError> {
+        let words = "this node was away for too long, and cannot take over all rows in place yet: \
+                     give it an empty data directory";
+        Err(StorageError::Failed(words.to_owned()))
+    }
+
+    fn settle(&mut self, _now: Wall) -> Result<Settled, StorageError> {
+        self.note_settled()?;
+        Ok(Settled::default())
+    }
+
     fn inspect(&self, table: &str, key: &[Value]) -> Result<Option<Inspected>, StorageError> {
         let packed = pack::pack(key).map_err(|error| Refusal(error.to_string()))?;
         self.inspect_row(table, key, &packed).map_err(failed)
@@ -92,6 +127,9 @@ impl Store {
             }
             let key: Key = row.get_ref(1)?.as_blob()?.into();
             let clock = clocks::decode(row.get_ref(2)?.as_blob()?)?;
+            if !clock.is_alive() {
+                continue;
+            }
             let kept = || clock.cells().filter(|(id, _)| !entry.dropped.contains(id));
             let ids: Vec<ColumnId> = kept().map(|(id, _)| id).collect();
             let values =

@@ -31,6 +31,23 @@ fn small_clusters_survive_whatever_is_drawn_for_them() {
 }
 
 #[test]
+fn what_was_deleted_stays_deleted_though_its_tombstones_go() {
+    let asked = from_environment("SIM_SEED");
+    let seeds = from_environment("SIM_SEEDS").unwrap_or(if asked.is_some() { 1 } else { 60 });
+    let first = asked.unwrap_or(0);
+    let (mut rejoins, mut dropped) = (0, 0);
+    for seed in first..first + seeds {
+        let report = must(Scenario::churn(seed));
+        if asked.is_some() && seeds == 1 {
+            println!("{:?}\n{report}", Scenario::churn(seed));
+        }
+        rejoins += report.rejoins;
+        dropped += report.tombstones_dropped;
+    }
+    println!("{seeds} seeds: {dropped} tombstones dropped, {rejoins} rejoined");
+}
+
+#[test]
 fn a_hundred_nodes_come_to_hold_the_same() {
     let nodes = from_environment("SIM_NODES").unwrap_or(100) as usize;
     let seed = from_environment("SIM_SEED").unwrap_or(1);

@@ -1,0 +1,23 @@
+-- How far tombstones of deleted rows were dropped, of each origin. Nobody who holds less of it may
+-- catch up from here but by taking all rows.
+CREATE TABLE __tribune_floor (
+    -- Scope, node and epoch: 22 bytes.
+    origin  BLOB    NOT NULL PRIMARY KEY,
+    version INTEGER NOT NULL
+) WITHOUT ROWID;
+
+-- Members that were not asked when tombstones were dropped, and up to which epoch of theirs.
+CREATE TABLE __tribune_forgotten (
+    node  BLOB    NOT NULL PRIMARY KEY,
+    epoch INTEGER NOT NULL
+) WITHOUT ROWID;
+
+-- One row.
+CREATE TABLE __tribune_collection (
+    one     INTEGER NOT NULL PRIMARY KEY CHECK (one = 1),
+    -- The longest life of a row whose tombstone was dropped.
+    length  INTEGER NOT NULL,
+    -- The origin of this node that may speak; NULL: none yet.
+    settled BLOB
+);
+INSERT INTO __tribune_collection (one, length, settled) VALUES (1, 0, NULL);

@@ -1,0 +1,466 @@
+//! Whether this node may speak. A node that cannot know what was deleted while it was away, or
+//! before it came, must not tell others of rows that are gone.
+//!
+//! An origin that is new on its disk (a fresh disk, a restored one, a node that lost its tail) is
+//! silent: nothing of it is pushed, and nothing served. It asks peers until one that has settled
+//! counts it as a member and tells its heads; holding as much, it settles. Where a peer has dropped
+//! tombstones beyond what this node holds, it takes all of that peer's rows (`is_whole`), under one
+//! more epoch: what that peer does not have was deleted, unless this node itself made it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::io::CollectOutcome;
+use super::rounds::Action;
+use super::{Effect, Lane, Replica};
+use crate::crdt::Floor;
+use crate::ledger::Round;
+use crate::ledger::round::{Heads, reaches};
+use crate::types::{NodeId, Origin, Time, Version};
+use crate::wire::{Message, RequestId};
+
+/// How many peers are asked at a time.
+const ASKED_MAX: usize = 4;
+
+/// How many times as long as otherwise the host is left alone that this node catches up with.
+const ASK_AGAIN_AFTER: u32 = 5;
+
+/// How long nothing moves until another host is looked for: this one may have lost what it told of.
+const STUCK_AFTER: Duration = Duration::from_secs(60);
+
+/// Whether this node may speak, and whom it has let in.
+#[derive(Debug, Default)]
+pub(super) struct Standing {
+    state: State,
+    ask_at: Time,
+    /// When the heads moved last.
+    moved_at: Time,
+    /// When a peer first said that it may not let anybody in either.
+    alone_since: Option<Time>,
+    /// Peers that are taking all rows from here.
+    guests: BTreeSet<NodeId>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+enum State {
+    #[default]
+    Settled,
+    /// It asks peers to be let in; `host`: this one first.
+    Seeking { is_whole: bool, host: Option<NodeId> },
+    /// It was let in, and catches up with these heads in the usual way.
+    CatchingUp { host: NodeId, goal: Heads },
+    /// The storage was asked to begin a new epoch and to take all rows.
+    Leaving { host: NodeId },
+    /// The host has to count the new epoch before anything is taken from it.
+    Announcing { host: NodeId },
+    /// It takes the host's rows, and nothing else.
+    Rejoining { host: NodeId, goal: Heads },
+    /// The storage was asked to note that it may speak.
+    Settling { before: Box<State> },
+}
+
+impl Standing {
+    pub(super) fn is_guest(&self, peer: NodeId) -> bool {
+        self.guests.contains(&peer)
+    }
+
+    fn host(&self) -> Option<NodeId> {
+        match &self.state {
+            State::Leaving { host } | State::Announcing { host } | State::Rejoining { host, .. } => {
+                Some(*host)
+            }
+            State::Settled
+            | State::Seeking { .. }
+            | State::CatchingUp { .. }
+            | State::Settling { .. } => None,
+        }
+    }
+}
+
+/// What others may ask of this node, and it of them.
+impl Replica {
+    /// Tells whether what this node wrote may leave it.
+    pub(super) fn speaks(&self) -> bool {
+        self.standing.state == State::Settled
+    }
+
+    /// Tells whether the storage is turning over: nothing is applied meanwhile.
+    pub(super) fn is_leaving(&self) -> bool {
+        matches!(self.standing.state, State::Leaving { .. })
+    }
+
+    pub(super) fn is_rejoining(&self) -> bool {
+        match &self.standing.state {
+            State::Settling { before } => matches!(**before, State::Rejoining { .. }),
+            State::Seeking { is_whole, .. } => *is_whole,
+            _ => self.standing.host().is_some(),
+        }
+    }
+
+    /// Tells whether anything that a peer says is listened to. A forgotten one is told so.
+    pub(super) fn hears(&mut self, from: NodeId, message: &Message) -> bool {
+        if !self.config.collect {
+            return true;
+        }
+        if let Some(host) = self.standing.host()
+            && host != from
+        {
+            // Rows come from one place alone.
+            return !matches!(message, Message::Push { .. } | Message::Pulled { .. });
+        }
+        match message {
+            Message::Hello { origin, .. } | Message::Join { origin, .. } if origin.node == from => {
+                self.meet(*origin);
+            }
+            _ => {}
+        }
+        if !self.rounds.is_forgotten(from) {
+            return true;
+        }
+        match message {
+            Message::Join { .. } | Message::Neighbour(_) => true,
+            Message::Hello { origin, .. } => {
+                let forgotten = Message::Forgotten { origin: *origin };
+                self.send(vec![from], forgotten, Lane::Control);
+                false
+            }
+            Message::Push { .. } | Message::Heads(_) | Message::Round(_) | Message::Buckets(_) => {
+                let epoch = self.rounds.epoch_of(from);
+                let origin = Origin { node: from, epoch, ..self.me };
+                self.send(vec![from], Message::Forgotten { origin }, Lane::Control);
+                false
+            }
+            _ => false,
+        }
+    }
+
+    /// Tells whether versions may be pulled from a peer.
+    pub(super) fn takes_from(&self, peer: NodeId) -> bool {
+        self.standing.host().is_none_or(|host| host == peer)
+    }
+
+    /// Tells whether a want goes below what tombstones were dropped of.
+    pub(super) fn is_below(&self, peer: NodeId, origin: Origin, after: Version) -> bool {
+        let is_more = self.ledger.head(origin) > after;
+        is_more && after < self.rounds.floor(origin) && !self.standing.is_guest(peer)
+    }
+
+    /// Something was applied.
+    pub(super) fn note_progress(&mut self, now: Time) {
+        self.standing.moved_at = now;
+    }
+
+    /// An origin was heard of.
+    pub(super) fn meet(&mut self, origin: Origin) {
+        if self.rounds.know(origin) && self.config.collect {
+            self.intake.drop_before(origin);
+        }
+    }
+
+    pub(super) fn on_join(&mut self, from: NodeId, origin: Origin, is_whole: bool) {
+        if origin.node != from {
+            self.stats.rejected += 1;
+            return;
+        }
+        // While tombstones go it is not known how long their rows lived: he asks again.
+        let Some(length) = self.rounds.length() else { return };
+        if is_whole {
+            self.standing.guests.insert(from);
+        } else {
+            self.standing.guests.remove(&from);
+        }
+        let is_settled = self.speaks();
+        let heads = if is_settled { self.ledger.heads().collect() } else { Vec::new() };
+        self.send(vec![from], Message::Welcome { is_settled, length, heads }, Lane::Control);
+    }
+}
+
+/// How this node comes to speak.
+impl Replica {
+    pub(super) fn begin_standing(&mut self, floor: &Floor) {
+        if self.config.collect && (floor.settled != Some(self.me) || floor.is_rejoining) {
+            self.standing.state = State::Seeking { is_whole: floor.is_rejoining, host: None };
+        }
+    }
+
+    /// This node writes under a new origin.
+    pub(super) fn on_new_origin(&mut self) {
+        if !self.config.collect {
+            return;
+        }
+        self.standing.ask_at = Time(0);
+        self.standing.state = match std::mem::take(&mut self.standing.state) {
+            State::Settled | State::CatchingUp { .. } => {
+                State::Seeking { is_whole: false, host: None }
+            }
+            State::Announcing { host } | State::Rejoining { host, .. } => {
+                State::Announcing { host }
+            }
+            State::Settling { before } => match *before {
+                State::Rejoining { .. } => State::Seeking { is_whole: true, host: None },
+                _ => State::Seeking { is_whole: false, host: None },
+            },
+            state @ (State::Seeking { .. } | State::Leaving { .. }) => state,
+        };
+    }
+
+    /// A peer has dropped tombstones beyond what this node holds.
+    pub(super) fn on_gone(&mut self, now: Time, request: (NodeId, RequestId), floor: Version) {
+        let Some(origin) = self.pulls.on_gone(now, request) else { return };
+        if self.intake.reached(&self.ledger, origin) >= floor {
+            return;
+        }
+        self.stats.below_floor += 1;
+        if self.config.collect {
+            self.seek_whole(now, request.0);
+        }
+    }
+
+    /// This node has to take all rows anew.
+    pub(super) fn seek_whole(&mut self, now: Time, host: NodeId) {
+        match &self.standing.state {
+            State::Seeking { is_whole: true, .. } | State::Leaving { .. } => return,
+            State::Settled
+            | State::Seeking { .. }
+            | State::CatchingUp { .. }
+            | State::Announcing { .. }
+            | State::Rejoining { .. }
+            | State::Settling { .. } => {}
+        }
+        self.standing.state = State::Seeking { is_whole: true, host: Some(host) };
+        self.standing.ask_at = now;
+    }
+
+    /// A peer has let this node in (`None`: it may not speak itself).
+    pub(super) fn on_welcome(
+        &mut self,
+        now: Time,
+        from: NodeId,
+        welcome: Option<(u64, Vec<(Origin, Version)>)>,
+    ) {
+        let Some((length, heads)) = welcome else {
+            self.standing.alone_since.get_or_insert(now);
+            if self.standing.state == (State::Announcing { host: from }) {
+                self.standing.state = State::Seeking { is_whole: true, host: None };
+            }
+            return;
+        };
+        let goal: Heads =
+            heads.iter().copied().filter(|(origin, _)| *origin != self.me).collect();
+        match &self.standing.state {
+            State::Seeking { is_whole: false, .. } => {
+                self.standing.state = State::CatchingUp { host: from, goal };
+                self.standing.moved_at = now;
+                self.standing.ask_at = now + self.config.join_every * ASK_AGAIN_AFTER;
+                self.learn(now, from, &heads);
+            }
+            State::Seeking { is_whole: true, .. } => {
+                self.standing.state = State::Leaving { host: from };
+                self.stats.rejoins += 1;
+                let mine = |(origin, _): &(Origin, Version)| origin.node == self.me.node;
+                let held = heads.into_iter().filter(mine).collect();
+                self.effects.push_back(Effect::Rejoin { held, length });
+            }
+            State::Announcing { host } if *host == from => {
+                self.standing.state = State::Rejoining { host: from, goal };
+                self.standing.moved_at = now;
+                self.standing.ask_at = now + self.config.join_every * ASK_AGAIN_AFTER;
+                self.learn(now, from, &heads);
+            }
+            // It was asked again, lest something was lost on the way.
+            State::CatchingUp { host, .. } | State::Rejoining { host, .. } if *host == from => {
+                self.learn(now, from, &heads);
+            }
+            State::Settled
+            | State::CatchingUp { .. }
+            | State::Leaving { .. }
+            | State::Announcing { .. }
+            | State::Rejoining { .. }
+            | State::Settling { .. } => {}
+        }
+    }
+
+    pub(super) fn on_rejoined(
+        &mut self,
+        now: Time,
+        begun: Option<(Origin, Vec<(Origin, Version)>)>,
+    ) {
+        let State::Leaving { host } = self.standing.state else { return };
+        self.standing.ask_at = now;
+        let Some((origin, heads)) = begun else {
+            self.standing.state = State::Seeking { is_whole: true, host: Some(host) };
+            self.standing.ask_at = now + self.config.join_every;
+            return;
+        };
+        self.me = origin;
+        self.rounds.know(origin);
+        self.ledger.restart(heads);
+        self.intake.restart();
+        self.pulls.restart();
+        self.confirmed.clear();
+        self.epoch_asked = None;
+        let is_up = self.overlay.is_up(host);
+        self.standing.state = match is_up {
+            true => State::Announcing { host },
+            false => State::Seeking { is_whole: true, host: None },
+        };
+    }
+
+    pub(super) fn on_settled(&mut self, now: Time, is_done: bool) {
+        let State::Settling { before } = std::mem::take(&mut self.standing.state) else { return };
+        if !is_done {
+            self.standing.state = *before;
+            return;
+        }
+        if let State::Rejoining { host, .. } | State::CatchingUp { host, .. } = *before {
+            let join = Message::Join { origin: self.me, is_whole: false };
+            self.send(vec![host], join, Lane::Control);
+        }
+        self.digests.on_moved(now);
+    }
+
+    /// Whom this node lives with has gone.
+    pub(super) fn on_host_down(&mut self, now: Time, node: NodeId) {
+        self.standing.guests.remove(&node);
+        let is_whole = match &self.standing.state {
+            State::Announcing { host } | State::Rejoining { host, .. } if *host == node => true,
+            State::CatchingUp { host, .. } if *host == node => false,
+            _ => return,
+        };
+        self.standing.state = State::Seeking { is_whole, host: None };
+        self.standing.ask_at = now;
+    }
+
+    pub(super) fn run_standing(&mut self, now: Time) {
+        let is_there = match &self.standing.state {
+            State::CatchingUp { goal, .. } | State::Rejoining { goal, .. } => {
+                reaches(|origin| self.ledger.head(origin), goal)
+            }
+            State::Seeking { is_whole, .. } => !is_whole && self.may_settle_alone(now),
+            _ => false,
+        };
+        if is_there {
+            let before = Box::new(std::mem::take(&mut self.standing.state));
+            self.standing.state = State::Settling { before };
+            self.effects.push_back(Effect::Settle);
+            return;
+        }
+        if self.standing.ask_at > now {
+            return;
+        }
+        let is_stuck = now.since(self.standing.moved_at) >= STUCK_AFTER;
+        let mut pause = self.config.join_every;
+        let (to, is_whole) = match &self.standing.state {
+            State::CatchingUp { .. } if is_stuck => {
+                self.standing.state = State::Seeking { is_whole: false, host: None };
+                return self.run_standing(now);
+            }
+            State::Rejoining { .. } if is_stuck => {
+                self.standing.state = State::Seeking { is_whole: true, host: None };
+                return self.run_standing(now);
+            }
+            State::CatchingUp { host, .. } => {
+                pause *= ASK_AGAIN_AFTER;
+                (vec![*host], false)
+            }
+            State::Rejoining { host, .. } => {
+                pause *= ASK_AGAIN_AFTER;
+                (vec![*host], true)
+            }
+            State::Seeking { is_whole, host } => {
+                let host = host.filter(|host| self.overlay.is_up(*host));
+                let others = || self.overlay.some_peers(&mut self.rng, ASKED_MAX);
+                (host.map_or_else(others, |host| vec![host]), *is_whole)
+            }
+            State::Announcing { host } => (vec![*host], true),
+            _ => return,
+        };
+        if let State::Seeking { host, .. } = &mut self.standing.state {
+            // Should it not answer, others are asked.
+            *host = None;
+        }
+        self.standing.ask_at = now + pause;
+        self.send(to, Message::Join { origin: self.me, is_whole }, Lane::Control);
+    }
+
+    /// Where nobody may let anybody in, and nobody is missing who could, the cluster is new.
+    fn may_settle_alone(&self, now: Time) -> bool {
+        let is_long = self
+            .standing
+            .alone_since
+            .is_some_and(|since| now.since(since) >= self.config.settle_alone_after);
+        is_long && self.rounds.are_all_up()
+    }
+
+    pub(super) fn standing_deadline(&self) -> Option<Time> {
+        match &self.standing.state {
+            State::Seeking { .. }
+            | State::CatchingUp { .. }
+            | State::Announcing { .. }
+            | State::Rejoining { .. } => Some(self.standing.ask_at),
+            State::Settled | State::Leaving { .. } | State::Settling { .. } => None,
+        }
+    }
+}
+
+/// What all members hold, and the tombstones that go.
+impl Replica {
+    pub(super) fn on_round(&mut self, now: Time, from: NodeId, round: &Round) {
+        if !self.config.collect || self.rounds.is_forgotten(from) {
+            return;
+        }
+        if self.rounds.on_round(now, round) {
+            let ours = Message::Round(Box::new(self.rounds.round().clone()));
+            self.send(vec![from], ours, Lane::Control);
+        }
+        self.unlearn_forgotten(now);
+        let is_me = self.rounds.is_forgotten(self.me.node);
+        if is_me && !self.is_rejoining() {
+            self.stats.told_forgotten += 1;
+            self.seek_whole(now, from);
+        }
+    }
+
+    /// Nothing is asked of forgotten nodes.
+    pub(super) fn unlearn_forgotten(&mut self, now: Time) {
+        for node in self.rounds.take_newly_forgotten() {
+            self.pulls.on_peer_down(now, node);
+        }
+    }
+
+    pub(super) fn on_collected(&mut self, now: Time, outcome: Option<CollectOutcome>) {
+        let dropped = outcome.map_or(0, |outcome| outcome.collected.dropped);
+        self.stats.tombstones_dropped += dropped as u64;
+        let done = outcome.map(|outcome| (outcome.collected.is_done, outcome.length));
+        self.rounds.on_collected(now, done);
+    }
+
+    pub(super) fn run_rounds(&mut self, now: Time) {
+        if !self.config.collect {
+            return;
+        }
+        let ledger = &self.ledger;
+        let heads = || ledger.heads().collect::<Heads>();
+        // What waits here is of no head yet.
+        let may_tell = self.standing.state == State::Settled && self.intake.is_idle();
+        let me: Option<(Origin, &dyn Fn() -> Heads)> = may_tell.then_some((self.me, &heads));
+        let action = self.rounds.run(now, &mut self.rng, me);
+        if let Some(Action::Tell) = action {
+            let round = Message::Round(Box::new(self.rounds.round().clone()));
+            let to = self.overlay.some_peers(&mut self.rng, 1);
+            self.send(to, round, Lane::Control);
+        }
+        self.unlearn_forgotten(now);
+        let may_collect = self.standing.state == State::Settled;
+        let ledger = &self.ledger;
+        let plan = may_collect.then(|| self.rounds.collect(now, |origin| ledger.head(origin)));
+        if let Some(Action::Collect { heads, forgotten }) = plan.flatten() {
+            let rows_max = self.config.collect_rows_max;
+            self.effects.push_back(Effect::Collect { heads, forgotten, rows_max });
+        }
+    }
+
+    pub(super) fn rounds_deadline(&self) -> Option<Time> {
+        self.config.collect.then(|| self.rounds.deadline()).flatten()
+    }
+}
