@@ -191,9 +191,10 @@ pub trait Storage {
     /// Notes that this node's origin may speak: it holds all that one settled member held.
     ///
     /// It ends what [`Storage::rejoin`] began. Rows that are still unconfirmed were deleted, and go
-    /// without a trace; but those that this node inserted and nobody knew of begin again, above
-    /// every life that was dropped. What is left in other rows of versions that the heads do not
-    /// cover is said again as this node's own.
+    /// without a trace. But those that were born under a stamp that the heads do not cover are none
+    /// that the peer could have known of: where all may write them they begin again as this node's
+    /// own, above every life that was dropped. What is left in other rows of versions that the
+    /// heads do not cover is said again, too.
     fn settle(&mut self, now: Wall) -> Result<Settled, StorageError>;
 
     /// Returns a row of a table that is here, live or dead, with its clock; `None`: nobody ever

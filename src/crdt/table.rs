@@ -285,14 +285,17 @@ impl Storage for Table {
         let (mut touched, mut again) = (Touched::default(), Vec::new());
         for (table, key) in unconfirmed {
             let Some(row) = self.sheets[&table].rows.get(&key).cloned() else { continue };
-            let is_mine = row.clock.life().stamp.origin == me;
-            if is_mine {
-                if row.clock.is_alive() && !is_owned(&table) {
+            let life = row.clock.life();
+            // The peer has not heard of it: had it been deleted, he would hold the tombstone, or
+            // have dropped it and hold all that came before.
+            let is_new = !is_covered(&self.heads, life.stamp);
+            if life.stamp.origin == me || (is_new && !(life.is_alive() && is_owned(&table))) {
+                if life.is_alive() && !is_owned(&table) {
                     again.push((table, key));
                 }
                 continue;
             }
-            settled.dropped += usize::from(row.clock.is_alive());
+            settled.dropped += usize::from(life.is_alive());
             settled.lost += usize::from(row.clock.stamps().iter().any(|s| s.origin == me));
             touched.note(&table, &key, || self.image(&table, &key));
             self.remove_row(&table, &key);
@@ -302,7 +305,6 @@ impl Storage for Table {
             settled.commits.push(self.conclude(now, events, None, vec![]));
         }
         let length = self.length;
-        let beyond = self.beyond_the_heads();
         again.retain(|(table, key)| self.sheets[table].rows[key].clock.life().length <= length);
         settled.renewed = again.len();
         let begin = |_: &str, row: &Row, stamp: Stamp| {
@@ -311,6 +313,7 @@ impl Storage for Table {
             row
         };
         settled.commits.extend(self.write_places(now, &again, begin));
+        let beyond = self.beyond_the_heads();
         let heads = self.heads.clone();
         let restamp = |_: &str, row: &Row, stamp: Stamp| {
             let mut row = row.clone();

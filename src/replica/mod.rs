@@ -315,12 +315,7 @@ impl Replica {
                 self.on_welcome(now, from, is_settled.then_some((length, heads)));
             }
             Message::Round(round) => self.on_round(now, from, &round),
-            Message::Forgotten { origin } => {
-                if self.config.collect && origin == self.me && !self.is_rejoining() {
-                    self.stats.told_forgotten += 1;
-                    self.seek_whole(now, from);
-                }
-            }
+            Message::Forgotten { origin } => self.on_forgotten(now, from, origin),
         }
     }
 
@@ -332,8 +327,11 @@ impl Replica {
         self.meet(origin);
         let newest = self.ledger.newest_of(from).unwrap_or((origin, Version(0)));
         self.learn(now, from, &[(origin, head)]);
-        let known = Message::Known { origin: newest.0, head: newest.1 };
-        self.send(vec![from], known, Lane::Control);
+        // While this node takes all rows anew, it knows less than it did.
+        if !self.is_rejoining() {
+            let known = Message::Known { origin: newest.0, head: newest.1 };
+            self.send(vec![from], known, Lane::Control);
+        }
     }
 
     fn on_known(&mut self, now: Time, from: NodeId, origin: Origin, head: Version) {

@@ -43,11 +43,14 @@ pub(super) struct Rounds {
     /// The members and the latest epoch of theirs that was met; 0: none yet.
     known: Nodes,
     forgotten: Nodes,
+    /// Who was forgotten when tombstones went last: all others count where a majority is needed, or
+    /// two halves could forget each other.
+    in_force: Nodes,
     /// Who is forgotten, as it was last looked at.
     gone: BTreeSet<NodeId>,
     up: BTreeSet<NodeId>,
-    /// Since when members are missed.
-    away: BTreeMap<NodeId, Time>,
+    /// Since when members are missed, and under which epoch: who begins another was somewhere.
+    away: BTreeMap<NodeId, (Epoch, Time)>,
     /// The last whole round: its number, and what all held.
     last: Option<(u64, Heads)>,
     plan: Option<Plan>,
@@ -90,6 +93,7 @@ impl Rounds {
             round: Round::default(),
             known: Nodes::from([(me.node, me.epoch)]),
             forgotten: Nodes::new(),
+            in_force: Nodes::new(),
             gone: BTreeSet::new(),
             up: BTreeSet::new(),
             away: BTreeMap::new(),
@@ -112,6 +116,7 @@ impl Rounds {
         raise(&mut self.floor, &floor.heads.iter().copied().collect());
         raise(&mut self.forgotten, &floor.forgotten.iter().copied().collect());
         self.length = self.length.max(floor.length);
+        self.in_force = self.forgotten.clone();
     }
 
     /// An origin was met. Returns whether its node is known to have left earlier ones behind.
@@ -122,6 +127,11 @@ impl Rounds {
         is_later
     }
 
+    /// A node said something: it is not away, whatever membership has it.
+    pub(super) fn on_word(&mut self, node: NodeId) {
+        self.away.remove(&node);
+    }
+
     pub(super) fn on_up(&mut self, node: NodeId) {
         self.known.entry(node).or_default();
         self.up.insert(node);
@@ -130,7 +140,7 @@ impl Rounds {
 
     pub(super) fn on_down(&mut self, now: Time, node: NodeId) {
         if self.up.remove(&node) {
-            self.away.insert(node, now);
+            self.away.insert(node, (self.epoch_of(node), now));
         }
     }
 
@@ -194,6 +204,7 @@ impl Rounds {
     /// A peer told of a round. Returns whether it is to hear of this node's.
     pub(super) fn on_round(&mut self, now: Time, heard: &Round) -> bool {
         raise(&mut self.forgotten, &heard.forgotten);
+        raise(&mut self.known, &heard.known);
         if heard.number < self.round.number {
             return true;
         }
@@ -294,6 +305,7 @@ impl Rounds {
             return None;
         }
         raise(&mut self.floor, &plan.low);
+        self.in_force = self.forgotten.clone();
         self.is_collecting = true;
         Some(Action::Collect {
             heads: plan.low.iter().map(|(origin, head)| (*origin, *head)).collect(),
@@ -327,13 +339,26 @@ impl Rounds {
     fn miss(&mut self, now: Time) {
         let members: Vec<NodeId> = self.members().collect();
         let here = members.iter().filter(|node| self.up.contains(node)).count() + 1;
+        let counts = |(node, epoch): &(&NodeId, &Epoch)| {
+            self.in_force.get(node).is_none_or(|last| *epoch > last)
+        };
+        let all = self.known.iter().filter(counts).count();
+        if here * 2 <= all {
+            // Whoever is cut off forgets nobody: its time begins anew when most are back.
+            self.away.clear();
+            return;
+        }
         for node in &members {
             if self.up.contains(node) || *node == self.me {
                 continue;
             }
-            let since = *self.away.entry(*node).or_insert(now);
-            let is_long = now.since(since) >= self.config.forget_after;
-            if is_long && here * 2 > members.len() && *node != self.me {
+            let epoch = self.epoch_of(*node);
+            let away = self.away.entry(*node).or_insert((epoch, now));
+            if away.0 != epoch {
+                *away = (epoch, now);
+            }
+            let is_long = now.since(away.1) >= self.config.forget_after;
+            if is_long {
                 self.forget(*node);
             }
         }

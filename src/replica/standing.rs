@@ -102,6 +102,7 @@ impl Replica {
         if !self.config.collect {
             return true;
         }
+        self.rounds.on_word(from);
         if let Some(host) = self.standing.host()
             && host != from
         {
@@ -118,7 +119,7 @@ impl Replica {
             return true;
         }
         match message {
-            Message::Join { .. } | Message::Neighbour(_) => true,
+            Message::Join { .. } | Message::Neighbour(_) | Message::Forgotten { .. } => true,
             Message::Hello { origin, .. } => {
                 let forgotten = Message::Forgotten { origin: *origin };
                 self.send(vec![from], forgotten, Lane::Control);
@@ -183,11 +184,19 @@ impl Replica {
         }
     }
 
+    /// Tells the neighbours of this node's origin, and has them say what they know of it.
+    fn say_hello(&mut self) {
+        let hello = Message::Hello { origin: self.me, head: self.ledger.head(self.me) };
+        let to: Vec<NodeId> = self.overlay.eager().collect();
+        self.send(to, hello, Lane::Control);
+    }
+
     /// This node writes under a new origin.
     pub(super) fn on_new_origin(&mut self) {
         if !self.config.collect {
             return;
         }
+        self.say_hello();
         self.standing.ask_at = Time(0);
         self.standing.state = match std::mem::take(&mut self.standing.state) {
             State::Settled | State::CatchingUp { .. } => {
@@ -202,6 +211,15 @@ impl Replica {
             },
             state @ (State::Seeking { .. } | State::Leaving { .. }) => state,
         };
+    }
+
+    /// A peer takes this node for gone. Of two that think so of each other, the greater gives way.
+    pub(super) fn on_forgotten(&mut self, now: Time, from: NodeId, origin: Origin) {
+        let gives_way = !self.rounds.is_forgotten(from) || from < self.me.node;
+        if self.config.collect && origin == self.me && gives_way && !self.is_rejoining() {
+            self.stats.told_forgotten += 1;
+            self.seek_whole(now, from);
+        }
     }
 
     /// A peer has dropped tombstones beyond what this node holds.
@@ -240,9 +258,7 @@ impl Replica {
     ) {
         let Some((length, heads)) = welcome else {
             self.standing.alone_since.get_or_insert(now);
-            if self.standing.state == (State::Announcing { host: from }) {
-                self.standing.state = State::Seeking { is_whole: true, host: None };
-            }
+            self.leave_host(now, from);
             return;
         };
         let goal: Heads =
@@ -268,8 +284,15 @@ impl Replica {
                 self.learn(now, from, &heads);
             }
             // It was asked again, lest something was lost on the way.
-            State::CatchingUp { host, .. } | State::Rejoining { host, .. } if *host == from => {
-                self.learn(now, from, &heads);
+            State::CatchingUp { host, goal: first } | State::Rejoining { host, goal: first }
+                if *host == from =>
+            {
+                let head = |origin| goal.get(&origin).copied().unwrap_or_default();
+                if reaches(head, first) {
+                    self.learn(now, from, &heads);
+                } else {
+                    self.leave_host(now, from);
+                }
             }
             State::Settled
             | State::CatchingUp { .. }
@@ -297,8 +320,8 @@ impl Replica {
         self.ledger.restart(heads);
         self.intake.restart();
         self.pulls.restart();
-        self.confirmed.clear();
         self.epoch_asked = None;
+        self.say_hello();
         let is_up = self.overlay.is_up(host);
         self.standing.state = match is_up {
             true => State::Announcing { host },
@@ -319,9 +342,13 @@ impl Replica {
         self.digests.on_moved(now);
     }
 
-    /// Whom this node lives with has gone.
     pub(super) fn on_host_down(&mut self, now: Time, node: NodeId) {
         self.standing.guests.remove(&node);
+        self.leave_host(now, node);
+    }
+
+    /// Whom this node lives with is gone, or lost what it told of: another one is looked for.
+    fn leave_host(&mut self, now: Time, node: NodeId) {
         let is_whole = match &self.standing.state {
             State::Announcing { host } | State::Rejoining { host, .. } if *host == node => true,
             State::CatchingUp { host, .. } if *host == node => false,

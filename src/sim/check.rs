@@ -307,7 +307,7 @@ pub(super) fn has_converged(nodes: &[VirtualNode]) -> bool {
                 && !replica.awaits_withdrawal()
                 && replica.collection().is_settled
         });
-        is_told && node.disk.is_idle() && node.heads_hash() == first
+        is_told && node.disk.is_at_rest() && node.heads_hash() == first
     })
 }
 

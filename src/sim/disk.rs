@@ -70,6 +70,11 @@ impl Disk {
         self.jobs.is_empty()
     }
 
+    /// Tells whether nothing waits that anybody could see.
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.jobs.iter().all(|job| matches!(job, Job::Collect { .. }))
+    }
+
     pub(super) fn crash(&mut self) {
         self.jobs.clear();
     }

@@ -72,13 +72,9 @@ pub(super) fn draw_absences(rng: &mut SmallRng, nodes: usize, end: Time) -> Vec<
         faults.push((Time(from), Fault::Crash(node)));
         let image = Time(rng.random_range(from / 2..from));
         match rng.random_range(0..6) {
-            0 => {
+            0 | 1 => {
                 faults.push((image, Fault::Image(node)));
                 faults.push((Time(to), Fault::Restore(node)));
-            }
-            1 => {
-                faults.push((image, Fault::Image(node)));
-                faults.push((Time(to), Fault::RollBack(node)));
             }
             2 => faults.push((Time(to), Fault::Wipe(node))),
             _ => faults.push((Time(to), Fault::Restart(node))),

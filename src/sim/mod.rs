@@ -192,7 +192,7 @@ impl Cluster {
             return Err("something is still sent, though all hold the same".to_owned());
         }
         if !check::has_converged(&self.nodes) {
-            return Err("the nodes held the same and then did not".to_owned());
+            return Err(format!("the nodes held the same; then {}", self.who_differs()));
         }
         Ok(())
     }
@@ -238,7 +238,11 @@ impl Cluster {
             }
             Event::Tell { node, life, input } if self.lives(node, life) => {
                 if let Input::Committed(changeset) = &input {
-                    self.truths.on_acknowledged(changeset.stamp.origin, changeset.stamp.version);
+                    let stamp = changeset.stamp;
+                    // A node that rejoins says what it wrote again, under another name.
+                    if self.nodes[node.0].head(stamp.origin) >= stamp.version {
+                        self.truths.on_acknowledged(stamp.origin, stamp.version);
+                    }
                 }
                 self.tell(node, input)
             }
@@ -387,6 +391,7 @@ impl Cluster {
             | Message::Round(_)
             | Message::Forgotten { .. } => {}
         }
+        if std::env::var("DBG").is_ok() && (to.0 == 5 || from.0 == 5) && self.now.0 > 147_000_000 && matches!(*message, Message::Want{..}|Message::Pulled{..}|Message::Busy{..}|Message::Gone{..}) { eprintln!("DBG {} {from}->{to} {:?}", self.now.0, message); }
         let from = self.nodes[from.0].id;
         self.tell(to, Input::Received { from, message: Arc::unwrap_or_clone(message) })
     }
@@ -533,6 +538,7 @@ impl Cluster {
     /// A commit, own or not, is on a node's disk: everything about it must be right.
     fn became_true(&mut self, node: NodeIndex, commit: &Commit) -> Checked {
         check::twins_change_together(node, commit)?;
+        if let Ok(k) = std::env::var("DBG") { for t in &commit.tables { for r in &t.rows { if r.key[0].as_text() == Some(&k) { eprintln!("DBG {:.6} {node} {:?} {:?} heads {:?} cs {:?} rej {}", self.now.0 as f64/1e6, r.existed, r.row, commit.heads.iter().map(|(o,v)| format!("{}/{}:{}", index_of(o.node), o.epoch.0, v.0)).collect::<Vec<_>>(), commit.changeset.as_ref().map(|c| c.stamp.version), self.nodes[node.0].is_rejoining()); } } } }
         check::the_dead_stay_dead(&mut self.nodes[node.0], commit)?;
         let tombstones = self.nodes[node.0].storage.tombstones().unwrap_or_default();
         self.tally.tombstones_max = self.tally.tombstones_max.max(tombstones);
@@ -713,7 +719,15 @@ impl Cluster {
                 .map(|(origin, v)| format!("{}/{}:{v}", index_of(origin.node), origin.epoch.0))
                 .collect();
             let behind = node.replica.as_ref().map(|replica| replica.behind().versions);
-            words += &format!("\n  {} behind {behind:?} holds {}", node.index, heads.join(" "));
+            let standing = node.replica.as_ref().map(|replica| replica.collection());
+            words += &format!(
+                "\n  {} behind {behind:?}, {:?} wait, disk idle {}, withdraws {:?}, holds {}, {standing:?}",
+                node.index,
+                node.replica.as_ref().map(|replica| replica.waiting_bytes()),
+                node.disk.is_idle(),
+                node.replica.as_ref().map(|replica| replica.awaits_withdrawal()),
+                heads.join(" ")
+            );
         }
         words
     }
