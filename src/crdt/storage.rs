@@ -170,17 +170,18 @@ pub trait Storage {
     ) -> Result<Collected, StorageError>;
 
     /// Begins to take a peer's rows in the place of this node's, which was away for so long that
-    /// deletes are not told any more that it has not heard of. `held` are the peer's heads of this
-    /// node's origins, `length` its [`Floor::length`].
+    /// deletes are not told any more that it has not heard of. `held` are the peer's heads, `length`
+    /// is its [`Floor::length`].
     ///
     /// In one transaction, or in several of which the first says that it has begun: a new epoch
     /// begins, as by [`Storage::begin_epoch`], but what is stamped anew is what this node wrote and
     /// the peer does not hold; all heads but that of the new origin fall to 0; and all rows are
     /// noted as unconfirmed. They stay visible.
     ///
-    /// From then on [`Storage::apply`] confirms each row that it is told of. An unconfirmed row
-    /// with nothing in it that this node wrote in its new epoch is taken from the change as if it
-    /// had not been held. Begun again, it begins from the start.
+    /// From then on [`Storage::apply`] confirms each row that it is told of. An unconfirmed row is
+    /// taken from the change as if it had not been held, but where all may write it and it has
+    /// a stamp that `held` did not cover, or one of the new epoch: then it is merged. Begun again,
+    /// it begins from the start.
     fn rejoin(
         &mut self,
         now: Wall,

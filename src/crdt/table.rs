@@ -48,8 +48,9 @@ pub struct Table {
     length: u64,
     forgotten: OrdMap<NodeId, Epoch>,
     settled: Option<Origin>,
-    /// While this node rejoins: the rows that the peer has not told of yet.
-    unconfirmed: Option<OrdSet<(Name, Key)>>,
+    /// While this node rejoins: the rows that the peer has not told of yet, and whether they hold
+    /// something that he cannot know.
+    unconfirmed: Option<OrdMap<(Name, Key), bool>>,
 }
 
 impl Table {
@@ -266,12 +267,12 @@ impl Storage for Table {
         self.settled = None;
         self.length = self.length.max(length);
         self.heads.clear();
-        self.unconfirmed = Some(self.places().collect());
-        let held: BTreeMap<Origin, Version> = held.iter().copied().collect();
+        let held: OrdMap<Origin, Version> = held.iter().copied().collect();
+        self.unconfirmed = Some(self.places().map(|place| self.unconfirmed(&held, place)).collect());
         let commits = self.renew(now, move |table, stamp| {
-            let is_held = held.get(&stamp.origin).is_some_and(|head| stamp.version <= *head);
             let is_mine = stamp.origin.node == origin.node && stamp.origin != origin;
-            let is_lost = if is_owned(table) { stamp.origin == ended } else { !is_held };
+            let is_lost =
+                if is_owned(table) { stamp.origin == ended } else { !is_covered(&held, stamp) };
             is_mine && is_lost
         });
         Ok(Begun { origin, ended: (ended, Version(0)), commits })
@@ -283,7 +284,7 @@ impl Storage for Table {
         let me = self.origin;
         let mut settled = Settled::default();
         let (mut touched, mut again) = (Touched::default(), Vec::new());
-        for (table, key) in unconfirmed {
+        for ((table, key), _) in unconfirmed {
             let Some(row) = self.sheets[&table].rows.get(&key).cloned() else { continue };
             let life = row.clock.life();
             // The peer has not heard of it: had it been deleted, he would hold the tombstone, or
@@ -533,21 +534,31 @@ impl Table {
         places.into_iter()
     }
 
-    /// Lists the live shared rows that hold something of versions beyond the heads.
+    /// Tells whether a row holds something that a peer with these heads cannot know. Of a row that
+    /// has an owner that is not for others to say again: it comes from the owner.
+    fn unconfirmed(&self, held: &OrdMap<Origin, Version>, place: (Name, Key)) -> ((Name, Key), bool) {
+        let (table, key) = &place;
+        let stamps = self.sheets[table].rows[key].clock.stamps();
+        let is_new = !is_owned(table) && stamps.into_iter().any(|stamp| !is_covered(held, stamp));
+        (place, is_new)
+    }
+
+    /// Lists the shared rows, dead ones too, that hold something of versions beyond the heads.
     fn beyond_the_heads(&self) -> Vec<(Name, Key)> {
         let is_beyond = |(table, key): &(Name, Key)| {
             let clock = &self.sheets[table].rows[key].clock;
             let is_beyond = clock.stamps().into_iter().any(|s| !is_covered(&self.heads, s));
-            is_beyond && clock.is_alive() && !is_owned(table)
+            is_beyond && !is_owned(table)
         };
         self.places().filter(is_beyond).collect()
     }
 
-    /// The peer that this node rejoins under tells of a row. Unless there is something in it that
-    /// only this node knows, the row is taken as the peer says it.
+    /// The peer that this node rejoins under tells of a row. Unless there is something in it that he
+    /// cannot know, the row is taken as he says it.
     fn confirm(&mut self, table: &Name, key: &Key) {
         let Some(unconfirmed) = &mut self.unconfirmed else { return };
-        if unconfirmed.remove(&(Arc::clone(table), Arc::clone(key))).is_none() {
+        let is_new = unconfirmed.remove(&(Arc::clone(table), Arc::clone(key)));
+        if is_new != Some(false) {
             return;
         }
         let me = self.origin;

@@ -216,8 +216,7 @@ impl Replica {
     /// A peer takes this node for gone. Of two that think so of each other, the greater gives way.
     pub(super) fn on_forgotten(&mut self, now: Time, from: NodeId, origin: Origin) {
         let gives_way = !self.rounds.is_forgotten(from) || from < self.me.node;
-        if self.config.collect && origin == self.me && gives_way && !self.is_rejoining() {
-            self.stats.told_forgotten += 1;
+        if self.config.collect && origin == self.me && gives_way {
             self.seek_whole(now, from);
         }
     }
@@ -235,7 +234,7 @@ impl Replica {
     }
 
     /// This node has to take all rows anew.
-    pub(super) fn seek_whole(&mut self, now: Time, host: NodeId) {
+    fn seek_whole(&mut self, now: Time, host: NodeId) {
         match &self.standing.state {
             State::Seeking { is_whole: true, .. } | State::Leaving { .. } => return,
             State::Settled
@@ -273,9 +272,7 @@ impl Replica {
             State::Seeking { is_whole: true, .. } => {
                 self.standing.state = State::Leaving { host: from };
                 self.stats.rejoins += 1;
-                let mine = |(origin, _): &(Origin, Version)| origin.node == self.me.node;
-                let held = heads.into_iter().filter(mine).collect();
-                self.effects.push_back(Effect::Rejoin { held, length });
+                self.effects.push_back(Effect::Rejoin { held: heads, length });
             }
             State::Announcing { host } if *host == from => {
                 self.standing.state = State::Rejoining { host: from, goal };
@@ -330,7 +327,9 @@ impl Replica {
     }
 
     pub(super) fn on_settled(&mut self, now: Time, is_done: bool) {
-        let State::Settling { before } = std::mem::take(&mut self.standing.state) else { return };
+        let State::Settling { before } = &mut self.standing.state else { return };
+        let before = std::mem::take(before);
+        self.standing.state = State::Settled;
         if !is_done {
             self.standing.state = *before;
             return;
@@ -442,8 +441,7 @@ impl Replica {
         }
         self.unlearn_forgotten(now);
         let is_me = self.rounds.is_forgotten(self.me.node);
-        if is_me && !self.is_rejoining() {
-            self.stats.told_forgotten += 1;
+        if is_me {
             self.seek_whole(now, from);
         }
     }

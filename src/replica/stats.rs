@@ -67,8 +67,6 @@ pub struct Stats {
     pub refused_below_floor: u64,
     /// Times this node began to take all rows anew.
     pub rejoins: u64,
-    /// Times it was told that it had been forgotten.
-    pub told_forgotten: u64,
     /// Things that forgotten nodes said, and commits that came as they were sent by nodes that have
     /// to be heard of through others.
     pub unheard: u64,

@@ -391,7 +391,6 @@ impl Cluster {
             | Message::Round(_)
             | Message::Forgotten { .. } => {}
         }
-        if std::env::var("DBG").is_ok() && (to.0 == 5 || from.0 == 5) && self.now.0 > 147_000_000 && matches!(*message, Message::Want{..}|Message::Pulled{..}|Message::Busy{..}|Message::Gone{..}) { eprintln!("DBG {} {from}->{to} {:?}", self.now.0, message); }
         let from = self.nodes[from.0].id;
         self.tell(to, Input::Received { from, message: Arc::unwrap_or_clone(message) })
     }
@@ -538,7 +537,6 @@ impl Cluster {
     /// A commit, own or not, is on a node's disk: everything about it must be right.
     fn became_true(&mut self, node: NodeIndex, commit: &Commit) -> Checked {
         check::twins_change_together(node, commit)?;
-        if let Ok(k) = std::env::var("DBG") { for t in &commit.tables { for r in &t.rows { if r.key[0].as_text() == Some(&k) { eprintln!("DBG {:.6} {node} {:?} {:?} heads {:?} cs {:?} rej {}", self.now.0 as f64/1e6, r.existed, r.row, commit.heads.iter().map(|(o,v)| format!("{}/{}:{}", index_of(o.node), o.epoch.0, v.0)).collect::<Vec<_>>(), commit.changeset.as_ref().map(|c| c.stamp.version), self.nodes[node.0].is_rejoining()); } } } }
         check::the_dead_stay_dead(&mut self.nodes[node.0], commit)?;
         let tombstones = self.nodes[node.0].storage.tombstones().unwrap_or_default();
         self.tally.tombstones_max = self.tally.tombstones_max.max(tombstones);
