@@ -175,13 +175,12 @@ pub trait Storage {
     ///
     /// In one transaction, or in several of which the first says that it has begun: a new epoch
     /// begins, as by [`Storage::begin_epoch`], but what is stamped anew is what this node wrote and
-    /// the peer does not hold; all heads but that of the new origin fall to 0; and all rows are
-    /// noted as unconfirmed. They stay visible.
+    /// the peer does not hold. All heads but that of the new origin fall to 0. Rows of other owners
+    /// under stamps that the peer does not hold go, tombstones too: only their owners may say them
+    /// again. All other rows stay visible, and are noted as unconfirmed.
     ///
-    /// From then on [`Storage::apply`] confirms each row that it is told of. An unconfirmed row is
-    /// taken from the change as if it had not been held, but where all may write it and it has
-    /// a stamp that `held` did not cover, or one of the new epoch: then it is merged. Begun again,
-    /// it begins from the start.
+    /// From then on [`Storage::apply`] confirms each row that it is told of, whatever becomes of the
+    /// change. Begun again, it begins from the start.
     fn rejoin(
         &mut self,
         now: Wall,

@@ -48,9 +48,8 @@ pub struct Table {
     length: u64,
     forgotten: OrdMap<NodeId, Epoch>,
     settled: Option<Origin>,
-    /// While this node rejoins: the rows that the peer has not told of yet, and whether they hold
-    /// something that he cannot know.
-    unconfirmed: Option<OrdMap<(Name, Key), bool>>,
+    /// While this node rejoins: the rows that the peer has not told of yet.
+    unconfirmed: Option<OrdSet<(Name, Key)>>,
 }
 
 impl Table {
@@ -268,13 +267,15 @@ impl Storage for Table {
         self.length = self.length.max(length);
         self.heads.clear();
         let held: OrdMap<Origin, Version> = held.iter().copied().collect();
-        self.unconfirmed = Some(self.places().map(|place| self.unconfirmed(&held, place)).collect());
-        let commits = self.renew(now, move |table, stamp| {
+        let mut commits: Vec<Commit> = self.drop_foreign_news(now, &held).into_iter().collect();
+        self.unconfirmed = Some(self.places().collect());
+        let renewed = self.renew(now, move |table, stamp| {
             let is_mine = stamp.origin.node == origin.node && stamp.origin != origin;
             let is_lost =
                 if is_owned(table) { stamp.origin == ended } else { !is_covered(&held, stamp) };
             is_mine && is_lost
         });
+        commits.extend(renewed);
         Ok(Begun { origin, ended: (ended, Version(0)), commits })
     }
 
@@ -284,13 +285,13 @@ impl Storage for Table {
         let me = self.origin;
         let mut settled = Settled::default();
         let (mut touched, mut again) = (Touched::default(), Vec::new());
-        for ((table, key), _) in unconfirmed {
+        for (table, key) in unconfirmed {
             let Some(row) = self.sheets[&table].rows.get(&key).cloned() else { continue };
             let life = row.clock.life();
             // The peer has not heard of it: had it been deleted, he would hold the tombstone, or
             // have dropped it and hold all that came before.
             let is_new = !is_covered(&self.heads, life.stamp);
-            if life.stamp.origin == me || (is_new && !(life.is_alive() && is_owned(&table))) {
+            if life.stamp.origin == me || is_new {
                 if life.is_alive() && !is_owned(&table) {
                     again.push((table, key));
                 }
@@ -534,13 +535,21 @@ impl Table {
         places.into_iter()
     }
 
-    /// Tells whether a row holds something that a peer with these heads cannot know. Of a row that
-    /// has an owner that is not for others to say again: it comes from the owner.
-    fn unconfirmed(&self, held: &OrdMap<Origin, Version>, place: (Name, Key)) -> ((Name, Key), bool) {
-        let (table, key) = &place;
-        let stamps = self.sheets[table].rows[key].clock.stamps();
-        let is_new = !is_owned(table) && stamps.into_iter().any(|stamp| !is_covered(held, stamp));
-        (place, is_new)
+    /// Forgets the rows of other owners that a peer with these heads cannot know: it is not for this
+    /// node to say them again. They come from their owners, if these have them still.
+    fn drop_foreign_news(&mut self, now: Wall, held: &OrdMap<Origin, Version>) -> Option<Commit> {
+        let me = self.origin.node;
+        let mut touched = Touched::default();
+        let owned: Vec<_> = self.places().filter(|(table, _)| is_owned(table)).collect();
+        for (table, key) in owned {
+            let stamp = self.sheets[&table].rows[&key].clock.life().stamp;
+            if stamp.origin.node != me && !is_covered(held, stamp) {
+                touched.note(&table, &key, || self.image(&table, &key));
+                self.remove_row(&table, &key);
+            }
+        }
+        let events = self.events(touched);
+        (!events.is_empty()).then(|| self.conclude(now, events, None, vec![]))
     }
 
     /// Lists the shared rows, dead ones too, that hold something of versions beyond the heads.
@@ -551,21 +560,6 @@ impl Table {
             is_beyond && !is_owned(table)
         };
         self.places().filter(is_beyond).collect()
-    }
-
-    /// The peer that this node rejoins under tells of a row. Unless there is something in it that he
-    /// cannot know, the row is taken as he says it.
-    fn confirm(&mut self, table: &Name, key: &Key) {
-        let Some(unconfirmed) = &mut self.unconfirmed else { return };
-        let is_new = unconfirmed.remove(&(Arc::clone(table), Arc::clone(key)));
-        if is_new != Some(false) {
-            return;
-        }
-        let me = self.origin;
-        let held = self.sheets[table].rows.get(key);
-        if held.is_some_and(|row| row.clock.stamps().iter().all(|stamp| stamp.origin != me)) {
-            self.remove_row(table, key);
-        }
     }
 
     /// Forgets a row, and all that is derived from it.
@@ -628,7 +622,9 @@ impl Table {
                 continue;
             }
             touched.note(name, &change.key, || self.image(name, &change.key));
-            self.confirm(name, &change.key);
+            if let Some(unconfirmed) = &mut self.unconfirmed {
+                unconfirmed.remove(&(Arc::clone(name), Arc::clone(&change.key)));
+            }
             self.apply_row(stamp, name, &ids, change);
         }
     }
@@ -813,6 +809,18 @@ mod tests {
             words in prop::collection::vec(any::<u32>(), 0..120),
         ) {
             histories::play(&mut Checked, replica_count, &words);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+
+        #[test]
+        fn replicas_agree_though_tombstones_go(
+            replica_count in 2..6_usize,
+            words in prop::collection::vec(any::<u32>(), 0..150),
+        ) {
+            histories::play_collecting(&mut Checked, replica_count, &words);
         }
     }
 

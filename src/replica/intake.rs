@@ -226,10 +226,10 @@ impl Intake {
     /// Drops what waits of a node's epochs before this one: nobody writes under them any more, and
     /// what nobody has on disk is not waited for.
     pub(super) fn drop_before(&mut self, later: Origin) {
-        let is_before =
-            |origin: &Origin| origin.node == later.node && origin.epoch < later.epoch;
+        let is_before = |origin: &Origin| origin.node == later.node && origin.epoch < later.epoch;
         let ready = self.ready.iter().map(|ready| ready.piece.origin).filter(is_before);
-        let waiting: BTreeSet<Origin> = ready.chain(self.early.origins().filter(is_before)).collect();
+        let waiting: BTreeSet<Origin> =
+            ready.chain(self.early.origins().filter(is_before)).collect();
         for origin in waiting {
             self.drop_origin(origin);
         }

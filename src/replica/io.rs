@@ -86,11 +86,7 @@ pub enum Effect {
     Withdraw,
     /// Call [`crate::crdt::storage::Storage::collect`], and answer [`Input::Collected`], whatever
     /// happens. There is never more than one outstanding.
-    Collect {
-        heads: Vec<(Origin, Version)>,
-        forgotten: Vec<(NodeId, Epoch)>,
-        rows_max: usize,
-    },
+    Collect { heads: Vec<(Origin, Version)>, forgotten: Vec<(NodeId, Epoch)>, rows_max: usize },
     /// This node was away for too long, or its disk was set back: call
     /// [`crate::crdt::storage::Storage::rejoin`], and answer [`Input::Rejoined`], whatever happens.
     Rejoin { held: Vec<(Origin, Version)>, length: u64 },

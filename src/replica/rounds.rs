@@ -83,7 +83,10 @@ struct Plan {
 pub(super) enum Action {
     /// Tell a peer of the round, whichever.
     Tell,
-    Collect { heads: Vec<(Origin, Version)>, forgotten: Vec<(NodeId, Epoch)> },
+    Collect {
+        heads: Vec<(Origin, Version)>,
+        forgotten: Vec<(NodeId, Epoch)>,
+    },
 }
 
 impl Rounds {
@@ -249,13 +252,7 @@ impl Rounds {
         (!self.round.told.is_empty()).then_some(Action::Tell)
     }
 
-    fn take_part(
-        &mut self,
-        now: Time,
-        rng: &mut SmallRng,
-        me: Origin,
-        heads: &dyn Fn() -> Heads,
-    ) {
+    fn take_part(&mut self, now: Time, rng: &mut SmallRng, me: Origin, heads: &dyn Fn() -> Heads) {
         let is_due = self.next_at.is_some_and(|at| at <= now);
         if is_due || self.round.number == 0 {
             self.round = Round::new(self.round.number.saturating_add(1));
@@ -287,15 +284,19 @@ impl Rounds {
     }
 
     /// Returns what may go, if something may. Answer by [`Rounds::on_collected`].
-    pub(super) fn collect(&mut self, now: Time, head: impl Fn(Origin) -> Version) -> Option<Action> {
+    pub(super) fn collect(
+        &mut self,
+        now: Time,
+        head: impl Fn(Origin) -> Version,
+    ) -> Option<Action> {
         if self.is_collecting || self.retry_at.is_some_and(|at| now < at) {
             return None;
         }
         self.retry_at = None;
         let plan = self.plan.as_ref()?;
-        let all_told = self.members().all(|node| {
-            plan.told.get(&node).is_some_and(|told| *told >= self.epoch_of(node))
-        });
+        let all_told = self
+            .members()
+            .all(|node| plan.told.get(&node).is_some_and(|told| *told >= self.epoch_of(node)));
         if !all_told {
             // Somebody came who was not asked.
             self.plan = None;

@@ -66,9 +66,9 @@ impl Standing {
 
     fn host(&self) -> Option<NodeId> {
         match &self.state {
-            State::Leaving { host } | State::Announcing { host } | State::Rejoining { host, .. } => {
-                Some(*host)
-            }
+            State::Leaving { host }
+            | State::Announcing { host }
+            | State::Rejoining { host, .. } => Some(*host),
             State::Settled
             | State::Seeking { .. }
             | State::CatchingUp { .. }
@@ -260,8 +260,7 @@ impl Replica {
             self.leave_host(now, from);
             return;
         };
-        let goal: Heads =
-            heads.iter().copied().filter(|(origin, _)| *origin != self.me).collect();
+        let goal: Heads = heads.iter().copied().filter(|(origin, _)| *origin != self.me).collect();
         match &self.standing.state {
             State::Seeking { is_whole: false, .. } => {
                 self.standing.state = State::CatchingUp { host: from, goal };
@@ -318,6 +317,8 @@ impl Replica {
         self.intake.restart();
         self.pulls.restart();
         self.epoch_asked = None;
+        // Of its own rows it kept some that it may not have written in this life.
+        self.returned.on_returned(now);
         self.say_hello();
         let is_up = self.overlay.is_up(host);
         self.standing.state = match is_up {

@@ -93,7 +93,10 @@ fn sent(effects: &[Effect]) -> Vec<(Vec<NodeId>, &Message)> {
         Effect::Apply { .. }
         | Effect::Load { .. }
         | Effect::BeginEpoch { .. }
-        | Effect::Withdraw => None,
+        | Effect::Withdraw
+        | Effect::Collect { .. }
+        | Effect::Rejoin { .. }
+        | Effect::Settle => None,
     });
     sent.collect()
 }
@@ -104,7 +107,10 @@ fn batch(effects: &[Effect]) -> Option<(BatchId, Batch)> {
         Effect::Send { .. }
         | Effect::Load { .. }
         | Effect::BeginEpoch { .. }
-        | Effect::Withdraw => None,
+        | Effect::Withdraw
+        | Effect::Collect { .. }
+        | Effect::Rejoin { .. }
+        | Effect::Settle => None,
     })
 }
 

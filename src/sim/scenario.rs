@@ -70,8 +70,7 @@ impl Scenario {
         scenario.nodes = rng.random_range(3..7);
         scenario.writes = rng.random_range(100..300);
         scenario.writes_until = Time(20_000_000);
-        scenario.faults =
-            faults::draw_absences(&mut rng, scenario.nodes, scenario.writes_until);
+        scenario.faults = faults::draw_absences(&mut rng, scenario.nodes, scenario.writes_until);
         scenario.replica = Self::hasty(scenario.replica);
         scenario
     }

@@ -40,7 +40,9 @@ impl Store {
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
             let version = Version(row.get::<_, i64>(1)?.cast_unsigned());
-            floor.heads.extend(Origin::from_bytes(row.get_ref(0)?.as_blob()?).map(|o| (o, version)));
+            floor
+                .heads
+                .extend(Origin::from_bytes(row.get_ref(0)?.as_blob()?).map(|o| (o, version)));
         }
         let mut statement = conn.prepare_cached(SELECT_FORGOTTEN)?;
         let mut rows = statement.query([])?;
@@ -91,7 +93,10 @@ impl Store {
 
     pub(super) fn note_settled(&self) -> Result<(), StorageError> {
         let origin = self.now.origin.to_bytes();
-        self.conn.prepare_cached(SETTLE).and_then(|mut s| s.execute([&origin[..]])).map_err(failed)?;
+        self.conn
+            .prepare_cached(SETTLE)
+            .and_then(|mut s| s.execute([&origin[..]]))
+            .map_err(failed)?;
         Ok(())
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::crdt::storage::Inspected;
 
 /// Rows as the events of commits tell of them: (table, key) to row.
 type Mirror = BTreeMap<(String, Vec<Value>), Vec<Value>>;
@@ -11,15 +12,29 @@ type Mirror = BTreeMap<(String, Vec<Value>), Vec<Value>>;
 /// Plays the history that `words` spell on up to five replicas, lets them catch up, and holds them
 /// to agree. Returns the fingerprint, which must be the same for any kind of storage.
 pub fn play<T: Bench>(bench: &mut T, replica_count: usize, words: &[u32]) -> u64 {
+    play_on(bench, replica_count, words, false)
+}
+
+/// Plays a history in which tombstones are dropped as soon as they may be, and replicas that were
+/// away meanwhile, and not asked, take all rows of another when they return.
+pub fn play_collecting<T: Bench>(bench: &mut T, replica_count: usize, words: &[u32]) -> u64 {
+    play_on(bench, replica_count, words, true)
+}
+
+fn play_on<T: Bench>(bench: &mut T, replica_count: usize, words: &[u32], collects: bool) -> u64 {
     let nodes = (1..=5).map(|number| NodeId([number; 16])).take(replica_count);
     let replicas = nodes.map(|node| Replica::new(bench.open(node, &all_tables()), node)).collect();
-    let mut play = Play { replicas, sent: Vec::new(), losses: 0 };
+    let mut play = Play { replicas, sent: Vec::new(), losses: 0, collects, away: None };
     for word in words {
         play.step(bench, *word);
     }
+    play.bring_back();
     play.settle();
     let newcomer = Replica::new(bench.open(NodeId([9; 16]), &all_tables()), NodeId([9; 16]));
     play.replicas.push(newcomer);
+    if collects {
+        play.rejoin(replica_count, 0);
+    }
     play.settle();
     play.check()
 }
@@ -30,6 +45,10 @@ struct Play<D> {
     sent: Vec<Piece>,
     /// How many disks were lost.
     losses: u32,
+    /// Whether tombstones are dropped.
+    collects: bool,
+    /// A replica that hears nothing and is not heard, and for which nobody waits.
+    away: Option<usize>,
 }
 
 struct Replica<D> {
@@ -57,12 +76,21 @@ impl Dice {
 impl<D: Storage> Play<D> {
     fn step<T: Bench<Disk = D>>(&mut self, bench: &mut T, word: u32) {
         let mut dice = Dice(word);
-        let kind = dice.roll(18);
+        let kind = dice.roll(if self.collects { 22 } else { 18 });
         let me = dice.pick(&self.replicas).expect("there are replicas");
+        if self.away == Some(me) && kind >= 8 {
+            return self.bring_back();
+        }
         match kind {
             0..8 => {
                 let ops: Vec<RowOp> = self.replicas[me].ops(&mut dice);
-                self.sent.extend(self.replicas[me].write(&ops));
+                let news = self.replicas[me].write(&ops);
+                self.sent.extend(news.filter(|_| self.away != Some(me)));
+            }
+            18..21 => self.collect(me),
+            21 => {
+                self.bring_back();
+                self.away = (self.replicas.len() > 2).then_some(me);
             }
             8..12 => {
                 let Some(first) = dice.pick(&self.sent) else { return };
@@ -76,7 +104,9 @@ impl<D: Storage> Play<D> {
                 let from = dice.pick(&self.replicas).expect("there are replicas");
                 let parts = dice.roll(3) + 1;
                 let bytes_max = 1 + 60 * usize::try_from(dice.roll(4)).expect("it is small");
-                self.pull(me, from, parts, bytes_max);
+                if self.away != Some(from) {
+                    self.pull(me, from, parts, bytes_max);
+                }
             }
             15 => {
                 let above = Epoch(dice.roll(3));
@@ -88,13 +118,66 @@ impl<D: Storage> Play<D> {
                 // lost one: else what overwrote a shared cell may be gone for good, while others
                 // hold the versions that it took the cell from (see ARCHITECTURE.md).
                 self.losses += 1;
-                self.pull((me + 1) % self.replicas.len(), me, u32::MAX, 200);
+                self.bring_back();
+                let other = (me + 1) % self.replicas.len();
+                self.pull(other, me, u32::MAX, 200);
                 let node = self.replicas[me].node;
                 self.replicas[me] = Replica::new(bench.open(node, &all_tables()), node);
                 let above = Epoch(1_000 * self.losses);
                 self.sent.extend(self.replicas[me].begin_epoch(above));
+                if self.collects {
+                    self.rejoin(me, other);
+                }
             }
         }
+    }
+
+    /// Drops what tombstones may go: every replica that is not away holds the deletes, and this one
+    /// holds all that anybody holds or that is still on its way.
+    fn collect(&mut self, me: usize) {
+        let present = || self.replicas.iter().enumerate().filter(|(i, _)| self.away != Some(*i));
+        let mut low: BTreeMap<Origin, u64> =
+            self.replicas[me].disk.heads().unwrap().into_iter().map(|(o, v)| (o, v.0)).collect();
+        let holds =
+            |origin: Origin, version: Version| head(&self.replicas[me].disk, origin) >= version.0;
+        for (_, other) in present() {
+            for (origin, version) in other.disk.heads().unwrap() {
+                if !holds(origin, version) {
+                    return;
+                }
+            }
+            for (origin, low) in &mut low {
+                *low = (*low).min(head(&other.disk, *origin));
+            }
+        }
+        if !self.sent.iter().all(|piece| holds(piece.origin, piece.through)) {
+            return;
+        }
+        let low: Vec<_> = low.into_iter().map(|(origin, head)| (origin, Version(head))).collect();
+        let disk = &mut self.replicas[me].disk;
+        let before = disk.fingerprint().unwrap();
+        while !disk.collect(&low, &[], 2).unwrap().is_done {}
+        assert_eq!(disk.fingerprint().unwrap(), before, "nobody sees it");
+    }
+
+    /// Ends the absence of whoever is away.
+    fn bring_back(&mut self) {
+        if let Some(away) = self.away.take() {
+            self.rejoin(away, (away + 1) % self.replicas.len());
+        }
+    }
+
+    /// Takes all rows of another replica.
+    fn rejoin(&mut self, me: usize, host: usize) {
+        let heads = self.replicas[host].disk.heads().unwrap();
+        let length = self.replicas[host].disk.floor().unwrap().length;
+        let Begun { commits, .. } = self.replicas[me].disk.rejoin(NOW, &heads, length).unwrap();
+        let mut said = self.replicas[me].learn_all(&commits);
+        self.pull(me, host, u32::MAX, 200);
+        let settled = self.replicas[me].disk.settle(NOW).unwrap();
+        said.extend(self.replicas[me].learn_all(&settled.commits));
+        // Now it may speak.
+        self.sent.extend(said);
     }
 
     /// Pulls some parts of each origin, which may leave the rest for another time.
@@ -135,7 +218,13 @@ impl<D: Storage> Play<D> {
             assert_eq!(replica.disk.refusals(), 0);
             for (table, key) in self.keys() {
                 let inspected = replica.disk.inspect(table, &key).unwrap();
-                assert_eq!(inspected, first.disk.inspect(table, &key).unwrap(), "{table} {key:?}");
+                let known = first.disk.inspect(table, &key).unwrap();
+                let is_alive = |inspected: &Inspected| inspected.row.is_some();
+                let (ours, theirs) = match self.collects {
+                    true => (inspected.clone().filter(is_alive), known.filter(is_alive)),
+                    false => (inspected.clone(), known),
+                };
+                assert_eq!(ours, theirs, "{table} {key:?}");
                 let row = inspected.and_then(|inspected| inspected.row);
                 assert_eq!(row.as_ref(), replica.mirror.get(&(table.to_owned(), key)));
             }
@@ -245,6 +334,12 @@ impl<D: Storage> Replica<D> {
         for (origin, version) in &commit.heads {
             assert_eq!(head(&self.disk, *origin), version.0);
         }
+    }
+
+    /// Folds commits into the mirror, and returns what they tell others.
+    fn learn_all(&mut self, commits: &[Commit]) -> Vec<Piece> {
+        commits.iter().for_each(|commit| self.learn(commit));
+        commits.iter().filter(|commit| commit.changeset.is_some()).map(news).collect()
     }
 
     /// Folds events into the mirror, which must have been as they say before.
