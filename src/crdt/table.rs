@@ -799,6 +799,7 @@ mod tests {
     }
 
     crate::storage_suite!(Memory);
+    crate::collecting_suite!(Memory);
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(192))]

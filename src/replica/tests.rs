@@ -33,6 +33,9 @@ fn heads(of: u8, version: u64) -> Message {
     Message::Heads(vec![(origin(of), Version(version))])
 }
 
+#[path = "collection_tests.rs"]
+mod collection;
+
 /// A replica and its clock, in a little language.
 struct One {
     replica: Replica,

@@ -142,10 +142,15 @@ impl Cluster {
             self.start(NodeIndex(index));
         }
         self.spread_news();
+        let span = self.scenario.writes_from.0..self.scenario.writes_until.0;
+        let count = self.scenario.writes as u64;
         for serial in 0..self.scenario.writes {
-            let at = Time(
-                self.rng.random_range(self.scenario.writes_from.0..self.scenario.writes_until.0),
-            );
+            let at = match self.scenario.is_churn {
+                // What one writes another soon deletes.
+                true => span.start + (span.end - span.start) * serial as u64 / count,
+                false => self.rng.random_range(span.clone()),
+            };
+            let at = Time(at);
             let node = NodeIndex(self.rng.random_range(0..self.scenario.nodes));
             self.agenda.enter(at, Event::Write { node, serial: serial as i64 + 1 });
         }

@@ -66,15 +66,18 @@ pub(super) fn draw(rng: &mut SmallRng, me: NodeId, serial: i64) -> Vec<RowOp> {
 /// Draws one transaction of a workload in which rows come and go. Rows of `kv` whose key begins with
 /// `u` are born once only.
 pub(super) fn draw_churn(rng: &mut SmallRng, me: NodeId, serial: i64) -> Vec<RowOp> {
-    let recent = |rng: &mut SmallRng| Value::from(unique(serial - rng.random_range(1..25)));
-    match rng.random_range(0..10) {
-        0..3 => vec![put_kv(unique(serial), "born", serial)],
-        3 | 4 => {
-            let matching = vec![("key", recent(rng))];
-            vec![RowOp::Set { table: "kv", matching, set: vec![("flags", serial.into())] }]
+    let recent = |rng: &mut SmallRng| {
+        let key = unique(serial - serial % 3 - 3 * rng.random_range(1..8));
+        vec![("key", Value::from(key))]
+    };
+    match (serial % 3, rng.random_range(0..10)) {
+        (0, _) => vec![put_kv(unique(serial), "born", serial)],
+        (1, 0..8) => {
+            vec![RowOp::Delete { table: "kv", matching: recent(rng), except: None }]
         }
-        5 | 6 => {
-            vec![RowOp::Delete { table: "kv", matching: vec![("key", recent(rng))], except: None }]
+        (_, 0..3) => {
+            let matching = recent(rng);
+            vec![RowOp::Set { table: "kv", matching, set: vec![("flags", serial.into())] }]
         }
         _ => draw(rng, me, serial),
     }

@@ -140,3 +140,36 @@ fn drop_grave(conn: &Connection, grave: &Grave) -> rusqlite::Result<()> {
     conn.prepare_cached(DELETE)?.execute((grave.table, &grave.key))?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::crdt::storage::Storage;
+    use crate::crdt::{RowOp, suite};
+    use crate::store::schema::Source;
+    use crate::store::{OpenConfig, Store};
+
+    #[test]
+    fn churn_does_not_grow_the_file() {
+        let schema = "CREATE TABLE t (id INTEGER NOT NULL PRIMARY KEY, v TEXT)".to_owned();
+        let schema = [Source { file: "t.sql".to_owned(), sql: schema }];
+        let mut store = Store::in_memory(&OpenConfig::default(), &schema).unwrap();
+        let mut pages = Vec::new();
+        for round in 0..12 {
+            for id in 0..100_i64 {
+                let id = round * 100 + id;
+                let row = vec![("id", id.into()), ("v", "some words".into())];
+                let put = RowOp::Put { table: "t", row, keep: &[] };
+                store.commit(suite::NOW, &[put]).unwrap();
+                let matching = vec![("id", id.into())];
+                let delete = RowOp::Delete { table: "t", matching, except: None };
+                store.commit(suite::NOW, &[delete]).unwrap();
+            }
+            let heads = store.heads().unwrap();
+            while !store.collect(&heads, &[], 30).unwrap().is_done {}
+            assert_eq!(store.tombstones().unwrap(), 0);
+            let sql = "PRAGMA page_count";
+            pages.push(store.conn.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap());
+        }
+        assert_eq!(pages[2], pages[11], "{pages:?}");
+    }
+}
