@@ -74,9 +74,10 @@ pub struct Settled {
     pub commits: Vec<Commit>,
     /// How many rows of this node's own making were said again.
     pub renewed: usize,
-    /// How many rows went because they had been deleted while this node was away.
+    /// How many rows went that the peer does not have: they were deleted while this node was away.
     pub dropped: usize,
-    /// How many of these held writes of this node that nobody else had: they are lost.
+    /// How many of these held writes that the peer had not heard of. Where this node made them they
+    /// are lost; others may have theirs still.
     pub lost: usize,
 }
 
@@ -188,14 +189,20 @@ pub trait Storage {
         length: u64,
     ) -> Result<Begun, StorageError>;
 
-    /// Notes that this node's origin may speak: it holds all that one settled member held.
+    /// Notes that this node's origin may speak: it holds all that one settled member held, whose
+    /// floor `heads` and `length` are: what is missing there may be missing here.
     ///
-    /// It ends what [`Storage::rejoin`] began. Rows that are still unconfirmed were deleted, and go
-    /// without a trace. But those that were born under a stamp that the heads do not cover are none
-    /// that the peer could have known of: where all may write them they begin again as this node's
-    /// own, above every life that was dropped. What is left in other rows of versions that the
-    /// heads do not cover is said again, too.
-    fn settle(&mut self, now: Wall) -> Result<Settled, StorageError>;
+    /// It ends what [`Storage::rejoin`] began. Rows that are still unconfirmed were deleted, or come
+    /// again from who inserted them, and go without a trace. But those that this node itself
+    /// inserted and the peer could not know of begin again, above every life that was dropped; and
+    /// tombstones that the heads do not cover stay. What is left in other shared rows of versions
+    /// that the heads do not cover is said again as this node's own.
+    fn settle(
+        &mut self,
+        now: Wall,
+        heads: &[(Origin, Version)],
+        length: u64,
+    ) -> Result<Settled, StorageError>;
 
     /// Returns a row of a table that is here, live or dead, with its clock; `None`: nobody ever
     /// wrote it, or it is dead and its tombstone was dropped.

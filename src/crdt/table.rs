@@ -88,6 +88,20 @@ impl Table {
         Ok(self.conclude(now, tables, None, vec![]))
     }
 
+    /// Says in which live row two storages differ first; `None`: in none.
+    pub fn first_difference(&self, other: &Self) -> Option<String> {
+        let of = |table: &Self, (name, key): &(Name, Key)| {
+            let (_, sheet) = table.sheet(name)?;
+            sheet.rows.get(key).filter(|row| row.clock.is_alive()).map(|row| format!("{row:?}"))
+        };
+        let mut places = self.places().chain(other.places());
+        let place = places.find(|place| of(self, place) != of(other, place))?;
+        let words = |row: Option<String>| row.unwrap_or_else(|| "nothing".to_owned());
+        let (ours, theirs) = (words(of(self, &place)), words(of(other, &place)));
+        let key = pack::unpack(&place.1);
+        Some(format!("{} {key:?}: {ours} and {theirs}", place.0))
+    }
+
     /// Forgets what a process forgets when it ends: the counters. Rows and heads stay.
     pub fn restart(&mut self) {
         self.seq = Seq::default();
@@ -232,10 +246,7 @@ impl Storage for Table {
         forgotten: &[(NodeId, Epoch)],
         rows_max: usize,
     ) -> Result<Collected, StorageError> {
-        for (origin, head) in heads {
-            let floor = self.floor.entry(*origin).or_default();
-            *floor = (*floor).max(*head);
-        }
+        self.raise_floor(heads, 0);
         for (node, epoch) in forgotten {
             let held = self.forgotten.entry(*node).or_default();
             *held = (*held).max(*epoch);
@@ -279,8 +290,14 @@ impl Storage for Table {
         Ok(Begun { origin, ended: (ended, Version(0)), commits })
     }
 
-    fn settle(&mut self, now: Wall) -> Result<Settled, StorageError> {
+    fn settle(
+        &mut self,
+        now: Wall,
+        heads: &[(Origin, Version)],
+        length: u64,
+    ) -> Result<Settled, StorageError> {
         self.settled = Some(self.origin);
+        self.raise_floor(heads, length);
         let Some(unconfirmed) = self.unconfirmed.take() else { return Ok(Settled::default()) };
         let me = self.origin;
         let mut settled = Settled::default();
@@ -288,17 +305,18 @@ impl Storage for Table {
         for (table, key) in unconfirmed {
             let Some(row) = self.sheets[&table].rows.get(&key).cloned() else { continue };
             let life = row.clock.life();
-            // The peer has not heard of it: had it been deleted, he would hold the tombstone, or
-            // have dropped it and hold all that came before.
-            let is_new = !is_covered(&self.heads, life.stamp);
-            if life.stamp.origin == me || is_new {
+            // A tombstone that the peer cannot know is told. A row is told only by who gave it life:
+            // others may know of its death already.
+            let is_mine = life.stamp.origin == me;
+            if is_mine || (!life.is_alive() && !is_covered(&self.heads, life.stamp)) {
                 if life.is_alive() && !is_owned(&table) {
                     again.push((table, key));
                 }
                 continue;
             }
+            let is_lost = |stamp: Stamp| stamp.origin == me || !is_covered(&self.heads, stamp);
             settled.dropped += usize::from(life.is_alive());
-            settled.lost += usize::from(row.clock.stamps().iter().any(|s| s.origin == me));
+            settled.lost += usize::from(row.clock.stamps().into_iter().any(is_lost));
             touched.note(&table, &key, || self.image(&table, &key));
             self.remove_row(&table, &key);
         }
@@ -508,6 +526,14 @@ impl Table {
 
 /// Tombstones that go, and a node that rejoins.
 impl Table {
+    fn raise_floor(&mut self, heads: &[(Origin, Version)], length: u64) {
+        for (origin, head) in heads {
+            let floor = self.floor.entry(*origin).or_default();
+            *floor = (*floor).max(*head);
+        }
+        self.length = self.length.max(length);
+    }
+
     /// Lists tombstones that the floor covers, at most so many.
     fn covered_graves(&self, count_max: usize) -> Vec<(Stamp, Name, Key)> {
         let mut covered = Vec::new();
@@ -946,8 +972,13 @@ mod tests {
             begun
         }
 
-        fn settle(&mut self, now: Wall) -> Result<Settled, StorageError> {
-            let settled = self.0.settle(now);
+        fn settle(
+            &mut self,
+            now: Wall,
+            heads: &[(Origin, Version)],
+            length: u64,
+        ) -> Result<Settled, StorageError> {
+            let settled = self.0.settle(now, heads, length);
             self.check();
             settled
         }

@@ -414,7 +414,7 @@ impl Engine {
             // Only asked for where `collect` is set, which this node never sets.
             replica::Effect::Collect { .. }
             | replica::Effect::Rejoin { .. }
-            | replica::Effect::Settle => {}
+            | replica::Effect::Settle { .. } => {}
         }
     }
 

@@ -56,6 +56,10 @@ fn said(effects: &[Effect]) -> Vec<(NodeId, Message)> {
     sent(effects).into_iter().map(|(to, message)| (to[0], message.clone())).collect()
 }
 
+fn alone() -> Effect {
+    Effect::Settle { heads: vec![], length: 0 }
+}
+
 fn joins(effects: &[Effect]) -> Vec<(NodeId, bool)> {
     let joins = said(effects).into_iter().filter_map(|(to, message)| match message {
         Message::Join { is_whole, .. } => Some((to, is_whole)),
@@ -152,7 +156,7 @@ fn what_tombstones_are_missing_of_is_not_served_but_to_guests() {
     assert!(said(&one.hear(3, want(5))).is_empty(), "the storage is asked");
     let effects = one.hear(3, Message::Join { origin: origin(3), is_whole: true });
     let heads = vec![at(2, 9)];
-    let welcome = Message::Welcome { is_settled: true, length: 4, heads };
+    let welcome = Message::Welcome { is_settled: true, length: 4, heads, floor: vec![at(2, 5)] };
     assert_eq!(said(&effects), [(node(3), welcome)]);
     assert!(said(&one.hear(3, want(0))).is_empty());
 }
@@ -167,9 +171,12 @@ fn a_new_origin_is_silent_until_it_has_caught_up_with_one_that_speaks() {
     let request = RequestId(1);
     let want = Message::Want { request, origin: origin(ME), after: Version(0) };
     assert!(matches!(said(&one.hear(2, want.clone()))[..], [(_, Message::Busy { .. })]));
-    one.hear(2, Message::Welcome { is_settled: true, length: 0, heads: vec![at(9, 1)] });
+    one.hear(
+        2,
+        Message::Welcome { is_settled: true, length: 0, heads: vec![at(9, 1)], floor: vec![] },
+    );
     let (id, batch) = batch(&one.hear(2, push(9, 1))).unwrap();
-    assert!(one.done(id, &batch).contains(&Effect::Settle));
+    assert!(one.done(id, &batch).contains(&alone()));
     assert!(!one.replica.collection().is_settled);
     one.tell(Input::Settled { is_done: true });
     assert!(one.replica.collection().is_settled);
@@ -180,14 +187,15 @@ fn a_new_origin_is_silent_until_it_has_caught_up_with_one_that_speaks() {
 #[test]
 fn where_nobody_may_let_anybody_in_a_new_cluster_begins() {
     let mut one = on(&Floor::default(), &[], &[2]);
-    let unsettled = || Message::Welcome { is_settled: false, length: 0, heads: vec![] };
+    let unsettled =
+        || Message::Welcome { is_settled: false, length: 0, heads: vec![], floor: vec![] };
     one.hear(2, unsettled());
-    assert!(!one.wait(4_900).contains(&Effect::Settle));
-    assert!(one.wait(2_000).contains(&Effect::Settle));
+    assert!(!one.wait(4_900).contains(&alone()));
+    assert!(one.wait(2_000).contains(&alone()));
     // One whose disk knows of a third waits for him.
     let mut one = on(&Floor::default(), &[at(3, 1)], &[2]);
     one.hear(2, unsettled());
-    assert!(!one.wait(60_000).contains(&Effect::Settle));
+    assert!(!one.wait(60_000).contains(&alone()));
 }
 
 #[test]
@@ -198,7 +206,9 @@ fn who_is_below_the_floor_takes_all_rows_of_one_peer() {
     let effects = one.hear(2, Message::Gone { request, floor: Version(4) });
     assert_eq!(joins(&effects), [(node(2), true)]);
     let told = vec![at(ME, 2), at(9, 5)];
-    let welcome = Message::Welcome { is_settled: true, length: 8, heads: told.clone() };
+    let floor = vec![at(9, 4)];
+    let welcome =
+        Message::Welcome { is_settled: true, length: 8, heads: told.clone(), floor: floor.clone() };
     let effects = one.hear(2, welcome.clone());
     assert_eq!(effects, [Effect::Rejoin { held: told, length: 8 }]);
     let me = Origin { epoch: Epoch(2), ..origin(ME) };
@@ -220,7 +230,7 @@ fn who_is_below_the_floor_takes_all_rows_of_one_peer() {
         let (id, batch) = batch(&one.hear(2, pulled)).unwrap();
         last = one.done(id, &batch);
     }
-    assert!(last.contains(&Effect::Settle), "{last:?}");
+    assert!(last.contains(&Effect::Settle { heads: floor, length: 8 }), "{last:?}");
     one.tell(Input::Settled { is_done: true });
     assert!(one.replica.collection().is_settled);
     assert_eq!(one.replica.stats().rejoins, 1);

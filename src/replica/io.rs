@@ -92,7 +92,7 @@ pub enum Effect {
     Rejoin { held: Vec<(Origin, Version)>, length: u64 },
     /// Call [`crate::crdt::storage::Storage::settle`], and answer [`Input::Settled`], whatever
     /// happens, after an [`Input::Committed`] for each of its commits that has a changeset.
-    Settle,
+    Settle { heads: Vec<(Origin, Version)>, length: u64 },
 }
 
 /// Which of a connection's queues a message waits in, most urgent first.

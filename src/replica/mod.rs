@@ -41,7 +41,7 @@ use pull::{Answer, Pulls};
 use returned::Returned;
 use rounds::Rounds;
 use serve::Serve;
-use standing::Standing;
+use standing::{Standing, Welcome};
 
 /// A fresh commit that was passed on so often is not passed on any more. Heads stop duplicates;
 /// this stops what no head could.
@@ -311,8 +311,9 @@ impl Replica {
             }
             Message::Gone { request, floor } => self.on_gone(now, (from, request), floor),
             Message::Join { origin, is_whole } => self.on_join(from, origin, is_whole),
-            Message::Welcome { is_settled, length, heads } => {
-                self.on_welcome(now, from, is_settled.then_some((length, heads)));
+            Message::Welcome { is_settled, length, heads, floor } => {
+                let welcome = Welcome { length, heads, floor };
+                self.on_welcome(now, from, is_settled.then_some(welcome));
             }
             Message::Round(round) => self.on_round(now, from, &round),
             Message::Forgotten { origin } => self.on_forgotten(now, from, origin),

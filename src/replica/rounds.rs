@@ -190,6 +190,17 @@ impl Rounds {
         self.floor.get(&origin).copied().unwrap_or_default()
     }
 
+    /// Returns how far tombstones may be missing here.
+    pub(super) fn floors(&self) -> Vec<(Origin, Version)> {
+        self.floor.iter().map(|(origin, head)| (*origin, *head)).collect()
+    }
+
+    /// What is missing at a peer whose rows this node has taken is missing here.
+    pub(super) fn raise_floor(&mut self, heads: &[(Origin, Version)], length: u64) {
+        raise(&mut self.floor, &heads.iter().copied().collect());
+        self.length = self.length.max(length);
+    }
+
     /// Returns the longest life of a row whose tombstone was dropped; `None` while one is being
     /// dropped.
     pub(super) fn length(&self) -> Option<u64> {

@@ -28,11 +28,21 @@ const ASK_AGAIN_AFTER: u32 = 5;
 /// How long nothing moves until another host is looked for: this one may have lost what it told of.
 const STUCK_AFTER: Duration = Duration::from_secs(60);
 
+/// What a peer says that lets this node in.
+#[derive(Debug)]
+pub(super) struct Welcome {
+    pub(super) length: u64,
+    pub(super) heads: Vec<(Origin, Version)>,
+    pub(super) floor: Vec<(Origin, Version)>,
+}
+
 /// Whether this node may speak, and whom it has let in.
 #[derive(Debug, Default)]
 pub(super) struct Standing {
     state: State,
     ask_at: Time,
+    /// Up to where tombstones may be missing in the host's rows, and how long those rows lived.
+    host_floor: (Vec<(Origin, Version)>, u64),
     /// When the heads moved last.
     moved_at: Time,
     /// When a peer first said that it may not let anybody in either.
@@ -172,7 +182,9 @@ impl Replica {
         }
         let is_settled = self.speaks();
         let heads = if is_settled { self.ledger.heads().collect() } else { Vec::new() };
-        self.send(vec![from], Message::Welcome { is_settled, length, heads }, Lane::Control);
+        let floor = if is_settled { self.rounds.floors() } else { Vec::new() };
+        let welcome = Message::Welcome { is_settled, length, heads, floor };
+        self.send(vec![from], welcome, Lane::Control);
     }
 }
 
@@ -249,13 +261,8 @@ impl Replica {
     }
 
     /// A peer has let this node in (`None`: it may not speak itself).
-    pub(super) fn on_welcome(
-        &mut self,
-        now: Time,
-        from: NodeId,
-        welcome: Option<(u64, Vec<(Origin, Version)>)>,
-    ) {
-        let Some((length, heads)) = welcome else {
+    pub(super) fn on_welcome(&mut self, now: Time, from: NodeId, welcome: Option<Welcome>) {
+        let Some(Welcome { length, heads, floor }) = welcome else {
             self.standing.alone_since.get_or_insert(now);
             self.leave_host(now, from);
             return;
@@ -264,6 +271,7 @@ impl Replica {
         match &self.standing.state {
             State::Seeking { is_whole: false, .. } => {
                 self.standing.state = State::CatchingUp { host: from, goal };
+                self.standing.host_floor = (floor, length);
                 self.standing.moved_at = now;
                 self.standing.ask_at = now + self.config.join_every * ASK_AGAIN_AFTER;
                 self.learn(now, from, &heads);
@@ -275,6 +283,8 @@ impl Replica {
             }
             State::Announcing { host } if *host == from => {
                 self.standing.state = State::Rejoining { host: from, goal };
+                // From now on the host drops nothing that this node has not got.
+                self.standing.host_floor = (floor, length);
                 self.standing.moved_at = now;
                 self.standing.ask_at = now + self.config.join_every * ASK_AGAIN_AFTER;
                 self.learn(now, from, &heads);
@@ -369,7 +379,9 @@ impl Replica {
         if is_there {
             let before = Box::new(std::mem::take(&mut self.standing.state));
             self.standing.state = State::Settling { before };
-            self.effects.push_back(Effect::Settle);
+            let (heads, length) = self.standing.host_floor.clone();
+            self.rounds.raise_floor(&heads, length);
+            self.effects.push_back(Effect::Settle { heads, length });
             return;
         }
         if self.standing.ask_at > now {

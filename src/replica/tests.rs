@@ -99,7 +99,7 @@ fn sent(effects: &[Effect]) -> Vec<(Vec<NodeId>, &Message)> {
         | Effect::Withdraw
         | Effect::Collect { .. }
         | Effect::Rejoin { .. }
-        | Effect::Settle => None,
+        | Effect::Settle { .. } => None,
     });
     sent.collect()
 }
@@ -113,7 +113,7 @@ fn batch(effects: &[Effect]) -> Option<(BatchId, Batch)> {
         | Effect::Withdraw
         | Effect::Collect { .. }
         | Effect::Rejoin { .. }
-        | Effect::Settle => None,
+        | Effect::Settle { .. } => None,
     })
 }
 

@@ -77,7 +77,7 @@ impl Truths {
                 let held = node.storage.inspect("kv", std::slice::from_ref(key)).ok().flatten();
                 let is_shown = held.is_some_and(|inspected| inspected.row.is_some());
                 let was_deleted = died.is_some_and(|died| died.iter().any(is_held));
-                if is_shown && was_deleted {
+                if is_shown && was_deleted && !self.is_reborn(node, key) {
                     return Err(format!("{} shows {key}, which was deleted", node.index));
                 }
                 if !is_shown && died.is_none() && is_held(born) {
@@ -175,6 +175,31 @@ impl Truths {
     }
 }
 
+/// Rows that are born once only.
+impl Truths {
+    /// A row that is born once only and that a disk has seen die does not show there again, unless
+    /// who gave it life did not know of its death and begins it again.
+    pub(super) fn the_dead_stay_dead(&self, node: &mut VirtualNode, commit: &Commit) -> Checked {
+        for (key, _, exists) in unique_rows(commit) {
+            let is_dead = node.life_of(key).is_some_and(|life| !life.is_alive());
+            if is_dead {
+                // A row that goes without a tombstone may only be missing for a while.
+                node.buried.insert(key.clone());
+            }
+            if exists && node.buried.contains(key) && !self.is_reborn(node, key) {
+                return Err(format!("{} shows {key} again, which was deleted", node.index));
+            }
+        }
+        Ok(())
+    }
+
+    fn is_reborn(&self, node: &VirtualNode, key: &Value) -> bool {
+        let Some(life) = node.life_of(key) else { return false };
+        let begun_by = self.born.get(key).map(|(origin, _)| origin.node);
+        life.length > 1 && begun_by == Some(life.stamp.origin.node)
+    }
+}
+
 /// Rows that are written together are never seen apart.
 pub(super) fn twins_change_together(node: NodeIndex, commit: &Commit) -> Checked {
     for table in &commit.tables {
@@ -189,19 +214,6 @@ pub(super) fn twins_change_together(node: NodeIndex, commit: &Commit) -> Checked
             if !is_alike {
                 return Err(format!("{node} sees half a transaction: {name} {:?}", event.key));
             }
-        }
-    }
-    Ok(())
-}
-
-/// A row that is born once only and that a disk has seen die does not show there again.
-pub(super) fn the_dead_stay_dead(node: &mut VirtualNode, commit: &Commit) -> Checked {
-    for (key, _, exists) in unique_rows(commit) {
-        if exists && node.buried.contains(key) {
-            return Err(format!("{} shows {key} again, which was deleted", node.index));
-        }
-        if !exists {
-            node.buried.insert(key.clone());
         }
     }
     Ok(())
@@ -291,7 +303,11 @@ pub(super) fn ledger_is_honest(node: &VirtualNode, is_at_rest: bool) -> Checked 
 pub(super) fn equal_heads_have_equal_contents(nodes: &[VirtualNode]) -> Checked {
     let content = |node: &VirtualNode| node.storage.fingerprint().ok();
     match nodes.iter().find(|node| content(node) != content(&nodes[0])) {
-        Some(node) => Err(format!("{} has other rows than n0, with the same heads", node.index)),
+        Some(node) => Err(format!(
+            "{} has other rows than n0, with the same heads: {}",
+            node.index,
+            node.storage.first_difference(&nodes[0].storage).unwrap_or_default()
+        )),
         None => Ok(()),
     }
 }

@@ -43,7 +43,7 @@ pub(super) enum Job {
     Withdraw,
     Collect { heads: Vec<(Origin, Version)>, forgotten: Vec<(NodeId, Epoch)>, rows_max: usize },
     Rejoin { held: Vec<(Origin, Version)>, length: u64 },
-    Settle,
+    Settle { heads: Vec<(Origin, Version)>, length: u64 },
 }
 
 /// The one writer of a node and what waits for it. A job becomes true, whole and durable, at the

@@ -333,8 +333,8 @@ impl Cluster {
                 self.add_job(node, Job::Rejoin { held, length });
                 Ok(())
             }
-            Effect::Settle => {
-                self.add_job(node, Job::Settle);
+            Effect::Settle { heads, length } => {
+                self.add_job(node, Job::Settle { heads, length });
                 Ok(())
             }
             Effect::BeginEpoch { above } => {
@@ -490,9 +490,10 @@ impl Cluster {
                 self.excuse();
                 None
             }
-            Job::Settle if is_failing => Some(Input::Settled { is_done: false }),
-            Job::Settle => {
-                let settled = this.storage.settle(now).map_err(|error| error.to_string())?;
+            Job::Settle { .. } if is_failing => Some(Input::Settled { is_done: false }),
+            Job::Settle { heads, length } => {
+                let settled =
+                    this.storage.settle(now, &heads, length).map_err(|error| error.to_string())?;
                 self.committed(node, settled.commits)?;
                 Some(Input::Settled { is_done: true })
             }
@@ -542,7 +543,7 @@ impl Cluster {
     /// A commit, own or not, is on a node's disk: everything about it must be right.
     fn became_true(&mut self, node: NodeIndex, commit: &Commit) -> Checked {
         check::twins_change_together(node, commit)?;
-        check::the_dead_stay_dead(&mut self.nodes[node.0], commit)?;
+        self.truths.the_dead_stay_dead(&mut self.nodes[node.0], commit)?;
         let tombstones = self.nodes[node.0].storage.tombstones().unwrap_or_default();
         self.tally.tombstones_max = self.tally.tombstones_max.max(tombstones);
         check::heads_only_rise(&self.nodes[node.0], &commit.heads)?;
@@ -575,7 +576,24 @@ impl Cluster {
         Epoch(self.tally.restores * 1_000)
     }
 
+    /// Tells whether something would be lost for good with a disk: what overwrote a shared cell may be
+    /// gone then, while others hold the versions that it took the cell from (see ARCHITECTURE.md).
+    fn is_only_copy(&self, node: NodeIndex) -> bool {
+        let others = || self.nodes.iter().filter(|other| other.index != node);
+        let is_elsewhere =
+            |(origin, head): (&Origin, &Version)| others().any(|o| o.head(*origin) >= *head);
+        !self.nodes[node.0].heads.iter().all(is_elsewhere)
+    }
+
     fn trouble(&mut self, fault: Fault) -> Checked {
+        let fault = match fault {
+            Fault::Restore(node) | Fault::Wipe(node)
+                if self.scenario.is_churn && self.is_only_copy(node) =>
+            {
+                Fault::Restart(node)
+            }
+            fault => fault,
+        };
         match fault {
             Fault::Crash(node) => self.crash(node),
             Fault::Restart(node) => self.start(node),

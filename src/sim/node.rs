@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::NodeIndex;
 use super::disk::Disk;
 use super::trace::Fnv;
-use crate::crdt::{Commit, Storage, Table, pack};
+use crate::crdt::{Commit, Life, Storage, Table, pack};
 use crate::replica::Replica;
 use crate::types::{Epoch, NodeId, Origin, Scope, Time, Value, Version, Wall};
 
@@ -89,6 +89,12 @@ impl VirtualNode {
                 None => drop(self.own.remove(&key)),
             }
         }
+    }
+
+    /// Returns the life of a row of `kv`, as long as that is remembered.
+    pub(super) fn life_of(&self, key: &Value) -> Option<Life> {
+        let held = self.storage.inspect("kv", std::slice::from_ref(key)).ok().flatten();
+        held.map(|inspected| inspected.life)
     }
 
     /// Tells whether its disk is taking over another's rows.

@@ -90,8 +90,13 @@ impl Storage for Store {
         Err(StorageError::Failed(words.to_owned()))
     }
 
-    fn settle(&mut self, _now: Wall) -> Result<Settled, StorageError> {
-        self.note_settled()?;
+    fn settle(
+        &mut self,
+        _now: Wall,
+        heads: &[(Origin, Version)],
+        length: u64,
+    ) -> Result<Settled, StorageError> {
+        self.note_settled(heads, length)?;
         Ok(Settled::default())
     }
 

@@ -91,13 +91,17 @@ impl Store {
         Ok(Collected { dropped: graves.len(), is_done })
     }
 
-    pub(super) fn note_settled(&self) -> Result<(), StorageError> {
+    pub(super) fn note_settled(
+        &self,
+        heads: &[(Origin, Version)],
+        length: u64,
+    ) -> Result<(), StorageError> {
+        let transaction = self.conn.unchecked_transaction().map_err(failed)?;
+        raise(&transaction, heads, &[]).map_err(failed)?;
+        transaction.execute(RAISE_LENGTH, [length.cast_signed()]).map_err(failed)?;
         let origin = self.now.origin.to_bytes();
-        self.conn
-            .prepare_cached(SETTLE)
-            .and_then(|mut s| s.execute([&origin[..]]))
-            .map_err(failed)?;
-        Ok(())
+        transaction.execute(SETTLE, [&origin[..]]).map_err(failed)?;
+        transaction.commit().map_err(failed)
     }
 }
 

@@ -100,11 +100,12 @@ pub fn encode(message: &Message) -> Vec<u8> {
             writer.origin(*origin);
             writer.byte(u8::from(*is_whole));
         }
-        Message::Welcome { is_settled, length, heads } => {
+        Message::Welcome { is_settled, length, heads, floor } => {
             writer.byte(kind::WELCOME);
             writer.byte(u8::from(*is_settled));
             writer.varint(*length);
             write_heads(&mut writer, heads);
+            write_heads(&mut writer, floor);
         }
         Message::Round(round) => {
             writer.byte(kind::ROUND);
@@ -161,6 +162,7 @@ fn read_body(reader: &mut Reader<'_>) -> Result<Message, DecodeError> {
             is_settled: read_bool(reader)?,
             length: reader.number()?,
             heads: read_heads(reader)?,
+            floor: read_heads(reader)?,
         },
         kind::ROUND => Message::Round(Box::new(read_round(reader)?)),
         kind::FORGOTTEN => Message::Forgotten { origin: reader.origin()? },
@@ -350,10 +352,10 @@ mod tests {
         check(&Message::Busy { request, retry_after }, "01 0a 09 fa01");
         check(&Message::Gone { request, floor: head }, "01 0b 09 05");
         check(&Message::Join { origin, is_whole: true }, &format!("01 0c {ORIGIN_7} 01"));
-        let heads = vec![(origin, head)];
+        let (heads, floor) = (vec![(origin, head)], vec![(origin, Version(3))]);
         check(
-            &Message::Welcome { is_settled: true, length: 8, heads },
-            &format!("01 0d 01 08 01 {ORIGIN_7} 05"),
+            &Message::Welcome { is_settled: true, length: 8, heads, floor },
+            &format!("01 0d 01 08 01 {ORIGIN_7} 05 01 {ORIGIN_7} 03"),
         );
         check(&Message::Forgotten { origin }, &format!("01 0f {ORIGIN_7}"));
     }
@@ -501,9 +503,11 @@ mod tests {
             (any::<u32>(), any_origin(), any_version()).prop_map(|(request, origin, after)| {
                 Message::Want { request: RequestId(u64::from(request)), origin, after }
             }),
-            (any::<bool>(), any::<u32>(), heads()).prop_map(|(is_settled, length, heads)| {
-                Message::Welcome { is_settled, length: u64::from(length), heads }
-            }),
+            (any::<bool>(), any::<u32>(), heads(), heads()).prop_map(
+                |(is_settled, length, heads, floor)| {
+                    Message::Welcome { is_settled, length: u64::from(length), heads, floor }
+                }
+            ),
             (any_origin(), heads(), heads()).prop_map(|(me, known, heads)| {
                 let known = known.into_iter().map(|(o, _)| (o.node, o.epoch)).collect();
                 let mut round = Round::new(1);

@@ -61,9 +61,14 @@ pub enum Message {
     /// of the receiver's, and wants may go below the floor. Answered by [`Message::Welcome`].
     Join { origin: Origin, is_whole: bool },
     /// "I count you as a member from now on, and hold these heads." Where `is_settled` is false the
-    /// sender has yet to catch up itself, and there are none. `length`: no row whose tombstone it
-    /// dropped had a longer life.
-    Welcome { is_settled: bool, length: u64, heads: Vec<(Origin, Version)> },
+    /// sender has yet to catch up itself, and there are none. `floor`: up to where tombstones may be
+    /// missing in its rows. `length`: no row whose tombstone went had a longer life.
+    Welcome {
+        is_settled: bool,
+        length: u64,
+        heads: Vec<(Origin, Version)>,
+        floor: Vec<(Origin, Version)>,
+    },
     /// What all members hold, as far as the sender has heard. Answered by the same where the
     /// receiver has heard more.
     Round(Box<Round>),

@@ -170,11 +170,12 @@ impl<D: Storage> Play<D> {
     /// Takes all rows of another replica.
     fn rejoin(&mut self, me: usize, host: usize) {
         let heads = self.replicas[host].disk.heads().unwrap();
-        let length = self.replicas[host].disk.floor().unwrap().length;
-        let Begun { commits, .. } = self.replicas[me].disk.rejoin(NOW, &heads, length).unwrap();
+        let floor = self.replicas[host].disk.floor().unwrap();
+        let Begun { commits, .. } =
+            self.replicas[me].disk.rejoin(NOW, &heads, floor.length).unwrap();
         let mut said = self.replicas[me].learn_all(&commits);
         self.pull(me, host, u32::MAX, 200);
-        let settled = self.replicas[me].disk.settle(NOW).unwrap();
+        let settled = self.replicas[me].disk.settle(NOW, &floor.heads, floor.length).unwrap();
         said.extend(self.replicas[me].learn_all(&settled.commits));
         // Now it may speak.
         self.sent.extend(said);
