@@ -12,6 +12,12 @@ CREATE TABLE __tribune_forgotten (
     epoch INTEGER NOT NULL
 ) WITHOUT ROWID;
 
+-- Members that were met, and the latest epoch of theirs.
+CREATE TABLE __tribune_members (
+    node  BLOB    NOT NULL PRIMARY KEY,
+    epoch INTEGER NOT NULL
+) WITHOUT ROWID;
+
 -- One row.
 CREATE TABLE __tribune_collection (
     one     INTEGER NOT NULL PRIMARY KEY CHECK (one = 1),

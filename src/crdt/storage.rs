@@ -52,6 +52,8 @@ pub struct Floor {
     /// Members that were not asked whether they hold the deletes, up to which epoch of theirs. They
     /// are not members any more until they begin a later one.
     pub forgotten: Vec<(NodeId, Epoch)>,
+    /// The members that were met, and the latest epoch of theirs (see [`Storage::meet`]).
+    pub members: Vec<(NodeId, Epoch)>,
     /// The origin of this node that settled (see [`Storage::settle`]); `None`: none has.
     pub settled: Option<Origin>,
     /// [`Storage::rejoin`] has begun, and [`Storage::settle`] has not ended it.
@@ -155,6 +157,10 @@ pub trait Storage {
 
     /// Returns how many tombstones are held: rows that are dead, parked ones too.
     fn tombstones(&self) -> Result<u64, StorageError>;
+
+    /// Notes members that were met, for [`Floor::members`]: whom a node has forgotten when it starts
+    /// again it would not ask before it drops tombstones.
+    fn meet(&mut self, members: &[(NodeId, Epoch)]) -> Result<(), StorageError>;
 
     /// Raises the floor to `heads`, adds `forgotten` to it, and drops at most `rows_max` tombstones
     /// whose stamps it covers, in one transaction. Nobody sees a difference. From then on a row that

@@ -47,6 +47,7 @@ pub struct Table {
     /// See [`Floor::length`].
     length: u64,
     forgotten: OrdMap<NodeId, Epoch>,
+    members: OrdMap<NodeId, Epoch>,
     settled: Option<Origin>,
     /// While this node rejoins: the rows that the peer has not told of yet.
     unconfirmed: Option<OrdSet<(Name, Key)>>,
@@ -70,6 +71,7 @@ impl Table {
             floor: OrdMap::new(),
             length: 0,
             forgotten: OrdMap::new(),
+            members: OrdMap::new(),
             settled: None,
             unconfirmed: None,
         };
@@ -231,6 +233,7 @@ impl Storage for Table {
             heads: self.floor.iter().map(|(origin, head)| (*origin, *head)).collect(),
             length: self.length,
             forgotten: self.forgotten.iter().map(|(node, epoch)| (*node, *epoch)).collect(),
+            members: self.members.iter().map(|(node, epoch)| (*node, *epoch)).collect(),
             settled: self.settled,
             is_rejoining: self.unconfirmed.is_some(),
         })
@@ -240,6 +243,11 @@ impl Storage for Table {
         Ok(self.graves.len() as u64)
     }
 
+    fn meet(&mut self, members: &[(NodeId, Epoch)]) -> Result<(), StorageError> {
+        raise(&mut self.members, members);
+        Ok(())
+    }
+
     fn collect(
         &mut self,
         heads: &[(Origin, Version)],
@@ -247,10 +255,7 @@ impl Storage for Table {
         rows_max: usize,
     ) -> Result<Collected, StorageError> {
         self.raise_floor(heads, 0);
-        for (node, epoch) in forgotten {
-            let held = self.forgotten.entry(*node).or_default();
-            *held = (*held).max(*epoch);
-        }
+        raise(&mut self.forgotten, forgotten);
         let covered = self.covered_graves(rows_max + 1);
         let is_done = covered.len() <= rows_max;
         let mut collected = Collected { dropped: 0, is_done };
@@ -612,6 +617,13 @@ impl Table {
     }
 }
 
+fn raise(held: &mut OrdMap<NodeId, Epoch>, other: &[(NodeId, Epoch)]) {
+    for (node, epoch) in other {
+        let entry = held.entry(*node).or_insert(*epoch);
+        *entry = (*entry).max(*epoch);
+    }
+}
+
 fn is_covered(heads: &OrdMap<Origin, Version>, stamp: Stamp) -> bool {
     heads.get(&stamp.origin).is_some_and(|head| stamp.version <= *head)
 }
@@ -948,6 +960,10 @@ mod tests {
 
         fn tombstones(&self) -> Result<u64, StorageError> {
             self.0.tombstones()
+        }
+
+        fn meet(&mut self, members: &[(NodeId, Epoch)]) -> Result<(), StorageError> {
+            self.0.meet(members)
         }
 
         fn collect(

@@ -412,7 +412,8 @@ impl Engine {
             }
             replica::Effect::Withdraw => self.mailbox.push(Job::Withdraw),
             // Only asked for where `collect` is set, which this node never sets.
-            replica::Effect::Collect { .. }
+            replica::Effect::Meet { .. }
+            | replica::Effect::Collect { .. }
             | replica::Effect::Rejoin { .. }
             | replica::Effect::Settle { .. } => {}
         }

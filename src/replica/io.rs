@@ -35,6 +35,8 @@ pub enum Input {
     /// The operator says that a node will not return. It is no member any more until it begins
     /// another epoch; all members come to know.
     Forget(NodeId),
+    /// The answer to [`Effect::Meet`]: they are noted, or nothing was written.
+    Met { is_done: bool },
     /// The answer to [`Effect::Collect`].
     Collected { outcome: Option<CollectOutcome> },
     /// The answer to [`Effect::Rejoin`]: the new origin and all heads that are left; `None`: nothing
@@ -84,6 +86,9 @@ pub enum Effect {
     /// Call [`crate::crdt::storage::Storage::withdraw`], and answer [`Input::Withdrawn`], whatever
     /// happens: rows of this node's own have come back from other nodes, and had their time.
     Withdraw,
+    /// Call [`crate::crdt::storage::Storage::meet`], and answer [`Input::Met`], whatever happens. There
+    /// is never more than one outstanding.
+    Meet { members: Vec<(NodeId, Epoch)> },
     /// Call [`crate::crdt::storage::Storage::collect`], and answer [`Input::Collected`], whatever
     /// happens. There is never more than one outstanding.
     Collect { heads: Vec<(Origin, Version)>, forgotten: Vec<(NodeId, Epoch)>, rows_max: usize },

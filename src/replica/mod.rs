@@ -163,6 +163,7 @@ impl Replica {
             Input::Withdrawn { is_done } => self.returned.on_withdrawn(now, is_done),
             Input::Forget(node) if node != self.me.node => self.rounds.forget(node),
             Input::Forget(_) => {}
+            Input::Met { is_done } => self.rounds.on_met(now, is_done),
             Input::Collected { outcome } => self.on_collected(now, outcome),
             Input::Rejoined { begun } => self.on_rejoined(now, begun),
             Input::Settled { is_done } => self.on_settled(now, is_done),
@@ -234,7 +235,7 @@ impl Replica {
         Collection {
             round: round.number,
             awaited: round.awaited().collect(),
-            forgotten: self.rounds.forgotten_count(),
+            forgotten: self.rounds.forgotten().collect(),
             is_settled: self.speaks(),
             is_rejoining: self.is_rejoining(),
         }

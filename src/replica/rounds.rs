@@ -42,6 +42,9 @@ pub(super) struct Rounds {
     round: Round,
     /// The members and the latest epoch of theirs that was met; 0: none yet.
     known: Nodes,
+    /// Those of them that are on disk, and those that are being written.
+    noted: Nodes,
+    noting: Option<Nodes>,
     forgotten: Nodes,
     /// Who was forgotten when tombstones went last: all others count where a majority is needed, or
     /// two halves could forget each other.
@@ -95,6 +98,8 @@ impl Rounds {
             me: me.node,
             round: Round::default(),
             known: Nodes::from([(me.node, me.epoch)]),
+            noted: Nodes::new(),
+            noting: None,
             forgotten: Nodes::new(),
             in_force: Nodes::new(),
             gone: BTreeSet::new(),
@@ -120,6 +125,32 @@ impl Rounds {
         raise(&mut self.forgotten, &floor.forgotten.iter().copied().collect());
         self.length = self.length.max(floor.length);
         self.in_force = self.forgotten.clone();
+        self.noted = floor.members.iter().copied().collect();
+        raise(&mut self.known, &self.noted);
+    }
+
+    /// Returns members that have to be noted before this node asks or tells anything.
+    pub(super) fn meet(&mut self, now: Time) -> Option<Vec<(NodeId, Epoch)>> {
+        let waits = self.noting.is_some() || self.retry_at.is_some_and(|at| now < at);
+        if waits || self.noted == self.known {
+            return None;
+        }
+        self.noting = Some(self.known.clone());
+        let new = self.known.iter().filter(|(node, epoch)| self.noted.get(node) != Some(epoch));
+        Some(new.map(|(node, epoch)| (*node, *epoch)).collect())
+    }
+
+    pub(super) fn on_met(&mut self, now: Time, is_done: bool) {
+        match self.noting.take() {
+            Some(noted) if is_done => self.noted = noted,
+            Some(_) => self.retry_at = Some(now + RETRY_AFTER),
+            None => {}
+        }
+    }
+
+    /// Tells whether the next process will know whom this one knows.
+    pub(super) fn has_noted_all(&self) -> bool {
+        self.noted == self.known
     }
 
     /// An origin was met. Returns whether its node is known to have left earlier ones behind.
@@ -211,8 +242,8 @@ impl Rounds {
         &self.round
     }
 
-    pub(super) fn forgotten_count(&self) -> usize {
-        self.forgotten.len()
+    pub(super) fn forgotten(&self) -> impl Iterator<Item = NodeId> {
+        self.forgotten.keys().copied()
     }
 
     /// A peer told of a round. Returns whether it is to hear of this node's.
@@ -300,7 +331,7 @@ impl Rounds {
         now: Time,
         head: impl Fn(Origin) -> Version,
     ) -> Option<Action> {
-        if self.is_collecting || self.retry_at.is_some_and(|at| now < at) {
+        if self.is_collecting || !self.has_noted_all() || self.retry_at.is_some_and(|at| now < at) {
             return None;
         }
         self.retry_at = None;

@@ -477,10 +477,14 @@ impl Replica {
         if !self.config.collect {
             return;
         }
+        if let Some(members) = self.rounds.meet(now) {
+            self.effects.push_back(Effect::Meet { members });
+        }
         let ledger = &self.ledger;
         let heads = || ledger.heads().collect::<Heads>();
         // What waits here is of no head yet.
-        let may_tell = self.standing.state == State::Settled && self.intake.is_idle();
+        let is_ready = self.intake.is_idle() && self.rounds.has_noted_all();
+        let may_tell = self.standing.state == State::Settled && is_ready;
         let me: Option<(Origin, &dyn Fn() -> Heads)> = may_tell.then_some((self.me, &heads));
         let action = self.rounds.run(now, &mut self.rng, me);
         if let Some(Action::Tell) = action {

@@ -79,8 +79,8 @@ pub struct Collection {
     pub round: u64,
     /// Who has not told its heads in it: while somebody is missing, no tombstone goes.
     pub awaited: Vec<crate::types::NodeId>,
-    /// How many nodes were forgotten.
-    pub forgotten: usize,
+    /// Who was forgotten, and may have returned under another epoch since.
+    pub forgotten: Vec<crate::types::NodeId>,
     /// Whether this node may speak. If not, it has to catch up with one that may, and what it writes
     /// stays with it until then.
     pub is_settled: bool,

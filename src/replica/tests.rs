@@ -97,6 +97,7 @@ fn sent(effects: &[Effect]) -> Vec<(Vec<NodeId>, &Message)> {
         | Effect::Load { .. }
         | Effect::BeginEpoch { .. }
         | Effect::Withdraw
+        | Effect::Meet { .. }
         | Effect::Collect { .. }
         | Effect::Rejoin { .. }
         | Effect::Settle { .. } => None,
@@ -111,6 +112,7 @@ fn batch(effects: &[Effect]) -> Option<(BatchId, Batch)> {
         | Effect::Load { .. }
         | Effect::BeginEpoch { .. }
         | Effect::Withdraw
+        | Effect::Meet { .. }
         | Effect::Collect { .. }
         | Effect::Rejoin { .. }
         | Effect::Settle { .. } => None,

@@ -250,6 +250,23 @@ pub(super) fn epoch_is_needed(node: &VirtualNode) -> Checked {
     }
 }
 
+/// Only a node that was forgotten or never settled, or whose disk went back, takes all rows anew: for
+/// all others their peers keep the tombstones that they need.
+pub(super) fn rejoin_is_needed(node: &VirtualNode, nodes: &[VirtualNode]) -> Checked {
+    let origin = node.storage.origin();
+    let has_settled = node.storage.floor().is_ok_and(|floor| floor.settled == Some(origin));
+    let has_forgotten = |other: &VirtualNode| {
+        let running = other.replica.as_ref().map(|replica| replica.collection().forgotten);
+        let on_disk = other.storage.floor().map(|floor| floor.forgotten).unwrap_or_default();
+        running.is_some_and(|forgotten| forgotten.contains(&node.id))
+            || on_disk.iter().any(|(forgotten, _)| *forgotten == node.id)
+    };
+    if has_settled && node.image.is_none() && !nodes.iter().any(has_forgotten) {
+        return Err(format!("{} takes all rows anew, though all waited for it", node.index));
+    }
+    Ok(())
+}
+
 /// What a node withdraws are rows that it did not write in this life.
 pub(super) fn only_strangers_are_withdrawn(node: &VirtualNode) -> Checked {
     for key in node.own.keys() {

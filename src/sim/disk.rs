@@ -41,6 +41,7 @@ pub(super) enum Job {
     Apply { id: BatchId, batch: Batch },
     BeginEpoch { above: Epoch },
     Withdraw,
+    Meet { members: Vec<(NodeId, Epoch)> },
     Collect { heads: Vec<(Origin, Version)>, forgotten: Vec<(NodeId, Epoch)>, rows_max: usize },
     Rejoin { held: Vec<(Origin, Version)>, length: u64 },
     Settle { heads: Vec<(Origin, Version)>, length: u64 },
@@ -72,7 +73,7 @@ impl Disk {
 
     /// Tells whether nothing waits that anybody could see.
     pub(super) fn is_at_rest(&self) -> bool {
-        self.jobs.iter().all(|job| matches!(job, Job::Collect { .. }))
+        self.jobs.iter().all(|job| matches!(job, Job::Collect { .. } | Job::Meet { .. }))
     }
 
     pub(super) fn crash(&mut self) {

@@ -322,6 +322,10 @@ impl Cluster {
                 self.add_job(node, Job::Withdraw);
                 Ok(())
             }
+            Effect::Meet { members } => {
+                self.add_job(node, Job::Meet { members });
+                Ok(())
+            }
             Effect::Collect { heads, forgotten, rows_max } => {
                 self.note(node, "drops tombstones", None, heads.len() as u64);
                 self.add_job(node, Job::Collect { heads, forgotten, rows_max });
@@ -330,6 +334,7 @@ impl Cluster {
             Effect::Rejoin { held, length } => {
                 self.note(node, "takes all rows anew", None, length);
                 self.tally.rejoins += 1;
+                check::rejoin_is_needed(&self.nodes[node.0], &self.nodes)?;
                 self.add_job(node, Job::Rejoin { held, length });
                 Ok(())
             }
@@ -470,6 +475,11 @@ impl Cluster {
                 check::only_strangers_are_withdrawn(this)?;
                 self.committed(node, commits)?;
                 Some(Input::Withdrawn { is_done: true })
+            }
+            Job::Meet { .. } if is_failing => Some(Input::Met { is_done: false }),
+            Job::Meet { members } => {
+                this.storage.meet(&members).map_err(|error| error.to_string())?;
+                Some(Input::Met { is_done: true })
             }
             Job::Collect { .. } if is_failing => Some(Input::Collected { outcome: None }),
             Job::Collect { heads, forgotten, rows_max } => {

@@ -72,6 +72,11 @@ impl Scenario {
         scenario.writes_until = Time(20_000_000);
         scenario.faults = faults::draw_absences(&mut rng, scenario.nodes, scenario.writes_until);
         scenario.replica = Self::hasty(scenario.replica);
+        if rng.random_bool(0.6) {
+            // Rounds that are faster than changes travel.
+            scenario.replica.round_every = Duration::from_millis(50);
+            scenario.replica.tell_every = Duration::from_millis(40);
+        }
         scenario
     }
 

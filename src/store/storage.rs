@@ -70,6 +70,10 @@ impl Storage for Store {
         self.count_tombstones().map_err(failed)
     }
 
+    fn meet(&mut self, members: &[(NodeId, Epoch)]) -> Result<(), StorageError> {
+        self.note_members(members)
+    }
+
     fn collect(
         &mut self,
         heads: &[(Origin, Version)],

@@ -12,6 +12,9 @@ use crate::types::{Epoch, NodeId, Origin, Version};
 
 const SELECT_FLOOR: &str = "SELECT origin, version FROM __tribune_floor";
 const SELECT_FORGOTTEN: &str = "SELECT node, epoch FROM __tribune_forgotten";
+const SELECT_MEMBERS: &str = "SELECT node, epoch FROM __tribune_members";
+const MEET: &str = "INSERT INTO __tribune_members (node, epoch) VALUES (?1, ?2)
+    ON CONFLICT (node) DO UPDATE SET epoch = max(epoch, excluded.epoch)";
 const SELECT_COLLECTION: &str = "SELECT length, settled FROM __tribune_collection";
 const RAISE_FLOOR: &str = "INSERT INTO __tribune_floor (origin, version) VALUES (?1, ?2)
     ON CONFLICT (origin) DO UPDATE SET version = max(version, excluded.version)";
@@ -44,11 +47,8 @@ impl Store {
                 .heads
                 .extend(Origin::from_bytes(row.get_ref(0)?.as_blob()?).map(|o| (o, version)));
         }
-        let mut statement = conn.prepare_cached(SELECT_FORGOTTEN)?;
-        let mut rows = statement.query([])?;
-        while let Some(row) = rows.next()? {
-            floor.forgotten.push((NodeId(row.get(0)?), Epoch(row.get(1)?)));
-        }
+        floor.forgotten = nodes(conn, SELECT_FORGOTTEN)?;
+        floor.members = nodes(conn, SELECT_MEMBERS)?;
         let (length, settled) = conn.prepare_cached(SELECT_COLLECTION)?.query_row([], |row| {
             Ok((row.get::<_, i64>(0)?.cast_unsigned(), row.get::<_, Option<Vec<u8>>>(1)?))
         })?;
@@ -91,6 +91,14 @@ impl Store {
         Ok(Collected { dropped: graves.len(), is_done })
     }
 
+    pub(super) fn note_members(&self, members: &[(NodeId, Epoch)]) -> Result<(), StorageError> {
+        let transaction = self.conn.unchecked_transaction().map_err(failed)?;
+        for (node, epoch) in members {
+            transaction.execute(MEET, (&node.0[..], epoch.0)).map_err(failed)?;
+        }
+        transaction.commit().map_err(failed)
+    }
+
     pub(super) fn note_settled(
         &self,
         heads: &[(Origin, Version)],
@@ -103,6 +111,12 @@ impl Store {
         transaction.execute(SETTLE, [&origin[..]]).map_err(failed)?;
         transaction.commit().map_err(failed)
     }
+}
+
+fn nodes(conn: &Connection, sql: &str) -> rusqlite::Result<Vec<(NodeId, Epoch)>> {
+    let mut statement = conn.prepare_cached(sql)?;
+    let nodes = statement.query_map([], |row| Ok((NodeId(row.get(0)?), Epoch(row.get(1)?))))?;
+    nodes.collect()
 }
 
 fn raise(
