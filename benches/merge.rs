@@ -2,8 +2,9 @@
 //! (WAL, `synchronous=FULL`): local transactions of one row and of a thousand, changes applied from
 //! another node, bytes on disk, and the time until a large database answers.
 //!
-//! Rounds of all contestants alternate; the median round counts. `cargo bench --bench merge`
-//! measures (`-- --rounds 9`, `-- --rows 200000`, `-- --dir PATH`). On a directory in memory, such as
+//! Rounds of all contestants alternate; the median round counts. Two tables are measured, one with an
+//! integer as its key, and one as services have it, with texts and an index. `cargo bench --bench merge`
+//! measures (`-- --table service`, `-- --rounds 9`, `-- --rows 200000`, `-- --dir PATH`). On a directory in memory, such as
 //! `--dir /dev/shm`, a sync costs nothing: that is the comparison at `synchronous=NORMAL`.
 //! `-- --open 1000000` also fills and opens a database of so many rows.
 
@@ -16,7 +17,7 @@ use std::time::Instant;
 use rusqlite::Connection;
 use tribune::crdt::{Batch, Piece, Storage};
 use tribune::store::{OpenConfig, Params, Statement, Store};
-use tribune::types::{NodeId, Value, Wall};
+use tribune::types::{NodeId, Value, Version, Wall};
 
 const NOW: Wall = Wall(1_700_000_000_000_000);
 const HERE: NodeId = NodeId([0x11; 16]);
@@ -25,18 +26,92 @@ const THERE: NodeId = NodeId([0x22; 16]);
 /// How many rows a large transaction writes.
 const LARGE: usize = 1_000;
 
-const SCHEMA: &str = "CREATE TABLE item (
-    id    INTEGER NOT NULL PRIMARY KEY,
-    name  TEXT    NOT NULL DEFAULT '',
-    value BLOB,
-    price REAL    NOT NULL DEFAULT 0,
-    stock INTEGER NOT NULL DEFAULT 0
-);";
-const INSERT: &str = "INSERT INTO item (id, name, value, price, stock) VALUES (?1, ?2, ?3, ?4, ?5)";
-const UPDATE: &str = "UPDATE item SET stock = ?2, price = ?3 WHERE id = ?1";
+/// A table, and what is written to it.
+struct Shape {
+    name: &'static str,
+    schema: &'static str,
+    insert: &'static str,
+    update: &'static str,
+    row: fn(usize) -> Vec<Value>,
+    /// Values of one of the thousand first rows that it did not have.
+    change: fn(usize) -> Vec<Value>,
+    /// The n-th row's key.
+    key: fn(usize) -> Vec<Value>,
+}
+
+const SHAPES: [Shape; 2] = [
+    Shape {
+        name: "service",
+        schema: "CREATE TABLE service (
+            node    TEXT    NOT NULL,
+            id      TEXT    NOT NULL,
+            name    TEXT    NOT NULL DEFAULT '',
+            tags    TEXT    NOT NULL DEFAULT '[]',
+            port    INTEGER NOT NULL DEFAULT 0,
+            address TEXT    NOT NULL DEFAULT '',
+            changed INTEGER NOT NULL DEFAULT 0,
+            PRIMARY KEY (node, id)
+        );
+        CREATE INDEX service_by_name ON service (name);",
+        insert: "INSERT INTO service (node, id, name, tags, port, address, changed)
+            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        update: "UPDATE service SET port = ?3, changed = ?4 WHERE node = ?1 AND id = ?2",
+        row: service,
+        change: |n| {
+            let mut values = service_key(n * 7 % LARGE);
+            values.extend([Value::Integer((n % 999) as i64 + 70_000), Value::Integer(n as i64)]);
+            values
+        },
+        key: service_key,
+    },
+    Shape {
+        name: "item",
+        schema: "CREATE TABLE item (
+            id    INTEGER NOT NULL PRIMARY KEY,
+            name  TEXT    NOT NULL DEFAULT '',
+            value BLOB,
+            price REAL    NOT NULL DEFAULT 0,
+            stock INTEGER NOT NULL DEFAULT 0
+        );",
+        insert: "INSERT INTO item (id, name, value, price, stock) VALUES (?1, ?2, ?3, ?4, ?5)",
+        update: "UPDATE item SET stock = ?2, price = ?3 WHERE id = ?1",
+        row: |n| {
+            vec![
+                Value::Integer(n as i64),
+                format!("item number {n}").into(),
+                Value::Blob(n.to_le_bytes().repeat(4)),
+                Value::Real(n as f64 / 8.0),
+                Value::Integer((n % 97) as i64),
+            ]
+        },
+        change: |n| {
+            let stock = Value::Integer((n % 89) as i64 + 100);
+            vec![Value::Integer((n * 7 % LARGE) as i64), stock, Value::Real(n as f64)]
+        },
+        key: |n| vec![Value::Integer(n as i64)],
+    },
+];
+
+fn service_key(n: usize) -> Vec<Value> {
+    // Which node it is does not follow the order in which rows come.
+    let node = n.wrapping_mul(7_919) % 1_000;
+    vec![format!("node-{node:04}").into(), format!("service-{n:07}").into()]
+}
+
+fn service(n: usize) -> Vec<Value> {
+    let mut values = service_key(n);
+    values.extend([
+        format!("app-{}", n % 300).into(),
+        "[\"v1\",\"primary\"]".into(),
+        Value::Integer((n % 60_000) as i64),
+        format!("10.0.{}.{}", n / 250 % 250, n % 250).into(),
+        Value::Integer(n as i64),
+    ]);
+    values
+}
 
 /// Does its work in a directory; returns how many rows a second it wrote.
-type Contestant = fn(&Path, usize) -> f64;
+type Contestant = fn(&Path, &Shape, usize) -> f64;
 
 /// Name, work, and which row of the table it is compared with.
 const CONTESTANTS: [(&str, Contestant, usize); 8] = [
@@ -52,33 +127,41 @@ const CONTESTANTS: [(&str, Contestant, usize); 8] = [
 
 fn main() {
     let options = Options::read();
+    for shape in &SHAPES {
+        if options.table.as_ref().is_none_or(|table| table == shape.name) {
+            compare(&options, shape);
+        }
+    }
+}
+
+fn compare(options: &Options, shape: &Shape) {
     let mut rates: Vec<Vec<f64>> = vec![Vec::new(); CONTESTANTS.len()];
     for round in 0..options.rounds {
         for (place, (name, run, _)) in CONTESTANTS.iter().enumerate() {
             if options.only.as_ref().is_some_and(|only| !name.contains(only.as_str())) {
-                rates[place].push(f64::MIN_POSITIVE);
                 continue;
             }
-            let dir = options.dir.join(format!("{round}-{place}"));
+            let dir = options.dir.join(format!("{}-{round}-{place}", shape.name));
             std::fs::create_dir_all(&dir).expect("the directory can be written");
             // One-row transactions are slow: fewer of them say as much.
             let rows = if name.ends_with("1 row") { options.rows / 10 } else { options.rows };
-            rates[place].push(run(&dir, rows));
+            rates[place].push(run(&dir, shape, rows));
             std::fs::remove_dir_all(&dir).expect("it was made above");
         }
     }
-    let medians: Vec<f64> = rates.into_iter().map(median).collect();
-    println!("{:<34} {:>12} {:>8}", "rows a second", "median", "ratio");
+    let medians: Vec<Option<f64>> = rates.into_iter().map(median).collect();
+    println!("\n{}: {:<26} {:>12} {:>8}", shape.name, "rows a second", "median", "ratio");
     for ((name, _, base), rate) in CONTESTANTS.iter().zip(&medians) {
-        println!("{name:<34} {rate:>12.0} {:>8.2}", rate / medians[*base]);
+        let Some(rate) = rate else { continue };
+        let ratio = medians[*base].map_or("-".to_owned(), |base| format!("{:.2}", rate / base));
+        println!("{name:<34} {rate:>12.0} {ratio:>8}");
     }
     if options.only.is_none() {
-        sizes(&options);
+        sizes(options, shape);
     }
     if let Some(rows) = options.open {
-        open_large(&options, rows);
+        open_large(options, shape, rows);
     }
-    assert!(medians.iter().all(|rate| *rate > 0.0), "every contestant wrote something");
 }
 
 struct Options {
@@ -87,6 +170,7 @@ struct Options {
     rounds: usize,
     open: Option<usize>,
     only: Option<String>,
+    table: Option<String>,
 }
 
 impl Options {
@@ -106,6 +190,7 @@ impl Options {
             rounds: if is_test { 1 } else { number("--rounds").unwrap_or(5) },
             open: number("--open"),
             only: after("--only").cloned(),
+            table: after("--table").cloned(),
         }
     }
 }
@@ -117,24 +202,9 @@ impl Drop for Options {
     }
 }
 
-fn median(mut rates: Vec<f64>) -> f64 {
+fn median(mut rates: Vec<f64>) -> Option<f64> {
     rates.sort_by(f64::total_cmp);
-    rates[rates.len() / 2]
-}
-
-/// The n-th row.
-fn row(n: usize) -> Vec<Value> {
-    vec![
-        Value::Integer(n as i64),
-        format!("item number {n}").into(),
-        Value::Blob(n.to_le_bytes().repeat(4)),
-        Value::Real(n as f64 / 8.0),
-        Value::Integer((n % 97) as i64),
-    ]
-}
-
-fn change(n: usize) -> Vec<Value> {
-    vec![Value::Integer(n as i64), Value::Integer((n % 89) as i64 + 100), Value::Real(n as f64)]
+    rates.get(rates.len() / 2).copied()
 }
 
 fn plain_value(value: Value) -> rusqlite::types::Value {
@@ -157,16 +227,16 @@ fn statement(sql: &str, values: Vec<Value>) -> Statement {
     Statement { sql: sql.to_owned(), params: Params::Positional(values) }
 }
 
-fn open_plain(dir: &Path) -> Connection {
+fn open_plain(dir: &Path, shape: &Shape) -> Connection {
     let conn = Connection::open(dir.join("plain.db")).unwrap();
     conn.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL").unwrap();
-    conn.execute_batch(SCHEMA).unwrap();
+    conn.execute_batch(shape.schema).unwrap();
     conn
 }
 
-fn open_store(dir: &Path, node: NodeId) -> Store {
+fn open_store(dir: &Path, shape: &Shape, node: NodeId) -> Store {
     let schema = dir.join("schema.sql");
-    std::fs::write(&schema, SCHEMA).unwrap();
+    std::fs::write(&schema, shape.schema).unwrap();
     let config = OpenConfig {
         data_dir: dir.join("data"),
         node: Some(node),
@@ -202,135 +272,147 @@ fn store(store: &mut Store, sql: &str, values: impl Iterator<Item = Vec<Value>>)
     store.maintain().unwrap();
 }
 
-fn plain_inserts(dir: &Path, rows: usize) -> f64 {
-    let conn = open_plain(dir);
-    measure(rows, 1, |range| plain(&conn, INSERT, range.map(row)))
+fn plain_inserts(dir: &Path, shape: &Shape, rows: usize) -> f64 {
+    let conn = open_plain(dir, shape);
+    measure(rows, 1, |range| plain(&conn, shape.insert, range.map(shape.row)))
 }
 
-fn store_inserts(dir: &Path, rows: usize) -> f64 {
-    let mut opened = open_store(dir, HERE);
-    measure(rows, 1, |range| store(&mut opened, INSERT, range.map(row)))
+fn store_inserts(dir: &Path, shape: &Shape, rows: usize) -> f64 {
+    let mut opened = open_store(dir, shape, HERE);
+    measure(rows, 1, |range| store(&mut opened, shape.insert, range.map(shape.row)))
 }
 
-fn plain_updates(dir: &Path, rows: usize) -> f64 {
-    let conn = open_plain(dir);
-    plain(&conn, INSERT, (0..LARGE).map(row));
-    measure(rows, 1, |range| plain(&conn, UPDATE, range.map(updated)))
+fn plain_updates(dir: &Path, shape: &Shape, rows: usize) -> f64 {
+    let conn = open_plain(dir, shape);
+    plain(&conn, shape.insert, (0..LARGE).map(shape.row));
+    measure(rows, 1, |range| plain(&conn, shape.update, range.map(shape.change)))
 }
 
-fn store_updates(dir: &Path, rows: usize) -> f64 {
-    let mut opened = open_store(dir, HERE);
-    store(&mut opened, INSERT, (0..LARGE).map(row));
-    measure(rows, 1, |range| store(&mut opened, UPDATE, range.map(updated)))
+fn store_updates(dir: &Path, shape: &Shape, rows: usize) -> f64 {
+    let mut opened = open_store(dir, shape, HERE);
+    store(&mut opened, shape.insert, (0..LARGE).map(shape.row));
+    measure(rows, 1, |range| store(&mut opened, shape.update, range.map(shape.change)))
 }
 
-/// One of the rows that are there, with values it did not have.
-fn updated(n: usize) -> Vec<Value> {
-    let mut values = change(n);
-    values[0] = Value::Integer((n * 7 % LARGE) as i64);
-    values
+fn plain_large(dir: &Path, shape: &Shape, rows: usize) -> f64 {
+    let conn = open_plain(dir, shape);
+    measure(rows, LARGE, |range| plain(&conn, shape.insert, range.map(shape.row)))
 }
 
-fn plain_large(dir: &Path, rows: usize) -> f64 {
-    let conn = open_plain(dir);
-    measure(rows, LARGE, |range| plain(&conn, INSERT, range.map(row)))
+fn store_large(dir: &Path, shape: &Shape, rows: usize) -> f64 {
+    let mut opened = open_store(dir, shape, HERE);
+    measure(rows, LARGE, |range| store(&mut opened, shape.insert, range.map(shape.row)))
 }
 
-fn store_large(dir: &Path, rows: usize) -> f64 {
-    let mut opened = open_store(dir, HERE);
-    measure(rows, LARGE, |range| store(&mut opened, INSERT, range.map(row)))
-}
-
-fn store_applied(dir: &Path, rows: usize) -> f64 {
-    applied(dir, rows, LARGE)
+fn store_applied(dir: &Path, shape: &Shape, rows: usize) -> f64 {
+    applied(dir, shape, rows, LARGE)
 }
 
 /// Many small commits of another node that come in one batch, as after a pause.
-fn store_applied_small(dir: &Path, rows: usize) -> f64 {
-    applied(dir, rows, 1)
+fn store_applied_small(dir: &Path, shape: &Shape, rows: usize) -> f64 {
+    applied(dir, shape, rows, 1)
 }
 
-fn applied(dir: &Path, rows: usize, each: usize) -> f64 {
-    let there = dir.join("there");
-    std::fs::create_dir_all(&there).unwrap();
-    let mut from = open_store(&there, THERE);
+fn applied(dir: &Path, shape: &Shape, rows: usize, each: usize) -> f64 {
+    let (mut from, mut opened) = pair(dir, shape);
     let mut pieces = Vec::new();
     for first in (0..rows).step_by(each) {
-        let statements = (first..first + each).map(|n| statement(INSERT, row(n)));
-        let mut group = from.group(NOW);
-        group.sql(&statements.collect::<Vec<_>>(), None).unwrap();
-        let commits = group.commit().unwrap();
-        pieces.push(Piece::of(commits[0].changeset.clone().unwrap()));
-        from.maintain().unwrap();
+        pieces.push(written(&mut from, shape, first..first + each));
     }
-    drop(from);
     // As the replica does it: what follows is applied as one piece.
-    let per_batch = LARGE / each;
-    let batches = pieces.chunks(per_batch).map(|chunk| {
+    let batches = pieces.chunks(LARGE / each).map(|chunk| {
         let mut whole = chunk[0].clone();
         whole.through = chunk[chunk.len() - 1].through;
         whole.changesets = chunk.iter().flat_map(|piece| piece.changesets.clone()).collect();
         Batch { pieces: vec![whole] }
     });
     let batches: Vec<Batch> = batches.collect();
-    let mut opened = open_store(dir, HERE);
-    let mut batches = batches.iter();
-    measure(rows, LARGE, |_| {
-        let batch = batches.next().expect("there is one for each thousand rows");
+    let mut left = batches.iter();
+    let rate = measure(rows, LARGE, |_| {
+        let batch = left.next().expect("there is one for each thousand rows");
         opened.apply(NOW, batch).unwrap();
         opened.maintain().unwrap();
-    })
+    });
+    check(&opened, &from, shape, rows - 1);
+    rate
+}
+
+/// Opens a writer, and a receiver that holds what the writer has done so far.
+fn pair(dir: &Path, shape: &Shape) -> (Store, Store) {
+    let there = dir.join("there");
+    std::fs::create_dir_all(&there).unwrap();
+    let writer = open_store(dir, shape, HERE);
+    let mut receiver = open_store(&there, shape, THERE);
+    let piece = writer.load(writer.origin(), Version(0), usize::MAX).unwrap().piece;
+    receiver.apply(NOW, &Batch { pieces: vec![piece] }).unwrap();
+    (writer, receiver)
+}
+
+/// Holds a receiver to hold what the writer has written up to this row.
+fn check(receiver: &Store, writer: &Store, shape: &Shape, last: usize) {
+    let head = |store: &Store| {
+        let heads = store.heads().unwrap();
+        heads.into_iter().find(|(origin, _)| *origin == writer.origin())
+    };
+    assert_eq!(head(receiver), head(writer), "all of it was applied");
+    let last = (shape.key)(last);
+    let row = receiver.inspect(shape.name, &last).unwrap();
+    assert!(row.is_some() && row == writer.inspect(shape.name, &last).unwrap());
+}
+
+/// Writes some rows in one transaction, and returns what others are told of it.
+fn written(writer: &mut Store, shape: &Shape, rows: std::ops::Range<usize>) -> Piece {
+    let statements: Vec<Statement> =
+        rows.map(|n| statement(shape.insert, (shape.row)(n))).collect();
+    let mut group = writer.group(NOW);
+    group.sql(&statements, None).unwrap();
+    let commits = group.commit().unwrap();
+    writer.maintain().unwrap();
+    Piece::of(commits[0].changeset.clone().unwrap())
 }
 
 /// Compares the files of a writer and a receiver with plain SQLite's.
-fn sizes(options: &Options) {
-    let dir = options.dir.join("sizes");
+fn sizes(options: &Options, shape: &Shape) {
+    let dir = options.dir.join(format!("{}-sizes", shape.name));
     std::fs::create_dir_all(&dir).unwrap();
-    let conn = open_plain(&dir);
-    let mut writer = open_store(&dir, HERE);
-    let there = dir.join("there");
-    std::fs::create_dir_all(&there).unwrap();
-    let mut receiver = open_store(&there, THERE);
+    let conn = open_plain(&dir, shape);
+    let (mut writer, mut receiver) = pair(&dir, shape);
     for first in (0..options.rows).step_by(LARGE) {
         let range = first..first + LARGE;
-        plain(&conn, INSERT, range.clone().map(row));
-        let statements: Vec<Statement> = range.map(|n| statement(INSERT, row(n))).collect();
-        let mut group = writer.group(NOW);
-        group.sql(&statements, None).unwrap();
-        let commits = group.commit().unwrap();
-        let piece = Piece::of(commits[0].changeset.clone().unwrap());
+        plain(&conn, shape.insert, range.clone().map(shape.row));
+        let piece = written(&mut writer, shape, range);
         receiver.apply(NOW, &Batch { pieces: vec![piece] }).unwrap();
-        writer.maintain().unwrap();
         receiver.maintain().unwrap();
     }
+    check(&receiver, &writer, shape, options.rows - 1);
     conn.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
     writer.checkpoint().unwrap();
     receiver.checkpoint().unwrap();
     let size = |path: PathBuf| std::fs::metadata(path).unwrap().len() as f64 / options.rows as f64;
     let plain = size(dir.join("plain.db"));
-    println!("\n{:<34} {:>12} {:>8}", "bytes a row", "", "ratio");
+    println!("\n{}: {:<26} {:>12} {:>8}", shape.name, "bytes a row", "", "ratio");
     for (name, path) in [
         ("plain", dir.join("plain.db")),
         ("store, the writer", dir.join("data/tribune.db")),
-        ("store, a receiver", there.join("data/tribune.db")),
+        ("store, a receiver", dir.join("there/data/tribune.db")),
     ] {
         println!("{name:<34} {:>12.1} {:>8.2}", size(path.clone()), size(path) / plain);
     }
 }
 
 /// Fills a database, and measures how long it takes to open it and to read a row.
-fn open_large(options: &Options, rows: usize) {
-    let dir = options.dir.join("large");
+fn open_large(options: &Options, shape: &Shape, rows: usize) {
+    let dir = options.dir.join(format!("{}-large", shape.name));
     std::fs::create_dir_all(&dir).unwrap();
-    let mut opened = open_store(&dir, HERE);
+    let mut opened = open_store(&dir, shape, HERE);
     for first in (0..rows).step_by(LARGE) {
-        store(&mut opened, INSERT, (first..first + LARGE).map(row));
+        store(&mut opened, shape.insert, (first..first + LARGE).map(shape.row));
     }
     opened.checkpoint().unwrap();
     drop(opened);
     let start = Instant::now();
-    let opened = open_store(&dir, HERE);
-    let row = opened.inspect("item", &[Value::Integer(rows as i64 / 2)]).unwrap();
+    let opened = open_store(&dir, shape, HERE);
+    let row = opened.inspect(shape.name, &(shape.key)(rows / 2)).unwrap();
     assert!(row.is_some_and(|row| row.row.is_some()));
     println!("\nopen {rows} rows, first answer: {:.1?}", start.elapsed());
 }

@@ -15,28 +15,24 @@ CREATE TABLE __tribune_columns (
 
 -- One record for each row that ever lived here: which life it is in, and who wrote its cells.
 CREATE TABLE __tribune_rows (
-    tbl     INTEGER NOT NULL,
+    tbl   INTEGER NOT NULL,
     -- The row's primary key, packed so that bytes sort as keys do.
-    key     BLOB    NOT NULL,
-    -- The newest of the stamps that the clock holds: the only one, in most rows.
-    origin  INTEGER NOT NULL,
-    version INTEGER NOT NULL,
-    -- When that stamp's commit was made, in microseconds since 1970; 0: not known.
-    at      INTEGER NOT NULL,
-    -- The life and the cells' counts and stamps: see crdt/record.rs.
-    clock   BLOB    NOT NULL,
+    key   BLOB    NOT NULL,
+    -- The life, and the cells' counts and stamps: see crdt/record.rs.
+    clock BLOB    NOT NULL,
     PRIMARY KEY (tbl, key)
 ) WITHOUT ROWID;
 
--- Finds what is left of an origin's versions.
-CREATE INDEX __tribune_rows_by_version ON __tribune_rows (origin, version);
-
--- The further stamps of rows that hold several.
-CREATE TABLE __tribune_stamps (
+-- Which rows each version wrote: how what is left of an origin's versions is found. A row that was
+-- overwritten since is still named until it is swept away (see store/log.rs).
+CREATE TABLE __tribune_log (
     origin  INTEGER NOT NULL,
     version INTEGER NOT NULL,
-    tbl     INTEGER NOT NULL,
-    key     BLOB    NOT NULL,
+    -- From 0; a version that wrote many rows has several parts.
+    part    INTEGER NOT NULL,
+    -- When the commit was made, in microseconds since 1970; 0: not known.
     at      INTEGER NOT NULL,
-    PRIMARY KEY (origin, version, tbl, key)
+    -- Tables and keys: see store/log.rs.
+    rows    BLOB    NOT NULL,
+    PRIMARY KEY (origin, version, part)
 ) WITHOUT ROWID;

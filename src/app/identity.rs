@@ -1,7 +1,7 @@
 //! Which certificates a node runs with: those it was given, or, for a node that keeps to itself,
 //! its own in the data directory.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::StartError;
@@ -13,6 +13,7 @@ use crate::types::NodeId;
 
 /// Where a node that keeps to itself has its certificates, below the data directory.
 const OWN_DIRECTORY: &str = "tls";
+const OWN_CERTIFICATE: &str = "node.pem";
 
 /// A certificate that nobody else sees need not be renewed: as long as it can be.
 const OWN_DAYS: u32 = certificates::CA_DAYS;
@@ -43,6 +44,11 @@ pub(super) fn find(agent: &Agent, given: Option<Identity>) -> Result<Found, Star
     Ok(found)
 }
 
+/// Returns where a node that keeps to itself has its certificate.
+pub fn own_certificate(data_dir: &Path) -> PathBuf {
+    data_dir.join(OWN_DIRECTORY).join(OWN_CERTIFICATE)
+}
+
 fn load(tls: &Tls) -> Result<Identity, StartError> {
     let files = Files { ca: tls.ca.clone(), cert: tls.cert.clone(), key: tls.key.clone() };
     Identity::load(&files, SystemTime::now()).map_err(StartError::of)
@@ -51,7 +57,7 @@ fn load(tls: &Tls) -> Result<Identity, StartError> {
 fn own(agent: &Agent) -> Result<Identity, StartError> {
     let directory = agent.data_dir.join(OWN_DIRECTORY);
     let name = agent.node.clone().unwrap_or_else(host_name);
-    let node_file = directory.join("node.pem");
+    let node_file = own_certificate(&agent.data_dir);
     if !node_file.exists() {
         make_own(&directory, agent, &name)?;
     }
@@ -81,9 +87,8 @@ fn make_own(directory: &Path, agent: &Agent, name: &str) -> Result<(), StartErro
         Some(cluster) => Ca::for_cluster(cluster, now),
         None => Ca::new(now),
     };
-    ca.and_then(|ca| certificates::make_ca_of(directory, &ca, true)).map_err(StartError::of)?;
-    let ca = Ca::load(&directory.join("ca.pem"), &directory.join("ca-key.pem"))
-        .map_err(StartError::of)?;
+    let ca = ca.map_err(StartError::of)?;
+    certificates::make_ca_of(directory, &ca, true).map_err(StartError::of)?;
     let id = agent.node_id.or(held.map(|held| held.node));
     let node = id.unwrap_or_else(|| NodeId(uuid::Uuid::new_v4().into_bytes()));
     let request = NodeRequest { node, name: name.to_owned(), days: OWN_DAYS };
@@ -91,7 +96,7 @@ fn make_own(directory: &Path, agent: &Agent, name: &str) -> Result<(), StartErro
         certificates::make_node(&ca, &request, directory, true, now).map_err(StartError::of)?;
     // Under names that do not depend on the node's. The certificate last: where it is, all is.
     std::fs::rename(written.key, directory.join("node-key.pem"))
-        .and_then(|()| std::fs::rename(written.certificate, directory.join("node.pem")))
+        .and_then(|()| std::fs::rename(written.certificate, directory.join(OWN_CERTIFICATE)))
         .map_err(|error| StartError(format!("cannot write to {}: {error}", directory.display())))
 }
 

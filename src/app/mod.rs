@@ -15,6 +15,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+pub use identity::own_certificate;
 pub use tasks::Task;
 
 use self::tasks::Tasks;

@@ -6,13 +6,11 @@ use serde_json::json;
 
 use super::progress::{bytes, interruptible};
 use super::{Failure, say};
+use crate::app::own_certificate;
 use crate::config::{Place, PlaceFlags};
 use crate::net::tls;
 use crate::store::backup::{BackedUp, Backup, BackupError, backup};
 use crate::store::restore::{Restore, RestoreError, Restored, restore};
-
-/// Where a node that keeps to itself has its certificate, below the data directory.
-const OWN_CERTIFICATE: &str = "tls/node.pem";
 
 #[derive(clap::Args)]
 pub(super) struct BackupArgs {
@@ -95,7 +93,7 @@ pub(super) fn run_backup(args: BackupArgs) -> Result<(), Failure> {
 pub(super) fn run_restore(args: RestoreArgs) -> Result<(), Failure> {
     let RestoreArgs { file, place, cert, new_node, new_cluster, discard, json } = args;
     let place = Place::from_flags(place)?;
-    let own = place.data_dir.join(OWN_CERTIFICATE);
+    let own = own_certificate(&place.data_dir);
     let cert = cert.or(place.cert).or_else(|| own.exists().then_some(own));
     let named = cert.map(|cert| tls::named_in(&cert)).transpose();
     let named = named.map_err(|error| Failure::Usage(error.to_string()))?;

@@ -81,6 +81,11 @@ impl Client {
             .map_err(|error| self.unreachable(&error))
     }
 
+    /// Reads the whole of an answer, whatever its status.
+    pub(super) async fn body(&self, response: reqwest::Response) -> Result<String, Failure> {
+        response.text().await.map_err(|error| self.unreachable(&error))
+    }
+
     /// Percent-encodes a name for a path.
     pub(super) fn segment(name: &str) -> String {
         let mut encoded = String::with_capacity(name.len());
@@ -95,7 +100,7 @@ impl Client {
         encoded
     }
 
-    pub(super) fn unreachable(&self, error: &reqwest::Error) -> Failure {
+    fn unreachable(&self, error: &reqwest::Error) -> Failure {
         let mut reason = error.to_string();
         let mut source = std::error::Error::source(error);
         while let Some(inner) = source {
@@ -134,6 +139,12 @@ impl Client {
             .await
             .map_err(|error| Failure::Failed(format!("the answer cannot be read: {error}")))
     }
+}
+
+/// Reads JSON that is a part of `body`, or all of it.
+pub(super) fn parsed(json: &str, body: &str) -> Result<Json, Failure> {
+    serde_json::from_str(json)
+        .map_err(|_| Failure::Failed(format!("the node answered: {}", body.trim())))
 }
 
 /// Returns a text inside JSON, or nothing where there is none.

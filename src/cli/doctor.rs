@@ -72,7 +72,7 @@ fn shown(diagnosis: &Diagnosis) -> String {
             .map(|table| {
                 let fingerprint = format!("{:016x}", table.fingerprint);
                 vec![
-                    table.name.replace('\0', "#"),
+                    shown_name(&table.name),
                     table.live.to_string(),
                     table.dead.to_string(),
                     fingerprint,
@@ -91,6 +91,11 @@ fn shown(diagnosis: &Diagnosis) -> String {
         parts.push("Healthy.".to_owned());
     }
     parts.join("\n\n")
+}
+
+/// Shows a table's name: one that was used again after a drop travels with its number after a NUL.
+fn shown_name(table: &str) -> String {
+    table.replace('\0', "#")
 }
 
 fn summary(diagnosis: &Diagnosis) -> String {
@@ -167,7 +172,7 @@ fn compared(comparison: &Comparison) -> String {
             .iter()
             .map(|table| {
                 vec![
-                    table.table.replace('\0', "#"),
+                    shown_name(&table.table),
                     table.behind.to_string(),
                     table.differing.to_string(),
                     table.only_here.to_string(),
@@ -200,14 +205,14 @@ fn told(diagnosis: &Diagnosis) -> Json {
             json!({ "origin": origin.to_string(), "head": head.0 })
         }).collect::<Vec<_>>(),
         "tables": diagnosis.tables.iter().map(|table| json!({
-            "name": table.name.replace('\0', "#"), "rows": table.live, "deleted": table.dead,
+            "name": shown_name(&table.name), "rows": table.live, "deleted": table.dead,
             "fingerprint": format!("{:016x}", table.fingerprint),
         })).collect::<Vec<_>>(),
         "findings": diagnosis.findings.iter().map(|finding| json!({
             "code": finding.kind.code(),
             "severity": if is_problem(finding) { "problem" } else { "note" },
-            "table": finding.table.as_ref().map(|table| table.replace('\0', "#")), "count": finding.count, "what": finding.what(),
-            "advice": finding.kind.advice(), "examples": finding.examples,
+            "table": finding.table.as_deref().map(shown_name), "count": finding.count,
+            "what": finding.what(), "advice": finding.kind.advice(), "examples": finding.examples,
         })).collect::<Vec<_>>(),
         "comparison": diagnosis.comparison.as_ref().map(told_comparison),
     })
@@ -222,7 +227,7 @@ fn told_comparison(comparison: &Comparison) -> Json {
             "origin": head.origin.to_string(), "here": head.here.0, "there": head.there.0,
         })).collect::<Vec<_>>(),
         "tables": comparison.tables.iter().map(|table| json!({
-            "name": table.table.replace('\0', "#"), "behind": table.behind, "differing": table.differing,
+            "name": shown_name(&table.table), "behind": table.behind, "differing": table.differing,
             "only_here": table.only_here, "only_there": table.only_there,
             "fingerprint_here": format!("{:016x}", table.fingerprint_here),
             "fingerprint_there": format!("{:016x}", table.fingerprint_there),

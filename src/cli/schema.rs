@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value as Json, json};
 
-use super::client::{list, text};
+use super::client::{list, parsed, text};
 use super::{Client, Failure, Remote, say};
 use crate::store::schema::read_sources;
 
@@ -76,9 +76,8 @@ async fn change(
     let client = Client::new(remote)?;
     let response = client.post("/v1/schema", &body).await?;
     let is_done = response.status().is_success();
-    let body = response.text().await.map_err(|error| client.unreachable(&error))?;
-    let answer: Json = serde_json::from_str(&body)
-        .map_err(|_| Failure::Failed(format!("the node answered: {}", body.trim())))?;
+    let body = client.body(response).await?;
+    let answer = parsed(&body, &body)?;
     if !is_done {
         return Err(Failure::Failed(text(&answer, "/error").to_owned()));
     }

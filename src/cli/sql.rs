@@ -2,7 +2,7 @@
 
 use serde_json::{Value as Json, json};
 
-use super::client::{list, text};
+use super::client::{list, parsed, text};
 use super::{Client, Failure, Remote, say, table};
 
 #[derive(clap::Args)]
@@ -38,13 +38,12 @@ pub(super) async fn query(args: QueryArgs) -> Result<(), Failure> {
     let client = Client::new(&args.remote)?;
     let path = format!("/v1/queries?timeout={}", args.timeout);
     let response = client.post(&path, &json!([args.sql, values(&args.params)])).await?;
-    let body = response.text().await.map_err(|error| client.unreachable(&error))?;
+    let body = client.body(response).await?;
     let mut columns = Vec::new();
     let mut rows = Vec::new();
     let mut is_whole = false;
     for line in body.lines().filter(|line| !line.is_empty()) {
-        let event: Json = serde_json::from_str(line)
-            .map_err(|_| Failure::Failed(format!("the node answered: {}", body.trim())))?;
+        let event = parsed(line, &body)?;
         if let Some(error) = event.get("error") {
             return Err(Failure::Failed(error.as_str().unwrap_or_default().to_owned()));
         }
@@ -79,11 +78,8 @@ pub(super) async fn exec(args: ExecArgs) -> Result<(), Failure> {
     let client = Client::new(&args.remote)?;
     let path = format!("/v1/transactions?timeout={}", args.timeout);
     let response = client.post(&path, &Json::Array(statements)).await?;
-    let answer: Json = {
-        let body = response.text().await.map_err(|error| client.unreachable(&error))?;
-        serde_json::from_str(&body)
-            .map_err(|_| Failure::Failed(format!("the node answered: {}", body.trim())))?
-    };
+    let body = client.body(response).await?;
+    let answer = parsed(&body, &body)?;
     let results = answer.get("results").map_or(&[][..], list);
     if let Some(failed) = results.iter().find(|result| result.get("error").is_some()) {
         return Err(Failure::Failed(text(failed, "/error").to_owned()));

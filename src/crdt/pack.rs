@@ -61,10 +61,18 @@ pub enum KeyError {
 /// Packs a key. Reals that SQLite cannot store become what it stores in their place: NaN is NULL
 /// and -0.0 is 0.0.
 pub fn pack(columns: &[Value]) -> Result<Key, KeyError> {
-    if columns.is_empty() || columns.len() > KEY_COLUMNS_MAX {
+    pack_all(columns)
+}
+
+/// Packs a key whose columns are not side by side: see [`pack`].
+pub fn pack_all<'a>(
+    columns: impl IntoIterator<Item = &'a Value, IntoIter: ExactSizeIterator + Clone>,
+) -> Result<Key, KeyError> {
+    let columns = columns.into_iter();
+    if columns.len() == 0 || columns.len() > KEY_COLUMNS_MAX {
         return Err(KeyError::Columns);
     }
-    let mut bytes = Vec::with_capacity(columns.iter().map(|value| value.bytes() + 3).sum());
+    let mut bytes = Vec::with_capacity(columns.clone().map(|value| value.bytes() + 3).sum());
     for value in columns {
         pack_value(&mut bytes, value);
     }

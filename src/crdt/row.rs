@@ -109,6 +109,11 @@ impl RowClock {
             .map(|(column, clock)| (column, clock.count))
     }
 
+    /// Tells whether anything of the row is under this stamp: one of [`RowClock::stamps`].
+    pub fn has_stamp(&self, stamp: Stamp) -> bool {
+        self.life.stamp == stamp || self.groups.iter().any(|group| group.clock.stamp == stamp)
+    }
+
     /// Returns the stamps under which this row must be found when somebody asks what is left of a
     /// range of versions.
     ///

@@ -58,6 +58,9 @@ pub struct Floor {
     pub settled: Option<Origin>,
     /// [`Storage::rejoin`] has begun, and [`Storage::settle`] has not ended it.
     pub is_rejoining: bool,
+    /// Of this node's own origin, the version up to which nothing is left but what is harmless (see
+    /// [`crate::crdt::change::is_harmless`]): it may be told before the origin has settled.
+    pub harmless: Version,
 }
 
 /// What [`Storage::collect`] did.
@@ -168,7 +171,8 @@ pub trait Storage {
     ///
     /// The caller knows that every member holds these heads, and that nothing of an earlier life
     /// of a dropped row can still come here: see [`crate::replica`]. A tombstone whose life is
-    /// above [`LENGTH_DROPPED_MAX`] stays.
+    /// above [`LENGTH_DROPPED_MAX`] stays, and so do those that are remembered for good (see
+    /// [`crate::crdt::change::keeps_tombstones`]). One call looks at a bounded number of rows.
     fn collect(
         &mut self,
         heads: &[(Origin, Version)],
@@ -198,11 +202,14 @@ pub trait Storage {
     /// Notes that this node's origin may speak: it holds all that one settled member held, whose
     /// floor `heads` and `length` are: what is missing there may be missing here.
     ///
+    /// Shared rows that this origin inserted, which nobody has heard of, begin again above every
+    /// life that was dropped.
+    ///
     /// It ends what [`Storage::rejoin`] began. Rows that are still unconfirmed were deleted, or come
     /// again from who inserted them, and go without a trace. But those that this node itself
-    /// inserted and the peer could not know of begin again, above every life that was dropped; and
-    /// tombstones that the heads do not cover stay. What is left in other shared rows of versions
-    /// that the heads do not cover is said again as this node's own.
+    /// inserted and the peer could not know of stay; so do tombstones that the heads do not cover,
+    /// and all rows of tables whose tombstones are remembered for good. What is left in other
+    /// shared rows of versions that the heads do not cover is said again as this node's own.
     fn settle(
         &mut self,
         now: Wall,

@@ -9,7 +9,8 @@ use imbl::{OrdMap, OrdSet};
 
 use super::change::{
     Batch, CellChange, Changeset, Class, Commit, Key, Name, OWN_BYTES_MAX, OWN_ROWS_MAX, Piece,
-    Refusal, RowChange, RowEvent, RowOp, Stamp, TableChanges, TableEvents, owns,
+    Refusal, RowChange, RowEvent, RowOp, Stamp, TableChanges, TableEvents, is_harmless,
+    keeps_tombstones, owns,
 };
 use super::definition::Definition;
 use super::draft::{Draft, Write};
@@ -236,6 +237,7 @@ impl Storage for Table {
             members: self.members.iter().map(|(node, epoch)| (*node, *epoch)).collect(),
             settled: self.settled,
             is_rejoining: self.unconfirmed.is_some(),
+            harmless: self.harmless(),
         })
     }
 
@@ -303,20 +305,18 @@ impl Storage for Table {
     ) -> Result<Settled, StorageError> {
         self.settled = Some(self.origin);
         self.raise_floor(heads, length);
-        let Some(unconfirmed) = self.unconfirmed.take() else { return Ok(Settled::default()) };
+        let unconfirmed = self.unconfirmed.take();
+        let is_rejoining = unconfirmed.is_some();
         let me = self.origin;
         let mut settled = Settled::default();
-        let (mut touched, mut again) = (Touched::default(), Vec::new());
-        for (table, key) in unconfirmed {
+        let mut touched = Touched::default();
+        for (table, key) in unconfirmed.into_iter().flatten() {
             let Some(row) = self.sheets[&table].rows.get(&key).cloned() else { continue };
             let life = row.clock.life();
             // A tombstone that the peer cannot know is told. A row is told only by who gave it life:
             // others may know of its death already.
-            let is_mine = life.stamp.origin == me;
-            if is_mine || (!life.is_alive() && !is_covered(&self.heads, life.stamp)) {
-                if life.is_alive() && !is_owned(&table) {
-                    again.push((table, key));
-                }
+            let is_told = !life.is_alive() && !is_covered(&self.heads, life.stamp);
+            if life.stamp.origin == me || is_told || keeps_tombstones(&table) {
                 continue;
             }
             let is_lost = |stamp: Stamp| stamp.origin == me || !is_covered(&self.heads, stamp);
@@ -329,8 +329,8 @@ impl Storage for Table {
         if !events.is_empty() {
             settled.commits.push(self.conclude(now, events, None, vec![]));
         }
+        let again = self.born_too_low();
         let length = self.length;
-        again.retain(|(table, key)| self.sheets[table].rows[key].clock.life().length <= length);
         settled.renewed = again.len();
         let begin = |_: &str, row: &Row, stamp: Stamp| {
             let mut row = row.clone();
@@ -338,6 +338,9 @@ impl Storage for Table {
             row
         };
         settled.commits.extend(self.write_places(now, &again, begin));
+        if !is_rejoining {
+            return Ok(settled);
+        }
         let beyond = self.beyond_the_heads();
         let heads = self.heads.clone();
         let restamp = |_: &str, row: &Row, stamp: Stamp| {
@@ -385,8 +388,9 @@ impl Table {
         let shape = sheet.shape.as_ref().expect("the draft found it defined");
         let held = sheet.rows.get(&write.key);
         let is_owned = Class::of(&write.table) == Class::Owned;
-        // Owned rows need no length to be above others.
-        let dropped = if is_owned { None } else { RowClock::dropped(self.length) };
+        // Where nothing is forgotten no life is above what is held.
+        let length = if is_harmless(&write.table) { 0 } else { self.length };
+        let dropped = RowClock::dropped(length);
         let held_clock = held.map(|row| &row.clock).or(dropped.as_ref());
         let row = match (held, &write.now) {
             (Some(held), None) => {
@@ -548,11 +552,30 @@ impl Table {
             let below = of_origin
                 .take_while(|(stamp, ..)| stamp.origin == *origin && stamp.version <= *floor)
                 .filter(|(_, table, key)| {
-                    self.sheets[table].rows[key].clock.life().length <= LENGTH_DROPPED_MAX
+                    let length = self.sheets[table].rows[key].clock.life().length;
+                    length <= LENGTH_DROPPED_MAX && !keeps_tombstones(table)
                 });
             covered.extend(below.take(count_max - covered.len()).cloned());
         }
         covered
+    }
+
+    /// See [`Floor::harmless`].
+    fn harmless(&self) -> Version {
+        let of_me = self.index.range(first_place(Stamp { origin: self.origin, version: Version(0) })..);
+        let mut of_me = of_me.take_while(|(stamp, ..)| stamp.origin == self.origin);
+        let first = of_me.find(|(_, table, _)| !is_harmless(table));
+        first.map_or(self.head(self.origin), |(stamp, ..)| Version(stamp.version.0 - 1))
+    }
+
+    /// Lists the shared rows that this origin gave life, at or below lives that were dropped.
+    fn born_too_low(&self) -> Vec<(Name, Key)> {
+        let is_too_low = |(table, key): &(Name, Key)| {
+            let life = self.sheets[table].rows[key].clock.life();
+            let is_mine = life.is_alive() && life.stamp.origin == self.origin;
+            is_mine && life.length <= self.length && !is_harmless(table)
+        };
+        self.places().filter(is_too_low).collect()
     }
 
     /// Lists all rows there are.

@@ -25,7 +25,6 @@ async fn members(State(handle): State<Handle>) -> JsonBody<Json> {
         let entry = view.node_by_key(&key_of(member.id));
         json!({
             "id": member.id.to_string(),
-            // The view is newer than the list, which is renewed once a second.
             "name": entry.map_or("", |entry| &entry.info.node.name),
             "address": member.gossip.to_string(),
             "state": state(member.state),

@@ -159,7 +159,6 @@ impl Host for FakeHost {
     fn members(&self) -> Vec<MemberStatus> {
         vec![MemberStatus {
             id: self.local.id,
-            name: Some(self.local.name.clone()),
             gossip: self.local.gossip,
             state: MemberState::Alive,
             round_trip: None,

@@ -90,9 +90,9 @@ pub struct Mirror {
     waiting_checks: Option<String>,
     /// Since when the agent does not answer, and why.
     silence: Option<Silence>,
-    /// Whether what is held alike is written too: until that was done once after the start. Rows that other nodes
-    /// brought back, after this node's disk was lost, are withdrawn unless somebody claims them;
-    /// of others nothing changes by it.
+    /// Whether what is held alike is written too: until that was done once after the start. Rows
+    /// that other nodes brought back, after this node's disk was lost, are withdrawn unless somebody
+    /// claims them; of others nothing changes by it.
     claims: bool,
 }
 

@@ -241,18 +241,10 @@ impl Queries {
         }
         // Commits are followed before the first look, so that none falls between the two.
         let commits = self.feed.follow();
-        let readers = Arc::clone(&self.readers);
-        let sql = statement.sql.clone();
-        let (described, key) = blocking(move || {
-            let described = readers.describe(&sql)?;
-            if !described.is_deterministic() {
-                return Err(QueryError::Forbidden(NOT_FOR_LIFE.to_owned()));
-            }
-            let key = key_of(&described, |table| readers.key_of(table))?;
-            Ok((described, key))
-        })
-        .await?
-        .map_err(sort)?;
+        let (described, key) = self.describe(&statement).await?;
+        if !described.is_deterministic() {
+            return Err(SubscribeError::Refused(NOT_FOR_LIFE.to_owned()));
+        }
         let begun = Instant::now();
         let first = self.look(&statement).await?;
         let mut rows = Rows::new(key.clone());
@@ -330,17 +322,24 @@ impl Queries {
         }
     }
 
-    /// Looks whether the statement still means what it did: its columns were told once.
-    async fn look_at_schema(&self, query: &LiveQuery) -> Result<(), SubscribeError> {
+    /// Asks what a statement returns, and by which of its columns a row is known again.
+    async fn describe(
+        &self,
+        statement: &Statement,
+    ) -> Result<(Described, Vec<usize>), SubscribeError> {
         let readers = Arc::clone(&self.readers);
-        let sql = query.statement.sql.clone();
-        let (described, key) = blocking(move || {
+        let sql = statement.sql.clone();
+        let described = blocking(move || {
             let described = readers.describe(&sql)?;
             let key = key_of(&described, |table| readers.key_of(table))?;
             Ok((described, key))
-        })
-        .await?
-        .map_err(sort)?;
+        });
+        described.await?.map_err(sort)
+    }
+
+    /// Looks whether the statement still means what it did: its columns were told once.
+    async fn look_at_schema(&self, query: &LiveQuery) -> Result<(), SubscribeError> {
+        let (described, key) = self.describe(&query.statement).await?;
         let columns = described.columns.iter().map(|column| &column.name);
         let is_same = columns.eq(&query.columns)
             && described.tables().iter().eq(&query.tables)
@@ -579,10 +578,10 @@ impl Drop for Subscription {
 /// Sorts why a query did not run: the statement's fault, or not.
 fn sort(error: QueryError) -> SubscribeError {
     match error {
-        QueryError::Prepare(_) | QueryError::Forbidden(_) | QueryError::Bind(_) => {
-            SubscribeError::Refused(error.to_string())
-        }
-        QueryError::Run(_) => SubscribeError::Refused(error.to_string()),
+        QueryError::Prepare(_)
+        | QueryError::Forbidden(_)
+        | QueryError::Bind(_)
+        | QueryError::Run(_) => SubscribeError::Refused(error.to_string()),
         QueryError::TimedOut | QueryError::Yielded | QueryError::Failed(_) => {
             SubscribeError::Failed(error.to_string())
         }

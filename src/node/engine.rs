@@ -312,7 +312,8 @@ impl Engine {
         if memory.survey_at <= Instant::now() {
             memory.survey_at = Instant::now() + SURVEY_EVERY;
             self.pin_neighbours(memory);
-            self.survey(memory);
+            self.tell_of_refused_epochs(memory);
+            self.survey();
         }
     }
 
@@ -333,7 +334,7 @@ impl Engine {
                 let identity = member.identity;
                 info!(node = %identity.node, name = self.name_of(identity.node), address = %identity.address, "A member is up");
                 self.is_up(memory, &member);
-                self.survey(memory);
+                self.survey();
             }
             swim::Effect::Renewed(member) => {
                 let gone = replica::Input::PeerDown(member.identity.node);
@@ -348,7 +349,7 @@ impl Engine {
                 self.net.disconnect(node);
                 self.feed.publish_liveness(wall_now(), Liveness::Down(node));
                 self.replica.handle(self.now(), replica::Input::PeerDown(node));
-                self.survey(memory);
+                self.survey();
             }
             swim::Effect::Guard { on: true } => warn!(
                 "Many members seem to have failed at once; more likely this node is cut off. None \
@@ -430,33 +431,32 @@ impl Engine {
         memory.pinned = now;
     }
 
-    /// Renews what `members` and metrics show.
-    fn survey(&mut self, memory: &mut Memory) {
-        let view = self.feed.view();
-        let own = view.own();
-        let mut list = vec![MemberStatus {
-            id: self.me,
-            name: own.map(|entry| entry.info.node.name.clone()),
-            gossip: self.swim.me().address,
-            state: MemberState::Alive,
-            round_trip: None,
-            versions_behind: 0,
-        }];
-        if self.replica.stats().epochs_refused > memory.epochs_refused {
-            memory.epochs_refused = self.replica.stats().epochs_refused;
+    fn tell_of_refused_epochs(&self, memory: &mut Memory) {
+        let refused = self.replica.stats().epochs_refused;
+        if refused > memory.epochs_refused {
+            memory.epochs_refused = refused;
             error!(
                 "Other nodes hold versions of this node from a time that its clock says is decades \
                  ahead: what it writes does not count with them. Set the clock of this host right \
                  and start again"
             );
         }
+    }
+
+    /// Renews what `members` and metrics show.
+    fn survey(&self) {
+        let mut list = vec![MemberStatus {
+            id: self.me,
+            gossip: self.swim.me().address,
+            state: MemberState::Alive,
+            round_trip: None,
+            versions_behind: 0,
+        }];
         let behind = self.replica.behind_of();
         for member in self.swim.members() {
             let Identity { node, address, .. } = member.identity;
-            let entry = view.node_by_key(&key_of(node));
             list.push(MemberStatus {
                 id: node,
-                name: entry.map(|entry| entry.info.node.name.clone()),
                 gossip: address,
                 state: member.state.into(),
                 round_trip: member.round_trip,

@@ -220,9 +220,8 @@ impl Handle {
 /// What this node knows of a member.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct MemberStatus {
+    /// Its name is in its row in `nodes`, once that has arrived.
     pub id: NodeId,
-    /// Its row in `nodes`, once that has arrived.
-    pub name: Option<String>,
     pub gossip: SocketAddr,
     pub state: MemberState,
     /// The smallest round trip of late, once one was measured.

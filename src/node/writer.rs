@@ -84,9 +84,11 @@ fn write_jobs(store: &mut Store, jobs: Vec<Job>, listeners: &Listeners) {
     let mut group = store.group(wall_now());
     let mut outcomes = Vec::with_capacity(jobs.len());
     for job in jobs {
-        listeners.pulse.beat_long("carrying out a command");
         outcomes.push(match job {
-            Job::Ops { ops, reply } => Outcome::Ops(reply, group.ops(&ops).map(drop)),
+            Job::Ops { ops, reply } => {
+                listeners.pulse.beat_long("carrying out a command");
+                Outcome::Ops(reply, group.ops(&ops).map(drop))
+            }
             Job::Apply { id, batch } => {
                 listeners.pulse.beat_long("merging changes of other nodes");
                 Outcome::Applied(id, group.apply(&batch))

@@ -4,12 +4,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use rusqlite::{Connection, ErrorCode};
+use rusqlite::{Connection, ErrorCode, ffi};
 
-use super::clocks::{self, Times};
+use super::clocks::{Hot, Notes};
+use super::database::Store;
 use super::local::push_event;
+use super::log::{Sweeper, Times};
 use super::origins::Origins;
 use super::parked;
+use super::rejoin;
+use super::sums::Sums;
 use super::tables::{Table, TableId, Tables};
 use super::values::{check, excerpt};
 use crate::crdt::change::owns;
@@ -24,11 +28,16 @@ const VERSION_MAX: Version = Version(i64::MAX.unsigned_abs());
 
 /// What rows are merged with: the parts of the store that a merge reads and changes.
 pub struct Merge<'a> {
-    pub conn: &'a Connection,
-    pub tables: &'a mut Tables,
-    pub origins: &'a mut Origins,
-    pub has_parked: &'a mut BTreeSet<TableId>,
-    pub me: Origin,
+    conn: &'a Connection,
+    tables: &'a mut Tables,
+    origins: &'a mut Origins,
+    has_parked: &'a mut BTreeSet<TableId>,
+    hot: &'a mut Hot,
+    sums: &'a mut Sums,
+    sweeper: &'a mut Sweeper,
+    me: Origin,
+    /// Whether each row that is told of is noted.
+    is_rejoining: bool,
     /// Rows that were left out.
     pub refusals: u64,
     /// Rows that SQLite refused, and that were parked.
@@ -36,6 +45,7 @@ pub struct Merge<'a> {
     /// The tables of which a clock changed.
     pub changed: BTreeSet<TableId>,
     times: Times,
+    notes: Notes,
     rows: Vec<Row>,
     places: BTreeMap<(TableId, Key), usize>,
 }
@@ -54,27 +64,28 @@ struct Row {
     row: Option<Vec<Value>>,
     /// Cells without a place in `row`.
     parked: parked::Values,
-    had_parked: bool,
+    /// Those that SQLite has.
+    parked_before: parked::Values,
 }
 
 impl<'a> Merge<'a> {
-    pub fn new(
-        conn: &'a Connection,
-        tables: &'a mut Tables,
-        origins: &'a mut Origins,
-        has_parked: &'a mut BTreeSet<TableId>,
-        me: Origin,
-    ) -> Self {
+    pub fn new(store: &'a mut Store) -> Self {
+        let Store { conn, tables, origins, has_parked, hot, sums, sweeper, now, .. } = store;
         Self {
             conn,
             tables,
             origins,
             has_parked,
-            me,
+            hot,
+            sums,
+            sweeper,
+            me: now.origin,
+            is_rejoining: now.is_rejoining,
             refusals: 0,
             quarantined: 0,
             changed: BTreeSet::new(),
             times: Times::new(),
+            notes: Notes::default(),
             rows: Vec::new(),
             places: BTreeMap::new(),
         }
@@ -130,6 +141,9 @@ impl<'a> Merge<'a> {
         }
         for change in &changes.rows {
             if self.may_write(stamp.origin, table, change) {
+                if self.is_rejoining {
+                    rejoin::confirm(self.conn, (table, &change.key))?;
+                }
                 self.row(stamp, table, &columns, change)?;
             } else {
                 self.refusals += 1;
@@ -183,11 +197,12 @@ impl<'a> Merge<'a> {
     }
 
     fn read(&self, table: TableId, key: Key) -> rusqlite::Result<Row> {
-        let held = clocks::read(self.conn, table, &key)?;
+        let held = self.hot.read(self.conn, self.origins, (table, &key))?;
         let values = pack::unpack(&key).unwrap_or_default();
         let home = self.tables.entry(table).table.clone();
         let home = home.filter(|home| home.check_key(&values).is_ok()).map(|home| (home, values));
-        let before = match &home {
+        // Of a row that nobody ever wrote there is nothing to read.
+        let before = match home.as_ref().filter(|_| held.is_some()) {
             Some((home, key)) => home.read_row(self.conn, key)?,
             None => None,
         };
@@ -196,10 +211,8 @@ impl<'a> Merge<'a> {
         } else {
             parked::Values::new()
         };
-        let had_parked = !parked.is_empty();
-        let clock = held.clone();
-        let mut row =
-            Row { table, key, home, held, clock, row: before.clone(), before, parked, had_parked };
+        let (clock, row, parked_before) = (held.clone(), before.clone(), parked.clone());
+        let mut row = Row { table, key, home, held, clock, row, before, parked, parked_before };
         row.place_parked();
         Ok(row)
     }
@@ -209,10 +222,11 @@ impl<'a> Merge<'a> {
         let mut events = Vec::new();
         self.places.clear();
         for row in std::mem::take(&mut self.rows) {
-            if row.clock != row.held || row.had_parked {
+            if row.clock != row.held || !row.parked_before.is_empty() {
                 self.write_row(row, &mut events)?;
             }
         }
+        self.close()?;
         Ok(events)
     }
 
@@ -223,7 +237,13 @@ impl<'a> Merge<'a> {
         for row in std::mem::take(&mut self.rows) {
             self.write_row(row, &mut events)?;
         }
+        self.close()?;
         Ok(events)
+    }
+
+    fn close(&mut self) -> rusqlite::Result<()> {
+        let notes = std::mem::take(&mut self.notes);
+        notes.close(self.conn, self.origins, (self.sums, self.sweeper), &self.times)
     }
 
     fn write_row(&mut self, row: Row, events: &mut Vec<TableEvents>) -> rusqlite::Result<()> {
@@ -232,8 +252,11 @@ impl<'a> Merge<'a> {
         let place = (row.table, &*row.key);
         if row.clock != row.held {
             self.changed.insert(row.table);
-            let clocks = (row.held.as_ref(), clock);
-            clocks::write(self.conn, self.origins, place, clocks, &self.times)?;
+            let (held, place) = (row.held.as_ref(), (row.table, &row.key));
+            self.notes.write_clock(self.conn, self.origins, self.hot, place, (held, clock))?;
+            let table = (row.table, self.tables.entry(row.table));
+            let before = held.map(|held| (held, row.value_before()));
+            self.notes.sums.turn(table, &row.key, before, Some((clock, row.value())));
         }
         if let Some(reason) = &refusal {
             self.quarantined += 1;
@@ -246,7 +269,7 @@ impl<'a> Merge<'a> {
             }
         }
         let aside = row.values_aside(refusal.as_deref());
-        if row.had_parked || !aside.is_empty() {
+        if !row.parked_before.is_empty() || !aside.is_empty() {
             parked::write(
                 self.conn,
                 place,
@@ -269,6 +292,10 @@ impl<'a> Merge<'a> {
     fn write_values(&self, row: &Row) -> rusqlite::Result<Option<String>> {
         let Some((table, key)) = &row.home else { return Ok(None) };
         if row.row == row.before {
+            // What another program put where nobody had written is not read, and goes all the same.
+            if row.held.is_none() && row.row.is_none() {
+                table.delete_row(self.conn, key)?;
+            }
             return Ok(None);
         }
         if let Some(reason) = row.row.as_ref().and_then(|values| unstorable(table, values)) {
@@ -276,7 +303,7 @@ impl<'a> Merge<'a> {
         }
         let result = match (&row.before, &row.row) {
             (_, None) => table.delete_row(self.conn, key),
-            (None, Some(values)) => table.insert_row(self.conn, values),
+            (None, Some(values)) => insert(self.conn, table, key, values),
             (Some(before), Some(values)) => table.update_row(self.conn, before, values),
         };
         match result {
@@ -285,6 +312,28 @@ impl<'a> Merge<'a> {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Inserts a row. What another program put in its place, which has no clock, makes way.
+fn insert(
+    conn: &Connection,
+    table: &Table,
+    key: &[Value],
+    values: &[Value],
+) -> rusqlite::Result<()> {
+    let inserted = table.insert_row(conn, values);
+    let Err(error) = &inserted else { return Ok(()) };
+    let is_taken = error.sqlite_error().is_some_and(|error| {
+        matches!(
+            error.extended_code,
+            ffi::SQLITE_CONSTRAINT_PRIMARYKEY | ffi::SQLITE_CONSTRAINT_ROWID
+        )
+    });
+    if !is_taken {
+        return inserted;
+    }
+    table.delete_row(conn, key)?;
+    table.insert_row(conn, values)
 }
 
 /// Says which value its column would store as another one, or not at all.
@@ -341,6 +390,27 @@ impl Row {
                 _ => drop(parked.insert(id, value.clone())),
             }
         }
+    }
+
+    /// Finds what a cell holds that has a clock.
+    fn value<'r>(&'r self) -> impl Fn(ColumnId) -> &'r Value {
+        |id| match (self.place(id), &self.row) {
+            (Some(place), Some(row)) => &row[place],
+            _ => self.parked.get(&id).unwrap_or(&Value::Null),
+        }
+    }
+
+    /// Finds what a cell held, as SQLite has it.
+    fn value_before<'r>(&'r self) -> impl Fn(ColumnId) -> &'r Value {
+        |id| match (self.parked_before.get(&id), self.place(id), &self.before) {
+            (Some(value), _, _) => value,
+            (None, Some(place), Some(row)) => &row[place],
+            _ => &Value::Null,
+        }
+    }
+
+    fn place(&self, id: ColumnId) -> Option<usize> {
+        self.home.as_ref().and_then(|(table, _)| table.place(id))
     }
 
     /// Puts parked values into the row where it has become possible.

@@ -1,14 +1,14 @@
 //! What local statements changed: a log of rows before and after, filled by the pre-update hook,
 //! and the net effect of a transaction, row by row.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::Connection;
 
 use super::hook::{self, RowAction, RowChanging};
 use super::limits::{KEY_BYTES_MAX, TOUCHED_BYTES_MAX};
-use super::tables::{Table, Tables};
+use super::tables::{Table, TableId, Tables};
 use super::values::BadValue;
 use crate::crdt::change::owns;
 use crate::crdt::{Class, Key, Name, pack};
@@ -41,6 +41,8 @@ pub struct Log {
     is_on: bool,
     me: NodeId,
     tables: BTreeMap<Name, Arc<Table>>,
+    /// The one that was written last: the next row is mostly of the same.
+    last: Option<Arc<Table>>,
     events: Vec<Event>,
     bytes: usize,
     fault: Option<String>,
@@ -67,6 +69,7 @@ impl Capture {
         log.me = me;
         let known = tables.entries().iter().filter_map(|entry| entry.table.clone());
         log.tables = known.map(|table| (Arc::clone(&table.info.name), table)).collect();
+        log.last = None;
     }
 
     /// Logs from now on, into an empty log.
@@ -139,11 +142,12 @@ impl Log {
         if !self.is_on || self.fault.is_some() {
             return;
         }
-        let Some(table) = self.tables.get(row.table) else { return };
-        let table = Arc::clone(table);
+        let last = self.last.take().filter(|last| *last.info.name == *row.table);
+        let Some(table) = last.or_else(|| self.tables.get(row.table).cloned()) else { return };
         if let Err(fault) = self.log_row(row, &table) {
             self.fault = Some(format!("table {}: {fault}", table.info.name));
         }
+        self.last = Some(table);
     }
 
     fn log_row(&mut self, row: &RowChanging<'_>, table: &Arc<Table>) -> Result<(), String> {
@@ -225,7 +229,7 @@ fn net_of(events: Vec<Event>) -> Result<Vec<Net>, String> {
 #[derive(Default)]
 struct Rows {
     list: Vec<Net>,
-    places: BTreeMap<(u32, Key), usize>,
+    places: HashMap<(TableId, Key), usize>,
 }
 
 impl Rows {
@@ -249,9 +253,10 @@ impl Rows {
 }
 
 fn keyed(table: &Table, row: Vec<Value>) -> Result<(Key, Vec<Value>), String> {
-    let values: Vec<Value> = table.key_of(&row).cloned().collect();
-    table.check_key(&values).map_err(|reason| format!("table {}: {reason}", table.info.name))?;
-    let key = pack::pack(&values).map_err(|error| format!("table {}: {error}", table.info.name))?;
+    let values = table.key_of(&row);
+    let said = |reason: String| format!("table {}: {reason}", table.info.name);
+    table.check_key(values.clone()).map_err(said)?;
+    let key = pack::pack_all(values).map_err(|error| said(error.to_string()))?;
     if key.len() > KEY_BYTES_MAX {
         return Err(format!(
             "table {}: a primary key has {} bytes; the longest allowed has {KEY_BYTES_MAX}",

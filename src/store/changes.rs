@@ -8,9 +8,9 @@ use rusqlite::Connection;
 
 use super::database::failed;
 use super::open::open_reader;
-use super::origins::Ordinal;
+use super::origins::Origins;
 use super::tables::{Table, TableId, Tables};
-use super::{clocks, parked};
+use super::{clocks, log, parked};
 use crate::crdt::storage::{Extract, StorageError};
 use crate::crdt::{
     CellChange, Changeset, ColumnId, Key, Life, Name, Piece, RowChange, RowClock, Stamp,
@@ -21,17 +21,6 @@ use crate::types::{Origin, Value, Version, Wall};
 /// What a row and a cell weigh beside their key and value, in bytes.
 const ENTRY_BYTES: usize = 16;
 
-const SELECT_ORIGIN: &str = "SELECT ordinal, head FROM __tribune_origins WHERE origin = ?1";
-// Both sides are read in the order of their index and merged; nothing is sorted.
-const SELECT_LEFT: &str = "SELECT version, tbl, key, clock, at FROM __tribune_rows
-        WHERE origin = ?1 AND version > ?2 AND version <= ?3
-    UNION ALL
-    SELECT stamps.version, stamps.tbl, stamps.key, rows.clock, stamps.at
-        FROM __tribune_stamps AS stamps
-        JOIN __tribune_rows AS rows ON rows.tbl = stamps.tbl AND rows.key = stamps.key
-        WHERE stamps.origin = ?1 AND stamps.version > ?2 AND stamps.version <= ?3
-    ORDER BY 1, 2, 3";
-
 /// Reads changes on a connection of its own, from any one thread, while the writer writes.
 #[derive(Debug)]
 pub struct Loader {
@@ -39,13 +28,15 @@ pub struct Loader {
     tables: Tables,
     /// What `tables` was read at.
     schema: Option<SchemaMark>,
+    origins: Origins,
 }
 
 impl Loader {
     /// Opens a database that a [`Store`](super::Store) has open.
     pub fn open(database: &Path) -> Result<Self, StorageError> {
         let conn = open_reader(database).map_err(failed)?;
-        Ok(Self { conn, tables: Tables::default(), schema: None })
+        let (tables, origins) = (Tables::default(), Origins::default());
+        Ok(Self { conn, tables, schema: None, origins })
     }
 
     /// Returns what is left of an origin's versions: see
@@ -56,19 +47,20 @@ impl Loader {
         after: Version,
         bytes_max: usize,
     ) -> Result<Extract, StorageError> {
-        let Self { conn, tables, schema } = self;
+        let Self { conn, tables, schema, origins } = self;
         let snapshot = conn.unchecked_transaction().map_err(failed)?;
         let now = schema_of(&snapshot).map_err(failed)?;
         if *schema != Some(now) {
             *tables = Tables::read(&snapshot).map_err(failed)?;
             *schema = Some(now);
         }
-        load(&snapshot, tables, origin, after, bytes_max).map_err(failed)
+        origins.renew(&snapshot, origin).map_err(failed)?;
+        load((&snapshot, tables, origins), origin, after, bytes_max).map_err(failed)
     }
 
     /// Returns the held head of every origin, from one snapshot.
     pub fn heads(&mut self) -> Result<Vec<(Origin, Version)>, StorageError> {
-        let origins = super::origins::Origins::read(&self.conn).map_err(failed)?;
+        let origins = Origins::read(&self.conn).map_err(failed)?;
         Ok(origins.heads())
     }
 }
@@ -90,59 +82,47 @@ fn schema_of(conn: &Connection) -> rusqlite::Result<SchemaMark> {
 
 /// See [`Loader::load`]. The connection is in a transaction, or nobody else writes meanwhile.
 pub(super) fn load(
-    conn: &Connection,
-    tables: &Tables,
+    (conn, tables, origins): (&Connection, &Tables, &Origins),
     origin: Origin,
     after: Version,
     bytes_max: usize,
 ) -> rusqlite::Result<Extract> {
     let mut piece = Piece { origin, after, through: after, changesets: Vec::new() };
-    let Some((ordinal, head)) = read_origin(conn, origin)? else {
-        return Ok(Extract { piece, head: Version(0) });
-    };
-    if after >= head {
+    let head = origins.head(origin);
+    let Some(ordinal) = origins.number_of(origin).filter(|_| after < head) else {
         return Ok(Extract { piece, head });
-    }
-    let mut left = conn.prepare_cached(SELECT_LEFT)?;
-    let bounds = (ordinal, after.0.cast_signed(), head.0.cast_signed());
-    let mut rows = left.query(bounds)?;
+    };
     let mut reader = Reader { conn, tables, has_parked: BTreeMap::new() };
     let mut builder = Builder::new(Stamp { origin, version: after });
     let mut bytes = 0;
-    while let Some(row) = rows.next()? {
-        let version = Version(row.get::<_, i64>(0)?.cast_unsigned());
+    let mut is_cut = false;
+    log::visit(conn, ordinal, (after, head), |version, at, table, key| {
         if version != builder.stamp.version {
-            builder.close(tables, &mut piece);
-            builder = Builder::new(Stamp { origin, version });
+            let next = Builder::new(Stamp { origin, version });
+            std::mem::replace(&mut builder, next).close(tables, &mut piece);
         }
-        let table: TableId = row.get(1)?;
-        if tables.entry(table).is_dropped {
-            continue;
-        }
-        let key: Key = row.get_ref(2)?.as_blob()?.into();
-        let clock = clocks::decode(row.get_ref(3)?.as_blob()?)?;
-        let change = reader.read(builder.stamp, table, key, &clock)?;
+        let stamp = builder.stamp;
+        let dropped = tables.get_entry(table).is_none_or(|entry| entry.is_dropped);
+        let clock = if dropped { None } else { clocks::read(conn, origins, table, &key)? };
+        let Some(clock) = clock.filter(|clock| clock.has_stamp(stamp)) else { return Ok(true) };
+        let change = reader.read(stamp, table, key, &clock)?;
         // All that this version wrote of the row was dropped with its columns.
-        if change.cells.is_empty() && clock.life().stamp != builder.stamp {
-            continue;
+        if change.cells.is_empty() && clock.life().stamp != stamp {
+            return Ok(true);
         }
         bytes += change.bytes();
-        if bytes > bytes_max && !piece.changesets.is_empty() {
-            return Ok(Extract { piece, head });
+        is_cut = bytes > bytes_max && !piece.changesets.is_empty();
+        if !is_cut {
+            builder.at = builder.at.max(at);
+            builder.tables.entry(table).or_default().push(change);
         }
-        builder.at = builder.at.max(Wall(row.get::<_, i64>(4)?.cast_unsigned()));
-        builder.tables.entry(table).or_default().push(change);
+        Ok(!is_cut)
+    })?;
+    if !is_cut {
+        builder.close(tables, &mut piece);
+        piece.through = head;
     }
-    builder.close(tables, &mut piece);
-    piece.through = after.max(head);
     Ok(Extract { piece, head })
-}
-
-fn read_origin(conn: &Connection, origin: Origin) -> rusqlite::Result<Option<(Ordinal, Version)>> {
-    let mut statement = conn.prepare_cached(SELECT_ORIGIN)?;
-    let mut rows = statement.query([origin.to_bytes()])?;
-    let Some(row) = rows.next()? else { return Ok(None) };
-    Ok(Some((row.get(0)?, Version(row.get::<_, i64>(1)?.cast_unsigned()))))
 }
 
 /// One version's rows, while they are read.
@@ -167,6 +147,16 @@ impl<'a> Telling<'a> {
     /// Reads what the commit says of a row with this clock.
     pub fn read(&mut self, table: TableId, key: &Key, clock: &RowClock) -> rusqlite::Result<Left> {
         self.reader.read(self.builder.stamp, table, Arc::clone(key), clock)
+    }
+
+    /// Returns a row's values in some columns, as they are.
+    pub fn values(
+        &mut self,
+        table: TableId,
+        key: &Key,
+        columns: impl IntoIterator<Item = ColumnId>,
+    ) -> rusqlite::Result<Vec<Value>> {
+        self.reader.values(table, key, columns)
     }
 
     pub fn add(&mut self, table: TableId, row: Left) {
@@ -202,9 +192,13 @@ impl Builder {
         Self { stamp, at: Wall(0), tables: BTreeMap::new() }
     }
 
-    fn close(self, tables: &Tables, piece: &mut Piece) {
+    fn close(mut self, tables: &Tables, piece: &mut Piece) {
         if self.tables.is_empty() {
             return;
+        }
+        for rows in self.tables.values_mut() {
+            rows.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+            rows.dedup_by(|a, b| a.key == b.key);
         }
         piece.through = self.stamp.version;
         piece.changesets.push(self.changeset(tables));
@@ -416,16 +410,5 @@ mod tests {
             trial.write(&[&format!("UPDATE t SET v = {n}")]);
         }
         reader.join().unwrap();
-    }
-
-    #[test]
-    fn what_is_left_is_found_by_the_index_and_not_sorted() {
-        let trial = Trial::new(T);
-        let plan = trial.store.conn.prepare(&format!("EXPLAIN QUERY PLAN {SELECT_LEFT}")).unwrap();
-        let mut plan = plan;
-        let lines: Vec<String> =
-            plan.query_map([1, 2, 3], |row| row.get(3)).unwrap().map(Result::unwrap).collect();
-        let plan = lines.join("\n");
-        assert!(!plan.contains("TEMP B-TREE") && !plan.contains("SCAN"), "{plan}");
     }
 }

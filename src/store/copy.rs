@@ -16,7 +16,7 @@ use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
 
 use super::maintain::WAL_BYTES_MAX;
-use super::open::{settle, wal_path};
+use super::open::{HEADER_JOURNAL, has_log, settle, wal_path};
 
 /// How many pages are copied between two looks at the log, the disk and whoever wants it to end:
 /// 4 MiB, which take a few milliseconds.
@@ -41,10 +41,6 @@ pub const FREE_BYTES_MIN: u64 = 64 << 20;
 /// Every how many steps of SQLite's virtual machine a check of the copy looks whether it should
 /// end.
 const CANCEL_STEPS: c_int = 100_000;
-
-/// Where SQLite says whether a database is written ahead, in its header: twice 1 is not, twice 2
-/// is. A copy is one file and stays one when somebody only looks at it.
-const HEADER_JOURNAL: u64 = 18;
 
 /// Who watches a long piece of work, and may end it.
 pub struct Watch<'a> {
@@ -396,6 +392,7 @@ pub fn copy(
     seal: impl FnOnce(&Connection) -> rusqlite::Result<()>,
 ) -> Result<Copied, CopyError> {
     let copied = copy_pages(source, partial, watch)?;
+    // A copy is one file and stays one when somebody only looks at it.
     let header = partial.file.write_all_at(&[1, 1], HEADER_JOURNAL);
     header.map_err(|source| CopyError::write_failed(&partial.target, &source))?;
     let conn = partial.open().map_err(|error| partial.failed(&error))?;
@@ -528,7 +525,7 @@ impl Log {
     /// Tells whether a copy may go on, which may fill the node's disk itself.
     fn check(&self) -> Result<(), CopyError> {
         // A source without a log is nobody's: a backup that is restored.
-        match self.strain(bytes_of(&self.path) > 0) {
+        match self.strain(has_log(&self.database)) {
             None => Ok(()),
             Some(Strain::Log { grown }) => Err(CopyError::TooSlow { grown }),
             Some(Strain::Disk { free }) => {

@@ -14,9 +14,11 @@ use uuid::Uuid;
 
 use super::apply::Merge;
 use super::capture::Capture;
+use super::clocks::{self, Hot};
 use super::gate::Gate;
 use super::group::Group;
 use super::life::{Beside, Doubt, LIFE_FILE, Mark};
+use super::log::Sweeper;
 use super::maintain::WalMeter;
 use super::open::{
     DATABASE_FILE, DirectoryLock, OpenConfig, OpenError, has_log, lock_directory, open_memory,
@@ -27,13 +29,14 @@ use super::schema::{
     self, Mode, Schema, SchemaChange, SchemaError, SchemaRequest, Source, fixed_sources,
     read_sources,
 };
+use super::sums::{Delta, Sums};
 use super::tables::{Table, TableId, Tables, read_local, replicated};
 use super::waiting::Waiting;
-use super::{clocks, guard, migrate, parked};
+use super::{guard, migrate, parked, tombstones};
 use crate::crdt::storage::StorageError;
-use crate::crdt::{Commit, Key, TableEvents, pack};
+use crate::crdt::{ColumnId, Commit, Key, RowClock, TableEvents, pack};
 use crate::telemetry::pulse::Echo;
-use crate::types::{ClusterId, Epoch, Hlc, NodeId, Origin, Scope, Seq, Version, Wall};
+use crate::types::{ClusterId, Epoch, Hlc, NodeId, Origin, Scope, Seq, Value, Version, Wall};
 
 /// The table of this node's check definitions: row operations may name it, nothing of it travels.
 pub const CHECKS_TABLE: &str = "__tribune_checks";
@@ -65,6 +68,13 @@ pub(super) struct NamesMark {
     shape: u64,
 }
 
+/// What was known of heads and sums at a moment; by default, when the last commit was made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct HeadsMark {
+    origins: usize,
+    sums: usize,
+}
+
 /// Who a database belongs to.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Identity {
@@ -85,6 +95,9 @@ pub struct Store {
     /// See [`CHECKS_TABLE`].
     pub(super) local: Arc<Table>,
     pub(super) origins: Origins,
+    pub(super) hot: Hot,
+    pub(super) sums: Sums,
+    pub(super) sweeper: Sweeper,
     /// Tables that may have parked values.
     pub(super) has_parked: BTreeSet<TableId>,
     pub(super) now: Moment,
@@ -121,6 +134,10 @@ pub(super) struct Moment {
     pub at: Hlc,
     pub refusals: u64,
     pub quarantined: u64,
+    /// No row whose tombstone was dropped had a longer life.
+    pub length: u64,
+    /// Whether all rows of another node are being taken over.
+    pub is_rejoining: bool,
 }
 
 /// Opening, and what one may ask.
@@ -151,6 +168,12 @@ impl Store {
         Self::over(open_memory()?, None, None, config, (&schema, &[]))
     }
 
+    /// Opens a database in memory that somebody filled.
+    #[cfg(test)]
+    pub(super) fn over_copy(conn: Connection, config: &OpenConfig) -> Result<Self, OpenError> {
+        Self::over(conn, None, None, config, (&Schema::parse(&[])?, &[]))
+    }
+
     fn over(
         mut conn: Connection,
         path: Option<(PathBuf, bool)>,
@@ -169,18 +192,22 @@ impl Store {
         let file = path.as_deref().map(file_of).transpose().map_err(unusable)?;
         let mark = file.map_or_else(Mark::default, |_| Mark::new());
         let place = Place { file, mark };
-        let Identified { identity, ended } = identify(&conn, config, &shown, (&place, has_log))?;
+        let Identified { identity, ended, is_whole } = identify(&conn, config, &shown, (&place, has_log))?;
         let gate = Gate::set_up(&mut conn, true).map_err(failed)?;
         let capture = Capture::watch(&conn).map_err(failed)?;
         let local = read_local(&conn, CHECKS_TABLE).map_err(failed)?;
         let origin = identity.origin();
         let origins = Origins::read(&conn).map_err(failed)?;
         let trusted = origins.head(origin);
+        let (length, is_rejoining) = tombstones::read_length(&conn).map_err(failed)?;
         let mut store = Self {
             tables: Tables::read(&conn).map_err(failed)?,
             has_parked: parked::tables(&conn).map_err(failed)?.into_iter().collect(),
             local: Arc::new(local.expect("the migrations made it")),
+            sweeper: Sweeper::new(&origins),
             origins,
+            hot: Hot::default(),
+            sums: Sums::read(&conn).map_err(failed)?,
             now: Moment {
                 origin,
                 trusted,
@@ -188,6 +215,8 @@ impl Store {
                 at: Hlc::default(),
                 refusals: 0,
                 quarantined: 0,
+                length,
+                is_rejoining,
             },
             vetted: BTreeSet::new(),
             broken: None,
@@ -213,7 +242,7 @@ impl Store {
         // Last, so that a start that fails before leaves no trace that a life began.
         match ended {
             None => write_identity(&store.conn, &store.identity, &place).map_err(failed)?,
-            Some(ended) => store.resume(ended, &place).map_err(|error| {
+            Some(ended) => store.resume((ended, is_whole), &place).map_err(|error| {
                 let (path, detail) = (shown.clone(), error.to_string());
                 OpenError::Epoch { path, detail }
             })?,
@@ -226,10 +255,19 @@ impl Store {
 
     /// Goes on under the epoch that opening chose, with this node's rows of the one that ended:
     /// both in one transaction, since rows that are not taken along are withdrawn later.
-    fn resume(&mut self, ended: Origin, place: &Place) -> Result<(), StorageError> {
+    fn resume(
+        &mut self,
+        (ended, is_whole): (Origin, bool),
+        place: &Place,
+    ) -> Result<(), StorageError> {
         let identity = self.identity.clone();
         let mut group = self.group(wall_now());
-        group.resume(ended, |conn| write_identity(conn, &identity, place))?;
+        group.resume(ended, |conn| {
+            if is_whole {
+                tombstones::carry_settled(conn, ended, identity.origin())?;
+            }
+            write_identity(conn, &identity, place)
+        })?;
         group.commit()?;
         Ok(())
     }
@@ -327,6 +365,38 @@ impl Store {
     }
 
     /// Returns a mark to come back to.
+    pub(super) fn mark(&self) -> HeadsMark {
+        HeadsMark { origins: self.origins.mark(), sums: self.sums.mark() }
+    }
+
+    /// Takes back what heads and sums have become since the mark.
+    pub(super) fn undo_to(&mut self, mark: HeadsMark) {
+        self.hot.forget();
+        self.origins.undo_to(mark.origins);
+        self.sums.undo_to(mark.sums);
+    }
+
+    /// Writes what a transaction that is about to be committed has moved.
+    pub(super) fn save(&mut self) -> rusqlite::Result<()> {
+        if self.conn.is_autocommit() {
+            // SQLite has rolled back by itself: heads without their rows must not be written.
+            return Err(rusqlite::Error::SqliteFailure(
+                rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_ABORT),
+                Some("SQLite rolled the transaction back".to_owned()),
+            ));
+        }
+        self.sweeper.run(&self.conn, &self.origins)?;
+        self.origins.save(&self.conn)?;
+        self.sums.save(&self.conn)
+    }
+
+    /// Notes that what [`Store::save`] wrote is committed.
+    pub(super) fn settle(&mut self) {
+        self.origins.settle();
+        self.sums.settle();
+    }
+
+    /// Returns a mark to come back to.
     pub(super) fn mark_names(&self) -> NamesMark {
         NamesMark { names: self.tables.name_count(), shape: self.shape }
     }
@@ -358,7 +428,7 @@ impl Store {
     /// Returns what became visible by it.
     pub(super) fn bring_in_line(&mut self) -> rusqlite::Result<Vec<TableEvents>> {
         self.shape += 1;
-        let carried = schema::carry_out(&self.conn, &self.tables)?;
+        let carried = schema::carry_out(&self.conn, &self.tables, &self.origins)?;
         // A table that was built anew has lost its guard.
         guard::set_up(&self.conn, &replicated(&self.conn)?)?;
         self.tables.number_all(&self.conn)?;
@@ -408,9 +478,9 @@ impl Store {
         now: Wall,
     ) -> Result<(SchemaChange, Option<Commit>), SchemaError> {
         self.conn.execute_batch("BEGIN IMMEDIATE")?;
-        let mark = self.origins.mark();
+        let mark = self.mark();
         let result = self.grow_within(schema).and_then(|grown| {
-            self.origins.save(&self.conn)?;
+            self.save()?;
             self.conn.execute_batch("COMMIT")?;
             Ok(grown)
         });
@@ -421,12 +491,12 @@ impl Store {
                     // Whatever this says, the transaction is not committed.
                     let _ = self.conn.execute_batch("ROLLBACK");
                 }
-                self.origins.undo_to(mark);
+                self.undo_to(mark);
                 self.tables = Tables::read(&self.conn)?;
                 return Err(error);
             }
         };
-        self.origins.settle();
+        self.settle();
         self.take_shapes();
         self.has_parked = parked::tables(&self.conn)?.into_iter().collect();
         if tables.is_empty() {
@@ -473,12 +543,13 @@ impl Store {
             return Ok(());
         }
         let transaction = self.conn.unchecked_transaction()?;
+        self.hot.forget();
         for key in &keys {
-            if let Some(held) = clocks::read(&transaction, id, key)? {
-                clocks::remove(&transaction, &mut self.origins, (id, key), &held)?;
-            }
+            clocks::remove(&transaction, (id, key))?;
         }
-        transaction.commit()
+        transaction.commit()?;
+        self.sweeper.owe(keys.len() as u64);
+        Ok(())
     }
 
     fn keys_after(&self, sql: &str, id: TableId, from: &Key) -> rusqlite::Result<Vec<Key>> {
@@ -510,43 +581,48 @@ impl Store {
         Ok(events)
     }
 
-    fn show(&mut self, id: TableId, mut keys: Vec<Key>) -> rusqlite::Result<Vec<TableEvents>> {
+    fn show(&mut self, id: TableId, keys: Vec<Key>) -> rusqlite::Result<Vec<TableEvents>> {
         let count = keys.len();
-        keys.retain(|key| self.is_row(id, key));
+        let mut rows = Vec::with_capacity(count);
+        for key in keys {
+            if self.is_row(id, &key)? {
+                rows.push(key);
+            }
+        }
+        let keys = rows;
         self.now.refusals += (count - keys.len()) as u64;
-        let mut merge = Merge::new(
-            &self.conn,
-            &mut self.tables,
-            &mut self.origins,
-            &mut self.has_parked,
-            self.now.origin,
-        );
+        let mut merge = Merge::new(self);
         for key in &keys {
             merge.touch(id, key)?;
         }
         let events = merge.write_shown()?;
-        self.now.quarantined += merge.quarantined;
+        let quarantined = merge.quarantined;
+        self.now.quarantined += quarantined;
         Ok(events)
     }
 
     /// Removes a row whose key has the wrong number of columns, which nobody could know before
     /// the table came; tells whether it is one.
-    fn is_row(&mut self, id: TableId, key: &Key) -> bool {
+    fn is_row(&mut self, id: TableId, key: &Key) -> rusqlite::Result<bool> {
         let entry = self.tables.entry(id);
-        let Some(table) = entry.table.clone().filter(|_| !entry.is_managed) else { return true };
+        let table = entry.table.as_ref().filter(|_| !entry.is_managed);
         let columns = pack::unpack(key).map_or(0, |columns| columns.len());
-        if columns == table.info.key.len() {
-            return true;
+        if table.is_none_or(|table| columns == table.info.key.len()) {
+            return Ok(true);
         }
-        let remove = |store: &mut Self| -> rusqlite::Result<()> {
-            if let Some(held) = clocks::read(&store.conn, id, key)? {
-                clocks::remove(&store.conn, &mut store.origins, (id, key), &held)?;
-            }
-            parked::write(&store.conn, (id, key), [])
-        };
-        // A failure leaves it where it was, parked.
-        let _ = remove(self);
-        false
+        let held = clocks::read(&self.conn, &self.origins, id, key)?;
+        let Some(held) = held else { return Ok(false) };
+        let values = parked::read(&self.conn, id, key)?;
+        self.hot.forget();
+        clocks::remove(&self.conn, (id, key))?;
+        parked::write(&self.conn, (id, key), [])?;
+        let value = |column| values.get(&column).unwrap_or(&Value::Null);
+        let gone = None::<(&RowClock, fn(ColumnId) -> &'static Value)>;
+        let mut delta = Delta::default();
+        delta.turn((id, self.tables.entry(id)), key, Some((&held, value)), gone);
+        self.sums.add(delta);
+        self.sweeper.owe(1);
+        Ok(false)
     }
 }
 
@@ -611,6 +687,8 @@ struct Place {
 /// number never used before is the only one under which it may write.
 fn fresh_epoch(held: Epoch) -> Epoch {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    #[cfg(test)]
+    let now = super::life::SECONDS.get().unwrap_or(now);
     let now = u32::try_from(now).unwrap_or(u32::MAX - 1);
     Epoch(now.max(EPOCH_FLOOR).max(held.0.saturating_add(1)))
 }
@@ -624,6 +702,9 @@ struct Identified {
     identity: Identity,
     /// The origin that the database was last written under, where it is not the identity's.
     ended: Option<Origin>,
+    /// Whether that is this very disk, which lost its tail at most: what it held minutes ago, and
+    /// told its peers, it holds.
+    is_whole: bool,
 }
 
 /// Reads who the database belongs to, and holds it against the configuration and the file it is
@@ -672,7 +753,8 @@ fn identify(
         },
     };
     let ended = held.map(|held| held.origin()).filter(|origin| *origin != identity.origin());
-    Ok(Identified { identity, ended })
+    let is_whole = !matches!(doubt, Some(Doubt::Copied | Doubt::Exchanged));
+    Ok(Identified { identity, ended, is_whole })
 }
 
 /// Reads who a database belongs to; `None`: nobody yet.

@@ -2,33 +2,31 @@
 //! others. Both are written by their clocks: what a row holds does not change by a new stamp.
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use rusqlite::Connection;
 
 use super::changes::Telling;
-use super::clocks::{self, Times};
+use super::clocks::{self, Hot, Notes};
 use super::database::{Store, UPDATE_EPOCH, failed};
 use super::group::{Done, Group};
 use super::local::push_event;
+use super::log::{self, Sweeper, Times};
 use super::origins::Origins;
 use super::parked;
+use super::sums::Sums;
 use super::tables::{TableId, Tables};
+use super::tombstones;
 use crate::crdt::change::{OWN_BYTES_MAX, OWN_ROWS_MAX};
 use crate::crdt::storage::StorageError;
 use crate::crdt::{
-    Changeset, Class, Commit, Key, Name, RowClock, RowEvent, Stamp, TableEvents, pack,
+    Changeset, Class, ColumnId, Commit, Key, Name, RowClock, RowEvent, Stamp, TableEvents, pack,
 };
-use crate::types::{Epoch, Origin, Seq, Version, Wall};
-
-/// Rows of which a stamp is left. See `changes.rs` for the second half.
-const SELECT_KEYS: &str = "SELECT tbl, key FROM __tribune_rows WHERE origin = ?1 AND version > ?2
-    UNION
-    SELECT tbl, key FROM __tribune_stamps WHERE origin = ?1 AND version > ?2";
+use crate::types::{Epoch, Origin, Seq, Value, Version, Wall};
 
 /// Instances go before their nodes and checks: one without its checks would look well.
-type Place = (Reverse<Name>, Key, TableId);
+pub(super) type Place = (Reverse<Name>, Key, TableId);
 
 impl Group<'_> {
     /// Begins a new epoch for this node's own writes: see
@@ -40,20 +38,26 @@ impl Group<'_> {
     ) -> Result<(Origin, (Origin, Version)), StorageError> {
         self.caller(StorageError::Failed, |group| {
             let me = group.store.now.origin;
-            let held = group.store.origins.heads();
-            let mine = held.iter().filter(|(origin, _)| origin.node == me.node);
-            let last = mine.map(|(origin, _)| origin.epoch).max().unwrap_or_default();
-            let last = last.max(me.epoch).max(above);
-            let epoch = last.0.checked_add(1).ok_or_else(|| {
-                let full = "this node has used up its epochs; give it a new id";
-                StorageError::Failed(full.to_owned())
-            })?;
-            let origin = Origin { epoch: Epoch(epoch), ..me };
+            let origin = group.next_origin(above)?;
             let trusted = group.store.now.trusted.min(group.store.origins.head(me));
             group.enter(origin, trusted).map_err(failed)?;
             group.done.push(Done::Epoch { origin, trusted });
             Ok((origin, (me, trusted)))
         })
+    }
+
+    /// Returns an origin of this node that never was.
+    pub(super) fn next_origin(&self, above: Epoch) -> Result<Origin, StorageError> {
+        let me = self.store.now.origin;
+        let held = self.store.origins.heads();
+        let mine = held.iter().filter(|(origin, _)| origin.node == me.node);
+        let last = mine.map(|(origin, _)| origin.epoch).max().unwrap_or_default();
+        let last = last.max(me.epoch).max(above);
+        let epoch = last.0.checked_add(1).ok_or_else(|| {
+            let full = "this node has used up its epochs; give it a new id";
+            StorageError::Failed(full.to_owned())
+        })?;
+        Ok(Origin { epoch: Epoch(epoch), ..me })
     }
 
     /// Goes on under the epoch that the store was opened with: `write` puts it down, and this
@@ -89,7 +93,11 @@ impl Group<'_> {
         self.store.now.origin = origin;
         self.store.now.trusted = Version(0);
         self.store.origins.set_back(ended, trusted);
-        self.renew(ended, trusted)
+        self.renew(ended, trusted)?;
+        // Of what was beyond nothing is left, and it may come back under the same names.
+        let ordinal = self.store.origins.ordinal(ended);
+        tombstones::look_again(&self.store.conn, ended, trusted)?;
+        log::forget_after(&self.store.conn, ordinal, trusted)
     }
 
     /// Stamps anew what the ended origin wrote: of owned rows all, of others what it wrote beyond
@@ -108,7 +116,8 @@ impl Group<'_> {
         for origin in held.into_iter().filter(is_past) {
             let of_origin = self.places_of(origin, Class::Owned, Version(0))?;
             for (name, key, table) in of_origin {
-                let clock = clocks::read(&self.store.conn, table, &key)?;
+                let Store { conn, origins, .. } = &*self.store;
+                let clock = clocks::read(conn, origins, table, &key)?;
                 if clock.is_some_and(|clock| clock.is_alive()) {
                     places.insert((name, key, table));
                 }
@@ -118,7 +127,11 @@ impl Group<'_> {
     }
 
     /// Writes rows in commits of bounded size.
-    fn write_places(&mut self, places: &BTreeSet<Place>, act: &Act) -> rusqlite::Result<()> {
+    pub(super) fn write_places(
+        &mut self,
+        places: &BTreeSet<Place>,
+        act: &Act,
+    ) -> rusqlite::Result<()> {
         let mut left = places.iter().peekable();
         while left.peek().is_some() {
             let store = &mut *self.store;
@@ -132,7 +145,7 @@ impl Group<'_> {
                 }
                 left.next();
             }
-            let (changeset, tables) = piece.finish();
+            let (changeset, tables) = piece.finish()?;
             let store = &mut *self.store;
             store.origins.advance(origin, version);
             let (seq, at) = (Seq::default(), store.now.at);
@@ -143,44 +156,79 @@ impl Group<'_> {
     }
 
     /// Lists the rows of tables of a class that hold a stamp of the origin beyond `after`.
-    fn places_of(
+    pub(super) fn places_of(
         &mut self,
         origin: Origin,
         class: Class,
         after: Version,
     ) -> rusqlite::Result<BTreeSet<Place>> {
-        let store = &mut *self.store;
-        let ordinal = store.origins.ordinal(origin);
-        let mut statement = store.conn.prepare_cached(SELECT_KEYS)?;
-        let mut rows = statement.query((ordinal, after.0.cast_signed()))?;
+        let store = &*self.store;
         let mut places = BTreeSet::new();
-        while let Some(row) = rows.next()? {
-            let table: TableId = row.get(0)?;
-            let entry = store.tables.entry(table);
+        let Some(ordinal) = store.origins.number_of(origin) else { return Ok(places) };
+        let all = (after, Version(u64::MAX));
+        log::visit(&store.conn, ordinal, all, |version, _, table, key| {
+            let Some(entry) = store.tables.get_entry(table) else { return Ok(true) };
             let name = &entry.name;
-            if Class::of(name) == class && !entry.is_dropped {
-                let key: Key = row.get_ref(1)?.as_blob()?.into();
+            let stamp = Stamp { origin, version };
+            let is_left = || log::is_left(&store.conn, &store.origins, stamp, (table, &key));
+            if Class::of(name) == class && !entry.is_dropped && is_left()? {
                 places.insert((Reverse(name.clone()), key, table));
             }
-        }
+            Ok(true)
+        })?;
         Ok(places)
     }
 }
 
 /// What is done to rows.
-enum Act {
-    Renew { ended: Origin, trusted: Version },
+pub(super) enum Act {
+    Renew {
+        ended: Origin,
+        trusted: Version,
+    },
     Withdraw,
+    /// Stamps anew what `ended` wrote of owned rows, and of others what this node wrote and a peer
+    /// with these heads does not hold.
+    Rejoin {
+        ended: Origin,
+        held: BTreeMap<Origin, Version>,
+    },
+    /// Says rows again, above lives of that length.
+    Begin {
+        length: u64,
+    },
+    /// Stamps anew what is beyond these heads.
+    Restamp {
+        heads: BTreeMap<Origin, Version>,
+    },
 }
 
 impl Act {
     fn on(&self, clock: &mut RowClock, class: Class, stamp: Stamp) {
-        match *self {
+        let beyond = |heads: &BTreeMap<Origin, Version>, old: Stamp| {
+            heads.get(&old.origin).is_none_or(|head| old.version > *head)
+        };
+        match self {
             Self::Withdraw => clock.deleted(stamp),
             Self::Renew { ended, trusted } => {
                 clock.restamp(stamp, |old| {
-                    old.origin == ended && (class == Class::Owned || old.version > trusted)
+                    old.origin == *ended && (class == Class::Owned || old.version > *trusted)
                 });
+            }
+            Self::Rejoin { ended, held } => {
+                clock.restamp(stamp, |old| {
+                    let is_mine = old.origin.node == stamp.origin.node;
+                    is_mine
+                        && old.origin != stamp.origin
+                        && match class {
+                            Class::Owned => old.origin == *ended,
+                            Class::Shared => beyond(held, old),
+                        }
+                });
+            }
+            Self::Begin { length } => clock.begun_again(*length, stamp),
+            Self::Restamp { heads } => {
+                clock.restamp(stamp, |old| beyond(heads, old));
             }
         }
     }
@@ -192,8 +240,12 @@ struct Piecework<'a> {
     names: &'a Tables,
     origins: &'a mut Origins,
     has_parked: &'a BTreeSet<TableId>,
+    hot: &'a mut Hot,
+    sums: &'a mut Sums,
+    sweeper: &'a mut Sweeper,
     stamp: Stamp,
     times: Times,
+    notes: Notes,
     telling: Telling<'a>,
     tables: Vec<TableEvents>,
     rows: usize,
@@ -202,14 +254,19 @@ struct Piecework<'a> {
 
 impl<'a> Piecework<'a> {
     fn new(store: &'a mut Store, (stamp, at): (Stamp, Wall)) -> Self {
+        let Store { conn, tables, origins, has_parked, hot, sums, sweeper, .. } = store;
         Self {
-            conn: &store.conn,
-            names: &store.tables,
-            origins: &mut store.origins,
-            has_parked: &store.has_parked,
+            conn,
+            names: tables,
+            origins,
+            has_parked,
+            hot,
+            sums,
+            sweeper,
             stamp,
             times: Times::from([(stamp, at)]),
-            telling: Telling::new(&store.conn, &store.tables, (stamp, at)),
+            notes: Notes::default(),
+            telling: Telling::new(conn, tables, (stamp, at)),
             tables: Vec::new(),
             rows: 0,
             bytes: 0,
@@ -218,8 +275,8 @@ impl<'a> Piecework<'a> {
 
     /// Writes a row; `false`: it has no room in this commit.
     fn write(&mut self, (Reverse(name), key, table): &Place, act: &Act) -> rusqlite::Result<bool> {
-        let place = (*table, &**key);
-        let Some(held) = clocks::read(self.conn, *table, key)? else { return Ok(true) };
+        let held = clocks::read(self.conn, self.origins, *table, key)?;
+        let Some(held) = held else { return Ok(true) };
         let mut clock = held.clone();
         act.on(&mut clock, Class::of(name), self.stamp);
         let left = self.telling.read(*table, key, &clock)?;
@@ -230,15 +287,34 @@ impl<'a> Piecework<'a> {
         }
         (self.rows, self.bytes) = (self.rows + 1, self.bytes + bytes);
         self.telling.add(*table, left);
+        self.sum(*table, key, (&held, &clock))?;
         if held.is_alive() && !clock.is_alive() {
             self.delete(*table, key)?;
         }
-        clocks::write(self.conn, self.origins, place, (Some(&held), &clock), &self.times)?;
+        let clocks = (Some(&held), &clock);
+        self.notes.write_clock(self.conn, self.origins, self.hot, (*table, key), clocks)?;
         Ok(true)
     }
 
-    fn finish(self) -> (Arc<Changeset>, Vec<TableEvents>) {
-        (self.telling.finish(), self.tables)
+    /// Notes the row's new clock in the sum of its table; its cells hold what they held.
+    fn sum(
+        &mut self,
+        table: TableId,
+        key: &Key,
+        (held, clock): (&RowClock, &RowClock),
+    ) -> rusqlite::Result<()> {
+        let ids: Vec<ColumnId> = held.cells().map(|(id, _)| id).collect();
+        let values = self.telling.values(table, key, ids.iter().copied())?;
+        let values: BTreeMap<ColumnId, Value> = ids.into_iter().zip(values).collect();
+        let value = |id| values.get(&id).unwrap_or(&Value::Null);
+        let entry = (table, self.names.entry(table));
+        self.notes.sums.turn(entry, key, Some((held, value)), Some((clock, value)));
+        Ok(())
+    }
+
+    fn finish(self) -> rusqlite::Result<(Arc<Changeset>, Vec<TableEvents>)> {
+        self.notes.close(self.conn, self.origins, (self.sums, self.sweeper), &self.times)?;
+        Ok((self.telling.finish(), self.tables))
     }
 
     fn delete(&mut self, table: TableId, key: &Key) -> rusqlite::Result<()> {

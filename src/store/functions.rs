@@ -3,6 +3,7 @@
 //! texts of megabytes takes longer than anyone waits, and looks at no deadline meanwhile. These do
 //! the same and refuse a long second argument.
 
+use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -58,7 +59,7 @@ fn replace(context: &Context<'_>) -> Result<Sql> {
     };
     // As SQLite's own, to whose C a text that begins with NUL is empty.
     if part.first().is_none_or(|byte| *byte == 0) {
-        return as_text(text);
+        return as_text(text.into_owned());
     }
     let Some(new) = bytes(context, 2)? else { return Ok(Sql::Null) };
     let mut made = Vec::with_capacity(text.len());
@@ -137,12 +138,12 @@ fn unhex(context: &Context<'_>) -> Result<Option<Vec<u8>>> {
 }
 
 /// Returns an argument as the text that SQLite would make of it; `None`: NULL.
-fn bytes(context: &Context<'_>, at: usize) -> Result<Option<Vec<u8>>> {
+fn bytes<'a>(context: &'a Context<'_>, at: usize) -> Result<Option<Cow<'a, [u8]>>> {
     Ok(match context.get_raw(at) {
         ValueRef::Null => None,
-        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => Some(bytes.to_vec()),
-        ValueRef::Integer(number) => Some(number.to_string().into_bytes()),
-        ValueRef::Real(number) => Some(real_text(number)?.into_bytes()),
+        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => Some(Cow::Borrowed(bytes)),
+        ValueRef::Integer(number) => Some(Cow::Owned(number.to_string().into_bytes())),
+        ValueRef::Real(number) => Some(Cow::Owned(real_text(number)?.into_bytes())),
     })
 }
 
@@ -162,7 +163,11 @@ fn real_text(number: f64) -> Result<String> {
 }
 
 /// Returns the argument that is looked for.
-fn pattern(context: &Context<'_>, at: usize, function: &str) -> Result<Option<Vec<u8>>> {
+fn pattern<'a>(
+    context: &'a Context<'_>,
+    at: usize,
+    function: &str,
+) -> Result<Option<Cow<'a, [u8]>>> {
     let bytes = bytes(context, at)?;
     if bytes.as_ref().is_some_and(|bytes| bytes.len() > PATTERN_BYTES_MAX) {
         return Err(refused(format!(

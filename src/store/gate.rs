@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
@@ -161,6 +161,11 @@ impl Gate {
         result
     }
 
+    /// Tells whether anybody waits for this connection.
+    pub fn is_waited_for(&self) -> bool {
+        self.shared.waiting.get().is_some_and(|waiting| waiting.is_over(Duration::ZERO))
+    }
+
     /// Returns why the last guarded work was refused, if it was.
     pub fn take_denied(&self) -> Option<String> {
         self.shared.denied.lock().unwrap_or_else(PoisonError::into_inner).take()
@@ -185,9 +190,7 @@ impl Gate {
         // A second one would be a second writer thread's; there is one.
         let _ = self.shared.waiting.set(waiting);
     }
-}
 
-impl Gate {
     /// From now on statements of the store's own, a table that is built anew or an index, tell the
     /// watchdog that they get on. Said once.
     pub fn echo_to(&self, echo: Echo) {

@@ -14,7 +14,7 @@ use rusqlite::ErrorCode;
 
 use super::apply::Merge;
 use super::capture::Net;
-use super::database::{Moment, NamesMark, Store, failed, fault_text};
+use super::database::{HeadsMark, Moment, NamesMark, Store, failed, fault_text};
 use super::local::{self, RecordError};
 use super::ops;
 use super::schema::{self, Mode, SCHEMA_TABLE, SchemaChange, SchemaError, SchemaRequest};
@@ -22,7 +22,7 @@ use super::sql::{Statement, Transacted};
 use super::statements::{self, SqlError};
 use crate::crdt::storage::StorageError;
 use crate::crdt::{Batch, Commit, Refusal, RowOp, Stamp};
-use crate::types::{Origin, Seq, Version, Wall};
+use crate::types::{Epoch, NodeId, Origin, Seq, Version, Wall};
 
 /// What SQLite says when the index beside the log cannot grow.
 const IOERR_SHMSIZE: std::ffi::c_int = 10 | (19 << 8);
@@ -53,6 +53,21 @@ pub(super) enum Done {
         trusted: Version,
     },
     Withdrawn,
+    Met(Vec<(NodeId, Epoch)>),
+    Collected {
+        heads: Vec<(Origin, Version)>,
+        forgotten: Vec<(NodeId, Epoch)>,
+        rows_max: usize,
+    },
+    Rejoined {
+        origin: Origin,
+        held: Vec<(Origin, Version)>,
+        length: u64,
+    },
+    Settled {
+        heads: Vec<(Origin, Version)>,
+        length: u64,
+    },
 }
 
 impl<'a> Group<'a> {
@@ -127,7 +142,8 @@ impl<'a> Group<'a> {
             |group| {
                 let store = &mut *group.store;
                 let failed = |error: rusqlite::Error| SchemaError::from(error);
-                let (writes, change) = schema::plan(request, &store.conn, &store.tables)?;
+                let (writes, change) =
+                    schema::plan(request, &store.conn, &store.tables, &store.origins)?;
                 let before = schema::asides(&store.conn).map_err(failed)?;
                 store.capture.start();
                 schema::write_rows(&store.conn, &writes).map_err(failed)?;
@@ -188,12 +204,11 @@ impl<'a> Group<'a> {
         if !self.is_begun {
             return Ok(Vec::new());
         }
-        let saved = self.store.origins.save(&self.store.conn);
-        if let Err(error) = saved.and_then(|()| self.run("COMMIT")) {
+        if let Err(error) = self.store.save().and_then(|()| self.run("COMMIT")) {
             return Err(StorageError::Failed(self.note_fault(&error)));
         }
         self.is_begun = false;
-        self.store.origins.settle();
+        self.store.settle();
         self.store.tell_asides(self.names);
         Ok(std::mem::take(&mut self.commits))
     }
@@ -215,28 +230,41 @@ impl<'a> Group<'a> {
                 return Err(failed(reason));
             }
         }
-        self.run("SAVEPOINT caller").map_err(|error| failed(fault_text(&error)))?;
+        // The first one's own transaction is the group's.
+        let is_first = self.done.is_empty() && self.commits.is_empty();
+        if !is_first {
+            self.run("SAVEPOINT caller").map_err(|error| failed(fault_text(&error)))?;
+        }
         let before = self.store.now;
-        let mark = self.store.origins.mark();
+        let mark = self.store.mark();
         let (commits, done) = (self.commits.len(), self.done.len());
         let names = self.store.mark_names();
         let result = work(self).and_then(|value| {
-            self.run("RELEASE caller").map_err(|error| failed(fault_text(&error)))?;
+            if !is_first {
+                self.run("RELEASE caller").map_err(|error| failed(fault_text(&error)))?;
+            }
             Ok(value)
         });
         if result.is_err() {
             self.store.capture.stop();
             self.store.now = before;
-            self.store.origins.undo_to(mark);
+            self.store.undo_to(mark);
             self.commits.truncate(commits);
             self.done.truncate(done);
-            self.roll_back_caller(names);
+            self.roll_back_caller(is_first, names);
         }
         result
     }
 
-    fn roll_back_caller(&mut self, names: NamesMark) {
-        let undone = if self.store.conn.is_autocommit() {
+    fn roll_back_caller(&mut self, is_first: bool, names: NamesMark) {
+        let undone = if is_first {
+            let is_over = self.store.conn.is_autocommit();
+            let ended = if is_over { Ok(()) } else { self.run("ROLLBACK") };
+            ended
+                .and_then(|()| self.store.forget_names_after(names))
+                .map(|()| self.is_begun = false)
+                .map_err(|error| self.note_fault(&error))
+        } else if self.store.conn.is_autocommit() {
             self.do_again()
         } else {
             self.run("ROLLBACK TO caller")
@@ -252,7 +280,7 @@ impl<'a> Group<'a> {
     /// Does the work of all callers again, after SQLite rolled everything back.
     fn do_again(&mut self) -> Result<(), String> {
         self.store.now = self.start;
-        self.store.origins.undo_to(0);
+        self.store.undo_to(HeadsMark::default());
         let commits = std::mem::take(&mut self.commits);
         let done = std::mem::take(&mut self.done);
         self.store
@@ -265,6 +293,17 @@ impl<'a> Group<'a> {
                 Done::Applied(batch) => self.merge(batch).map(drop).map_err(failed),
                 Done::Epoch { origin, trusted } => self.enter(*origin, *trusted).map_err(failed),
                 Done::Withdrawn => self.withdraw_all().map_err(failed),
+                Done::Met(members) => self.note_members(members).map_err(failed),
+                Done::Collected { heads, forgotten, rows_max } => {
+                    let done = self.drop_tombstones(heads, forgotten, *rows_max);
+                    done.map(drop).map_err(failed)
+                }
+                Done::Rejoined { origin, held, length } => {
+                    self.leave(*origin, held, *length).map_err(failed)
+                }
+                Done::Settled { heads, length } => {
+                    self.settle_down(heads, *length).map(drop).map_err(failed)
+                }
             };
             again.map_err(|error| error.to_string())?;
         }
@@ -309,8 +348,7 @@ impl<'a> Group<'a> {
         let version = store.origins.head(origin).next();
         let stamp = Stamp { origin, version };
         let made = (stamp, self.now);
-        let changeset =
-            local::record(&store.conn, &mut store.origins, &store.has_parked, made, nets)?;
+        let changeset = local::record(store, made, nets)?;
         store.origins.advance(origin, version);
         let mut tables = local::events(nets);
         if nets.iter().any(|net| schema::is_schema(&net.table.info.name)) {
@@ -328,13 +366,7 @@ impl<'a> Group<'a> {
 
     fn merge(&mut self, batch: &Batch) -> rusqlite::Result<Vec<(Origin, Version)>> {
         let store = &mut *self.store;
-        let mut merge = Merge::new(
-            &store.conn,
-            &mut store.tables,
-            &mut store.origins,
-            &mut store.has_parked,
-            store.now.origin,
-        );
+        let mut merge = Merge::new(store);
         let heads = merge.batch(batch)?;
         let mut tables = merge.write()?;
         let (refusals, quarantined) = (merge.refusals, merge.quarantined);
@@ -414,7 +446,7 @@ impl Drop for Group<'_> {
             let _ = self.run("ROLLBACK");
         }
         self.store.now = self.start;
-        self.store.origins.undo_to(0);
+        self.store.undo_to(HeadsMark::default());
         self.store.capture.stop();
         if let Err(error) = self.store.forget_names_after(self.names) {
             self.store.broken = Some(failed(error).to_string());
@@ -468,7 +500,7 @@ mod tests {
     use crate::crdt::storage::Storage;
     use crate::store::Waiting;
     use crate::store::trial::{ME, NOW, T, Trial, changes, events, in_memory, plain, run};
-    use crate::types::{Epoch, NodeId, Value};
+    use crate::types::Value;
 
     const ENDLESS: &str = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)
         INSERT INTO t SELECT 1000 + max(i), 1, 1 FROM n";

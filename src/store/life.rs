@@ -2,9 +2,10 @@
 //! so that the node must not go on counting where the file ends.
 //!
 //! Two marks say it: one in the database and one in a file beside it. A life that ended in order
-//! says so in the file, and both have a new mark then, so that no copy from that life has it. What the kernel holds outlives a killed process, so a life that ended
-//! otherwise has lost nothing as long as the machine has not been started afresh. Every doubt ends
-//! in a new epoch, which costs a few bytes on each node; a name given away twice costs consistency.
+//! says so in the file, and both have a new mark then, so that no copy from that life has it. What
+//! the kernel holds outlives a killed process, so a life that ended otherwise has lost nothing as
+//! long as the machine has not been started afresh. Every doubt ends in a new epoch, which costs a
+//! few bytes on each node; a name given away twice costs consistency.
 
 use std::fs;
 use std::io::{self, Write};
@@ -17,6 +18,14 @@ pub const LIFE_FILE: &str = "tribune.life";
 
 /// Names the machine's boot, on Linux.
 const BOOT_FILE: &str = "/proc/sys/kernel/random/boot_id";
+
+#[cfg(test)]
+thread_local! {
+    /// How often the machine was started, as a test's thread sees it.
+    pub static BOOTS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+    /// The seconds since 1970, as a test's thread sees them; `None`: as they are.
+    pub static SECONDS: std::cell::Cell<Option<u64>> = const { std::cell::Cell::new(None) };
+}
 
 /// What the database holds of its last life.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -50,6 +59,8 @@ impl Mark {
     /// Makes the mark of a life that begins now.
     pub fn new() -> Self {
         let boot = fs::read_to_string(BOOT_FILE).ok();
+        #[cfg(test)]
+        let boot = boot.map(|text| format!("{} {}", text.trim(), BOOTS.get()));
         Self {
             life: Some(Uuid::new_v4().into_bytes()),
             boot: boot.map(|text| text.trim().to_owned()).filter(|text| !text.is_empty()),

@@ -1,17 +1,20 @@
 //! What a local transaction becomes: new clocks, a version, and the changeset that tells of it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 use std::sync::Arc;
 
-use rusqlite::Connection;
+use rusqlite::{CachedStatement, Connection};
 
 use super::capture::Net;
-use super::clocks::{self, Times};
+use super::clocks::{self, Hot, Notes};
 use super::database::Store;
 use super::limits::{TRANSACTION_BYTES_MAX, TRANSACTION_CELLS_MAX};
+use super::log::Times;
 use super::origins::Origins;
 use super::parked;
-use super::tables::{Table, TableId};
+use super::tables::{Table, TableId, Tables};
+use crate::crdt::change::is_harmless;
 use crate::crdt::{
     CellChange, Changeset, Class, ColumnId, Key, Life, Name, RowChange, RowClock, RowEvent, Stamp,
     TableChanges, TableEvents,
@@ -38,7 +41,7 @@ struct Change<'a> {
     key: &'a Key,
     life: Life,
     /// Rising.
-    cells: Vec<(ColumnId, u64)>,
+    cells: Rc<[(ColumnId, u64)]>,
     row: Option<&'a [Value]>,
 }
 
@@ -51,7 +54,7 @@ pub fn without_unclaimed(store: &Store, mut nets: Vec<Net>) -> rusqlite::Result<
         if net.before != net.after {
             return true;
         }
-        let clock = clocks::read(&store.conn, net.table.id, &net.key);
+        let clock = store.hot.read(&store.conn, &store.origins, (net.table.id, &net.key));
         let clock = clock.unwrap_or_else(|error| {
             fault = Some(error);
             None
@@ -64,39 +67,179 @@ pub fn without_unclaimed(store: &Store, mut nets: Vec<Net>) -> rusqlite::Result<
 
 /// Writes the clocks of all rows, and returns the changeset.
 pub fn record(
-    conn: &Connection,
-    origins: &mut Origins,
-    has_parked: &BTreeSet<TableId>,
+    store: &mut Store,
     (stamp, at): (Stamp, Wall),
     nets: &[Net],
 ) -> Result<Changeset, RecordError> {
     check_size(nets)?;
-    // All clocks are read before any is written: a row that moved is told by its old one.
-    let mut held = Vec::with_capacity(nets.len());
-    for net in nets {
-        let from = match &net.moved_from {
-            Some(key) => clocks::read(conn, net.table.id, key)?.filter(RowClock::is_alive),
-            None => None,
-        };
-        held.push((clocks::read(conn, net.table.id, &net.key)?, from));
-    }
-    let times = Times::from([(stamp, at)]);
-    let mut tables: BTreeMap<&Name, (&Table, Vec<Change<'_>>)> = BTreeMap::new();
-    for (net, (held, from)) in nets.iter().zip(&held) {
-        let Some(clock) = next_clock(net, held.as_ref(), from.as_ref(), stamp) else { continue };
-        let place = (net.table.id, &*net.key);
-        clocks::write(conn, origins, place, (held.as_ref(), &clock), &times)?;
-        if has_parked.contains(&net.table.id) {
-            forget_parked(conn, net, &clock, stamp)?;
-        }
-        let mut cells: Vec<(ColumnId, u64)> = clock.cells_of(stamp).collect();
-        cells.sort_unstable();
-        let change = Change { key: &net.key, life: clock.life(), cells, row: net.after.as_deref() };
-        let table = tables.entry(&net.table.wire).or_insert_with(|| (&net.table, Vec::new()));
+    let Store { conn, origins, tables, has_parked, hot, sums, sweeper, now, .. } = store;
+    let moved = clocks_of_moved(conn, origins, nets)?;
+    let mut recorder = Recorder {
+        conn,
+        origins,
+        names: tables,
+        has_parked,
+        hot,
+        stamp,
+        length: now.length,
+        insert: conn.prepare_cached(clocks::INSERT_NEW)?,
+        notes: Notes::default(),
+        fresh: BTreeMap::new(),
+    };
+    let mut changed: BTreeMap<&Name, (&Table, Vec<Change<'_>>)> = BTreeMap::new();
+    for (nth, net) in nets.iter().enumerate() {
+        let Some(change) = recorder.record(net, moved.get(&nth))? else { continue };
+        let table = changed.entry(&net.table.wire).or_insert_with(|| (&net.table, Vec::new()));
         table.1.push(change);
     }
-    let tables = tables.into_values().map(|(table, changes)| travelling(table, changes)).collect();
+    let Recorder { notes, origins, .. } = recorder;
+    notes.close(conn, origins, (sums, sweeper), &Times::from([(stamp, at)]))?;
+    let tables = changed.into_values().map(|(table, changes)| travelling(table, changes)).collect();
     Ok(Changeset { stamp, at, tables })
+}
+
+/// Reads the old clocks of the rows that moved, before any clock is written: another row may have
+/// come to their places.
+fn clocks_of_moved(
+    conn: &Connection,
+    origins: &Origins,
+    nets: &[Net],
+) -> rusqlite::Result<BTreeMap<usize, RowClock>> {
+    let mut moved = BTreeMap::new();
+    for (nth, net) in nets.iter().enumerate() {
+        let Some(from) = &net.moved_from else { continue };
+        let clock = clocks::read(conn, origins, net.table.id, from)?;
+        moved.extend(clock.filter(RowClock::is_alive).map(|clock| (nth, clock)));
+    }
+    Ok(moved)
+}
+
+/// A transaction while its rows' clocks are written.
+struct Recorder<'a> {
+    conn: &'a Connection,
+    origins: &'a mut Origins,
+    names: &'a Tables,
+    has_parked: &'a BTreeSet<TableId>,
+    hot: &'a mut Hot,
+    stamp: Stamp,
+    /// How long rows lived whose tombstones were dropped.
+    length: u64,
+    insert: CachedStatement<'a>,
+    notes: Notes,
+    /// By table.
+    fresh: BTreeMap<TableId, Rc<Fresh>>,
+}
+
+/// What every row has that comes into being where none ever was.
+struct Fresh {
+    clock: RowClock,
+    record: Vec<u8>,
+    cells: Rc<[(ColumnId, u64)]>,
+}
+
+impl Recorder<'_> {
+    /// Writes a row's new clock. `None`: nothing that travels has changed.
+    fn record<'n>(
+        &mut self,
+        net: &'n Net,
+        from: Option<&RowClock>,
+    ) -> rusqlite::Result<Option<Change<'n>>> {
+        let table = net.table.id;
+        if net.before.is_none() && from.is_none() {
+            let fresh = self.fresh(&net.table);
+            let Fresh { clock, record, cells } = &*fresh;
+            if self.insert.execute((table, &*net.key, record))? > 0 {
+                self.notes.log.add(self.stamp, table, &net.key);
+                self.sum(net, None, clock, &parked::Values::new());
+                return Ok(Some(change(net, clock, Rc::clone(cells))));
+            }
+        }
+        let held = self.hot.read(self.conn, self.origins, (table, &net.key))?;
+        let dropped = self.dropped(&net.table);
+        let last = held.as_ref().or(dropped.as_ref());
+        let Some(clock) = next_clock(net, last, from, self.stamp) else { return Ok(None) };
+        let clocks = (held.as_ref(), &clock);
+        let place = (table, &net.key);
+        self.notes.write_clock(self.conn, self.origins, self.hot, place, clocks)?;
+        let aside = if self.has_parked.contains(&table) {
+            parked::read(self.conn, table, &net.key)?
+        } else {
+            parked::Values::new()
+        };
+        self.sum(net, held.as_ref(), &clock, &aside);
+        self.forget_parked(net, &clock, aside)?;
+        Ok(Some(change(net, &clock, cells_of(&clock, self.stamp))))
+    }
+
+    /// Returns the clock of a row that is not held, as far as it may have had one.
+    fn dropped(&self, table: &Table) -> Option<RowClock> {
+        // Where nothing is forgotten no life is above what is held.
+        RowClock::dropped(if is_harmless(&table.wire) { 0 } else { self.length })
+    }
+
+    fn fresh(&mut self, table: &Table) -> Rc<Fresh> {
+        let dropped = self.dropped(table);
+        let fresh = self.fresh.entry(table.id).or_insert_with(|| {
+            let clock = RowClock::inserted(dropped.as_ref(), self.stamp, table.cell_ids());
+            let record = clocks::encode(self.origins, &clock);
+            let cells = cells_of(&clock, self.stamp);
+            Rc::new(Fresh { clock, record, cells })
+        });
+        Rc::clone(fresh)
+    }
+
+    fn sum(
+        &mut self,
+        net: &Net,
+        held: Option<&RowClock>,
+        clock: &RowClock,
+        aside: &parked::Values,
+    ) {
+        let table = (net.table.id, self.names.entry(net.table.id));
+        let before = net.before.as_deref();
+        let before = held.map(|held| (held, held_in(&net.table, before, aside)));
+        let after = Some((clock, held_in(&net.table, net.after.as_deref(), aside)));
+        self.notes.sums.turn(table, &net.key, before, after);
+    }
+
+    /// Parked values go with the cells they belong to.
+    fn forget_parked(
+        &self,
+        net: &Net,
+        clock: &RowClock,
+        mut values: parked::Values,
+    ) -> rusqlite::Result<()> {
+        if values.is_empty() {
+            return Ok(());
+        }
+        let stamp = self.stamp;
+        values.retain(|column, _| clock.cell(*column).is_some_and(|cell| cell.stamp != stamp));
+        let left = values.iter().map(|(column, value)| (*column, value, None));
+        parked::write(self.conn, (net.table.id, &net.key), left)
+    }
+}
+
+/// Lists the cells that a stamp wrote, with their counts.
+fn cells_of(clock: &RowClock, stamp: Stamp) -> Rc<[(ColumnId, u64)]> {
+    let mut cells: Vec<(ColumnId, u64)> = clock.cells_of(stamp).collect();
+    cells.sort_unstable();
+    cells.into()
+}
+
+fn change<'n>(net: &'n Net, clock: &RowClock, cells: Rc<[(ColumnId, u64)]>) -> Change<'n> {
+    Change { key: &net.key, life: clock.life(), cells, row: net.after.as_deref() }
+}
+
+/// Finds what a row's cells hold: in the row, or else aside.
+fn held_in<'a>(
+    table: &'a Table,
+    row: Option<&'a [Value]>,
+    aside: &'a parked::Values,
+) -> impl Fn(ColumnId) -> &'a Value {
+    move |id| match (table.place(id), row) {
+        (Some(place), Some(row)) => &row[place],
+        _ => aside.get(&id).unwrap_or(&Value::Null),
+    }
 }
 
 /// Returns the row's new clock; `None`: nothing that travels has changed.
@@ -149,23 +292,6 @@ fn changed<'a>(
         .map(|(_, column)| column.id)
 }
 
-/// Parked values go with the cells they belong to.
-fn forget_parked(
-    conn: &Connection,
-    net: &Net,
-    clock: &RowClock,
-    stamp: Stamp,
-) -> rusqlite::Result<()> {
-    let place = (net.table.id, &*net.key);
-    let mut values = parked::read(conn, place.0, place.1)?;
-    if values.is_empty() {
-        return Ok(());
-    }
-    values.retain(|column, _| clock.cell(*column).is_some_and(|cell| cell.stamp != stamp));
-    let left = values.iter().map(|(column, value)| (*column, value, None));
-    parked::write(conn, place, left)
-}
-
 fn check_size(nets: &[Net]) -> Result<(), RecordError> {
     let (mut cells, mut bytes) = (0, 0);
     for net in nets {
@@ -191,14 +317,18 @@ fn check_size(nets: &[Net]) -> Result<(), RecordError> {
 
 fn travelling(table: &Table, mut changes: Vec<Change<'_>>) -> TableChanges {
     changes.sort_unstable_by_key(|change| change.key);
-    let used: BTreeSet<ColumnId> =
-        changes.iter().flat_map(|change| change.cells.iter().map(|(id, _)| *id)).collect();
-    let used: Vec<ColumnId> = used.into_iter().collect();
+    // By column id: its number in this change, for those that occur.
+    let mut numbers: Vec<Option<u16>> = vec![None; table.places.len()];
+    for (id, _) in changes.iter().flat_map(|change| change.cells.iter()) {
+        numbers[usize::from(id.0)] = Some(0);
+    }
+    let used: Vec<ColumnId> =
+        (0..).zip(&numbers).filter_map(|(id, number)| number.map(|_| ColumnId(id))).collect();
+    for (number, id) in (0..).zip(&used) {
+        numbers[usize::from(id.0)] = Some(number);
+    }
     let place_of = |id: ColumnId| table.place(id).expect("local writes are to known columns");
-    let number_of = |id: ColumnId| {
-        let number = used.partition_point(|other| *other < id);
-        u16::try_from(number).expect("there are as many columns as column ids at most")
-    };
+    let number_of = |id: ColumnId| numbers[usize::from(id.0)].expect("it was counted above");
     let rows = changes.iter().map(|change| {
         let cells = change.cells.iter().map(|(id, count)| CellChange {
             column: number_of(*id),

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 use rusqlite::hooks::Wal;
@@ -26,6 +27,10 @@ pub const WAL_BYTES_WORTH: u64 = 4 << 20;
 pub const WAL_BYTES_MAX: u64 = 256 << 20;
 
 const _: () = assert!(WAL_BYTES_WORTH < WAL_BYTES_MAX);
+
+/// How long a sweep of the log of versions holds the write lock, and how long it goes on in all.
+const SLICE: Duration = Duration::from_millis(50);
+const SWEEP_TIME: Duration = Duration::from_secs(2);
 
 /// The size of a database page: SQLite's default, which no setting of ours changes.
 const PAGE_BYTES: u64 = 4_096;
@@ -122,11 +127,26 @@ impl Store {
         let checkpoint = self.keep_log_small();
         // A disk that failed is left alone; and what fails here is the disk.
         if self.broken.is_none()
-            && let Err(error) = self.sweep_dropped()
+            && let Err(error) = self.sweep_dropped().and_then(|()| self.sweep_log())
         {
             return Err(StorageError::Failed(self.note_fault(&error)));
         }
         checkpoint
+    }
+
+    /// Sweeps the log of versions for as long as there is much to do and nobody waits. Each commit
+    /// sweeps as much as it leaves idle, so this is what many of them that were too small have left.
+    fn sweep_log(&mut self) -> rusqlite::Result<()> {
+        let begun = Instant::now();
+        while self.sweeper.is_due() && !self.gate.is_waited_for() && begun.elapsed() < SWEEP_TIME {
+            let transaction = self.conn.unchecked_transaction()?;
+            let slice = Instant::now();
+            while self.sweeper.is_due() && !self.gate.is_waited_for() && slice.elapsed() < SLICE {
+                self.sweeper.run(&self.conn, &self.origins)?;
+            }
+            transaction.commit()?;
+        }
+        Ok(())
     }
 
     fn keep_log_small(&mut self) -> Result<Option<Checkpoint>, StorageError> {
@@ -213,8 +233,9 @@ fn file_bytes_of_wal(database: &Path) -> u64 {
 #[cfg(test)]
 mod tests {
     use std::ops::ControlFlow;
-    use std::sync::atomic::{AtomicBool, Ordering};
-    use std::time::{Duration, Instant};
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
 
     use crate::store::readers::{QueryError, QueryEvent, Readers};
     use crate::store::trial::{T, Trial, plain};

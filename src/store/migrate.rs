@@ -9,18 +9,20 @@ use super::open::OpenError;
 pub const APPLICATION_ID: i32 = 0x5472_6962;
 
 /// All migrations, oldest first.
-const MIGRATIONS: [&str; 7] = [
+const MIGRATIONS: [&str; 6] = [
     include_str!("../../migrations/0001_node.sql"),
     include_str!("../../migrations/0002_rows.sql"),
     include_str!("../../migrations/0003_parked.sql"),
     include_str!("../../migrations/0004_checks.sql"),
-    include_str!("../../migrations/0005_life.sql"),
-    include_str!("../../migrations/0006_schema.sql"),
-    include_str!("../../migrations/0007_tombstones.sql"),
+    include_str!("../../migrations/0005_schema.sql"),
+    include_str!("../../migrations/0006_tombstones.sql"),
 ];
 
+/// The version that the first migration makes. Smaller ones were never released.
+const FIRST: i32 = 8;
+
 /// The version of the tables that this program makes and reads.
-pub const VERSION: i32 = MIGRATIONS.len() as i32;
+pub const VERSION: i32 = FIRST + MIGRATIONS.len() as i32 - 1;
 
 /// Says whether a database is one that this program may change, and how many migrations it has
 /// seen.
@@ -42,6 +44,9 @@ pub fn check(conn: &Connection, path: &str) -> Result<i32, OpenError> {
     if version > VERSION {
         return Err(OpenError::Newer { path: path.to_owned(), found: version, known: VERSION });
     }
+    if !is_fresh && version < FIRST {
+        return Err(OpenError::Unreleased { path: path.to_owned(), found: version });
+    }
     Ok(version)
 }
 
@@ -59,7 +64,8 @@ fn run(conn: &mut Connection, held: i32) -> rusqlite::Result<()> {
         return Ok(());
     }
     let transaction = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    for migration in &MIGRATIONS[usize::try_from(held).unwrap_or(0)..] {
+    let done = usize::try_from(held + 1 - FIRST).unwrap_or(0);
+    for migration in &MIGRATIONS[done..] {
         transaction.execute_batch(migration)?;
     }
     transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
@@ -92,6 +98,9 @@ mod tests {
         conn.pragma_update(None, "user_version", VERSION + 1).unwrap();
         let error = migrate(&mut conn, "x.db").unwrap_err();
         assert!(error.to_string().contains("newer"), "{error}");
+        conn.pragma_update(None, "user_version", FIRST - 1).unwrap();
+        let error = migrate(&mut conn, "x.db").unwrap_err();
+        assert!(error.to_string().contains("before the first release"), "{error}");
         conn.pragma_update(None, "application_id", 7).unwrap();
         let error = migrate(&mut conn, "x.db").unwrap_err();
         assert!(matches!(error, OpenError::Foreign { application_id: 7, .. }), "{error}");

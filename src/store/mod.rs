@@ -16,11 +16,14 @@ mod functions;
 mod gate;
 mod group;
 mod guard;
+#[cfg(test)]
+mod histories;
 mod hook;
 pub mod image;
 mod life;
 pub mod limits;
 mod local;
+mod log;
 pub mod maintain;
 mod migrate;
 mod names;
@@ -31,11 +34,13 @@ mod parked;
 #[cfg(test)]
 mod power_loss;
 pub mod readers;
+mod rejoin;
 pub mod restore;
 pub mod schema;
 pub mod sql;
 mod statements;
 mod storage;
+mod sums;
 mod tables;
 mod tombstones;
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -70,6 +70,10 @@ pub enum OpenError {
         "{path} was written by a newer tribune (its tables have version {found}, this program knows {known}); start that one, or restore a backup from before the upgrade"
     )]
     Newer { path: String, found: i32, known: i32 },
+    #[error(
+        "{path} was written by a build from before the first release (its tables have version {found}); move it away, and the node starts over from its peers"
+    )]
+    Unreleased { path: String, found: i32 },
     #[error("{path} is damaged ({detail}); move it away, and the node starts over from its peers")]
     Damaged { path: String, detail: String },
     #[error(
@@ -157,8 +161,8 @@ pub fn lock_directory(data_dir: &Path) -> Result<DirectoryLock, OpenError> {
     Ok(DirectoryLock { _file: file })
 }
 
-/// Where a database says whether its commits go to a log first: 2, or into itself: 1.
-const HEADER_JOURNAL: usize = 18;
+/// Where a database says, twice, whether its commits go to a log first: 2, or into itself: 1.
+pub(super) const HEADER_JOURNAL: u64 = 18;
 
 /// Opens the writer's connection on a database file, and looks whether the file is whole when it
 /// was not closed in order.
@@ -221,9 +225,10 @@ pub fn has_log(database: &Path) -> bool {
 /// of the old one over those of the backup. A copy that SQLite's `.backup` made says that it has a
 /// log, and cannot be told from the database that was there: `tribune restore` removes the old log.
 fn set_foreign_log_aside(path: &Path) -> io::Result<()> {
-    let mut header = [0; 20];
-    let is_read = File::open(path).and_then(|mut file| file.read_exact(&mut header));
-    if is_read.is_err() || header[HEADER_JOURNAL..] != [1, 1] || !has_log(path) {
+    let mut journal = [0; 2];
+    let is_read =
+        File::open(path).and_then(|file| file.read_exact_at(&mut journal, HEADER_JOURNAL));
+    if is_read.is_err() || journal != [1, 1] || !has_log(path) {
         return Ok(());
     }
     let log = wal_path(path);

@@ -1,18 +1,20 @@
 //! How far this node holds each origin's versions, and the small numbers that stand for origins.
-//! The table is written once a group; until then a mark leads back to what was before.
+//! What changed is written once a group; until then a mark leads back to what was before.
 
 use std::collections::BTreeMap;
 
-use rusqlite::Connection;
 use rusqlite::types::Type;
+use rusqlite::{Connection, OptionalExtension};
 
 use crate::types::{Origin, Version};
 
-const SELECT: &str = "SELECT ordinal, origin, head FROM __tribune_origins";
-const UPSERT: &str = "INSERT INTO __tribune_origins (ordinal, origin, head) VALUES (?1, ?2, ?3)
-    ON CONFLICT (ordinal) DO UPDATE SET head = excluded.head";
+const SELECT_AFTER: &str = "SELECT ordinal, origin, value FROM __tribune_origins
+    LEFT JOIN __tribune_heads ON id = ordinal WHERE ordinal > ?1 ORDER BY ordinal";
+const SELECT_HEAD: &str = "SELECT value FROM __tribune_heads WHERE id = ?1";
+const INSERT: &str = "INSERT OR IGNORE INTO __tribune_origins (ordinal, origin) VALUES (?1, ?2)";
+const UPSERT_HEAD: &str = "REPLACE INTO __tribune_heads (id, value) VALUES (?1, ?2)";
 
-/// A number that stands for an origin in this node's tables.
+/// A number that stands for an origin in this node's tables: from 1, without holes.
 pub type Ordinal = i64;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,25 +27,57 @@ struct Held {
 #[derive(Debug, Default)]
 pub struct Origins {
     held: BTreeMap<Origin, Held>,
+    /// By ordinal, the first at 0.
+    numbered: Vec<Origin>,
     /// What was changed since the last [`Origins::settle`], oldest first, and what it was before.
     changes: Vec<(Origin, Option<Held>)>,
 }
 
 impl Origins {
     pub fn read(conn: &Connection) -> rusqlite::Result<Self> {
-        let mut statement = conn.prepare(SELECT)?;
-        let mut rows = statement.query([])?;
         let mut origins = Self::default();
-        while let Some(row) = rows.next()? {
-            let bytes: Vec<u8> = row.get(1)?;
-            let origin = Origin::from_bytes(&bytes).ok_or_else(|| {
-                let damage = format!("an origin has {} bytes", bytes.len());
-                rusqlite::Error::FromSqlConversionFailure(1, Type::Blob, damage.into())
-            })?;
-            let head = Version(row.get::<_, i64>(2)?.cast_unsigned());
-            origins.held.insert(origin, Held { ordinal: row.get(0)?, head });
-        }
+        origins.read_further(conn)?;
         Ok(origins)
+    }
+
+    /// Reads, from a database that another connection writes, the origins that are new to it and the
+    /// head of one. The heads of others stay as they were read.
+    pub fn renew(&mut self, conn: &Connection, origin: Origin) -> rusqlite::Result<()> {
+        self.read_further(conn)?;
+        if let Some(held) = self.held.get_mut(&origin) {
+            let mut statement = conn.prepare_cached(SELECT_HEAD)?;
+            let head =
+                statement.query_row([held.ordinal], |row| row.get::<_, i64>(0)).optional()?;
+            held.head = Version(head.unwrap_or(0).cast_unsigned());
+        }
+        Ok(())
+    }
+
+    fn read_further(&mut self, conn: &Connection) -> rusqlite::Result<()> {
+        let origins = self;
+        let mut statement = conn.prepare_cached(SELECT_AFTER)?;
+        let mut rows = statement.query([origins.next_ordinal() - 1])?;
+        while let Some(row) = rows.next()? {
+            let damaged = |damage: String| {
+                rusqlite::Error::FromSqlConversionFailure(1, Type::Blob, damage.into())
+            };
+            let (ordinal, bytes): (Ordinal, Vec<u8>) = (row.get(0)?, row.get(1)?);
+            let origin = Origin::from_bytes(&bytes)
+                .ok_or_else(|| damaged(format!("an origin has {} bytes", bytes.len())))?;
+            if ordinal != origins.next_ordinal() {
+                return Err(damaged(format!("no origin has the number {}", ordinal - 1)));
+            }
+            let head = row.get::<_, Option<i64>>(2)?.unwrap_or(0);
+            origins.numbered.push(origin);
+            origins.held.insert(origin, Held { ordinal, head: Version(head.cast_unsigned()) });
+        }
+        Ok(())
+    }
+
+    /// Returns what a number stands for.
+    pub fn of_number(&self, ordinal: Ordinal) -> Option<Origin> {
+        let place = usize::try_from(ordinal).ok()?.checked_sub(1)?;
+        self.numbered.get(place).copied()
     }
 
     /// Returns how far the origin's versions are held; 0: not at all.
@@ -68,6 +102,7 @@ impl Origins {
             return held.ordinal;
         }
         let ordinal = self.next_ordinal();
+        self.numbered.push(origin);
         self.set(origin, Held { ordinal, head: Version(0) });
         ordinal
     }
@@ -100,20 +135,26 @@ impl Origins {
         for (origin, before) in self.changes.drain(mark..).rev() {
             match before {
                 Some(before) => self.held.insert(origin, before),
-                None => self.held.remove(&origin),
+                None => {
+                    self.numbered.pop();
+                    self.held.remove(&origin)
+                }
             };
         }
     }
 
     /// Writes what was changed since the last [`Origins::settle`].
     pub fn save(&self, conn: &Connection) -> rusqlite::Result<()> {
-        let mut statement = conn.prepare_cached(UPSERT)?;
         let mut changed: Vec<Origin> = self.changes.iter().map(|(origin, _)| *origin).collect();
         changed.sort_unstable();
         changed.dedup();
         for origin in changed {
             let held = self.held[&origin];
-            statement.execute((held.ordinal, origin.to_bytes(), held.head.0.cast_signed()))?;
+            if self.changes.contains(&(origin, None)) {
+                conn.prepare_cached(INSERT)?.execute((held.ordinal, origin.to_bytes()))?;
+            }
+            let head = (held.ordinal, held.head.0.cast_signed());
+            conn.prepare_cached(UPSERT_HEAD)?.execute(head)?;
         }
         Ok(())
     }
@@ -131,7 +172,7 @@ impl Origins {
     }
 
     fn next_ordinal(&self) -> Ordinal {
-        self.held.values().map(|held| held.ordinal).max().unwrap_or(0) + 1
+        i64::try_from(self.numbered.len()).expect("origins are fewer than there are numbers") + 1
     }
 }
 

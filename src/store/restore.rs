@@ -10,11 +10,11 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::backup::{forget_life, is_same_file, shm_path};
 use super::copy::{
-    self, Copied, CopyError, Doing, Partial, Progress, Watch, bytes_of, quick_check, sync_directory,
+    self, Copied, CopyError, Doing, Partial, Progress, Watch, quick_check, sync_directory,
 };
 use super::database::{Identity, identity_of};
 use super::image::{Image, ImageError, open_image, open_still};
-use super::open::{DATABASE_FILE, LOCK_FILE, OpenError, lock_directory, wal_path};
+use super::open::{DATABASE_FILE, LOCK_FILE, OpenError, has_log, lock_directory, wal_path};
 use crate::types::{ClusterId, NodeId, Origin};
 
 /// What makes the data another node's: it takes a name of its own at its next start.
@@ -24,8 +24,8 @@ const FORGET_CHECKS: &str = "DELETE FROM __tribune_checks";
 const FORGET_CLUSTER: &str = "UPDATE __tribune_node SET cluster = NULL";
 const SELECT_ORIGINS: &str = "SELECT origin FROM __tribune_origins";
 /// An origin that is heard of, and of which nothing is held.
-const REMEMBER_ORIGIN: &str = "INSERT INTO __tribune_origins (ordinal, origin, head)
-    VALUES ((SELECT coalesce(max(ordinal), 0) + 1 FROM __tribune_origins), ?1, 0)
+const REMEMBER_ORIGIN: &str = "INSERT INTO __tribune_origins (ordinal, origin)
+    VALUES ((SELECT coalesce(max(ordinal), 0) + 1 FROM __tribune_origins), ?1)
     ON CONFLICT (origin) DO NOTHING";
 
 /// What to restore, and where to.
@@ -314,7 +314,7 @@ fn empty_log(database: &Path) -> bool {
     let moved = Connection::open_with_flags(database, flags).and_then(|conn| {
         conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0))
     });
-    moved.is_ok_and(|is_busy| is_busy == 0) && bytes_of(&wal_path(database)) == 0
+    moved.is_ok_and(|is_busy| is_busy == 0) && !has_log(database)
 }
 
 fn remove(path: &Path) -> std::io::Result<()> {

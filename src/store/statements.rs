@@ -8,8 +8,9 @@ use std::time::Instant;
 use rusqlite::{Connection, ErrorCode};
 
 use super::bind::bind;
+use super::capture::Capture;
 use super::database::{Store, fault_text};
-use super::gate::Ended;
+use super::gate::{Ended, Gate};
 use super::limits::{RETURNED_BYTES_MAX, YIELD_GRACE};
 use super::sql::{Outcome, Statement};
 use super::unfolding;
@@ -47,15 +48,20 @@ pub(super) fn run(
 ) -> Result<Vec<Outcome>, SqlError> {
     let mut outcomes = Vec::with_capacity(statements.len());
     let mut returned_bytes = 0;
-    for (index, statement) in statements.iter().enumerate() {
+    while let Some(first) = statements.get(outcomes.len()) {
+        // What is said again and again is prepared once.
+        let run = statements[outcomes.len()..].iter().take_while(|next| next.sql == first.sql);
+        let run = &statements[outcomes.len()..][..run.count()];
         let gate = store.gate.clone();
         if let Some(ended) = gate.is_over(deadline) {
             return Err(ended.into());
         }
-        let is_vetted = store.vetted.contains(&statement.sql);
-        let result = gate
-            .guarded(deadline, || run_one(&store.conn, statement, is_vetted, &mut returned_bytes));
-        let outcome = result.map_err(|fault| {
+        let is_vetted = store.vetted.contains(&first.sql);
+        let watched = Watched { gate: &gate, capture: &store.capture, deadline };
+        let result = gate.guarded(deadline, || {
+            run_alike(&store.conn, run, is_vetted, &watched, (&mut returned_bytes, &mut outcomes))
+        });
+        result.map_err(|fault| {
             if let Some(ended) = gate.ended() {
                 return ended.into();
             }
@@ -63,22 +69,26 @@ pub(super) fn run(
                 Fault::Database(message) => SqlError::Failed(message),
                 Fault::Statement(message) => {
                     let message = gate.take_denied().unwrap_or(message);
-                    SqlError::Statement { index, message }
+                    SqlError::Statement { index: outcomes.len(), message }
                 }
+                Fault::Ended(ended) => ended.into(),
             }
         })?;
-        if let Some(message) = store.capture.fault() {
-            return Err(SqlError::Statement { index, message });
-        }
         if !is_vetted {
             if store.vetted.len() >= VETTED_MAX {
                 store.vetted.clear();
             }
-            store.vetted.insert(statement.sql.clone());
+            store.vetted.insert(first.sql.clone());
         }
-        outcomes.push(outcome);
     }
     Ok(outcomes)
+}
+
+/// What may end a transaction between two statements.
+struct Watched<'a> {
+    gate: &'a Gate,
+    capture: &'a Capture,
+    deadline: Option<Instant>,
 }
 
 impl From<Ended> for SqlError {
@@ -93,6 +103,7 @@ impl From<Ended> for SqlError {
 enum Fault {
     Statement(String),
     Database(String),
+    Ended(Ended),
 }
 
 impl From<rusqlite::Error> for Fault {
@@ -112,29 +123,48 @@ impl From<rusqlite::Error> for Fault {
     }
 }
 
-fn run_one(
+/// Runs statements of one text, and adds their outcomes up to the first that fails.
+fn run_alike(
     conn: &Connection,
-    statement: &Statement,
+    statements: &[Statement],
     is_vetted: bool,
-    returned_bytes: &mut usize,
-) -> Result<Outcome, Fault> {
-    let start = Instant::now();
+    watched: &Watched<'_>,
+    (returned_bytes, outcomes): (&mut usize, &mut Vec<Outcome>),
+) -> Result<(), Fault> {
+    let sql = &*statements[0].sql;
+    let mut start = Instant::now();
     // The cache also holds statements of the store itself, which no user may run: only a text
     // that was prepared under the authorizer before is looked up there.
-    let mut outcome = if is_vetted {
-        execute(&mut *conn.prepare_cached(&statement.sql)?, conn, statement, returned_bytes)?
+    let (mut cached, mut fresh);
+    let prepared: &mut rusqlite::Statement<'_> = if is_vetted {
+        cached = conn.prepare_cached(sql)?;
+        &mut cached
     } else {
-        if let Some(reason) = unfolding::refusal(&statement.sql) {
+        if let Some(reason) = unfolding::refusal(sql) {
             return Err(Fault::Statement(reason));
         }
-        let mut prepared = conn.prepare(&statement.sql)?;
-        if prepared.expanded_sql().is_none() {
+        fresh = conn.prepare(sql)?;
+        if fresh.expanded_sql().is_none() {
             return Err(Fault::Statement("the statement is empty".to_owned()));
         }
-        execute(&mut prepared, conn, statement, returned_bytes)?
+        &mut fresh
     };
-    outcome.took = start.elapsed();
-    Ok(outcome)
+    for (nth, statement) in statements.iter().enumerate() {
+        if nth > 0
+            && let Some(ended) = watched.gate.is_over(watched.deadline)
+        {
+            return Err(Fault::Ended(ended));
+        }
+        let mut outcome = execute(prepared, conn, statement, returned_bytes)?;
+        if let Some(message) = watched.capture.fault() {
+            return Err(Fault::Statement(message));
+        }
+        let end = Instant::now();
+        outcome.took = end - start;
+        start = end;
+        outcomes.push(outcome);
+    }
+    Ok(())
 }
 
 fn execute(

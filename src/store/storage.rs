@@ -1,16 +1,14 @@
 //! The store as the core knows it: [`Storage`], with a group for each call.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::changes::{Reader, load};
+use super::changes::load;
 use super::clocks;
 use super::database::{Store, failed};
-use crate::crdt::fingerprint::row_hash;
 use crate::crdt::storage::{
     Begun, Collected, Extract, Floor, Inspected, Settled, Storage, StorageError,
 };
-use crate::crdt::{Batch, ColumnId, Commit, Key, Refusal, RowOp, pack};
+use crate::crdt::{Batch, Commit, Key, Refusal, RowOp, pack};
 use crate::types::{Epoch, NodeId, Origin, Value, Version, Wall};
 
 impl Storage for Store {
@@ -38,7 +36,8 @@ impl Storage for Store {
         bytes_max: usize,
     ) -> Result<Extract, StorageError> {
         // No transaction is needed: this connection is the only one that writes.
-        load(&self.conn, &self.tables, origin, after, bytes_max).map_err(failed)
+        let parts = (&self.conn, &self.tables, &self.origins);
+        load(parts, origin, after, bytes_max).map_err(failed)
     }
 
     fn heads(&self) -> Result<Vec<(Origin, Version)>, StorageError> {
@@ -59,7 +58,8 @@ impl Storage for Store {
     }
 
     fn fingerprint(&self) -> Result<u64, StorageError> {
-        self.sum_of_rows().map_err(failed)
+        let tables = (0..).zip(self.tables.entries());
+        Ok(tables.fold(0, |sum, (id, table)| sum.wrapping_add(self.sums.of(id, table))))
     }
 
     fn floor(&self) -> Result<Floor, StorageError> {
@@ -67,11 +67,13 @@ impl Storage for Store {
     }
 
     fn tombstones(&self) -> Result<u64, StorageError> {
-        self.count_tombstones().map_err(failed)
+        Ok(self.count_tombstones())
     }
 
     fn meet(&mut self, members: &[(NodeId, Epoch)]) -> Result<(), StorageError> {
-        self.note_members(members)
+        let mut group = self.group(Wall(0));
+        group.meet(members)?;
+        group.commit().map(drop)
     }
 
     fn collect(
@@ -80,28 +82,34 @@ impl Storage for Store {
         forgotten: &[(NodeId, Epoch)],
         rows_max: usize,
     ) -> Result<Collected, StorageError> {
-        self.drop_tombstones(heads, forgotten, rows_max)
+        let mut group = self.group(Wall(0));
+        let (collected, _) = group.collect(heads, forgotten, rows_max)?;
+        group.commit()?;
+        Ok(collected)
     }
 
     fn rejoin(
         &mut self,
-        _now: Wall,
-        _held: &[(Origin, Version)],
-        _length: u64,
+        now: Wall,
+        held: &[(Origin, Version)],
+        length: u64,
     ) -> Result<Begun, StorageError> {
-        let words = "this node was away for too long, and cannot take over all rows in place yet: \
-                     give it an empty data directory";
-        Err(StorageError::Failed(words.to_owned()))
+        let mut group = self.group(now);
+        let (origin, ended) = group.rejoin(held, length)?;
+        let commits = group.commit()?.into_iter().map(Arc::unwrap_or_clone).collect();
+        Ok(Begun { origin, ended: (ended, Version(0)), commits })
     }
 
     fn settle(
         &mut self,
-        _now: Wall,
+        now: Wall,
         heads: &[(Origin, Version)],
         length: u64,
     ) -> Result<Settled, StorageError> {
-        self.note_settled(heads, length)?;
-        Ok(Settled::default())
+        let mut group = self.group(now);
+        let settled = group.settle(heads, length)?;
+        let commits = group.commit()?.into_iter().map(Arc::unwrap_or_clone).collect();
+        Ok(Settled { commits, ..settled })
     }
 
     fn inspect(&self, table: &str, key: &[Value]) -> Result<Option<Inspected>, StorageError> {
@@ -121,36 +129,6 @@ impl Store {
         self.now.quarantined
     }
 
-    fn sum_of_rows(&self) -> rusqlite::Result<u64> {
-        let sql = "SELECT tbl, key, clock FROM __tribune_rows";
-        let mut statement = self.conn.prepare_cached(sql)?;
-        let mut rows = statement.query([])?;
-        let mut reader =
-            Reader { conn: &self.conn, tables: &self.tables, has_parked: BTreeMap::new() };
-        let mut sum = 0_u64;
-        while let Some(row) = rows.next()? {
-            let table = row.get(0)?;
-            let entry = self.tables.entry(table);
-            if entry.is_dropped {
-                continue;
-            }
-            let key: Key = row.get_ref(1)?.as_blob()?.into();
-            let clock = clocks::decode(row.get_ref(2)?.as_blob()?)?;
-            if !clock.is_alive() {
-                continue;
-            }
-            let kept = || clock.cells().filter(|(id, _)| !entry.dropped.contains(id));
-            let ids: Vec<ColumnId> = kept().map(|(id, _)| id).collect();
-            let values =
-                if ids.is_empty() { Vec::new() } else { reader.values(table, &key, ids)? };
-            let cells = kept()
-                .zip(&values)
-                .map(|((id, clock), value)| (&*entry.columns[usize::from(id.0)], clock, value));
-            sum = sum.wrapping_add(row_hash(&entry.name, &key, clock.life(), cells));
-        }
-        Ok(sum)
-    }
-
     fn inspect_row(
         &self,
         table: &str,
@@ -158,7 +136,8 @@ impl Store {
         packed: &Key,
     ) -> rusqlite::Result<Option<Inspected>> {
         let Some(table) = self.tables.get(table) else { return Ok(None) };
-        let Some(clock) = clocks::read(&self.conn, table.id, packed)? else { return Ok(None) };
+        let clock = clocks::read(&self.conn, &self.origins, table.id, packed)?;
+        let Some(clock) = clock else { return Ok(None) };
         let entry = self.tables.entry(table.id);
         let columns = &entry.columns;
         let cells = clock.cells().filter(|(id, _)| !entry.dropped.contains(id));
@@ -227,6 +206,7 @@ mod tests {
     }
 
     crate::storage_suite!(Sqlite);
+    crate::collecting_suite!(Sqlite);
 
     /// The reference.
     struct Memory;
@@ -258,6 +238,16 @@ mod tests {
         ) {
             let here = histories::play(&mut Sqlite, replica_count, &words);
             let there = histories::play(&mut Memory, replica_count, &words);
+            prop_assert_eq!(here, there);
+        }
+
+        #[test]
+        fn a_history_with_collections_ends_alike_in_sqlite_and_in_memory(
+            replica_count in 2..5_usize,
+            words in prop::collection::vec(any::<u32>(), 0..100),
+        ) {
+            let here = histories::play_collecting(&mut Sqlite, replica_count, &words);
+            let there = histories::play_collecting(&mut Memory, replica_count, &words);
             prop_assert_eq!(here, there);
         }
     }

@@ -10,6 +10,7 @@ use rusqlite::{Connection, OptionalExtension};
 use super::affinity::Affinity;
 use super::names::Names;
 use super::values::{BadValue, Bound, check, quote, read};
+use crate::crdt::fingerprint::NameHash;
 use crate::crdt::{Class, ColumnId, Name, TableInfo};
 use crate::types::Value;
 
@@ -67,7 +68,10 @@ pub struct RowSql {
 
 impl Table {
     /// Returns the key's values out of a whole row, in the key's order.
-    pub fn key_of<'a>(&'a self, row: &'a [Value]) -> impl Iterator<Item = &'a Value> {
+    pub fn key_of<'a>(
+        &'a self,
+        row: &'a [Value],
+    ) -> impl ExactSizeIterator<Item = &'a Value> + Clone {
         self.info.key.iter().map(|&place| &row[place])
     }
 
@@ -88,7 +92,11 @@ impl Table {
 
     /// Tells whether these values can be a row's key: of the right number, and such that SQLite
     /// and the packed key agree on which keys are the same.
-    pub fn check_key(&self, key: &[Value]) -> Result<(), String> {
+    pub fn check_key<'a>(
+        &self,
+        key: impl IntoIterator<Item = &'a Value, IntoIter: ExactSizeIterator>,
+    ) -> Result<(), String> {
+        let key = key.into_iter();
         if key.len() != self.info.key.len() {
             let (found, wanted) = (key.len(), self.info.key.len());
             return Err(format!("its key has {found} columns, the table's has {wanted}"));
@@ -200,8 +208,12 @@ fn unreadable(index: usize, bad: BadValue) -> rusqlite::Error {
 pub struct Entry {
     /// The name under which the table travels.
     pub name: Name,
+    /// The hash of that.
+    pub hash: NameHash,
     /// The names under which its columns travel, by number.
     pub columns: Vec<Name>,
+    /// The hashes of these.
+    pub hashes: Vec<NameHash>,
     /// Whether the table was dropped: nothing of it counts any more.
     pub is_dropped: bool,
     /// The columns that were dropped: nothing of them counts any more.
@@ -345,6 +357,11 @@ impl Tables {
         &self.entries[id as usize]
     }
 
+    /// Returns what a number stands for that was read from a record; `None`: that is damaged.
+    pub fn get_entry(&self, id: TableId) -> Option<&Entry> {
+        self.entries.get(id as usize)
+    }
+
     /// Lists all names, in the order of their numbers.
     pub fn entries(&self) -> &[Entry] {
         &self.entries
@@ -368,8 +385,10 @@ impl Tables {
 impl Entry {
     fn new(name: Name) -> Self {
         Self {
+            hash: NameHash::of(&name),
             name,
             columns: Vec::new(),
+            hashes: Vec::new(),
             is_dropped: false,
             dropped: BTreeSet::new(),
             is_managed: false,
@@ -383,6 +402,7 @@ impl Entry {
         if let (true, Ok(id)) = (is_dropped, u16::try_from(self.columns.len())) {
             self.dropped.insert(ColumnId(id));
         }
+        self.hashes.push(NameHash::of(&column));
         self.columns.push(column);
     }
 }

@@ -65,13 +65,7 @@ impl Trial {
 
     /// Shows all rows of a query on the writer's connection, a line each.
     pub fn rows(&self, sql: &str) -> Vec<String> {
-        let mut statement = self.store.conn.prepare(sql).unwrap();
-        let width = statement.column_count();
-        let rows = statement.query_map([], |row| {
-            let values = (0..width).map(|at| super::values::show(row.get_ref(at).unwrap()));
-            Ok(values.map(|value| value.to_string()).collect::<Vec<_>>().join(" "))
-        });
-        rows.unwrap().map(Result::unwrap).collect()
+        rows(&self.store, sql)
     }
 
     pub fn readers(&self) -> Readers {
@@ -89,6 +83,17 @@ pub fn run(
     let transacted = group.sql(&statements, None)?;
     let commit = group.commit().unwrap().pop().map(|commit| (*commit).clone());
     Ok((transacted, commit))
+}
+
+/// Shows all rows of a query on the writer's connection, a line each.
+pub fn rows(store: &Store, sql: &str) -> Vec<String> {
+    let mut statement = store.conn.prepare(sql).unwrap();
+    let width = statement.column_count();
+    let rows = statement.query_map([], |row| {
+        let values = (0..width).map(|at| super::values::show(row.get_ref(at).unwrap()));
+        Ok(values.map(|value| value.to_string()).collect::<Vec<_>>().join(" "))
+    });
+    rows.unwrap().map(Result::unwrap).collect()
 }
 
 /// A statement without parameters.

@@ -1,5 +1,6 @@
 //! What the process says about itself: log lines on standard error, numbers for whoever scrapes,
-//! and heartbeats for who watches. It knows no room: each room counts in a struct of its own, and `app` hands that in as a source.
+//! and heartbeats for who watches. It knows no room: each room counts in a struct of its own, and
+//! `app` hands that in as a source.
 
 pub mod metrics;
 pub mod pulse;

@@ -20,11 +20,9 @@ pub struct Pulse {
     shared: Arc<Shared>,
 }
 
+/// What a loop last said, shared with who watches.
 #[derive(Debug)]
-struct Shared {
-    name: &'static str,
-    last: Mutex<Beat>,
-}
+struct Shared(Mutex<Beat>);
 
 /// Lets what a loop calls say that the loop goes on with what it last said. It keeps no loop
 /// listed.
@@ -49,7 +47,7 @@ impl Pulses {
     /// Adds a loop, which beats from now on.
     pub fn add(&self, name: &'static str) -> Pulse {
         let beat = Beat { name, at: Instant::now(), doing: "starting", is_long: false };
-        let shared = Arc::new(Shared { name, last: Mutex::new(beat) });
+        let shared = Arc::new(Shared(Mutex::new(beat)));
         let mut all = self.lock();
         all.retain(|pulse| pulse.strong_count() > 0);
         all.push(Arc::downgrade(&shared));
@@ -61,7 +59,7 @@ impl Pulses {
     pub fn beats(&self) -> Vec<Beat> {
         let all = self.lock();
         let living = all.iter().filter_map(Weak::upgrade);
-        living.map(|pulse| *pulse.last.lock().unwrap_or_else(PoisonError::into_inner)).collect()
+        living.map(|pulse| *pulse.lock()).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Weak<Shared>>> {
@@ -86,8 +84,15 @@ impl Pulse {
     }
 
     fn set(&self, doing: &'static str, is_long: bool) {
-        let beat = Beat { name: self.shared.name, at: Instant::now(), doing, is_long };
-        *self.shared.last.lock().unwrap_or_else(PoisonError::into_inner) = beat;
+        let at = Instant::now();
+        let mut last = self.shared.lock();
+        *last = Beat { at, doing, is_long, ..*last };
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Beat> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -95,7 +100,7 @@ impl Echo {
     /// Says that the loop gets on with what it does.
     pub fn beat(&self) {
         if let Some(shared) = self.shared.upgrade() {
-            shared.last.lock().unwrap_or_else(PoisonError::into_inner).at = Instant::now();
+            shared.lock().at = Instant::now();
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Random histories: replicas that write and hear of each other in any order, with losses and
-//! repetitions, and must agree when everything has got about. Whoever tests draws the words.
+//! repetitions, know more or fewer tables, are restarted, set back and wiped, and must agree when
+//! everything has got about. Whoever tests draws the words.
 
 use std::collections::BTreeMap;
 
@@ -12,39 +13,109 @@ type Mirror = BTreeMap<(String, Vec<Value>), Vec<Value>>;
 /// Plays the history that `words` spell on up to five replicas, lets them catch up, and holds them
 /// to agree. Returns the fingerprint, which must be the same for any kind of storage.
 pub fn play<T: Bench>(bench: &mut T, replica_count: usize, words: &[u32]) -> u64 {
-    play_on(bench, replica_count, words, false)
+    play_and_tell(bench, replica_count, words).0
 }
 
 /// Plays a history in which tombstones are dropped as soon as they may be, and replicas that were
 /// away meanwhile, and not asked, take all rows of another when they return.
 pub fn play_collecting<T: Bench>(bench: &mut T, replica_count: usize, words: &[u32]) -> u64 {
-    play_on(bench, replica_count, words, true)
+    play_on(bench, replica_count, words, true).0
 }
 
-fn play_on<T: Bench>(bench: &mut T, replica_count: usize, words: &[u32], collects: bool) -> u64 {
+/// What happened in a history, beside writes and exchanges.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Told {
+    /// Replicas that did not know the whole schema from the start.
+    pub skewed: u32,
+    pub restarts: u32,
+    pub wipes: u32,
+    /// Disks that were set back to what they once held.
+    pub restores: u32,
+}
+
+/// As [`play`], and says what happened.
+pub fn play_and_tell<T: Bench>(bench: &mut T, replica_count: usize, words: &[u32]) -> (u64, Told) {
+    play_on(bench, replica_count, words, false)
+}
+
+fn play_on<T: Bench>(
+    bench: &mut T,
+    replica_count: usize,
+    words: &[u32],
+    collects: bool,
+) -> (u64, Told) {
     let nodes = (1..=5).map(|number| NodeId([number; 16])).take(replica_count);
-    let replicas = nodes.map(|node| Replica::new(bench.open(node, &all_tables()), node)).collect();
-    let mut play = Play { replicas, sent: Vec::new(), losses: 0, collects, away: None };
+    // Some know the whole schema from the start, others learn of it in between or at the end.
+    let mut skew = Dice(words.first().copied().unwrap_or_default().rotate_left(16));
+    let mut told = Told::default();
+    let replicas = nodes.map(|node| {
+        let known = if skew.roll(2) == 0 { Known::ALL } else { Known::draw(&mut skew) };
+        told.skewed += u32::from(known.0 != Known::ALL.0);
+        Replica::new(bench.open(node, &known.definitions()), node, known)
+    });
+    let replicas = replicas.collect();
+    let (sent, names) = (Vec::new(), BTreeMap::new());
+    let mut play = Play { replicas, sent, names, losses: 0, told, collects, away: None };
     for word in words {
         play.step(bench, *word);
     }
     play.bring_back();
+    for me in 0..replica_count {
+        (0..3).for_each(|table| play.define(bench, me, table, u32::MAX));
+    }
     play.settle();
-    let newcomer = Replica::new(bench.open(NodeId([9; 16]), &all_tables()), NodeId([9; 16]));
-    play.replicas.push(newcomer);
+    let newcomer = NodeId([9; 16]);
+    let disk = bench.open(newcomer, &all_tables());
+    play.replicas.push(Replica::new(disk, newcomer, Known::ALL));
     if collects {
         play.rejoin(replica_count, 0);
     }
     play.settle();
-    play.check()
+    (play.check(), play.told)
+}
+
+/// How much of each table a replica knows: all columns, the first ones, or nothing at all.
+#[derive(Clone, Copy)]
+struct Known([u32; 3]);
+
+impl Known {
+    const ALL: Self = Self([3, 1, 2]);
+
+    fn draw(dice: &mut Dice) -> Self {
+        Self(Self::ALL.0.map(|all| dice.roll(all + 1)))
+    }
+
+    fn definitions(self) -> Vec<Definition> {
+        (0..3).filter_map(|table| self.definition(table)).collect()
+    }
+
+    fn definition(self, table: usize) -> Option<Definition> {
+        let key_columns = match (table, self.0[table]) {
+            (_, 0) => return None,
+            // The key, and then a column more each time.
+            (0, stage) => stage,
+            (1, _) => 2,
+            (_, stage) => 2 + stage,
+        };
+        let whole = &all_tables()[table];
+        let info = whole.info();
+        let width = usize::try_from(key_columns).expect("it is small");
+        let columns: Vec<(&str, Value)> =
+            info.columns.iter().map(|name| &**name).zip(whole.defaults().iter().cloned()).collect();
+        let key: Vec<&str> = info.key.iter().map(|place| &*info.columns[*place]).collect();
+        Some(Definition::new(&info.name, &columns[..width], &key).unwrap())
+    }
 }
 
 struct Play<D> {
     replicas: Vec<Replica<D>>,
     /// Every piece of news there ever was: any of it may come late, twice or never.
     sent: Vec<Piece>,
+    /// The content of each name that was given away.
+    names: BTreeMap<Stamp, Arc<Changeset>>,
     /// How many disks were lost.
     losses: u32,
+    told: Told,
     /// Whether tombstones are dropped.
     collects: bool,
     /// A replica that hears nothing and is not heard, and for which nobody waits.
@@ -54,7 +125,10 @@ struct Play<D> {
 struct Replica<D> {
     disk: D,
     node: NodeId,
+    known: Known,
     mirror: Mirror,
+    /// The disk as it once was.
+    image: Option<Box<(D, Known, Mirror)>>,
 }
 
 /// Cuts small numbers off a random word.
@@ -76,7 +150,7 @@ impl Dice {
 impl<D: Storage> Play<D> {
     fn step<T: Bench<Disk = D>>(&mut self, bench: &mut T, word: u32) {
         let mut dice = Dice(word);
-        let kind = dice.roll(if self.collects { 22 } else { 18 });
+        let kind = dice.roll(if self.collects { 28 } else { 24 });
         let me = dice.pick(&self.replicas).expect("there are replicas");
         if self.away == Some(me) && kind >= 8 {
             return self.bring_back();
@@ -85,10 +159,11 @@ impl<D: Storage> Play<D> {
             0..8 => {
                 let ops: Vec<RowOp> = self.replicas[me].ops(&mut dice);
                 let news = self.replicas[me].write(&ops);
-                self.sent.extend(news.filter(|_| self.away != Some(me)));
+                let news = news.filter(|_| self.away != Some(me));
+                self.say(news);
             }
-            18..21 => self.collect(me),
-            21 => {
+            24..27 => self.collect(me),
+            27 => {
                 self.bring_back();
                 self.away = (self.replicas.len() > 2).then_some(me);
             }
@@ -110,24 +185,40 @@ impl<D: Storage> Play<D> {
             }
             15 => {
                 let above = Epoch(dice.roll(3));
-                self.sent.extend(self.replicas[me].begin_epoch(above));
+                let news = self.replicas[me].begin_epoch(above);
+                self.say(news);
             }
-            16 => self.sent.extend(self.replicas[me].withdraw()),
+            16 => {
+                let news = self.replicas[me].withdraw();
+                self.say(news);
+            }
+            17 => {
+                self.told.wipes += 1;
+                let known = self.replicas[me].known;
+                let disk = bench.open(self.replicas[me].node, &known.definitions());
+                self.lose(me, (disk, known, Mirror::new()));
+            }
+            18 | 19 => {
+                let table = dice.pick(&[(); 3]).expect("there are three");
+                let by = dice.roll(2) + 1;
+                self.define(bench, me, table, by);
+            }
+            20 => {
+                self.told.restarts += 1;
+                let Replica { disk, node, known, mirror, image } = self.replicas.remove(me);
+                let disk = bench.reopen(disk);
+                self.replicas.insert(me, Replica { disk, node, known, mirror, image });
+            }
+            21 => {
+                let this = &mut self.replicas[me];
+                let image = bench.image(&this.disk);
+                this.image = image.map(|disk| Box::new((disk, this.known, this.mirror.clone())));
+            }
             _ => {
-                // An empty disk, under an epoch that no earlier one had. Somebody has what was on the
-                // lost one: else what overwrote a shared cell may be gone for good, while others
-                // hold the versions that it took the cell from (see ARCHITECTURE.md).
-                self.losses += 1;
-                self.bring_back();
-                let other = (me + 1) % self.replicas.len();
-                self.pull(other, me, u32::MAX, 200);
-                let node = self.replicas[me].node;
-                self.replicas[me] = Replica::new(bench.open(node, &all_tables()), node);
-                let above = Epoch(1_000 * self.losses);
-                self.sent.extend(self.replicas[me].begin_epoch(above));
-                if self.collects {
-                    self.rejoin(me, other);
-                }
+                let Some(image) = self.replicas[me].image.take() else { return };
+                self.told.restores += 1;
+                let (disk, known, mirror) = *image;
+                self.lose(me, (bench.reopen(disk), known, mirror));
             }
         }
     }
@@ -178,7 +269,58 @@ impl<D: Storage> Play<D> {
         let settled = self.replicas[me].disk.settle(NOW, &floor.heads, floor.length).unwrap();
         said.extend(self.replicas[me].learn_all(&settled.commits));
         // Now it may speak.
-        self.sent.extend(said);
+        self.say(said);
+    }
+
+    /// A replica goes on with another disk, under an epoch that no earlier one had. Somebody has
+    /// what was on the lost one: else what overwrote a shared cell may be gone for good, while
+    /// others hold the versions that it took the cell from (see ARCHITECTURE.md).
+    fn lose(&mut self, me: usize, (disk, known, mirror): (D, Known, Mirror)) {
+        self.losses += 1;
+        self.bring_back();
+        let other = (me + 1) % self.replicas.len();
+        self.pull(other, me, u32::MAX, 200);
+        let Replica { node, image, .. } = self.replicas.remove(me);
+        let mut replica = Replica { disk, node, known, mirror, image };
+        let news = replica.begin_epoch(Epoch(1_000 * self.losses));
+        self.replicas.insert(me, replica);
+        if self.collects {
+            // Until it has caught up it is silent, and then it writes under one more epoch.
+            self.rejoin(me, other);
+        } else {
+            self.say(news);
+        }
+    }
+
+    /// A replica learns of a table, or of more of its columns.
+    fn define<T: Bench<Disk = D>>(&mut self, bench: &mut T, me: usize, table: usize, by: u32) {
+        let keys = self.keys();
+        let this = &mut self.replicas[me];
+        let (stage, all) = (&mut this.known.0[table], Known::ALL.0[table]);
+        if *stage == all {
+            return;
+        }
+        *stage = stage.saturating_add(by).min(all);
+        let definition = this.known.definition(table).expect("it knows something of it now");
+        let before = this.disk.fingerprint().unwrap();
+        bench.define(&mut this.disk, &definition);
+        assert_eq!(this.disk.fingerprint().unwrap(), before, "the schema is no part of it");
+        this.mirror.retain(|(name, _), _| **name != *definition.info().name);
+        for (name, key) in keys.into_iter().filter(|(name, _)| **name == *definition.info().name) {
+            let row = this.disk.inspect(name, &key).unwrap().and_then(|inspected| inspected.row);
+            this.mirror.extend(row.map(|row| ((name.to_owned(), key), row)));
+        }
+    }
+
+    /// Tells of commits. No name may denote two contents, ever.
+    fn say(&mut self, news: impl IntoIterator<Item = Piece>) {
+        for piece in news {
+            for changeset in &piece.changesets {
+                let before = self.names.insert(changeset.stamp, Arc::clone(changeset));
+                assert!(before.is_none_or(|before| before == *changeset), "{changeset:?}");
+            }
+            self.sent.push(piece);
+        }
     }
 
     /// Pulls some parts of each origin, which may leave the rest for another time.
@@ -253,8 +395,8 @@ const IDS: std::ops::Range<i64> = 1..5;
 const SERVICES: [&str; 2] = ["web", "db"];
 
 impl<D: Storage> Replica<D> {
-    fn new(disk: D, node: NodeId) -> Self {
-        Self { disk, node, mirror: Mirror::new() }
+    fn new(disk: D, node: NodeId, known: Known) -> Self {
+        Self { disk, node, known, mirror: Mirror::new(), image: None }
     }
 
     /// Draws a transaction of one to three operations.
@@ -272,7 +414,7 @@ impl<D: Storage> Replica<D> {
         let owner = self.node.to_string();
         let service = SERVICES[usize::try_from(id % 2).expect("it is 0 or 1")];
         let pair = || vec![("a", Value::from(id % 2)), ("b", Value::from(id / 2 % 2))];
-        match dice.roll(12) {
+        match dice.roll(14) {
             0..2 => put(id, value),
             2 => {
                 RowOp::Put { table: "t", row: vec![("id", id.into()), ("w", value)], keep: &["v"] }
@@ -287,6 +429,13 @@ impl<D: Storage> Replica<D> {
             8 => RowOp::Put { table: "pairs", row: pair(), keep: &[] },
             9 => RowOp::Delete { table: "pairs", matching: pair(), except: None },
             10 => put_service(&owner, service, "x", id),
+            // What a replica can say that knows little of the tables.
+            11 => RowOp::Put { table: "t", row: vec![("id", id.into())], keep: &[] },
+            12 => RowOp::Put {
+                table: "services",
+                row: vec![("node_id", owner.into()), ("id", service.into()), ("name", "y".into())],
+                keep: &[],
+            },
             _ => RowOp::Delete {
                 table: "services",
                 matching: vec![("node_id", owner.into()), ("id", service.into())],

@@ -30,6 +30,11 @@ pub trait Bench {
     /// Opens a disk again, as the next process does.
     fn reopen(&mut self, disk: Self::Disk) -> Self::Disk;
 
+    /// Returns a copy of the disk as it now is; `None`: this bench cannot make one.
+    fn image(&mut self, _disk: &Self::Disk) -> Option<Self::Disk> {
+        None
+    }
+
     /// Adds a table or columns, as a change of the schema does.
     fn define(&mut self, disk: &mut Self::Disk, definition: &Definition);
 }

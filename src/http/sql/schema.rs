@@ -10,6 +10,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value as Json, json};
 
+use super::transactions::actor;
 use super::{SqlState, admit, read_json, refuse, unprocessable};
 use crate::http::serve::Ends;
 use crate::node::SubmitError;
@@ -55,7 +56,7 @@ pub(super) async fn migrate(
         Ok(_) => {
             let time = begun.elapsed().as_secs_f64();
             let results = [json!({ "rows_affected": 0, "time": time })];
-            let actor = state.handle.local().id.to_string().replace('-', "");
+            let actor = actor(state.handle.local().id);
             let body = json!({
                 "results": results, "time": time, "version": null, "actor_id": actor,
             });

@@ -93,6 +93,6 @@ fn status_of(error: &TransactError) -> StatusCode {
 }
 
 /// Returns a node's id as Corrosion's clients know it: 32 hex digits.
-fn actor(id: NodeId) -> String {
+pub(super) fn actor(id: NodeId) -> String {
     id.to_string().replace('-', "")
 }

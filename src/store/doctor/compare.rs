@@ -236,7 +236,8 @@ impl Side<'_> {
         let (Some(id), Some(row)) = (part.id, rows.next()?) else { return Ok(None) };
         let key: Key = row.get_ref(0)?.as_blob()?.into();
         let entry = self.tables.entry(id);
-        let clock = clocks::decode(row.get_ref(1)?.as_blob()?).ok().filter(|clock| {
+        let clock = clocks::decode(self.origins, row.get_ref(1)?.as_blob()?).ok();
+        let clock = clock.filter(|clock| {
             clock.cells().all(|(column, _)| usize::from(column.0) < entry.columns.len())
         });
         let kept = |id: ColumnId| !part.dropped.contains(&id);

@@ -35,7 +35,9 @@ pub enum Kind {
     ValueUnreadable,
     ForeignOwner,
     IndexWrong,
-    IndexIdle,
+    LogUnreadable,
+    /// The sum that every commit moves is not that of the rows.
+    SumWrong,
     DiskFull,
     LogLarge,
     /// What keeps other programs from writing is gone.
@@ -75,7 +77,8 @@ impl Kind {
             Self::ValueUnreadable => "value-unreadable",
             Self::ForeignOwner => "foreign-owner",
             Self::IndexWrong => "index-wrong",
-            Self::IndexIdle => "index-idle",
+            Self::LogUnreadable => "log-unreadable",
+            Self::SumWrong => "sum-wrong",
             Self::DiskFull => "disk-full",
             Self::LogLarge => "log-large",
             Self::Unguarded => "unguarded",
@@ -99,7 +102,8 @@ impl Kind {
             | Self::ClockUnreadable
             | Self::BeyondHead
             | Self::RowGone
-            | Self::IndexWrong => START_OVER,
+            | Self::IndexWrong
+            | Self::LogUnreadable => START_OVER,
             Self::GivenUp => {
                 "Make room where the disk is full; else look again while less is written, or make a \
                  backup and look at that (`tribune doctor --file`)"
@@ -128,7 +132,10 @@ impl Kind {
                 "Register them again on the node that owns them, and look for a node whose \
                  certificate was copied"
             }
-            Self::IndexIdle => "It costs room and does no harm; a node that starts over lacks it",
+            Self::SumWrong => {
+                "Look at what else is told of this table, and mend that. The node itself goes by its \
+                 rows; only who compares it with others by these sums is led astray"
+            }
             Self::DiskFull => {
                 "Make room: a node whose disk is full answers on, but takes no more writes"
             }
@@ -211,10 +218,14 @@ impl Kind {
             Self::IndexWrong => {
                 format!("{some} {are} not found by version: other nodes may never get that")
             }
-            Self::IndexIdle => format!(
-                "{count} {} of the index of versions",
-                by_count("superfluous entry", "superfluous entries")
+            Self::LogUnreadable => format!(
+                "{count} {} of the log of versions cannot be read: other nodes may never get what \
+                 it names",
+                by_count("part", "parts")
             ),
+            Self::SumWrong => {
+                format!("The fingerprint that is kept of {table} is not that of its rows")
+            }
             Self::DiskFull => "The disk is nearly full".to_owned(),
             Self::LogLarge => "The write-ahead log cannot be emptied".to_owned(),
             Self::Unguarded => {

@@ -479,18 +479,16 @@ mod tests {
             ("DELETE FROM t WHERE id = 1", "row-gone t 1", "1"),
             ("INSERT INTO t (id) VALUES (2)", "row-undead t 1", "2"),
             ("UPDATE t SET v = CAST(x'ff' AS TEXT) WHERE id = 1", "value-unreadable t 1", "1"),
-            ("UPDATE __tribune_rows SET version = 77 WHERE version = 1", "index-wrong t 2", "1"),
+            ("UPDATE __tribune_log SET version = 77 WHERE version = 1", "index-wrong t 2", "1"),
             ("DROP TRIGGER __tribune_guard_update_t", "unguarded t 1", "t"),
-            ("DELETE FROM __tribune_stamps", "index-wrong t 1", "3"),
-            ("INSERT INTO __tribune_stamps VALUES (1, 1, 0, x'00', 0)", "index-idle - 1", ""),
+            ("DELETE FROM __tribune_log WHERE origin = 2", "index-wrong t 1", "3"),
+            ("UPDATE __tribune_log SET rows = x'ff' WHERE origin = 2", "log-unreadable - 2", ""),
+            ("UPDATE t SET v = 'x' WHERE id = 1", "sum-wrong t 1", "is kept"),
+            ("UPDATE __tribune_heads SET value = 2 WHERE id = 1", "beyond-head services 1", "web"),
             (
-                "UPDATE __tribune_origins SET head = 2 WHERE ordinal = 1",
-                "beyond-head services 1",
-                "web",
-            ),
-            (
-                "UPDATE __tribune_rows SET clock = x'00' WHERE version = 1",
-                "clock-unreadable t 2",
+                "UPDATE __tribune_rows SET clock = x'00' WHERE tbl =
+                    (SELECT id FROM __tribune_tables WHERE name = 't')",
+                "clock-unreadable t 3",
                 "",
             ),
             ("UPDATE __tribune_tables SET id = 99 WHERE name = 't'", "names-wrong - 1", ""),
@@ -587,7 +585,7 @@ mod tests {
         let diagnosis = look_at(&third);
         assert_eq!(found(&diagnosis), Vec::<String>::new());
         // A cell beyond its writer's head comes again: a note.
-        meddle(&third, "UPDATE __tribune_origins SET head = 0");
+        meddle(&third, "UPDATE __tribune_heads SET value = 0 WHERE id > 0");
         let diagnosis = look_at(&third);
         assert_eq!(found(&diagnosis), ["head-behind t 1"]);
         assert!(diagnosis.is_healthy());
@@ -606,8 +604,13 @@ mod tests {
             (log, Doing::Checking, true, &["given-up"]),
             (disk, Doing::Checking, false, &["given-up", "disk-full"]),
             (log, Doing::Reading, false, &["given-up", "row-undead"]),
-            (log, Doing::Comparing, false, &["given-up", "diverged", "row-undead", "parked"]),
-            (all, Doing::Copying, false, &["diverged", "row-undead", "parked"]),
+            (
+                log,
+                Doing::Comparing,
+                false,
+                &["given-up", "diverged", "row-undead", "sum-wrong", "parked"],
+            ),
+            (all, Doing::Copying, false, &["diverged", "row-undead", "sum-wrong", "parked"]),
         ] {
             let mut trial = healthy();
             trial.write(&[
@@ -792,7 +795,7 @@ mod tests {
         let later = trial.store.load(me, Version(0), usize::MAX).unwrap().piece;
         other.store.apply(NOW, &Batch { pieces: vec![later] }).unwrap();
         let file = backed_up(&other, "last.db");
-        meddle(&trial, "UPDATE __tribune_origins SET head = 3 WHERE head = 4");
+        meddle(&trial, "UPDATE __tribune_heads SET value = 3 WHERE id > 0 AND value = 4");
         assert!(found(&compare(&trial, &file)).contains(&"set-back - 1".to_owned()));
     }
 }

@@ -1,22 +1,24 @@
-//! One way through all rows: each clock against its row, its index and its origin's head, and the
-//! sum of each table.
+//! One way through all rows: each clock against its row, its origin's head and the log of versions,
+//! and the sum of each table.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rusqlite::Connection;
 
 use super::super::changes::{Found, Reader};
 use super::super::clocks;
 use super::super::copy::Doing;
+use super::super::log;
 use super::super::origins::Origins;
+use super::super::sums::Sums;
 use super::super::tables::{Entry, Table, TableId, Tables, read_at};
 use super::super::values::{excerpt, quote};
 use super::hold::{Look, is_interrupted};
 use super::{Finding, Kind};
 use crate::crdt::change::owns;
 use crate::crdt::fingerprint::row_hash;
-use crate::crdt::{Class, ColumnId, Key, RowClock, pack};
-use crate::types::{Origin, Value};
+use crate::crdt::{Class, ColumnId, Key, RowClock, Stamp, pack};
+use crate::types::{Origin, Value, Version};
 
 const COUNT_HOLES: &str = "SELECT
     (SELECT count(*) <> coalesce(max(id) + 1, 0) FROM __tribune_tables) +
@@ -27,12 +29,10 @@ const COUNT_HOLES: &str = "SELECT
         WHERE tbl NOT IN (SELECT id FROM __tribune_tables))";
 /// Sums are taken row by row; a bare `count(*)` reads all pages without asking whether to end.
 const COUNT_CLOCKS: &str = "SELECT coalesce(sum(1), 0) FROM __tribune_rows";
-const SELECT_CLOCKS: &str = "SELECT key, origin, version, clock FROM __tribune_rows
-    WHERE tbl = ?1 ORDER BY key";
+const SELECT_CLOCKS: &str = "SELECT key, clock FROM __tribune_rows WHERE tbl = ?1 ORDER BY key";
 const SELECT_CLOCK: &str = "SELECT 1 FROM __tribune_rows WHERE tbl = ?1 AND key = ?2";
-const SELECT_STAMP: &str = "SELECT 1 FROM __tribune_stamps
-    WHERE origin = ?1 AND version = ?2 AND tbl = ?3 AND key = ?4";
-const COUNT_STAMPS: &str = "SELECT tbl, count(*) FROM __tribune_stamps GROUP BY tbl";
+const SELECT_LOG: &str = "SELECT origin, version, rows FROM __tribune_log";
+const SELECT_PARTS: &str = "SELECT rows FROM __tribune_log WHERE origin = ?1 AND version = ?2";
 const SELECT_PARKED: &str = "SELECT DISTINCT reason, key, col FROM __tribune_parked
     WHERE tbl = ?1 ORDER BY reason, key";
 
@@ -70,8 +70,8 @@ pub(super) struct Walk<'a> {
     /// The one that the node writes under.
     own: Option<Origin>,
     found: BTreeMap<(Kind, TableId), Finding>,
-    /// How many entries the index of further stamps should have.
-    stamps: u64,
+    /// How many stamps the rows of each table have, which the log of versions must name.
+    stamps: BTreeMap<TableId, u64>,
     done: u64,
     total: u64,
 }
@@ -93,7 +93,8 @@ impl<'a> Walk<'a> {
             let total = count(conn, COUNT_CLOCKS)?;
             let found = BTreeMap::new();
             let (tables, origins) = (&tables, &origins);
-            let mut walk = Walk { conn, tables, origins, own, found, stamps: 0, done: 0, total };
+            let stamps = BTreeMap::new();
+            let mut walk = Walk { conn, tables, origins, own, found, stamps, done: 0, total };
             let is_cut = match walk.all(&mut sums, look) {
                 Err(error) if is_interrupted(&error) => true,
                 through => through.map(|()| false)?,
@@ -108,6 +109,7 @@ impl<'a> Walk<'a> {
     }
 
     fn all(&mut self, sums: &mut Vec<TableSum>, look: &mut Look<'_>) -> rusqlite::Result<()> {
+        let mut made = Vec::new();
         for id in 0..self.tables.entries().len() {
             let id = TableId::try_from(id).expect("table ids are numbers of this type");
             // What a drop leaves of clocks and values counts for nothing: nodes hold it or not, as
@@ -116,11 +118,13 @@ impl<'a> Walk<'a> {
                 continue;
             }
             let sum = self.table(id, look)?;
+            made.push((id, sum.fingerprint));
             if sum.live + sum.dead > 0 {
                 sums.push(sum);
             }
         }
-        self.index()
+        self.sums(&made)?;
+        self.log(look)
     }
 
     fn table(&mut self, id: TableId, look: &mut Look<'_>) -> rusqlite::Result<TableSum> {
@@ -132,18 +136,19 @@ impl<'a> Walk<'a> {
         let mut statement = self.conn.prepare(SELECT_CLOCKS)?;
         let mut rows = statement.query([id])?;
         let mut present = 0;
+        let mut stamps = 0;
         while let Some(row) = rows.next()? {
             self.done += 1;
             if self.done.is_multiple_of(ROWS_A_LOOK) {
                 look.at(Doing::Reading, self.done, self.total)?;
             }
             let key: Key = row.get_ref(0)?.as_blob()?.into();
-            let indexed = (row.get(1)?, row.get(2)?);
-            let Ok(clock) = clocks::decode(row.get_ref(3)?.as_blob()?) else {
+            let Ok(clock) = clocks::decode(self.origins, row.get_ref(1)?.as_blob()?) else {
                 self.note(Kind::ClockUnreadable, id, &key);
                 continue;
             };
-            self.stamps_of(id, &key, &clock, indexed)?;
+            stamps += clock.stamps().len() as u64;
+            self.heads_of(id, &key, &clock);
             if clock.is_alive() {
                 sum.live += 1;
             } else {
@@ -154,42 +159,12 @@ impl<'a> Walk<'a> {
             };
             sum.fingerprint = sum.fingerprint.wrapping_add(hash);
         }
+        self.stamps.insert(id, stamps);
         if let Some(table) = &entry.table {
             self.rows_without_clock(id, table, present)?;
         }
         self.parked(id)?;
         Ok(sum)
-    }
-
-    /// Holds a row's stamps against the heads, and against the index that other nodes' pulls read.
-    fn stamps_of(
-        &mut self,
-        id: TableId,
-        key: &Key,
-        clock: &RowClock,
-        indexed: (i64, i64),
-    ) -> rusqlite::Result<()> {
-        let stamps = clocks::in_order(clock);
-        self.heads_of(id, key, clock);
-        let mut is_wrong = false;
-        for (nth, stamp) in stamps.iter().enumerate() {
-            let Some(ordinal) = self.origins.number_of(stamp.origin) else {
-                is_wrong = true;
-                continue;
-            };
-            let version = stamp.version.0.cast_signed();
-            if nth == 0 {
-                is_wrong |= indexed != (ordinal, version);
-                continue;
-            }
-            self.stamps += 1;
-            let mut statement = self.conn.prepare_cached(SELECT_STAMP)?;
-            is_wrong |= !statement.exists((ordinal, version, id, &**key))?;
-        }
-        if is_wrong {
-            self.note(Kind::IndexWrong, id, key);
-        }
-        Ok(())
     }
 
     /// Holds what was written of a row against the heads of those who wrote it. A life does not
@@ -302,31 +277,91 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    fn index(&mut self) -> rusqlite::Result<()> {
-        let held = self.entries_of_index()?;
-        // What is missing was told row by row.
-        let is_complete = !self.found.keys().any(|(kind, _)| *kind == Kind::IndexWrong);
-        let is_read = !self.found.keys().any(|(kind, _)| *kind == Kind::ClockUnreadable);
-        if is_complete && is_read && held > self.stamps {
-            let finding = Finding { count: held - self.stamps, ..Finding::of(Kind::IndexIdle) };
-            self.found.insert((Kind::IndexIdle, 0), finding.shows("__tribune_stamps".to_owned()));
+    /// Holds the log of versions, which other nodes' pulls read, against the rows: each stamp of a
+    /// row must be named in it. Names of rows that were overwritten since are left to be swept.
+    fn log(&mut self, look: &mut Look<'_>) -> rusqlite::Result<()> {
+        let mut named: BTreeMap<TableId, u64> = BTreeMap::new();
+        let mut statement = self.conn.prepare(SELECT_LOG)?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            self.done += 1;
+            if self.done.is_multiple_of(ROWS_A_LOOK) {
+                look.at(Doing::Reading, self.done.min(self.total), self.total)?;
+            }
+            let version = Version(row.get::<_, i64>(1)?.cast_unsigned());
+            let origin = self.origins.of_number(row.get(0)?);
+            let (Some(origin), Ok(names)) = (origin, log::names(row.get_ref(2)?.as_blob()?)) else {
+                let finding = Finding { count: 0, ..Finding::of(Kind::LogUnreadable) };
+                let found = self.found.entry((Kind::LogUnreadable, 0)).or_insert(finding);
+                found.add(|| format!("version {}", version.0));
+                continue;
+            };
+            let stamp = Stamp { origin, version };
+            for (table, key) in names {
+                // A clock that cannot be read was told already.
+                if log::is_left(self.conn, self.origins, stamp, (table, &key)).unwrap_or(false) {
+                    *named.entry(table).or_default() += 1;
+                }
+            }
+        }
+        let lacking = |(table, stamps): (&TableId, &u64)| {
+            (named.get(table).copied().unwrap_or(0) < *stamps).then_some(*table)
+        };
+        let lacking: Vec<TableId> = self.stamps.iter().filter_map(lacking).collect();
+        lacking.into_iter().try_for_each(|table| self.unnamed(table))
+    }
+
+    /// Finds the rows of a table that the log does not name under each of their stamps.
+    fn unnamed(&mut self, id: TableId) -> rusqlite::Result<()> {
+        let mut statement = self.conn.prepare(SELECT_CLOCKS)?;
+        let mut rows = statement.query([id])?;
+        // Neighbouring rows were often written together.
+        let mut last: Option<(Stamp, BTreeSet<Key>)> = None;
+        while let Some(row) = rows.next()? {
+            let key: Key = row.get_ref(0)?.as_blob()?.into();
+            let Ok(clock) = clocks::decode(self.origins, row.get_ref(1)?.as_blob()?) else {
+                continue;
+            };
+            let mut is_named = true;
+            for stamp in clock.stamps() {
+                let keys = match last.take().filter(|(read, _)| *read == stamp) {
+                    Some((_, keys)) => keys,
+                    None => self.keys_of(stamp, id)?,
+                };
+                is_named &= keys.contains(&key);
+                last = Some((stamp, keys));
+            }
+            if !is_named {
+                self.note(Kind::IndexWrong, id, &key);
+            }
         }
         Ok(())
     }
 
-    /// Counts the entries of the index, but for those of dropped tables.
-    fn entries_of_index(&self) -> rusqlite::Result<u64> {
-        let mut statement = self.conn.prepare(COUNT_STAMPS)?;
-        let mut rows = statement.query([])?;
-        let mut held = 0;
+    /// Returns the rows of a table that the log names for a version.
+    fn keys_of(&self, stamp: Stamp, id: TableId) -> rusqlite::Result<BTreeSet<Key>> {
+        let ordinal = self.origins.number_of(stamp.origin);
+        let mut statement = self.conn.prepare_cached(SELECT_PARTS)?;
+        let mut rows = statement.query((ordinal, stamp.version.0.cast_signed()))?;
+        let mut keys = BTreeSet::new();
         while let Some(row) = rows.next()? {
-            let (table, count): (i64, i64) = (row.get(0)?, row.get(1)?);
-            let entry = usize::try_from(table).ok().and_then(|at| self.tables.entries().get(at));
-            if !entry.is_some_and(|entry| entry.is_dropped) {
-                held += count.cast_unsigned();
+            let names = log::names(row.get_ref(0)?.as_blob()?).unwrap_or_default();
+            keys.extend(names.into_iter().filter(|(table, _)| *table == id).map(|(_, key)| key));
+        }
+        Ok(keys)
+    }
+
+    /// Holds the sums that every commit moves against the rows.
+    fn sums(&mut self, sums: &[(TableId, u64)]) -> rusqlite::Result<()> {
+        let kept = Sums::read(self.conn)?;
+        for (id, sum) in sums {
+            let kept = kept.of(*id, self.tables.entry(*id));
+            if kept != *sum {
+                self.finding(Kind::SumWrong, *id)
+                    .add(|| format!("{kept:016x} is kept, its rows make {sum:016x}"));
             }
         }
-        Ok(held)
+        Ok(())
     }
 
     fn note(&mut self, kind: Kind, id: TableId, key: &[u8]) {
@@ -374,7 +409,7 @@ pub(super) fn hash(
         .iter()
         .zip(&values)
         .map(|((id, clock), value)| (&*table.columns[usize::from(id.0)], *clock, value));
-    row_hash(&table.name, key, clock.life(), cells)
+    if clock.is_alive() { row_hash(&table.name, key, clock.life(), cells) } else { 0 }
 }
 
 /// Shows a key as the values of its columns.

@@ -13,6 +13,7 @@ use super::shape::{IndexText, Shape, indexes_of, shape_of};
 use super::wanted::{Aside, WantedTable, wanted};
 use crate::crdt::Key;
 use crate::store::names::{Known, Names, wire};
+use crate::store::origins::Origins;
 use crate::store::tables::{TableId, Tables, all_columns_of, columns_of, replicated};
 use crate::store::values::quote;
 use crate::store::{clocks, parked};
@@ -50,8 +51,12 @@ struct Held {
 }
 
 /// See the module. `tables` are as they were before.
-pub fn carry_out(conn: &Connection, tables: &Tables) -> rusqlite::Result<Carried> {
-    let rows = read_rows(conn, tables)?;
+pub fn carry_out(
+    conn: &Connection,
+    tables: &Tables,
+    origins: &Origins,
+) -> rusqlite::Result<Carried> {
+    let rows = read_rows(conn, tables, origins)?;
     let before = Names::read(conn)?;
     let held = held_tables(conn, &rows, &before)?;
     let (wanted, mut asides) = wanted(&rows);
@@ -65,7 +70,7 @@ pub fn carry_out(conn: &Connection, tables: &Tables) -> rusqlite::Result<Carried
         done.extend(table);
     }
     drop_indexes(conn, &held, &indexes, &done)?;
-    let mut conveyor = Conveyor { conn, tables, rows: &rows, carried: &mut carried };
+    let mut conveyor = Conveyor { conn, tables, origins, rows: &rows, carried: &mut carried };
     for (name, held) in &held {
         let is_kept = done
             .iter()
@@ -235,6 +240,7 @@ impl Held {
 struct Conveyor<'a> {
     conn: &'a Connection,
     tables: &'a Tables,
+    origins: &'a Origins,
     rows: &'a SchemaRows,
     carried: &'a mut Carried,
 }
@@ -360,7 +366,7 @@ impl Conveyor<'_> {
         let Some(table) = self.tables.get(name) else { return Ok(()) };
         let mut from: Key = Key::from([]);
         loop {
-            let rows = keys_after(self.conn, table.id, &from)?;
+            let rows = keys_after(self.conn, self.origins, table.id, &from)?;
             let Some((last, _)) = rows.last() else { return Ok(()) };
             from = last.clone();
             for (key, clock) in rows {
@@ -385,6 +391,7 @@ impl Conveyor<'_> {
 /// Lists keys and clocks of a table, some at a time.
 fn keys_after(
     conn: &Connection,
+    origins: &Origins,
     table: TableId,
     from: &Key,
 ) -> rusqlite::Result<Vec<(Key, crate::crdt::RowClock)>> {
@@ -393,7 +400,7 @@ fn keys_after(
     let mut keys = Vec::new();
     while let Some(row) = rows.next()? {
         let key: Key = row.get_ref(0)?.as_blob()?.into();
-        keys.push((key, clocks::decode(row.get_ref(1)?.as_blob()?)?));
+        keys.push((key, clocks::decode(origins, row.get_ref(1)?.as_blob()?)?));
     }
     Ok(keys)
 }

@@ -1,9 +1,11 @@
 //! From schema files to changes of the schema's rows: what a node is asked for, held against what
 //! the schema says already.
 
+use std::collections::BTreeSet;
+
 use rusqlite::Connection;
 
-use super::rows::{Kind, RowKey, RowWrite, SchemaRow, SchemaRows, frame_json, frame_of};
+use super::rows::{Kind, RowKey, RowWrite, SchemaRow, SchemaRows, frame_json, frame_of, members};
 use super::shape::{Shape, indexes_of, shape_of};
 use super::text::{DropStatement, same};
 use super::{FIXED_TABLES, Object, Schema, SchemaChange, SchemaError};
@@ -46,9 +48,16 @@ pub(super) fn plan(
         planner.index(object)?;
     }
     let plan = planner.plan;
-    let is_deleted = |key: &RowKey| plan.writes.contains(&RowWrite::Delete { key: key.clone() });
+    let deleted: BTreeSet<&RowKey> = plan
+        .writes
+        .iter()
+        .filter_map(|write| match write {
+            RowWrite::Delete { key } => Some(key),
+            RowWrite::Insert { .. } | RowWrite::Update { .. } => None,
+        })
+        .collect();
     let again = plan.writes.iter().find_map(|write| match write {
-        RowWrite::Insert { key, .. } if is_deleted(key) => Some(key),
+        RowWrite::Insert { key, .. } if deleted.contains(key) => Some(key),
         _ => None,
     });
     match again {
@@ -75,17 +84,23 @@ fn adopt(
         if !is_declared || tables.get(&name).is_none() || rows.contains_key(&RowKey::table(&name)) {
             continue;
         }
-        let shape = shape_of(conn, &name)?;
-        insert(rows, writes, RowKey::table(&name), frame_json(&shape), 0);
-        for (place, column) in (0..).zip(&shape.columns) {
-            let key = RowKey::column(&name, 1, &column.name);
-            insert(rows, writes, key, column.definition.clone(), place);
-        }
+        insert_table(rows, writes, &shape_of(conn, &name)?);
         for index in indexes_of(conn, Some(&name))? {
             insert(rows, writes, RowKey::index(&name, 1, &index.name), index.definition, 0);
         }
     }
     Ok(())
+}
+
+/// Begins the next life of a table, and with it that of its columns.
+fn insert_table(rows: &mut SchemaRows, writes: &mut Vec<RowWrite>, shape: &Shape) {
+    let key = RowKey::table(&shape.name);
+    insert(rows, writes, key.clone(), frame_json(shape), 0);
+    let generation = generation_of(rows[&key].length);
+    for (place, column) in (0..).zip(&shape.columns) {
+        let key = RowKey::column(&shape.name, generation, &column.name);
+        insert(rows, writes, key, column.definition.clone(), place);
+    }
 }
 
 fn insert(
@@ -137,12 +152,7 @@ impl Planner<'_> {
                 Ok(())
             }
             Some(_) | None => {
-                insert(&mut self.rows, &mut self.plan.writes, key.clone(), frame_json(&wanted), 0);
-                let generation = generation_of(self.rows[&key].length);
-                for (place, column) in (0..).zip(&wanted.columns) {
-                    let key = RowKey::column(&object.name, generation, &column.name);
-                    self.insert(key, column.definition.clone(), place);
-                }
+                insert_table(&mut self.rows, &mut self.plan.writes, &wanted);
                 self.plan.change.tables_added.push(object.name.clone());
                 Ok(())
             }
@@ -170,8 +180,7 @@ impl Planner<'_> {
             let reason = "its primary key cannot be changed";
             return self.differs(object.destructive(None, reason.into()));
         }
-        let held: Vec<(String, SchemaRow)> = self
-            .members(Kind::Column, name, generation)
+        let held: Vec<(String, SchemaRow)> = members(&self.rows, Kind::Column, name, generation)
             .map(|(key, row)| (key.name.clone(), row.clone()))
             .collect();
         for (column, row) in held.iter().filter(|(_, row)| row.is_alive()) {
@@ -191,11 +200,7 @@ impl Planner<'_> {
             match known {
                 Some((_, row)) if row.is_alive() => continue,
                 _ if self.is_of_the_past(known.is_some(), (Kind::Column, name), &column.name) => {
-                    let note = format!(
-                        "table {name}, column {}: it was dropped and is not made again; take it out of {}, or make it again with `tribune schema apply`",
-                        column.name, object.file
-                    );
-                    self.plan.change.notes.push(note);
+                    self.note_dropped(&object.file, (Kind::Column, name), &column.name);
                     continue;
                 }
                 Some(_) | None => {}
@@ -251,6 +256,13 @@ impl Planner<'_> {
             keys.any(|key| key.kind == kind && key.table == table && key.name == name)
         };
         self.mode == Mode::Start && (is_known || was_before())
+    }
+
+    fn note_dropped(&mut self, file: &str, (kind, table): (Kind, &str), name: &str) {
+        let kind = kind.as_str();
+        self.plan.change.notes.push(format!(
+            "table {table}, {kind} {name}: it was dropped and is not made again; take it out of {file}, or make it again with `tribune schema apply`"
+        ));
     }
 
     fn delete(&mut self, key: RowKey) {
@@ -320,11 +332,7 @@ impl Planner<'_> {
                         &object.name,
                     ) =>
             {
-                let note = format!(
-                    "table {}, index {}: it was dropped and is not made again; take it out of {}, or make it again with `tribune schema apply`",
-                    object.table, object.name, object.file
-                );
-                self.plan.change.notes.push(note);
+                self.note_dropped(&object.file, (Kind::Index, &object.table), &object.name);
                 return Ok(());
             }
             Some(_) | None => self.insert(key, definition, 0),
@@ -387,7 +395,7 @@ impl Planner<'_> {
         let generation = generation_of(row.length);
         let members: Vec<RowKey> = [Kind::Column, Kind::Index]
             .into_iter()
-            .flat_map(|kind| self.members(kind, name, generation))
+            .flat_map(|kind| members(&self.rows, kind, name, generation))
             .filter(|(_, row)| row.is_alive())
             .map(|(key, _)| key.clone())
             .collect();
@@ -412,18 +420,5 @@ impl Planner<'_> {
             return drop.name.clone();
         }
         names.find(alike).unwrap_or_else(|| drop.name.clone())
-    }
-
-    /// Lists the columns or indexes of one table, the dropped ones too.
-    fn members(
-        &self,
-        kind: Kind,
-        table: &str,
-        generation: u64,
-    ) -> impl Iterator<Item = (&RowKey, &SchemaRow)> {
-        let table = table.to_owned();
-        self.rows.iter().filter(move |(key, _)| {
-            key.kind == kind && key.table == table && key.generation == generation
-        })
     }
 }

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::crdt::storage::Storage;
 use crate::crdt::{Batch, Commit, Piece};
-use crate::store::trial::{NOW, Trial, changes, events, run, source};
+use crate::store::trial::{NOW, Trial, changes, events, rows, run, source};
 use crate::store::{OpenConfig, Store};
 use crate::types::{NodeId, Origin, Version};
 
@@ -125,13 +125,7 @@ fn shown(store: &Store) -> Vec<String> {
             columns.join(", "),
             crate::store::values::quote(&name)
         );
-        let mut statement = store.conn.prepare(&sql).unwrap();
-        let width = statement.column_count();
-        let rows = statement.query_map([], |row| {
-            let cells = (0..width).map(|at| crate::store::values::show(row.get_ref(at).unwrap()));
-            Ok(cells.map(|cell| cell.to_string()).collect::<Vec<_>>().join(" "))
-        });
-        lines.extend(rows.unwrap().map(|row| format!("{name}: {}", row.unwrap())));
+        lines.extend(rows(store, &sql).iter().map(|row| format!("{name}: {row}")));
     }
     lines
 }
@@ -146,6 +140,15 @@ fn check_alike(stores: &[Store]) {
 }
 
 const T: &str = "CREATE TABLE t (id INTEGER NOT NULL PRIMARY KEY, v TEXT DEFAULT 'dv')";
+const KEY_ONLY: &str = "CREATE TABLE t (id INTEGER NOT NULL PRIMARY KEY)";
+
+/// Two nodes, of which one has made a table and the other has heard of it.
+fn two_with(sql: &str) -> [Store; 2] {
+    let mut stores = [node(1), node(2)];
+    let made = grow(&mut stores[0], sql);
+    hear(&mut stores[1], &made);
+    stores
+}
 
 #[test]
 fn a_table_that_one_node_makes_all_have() {
@@ -226,9 +229,7 @@ fn values_wait_for_their_column_and_their_table_in_any_order() {
 
 #[test]
 fn columns_that_two_nodes_add_at_once_both_stay_in_one_order() {
-    let mut stores = [node(1), node(2)];
-    let made = grow(&mut stores[0], T);
-    hear(&mut stores[1], &made);
+    let mut stores = two_with(T);
     grow(&mut stores[0], &T.replace(")", ", x DEFAULT 1)"));
     grow(&mut stores[1], &T.replace(")", ", a DEFAULT 2)"));
     say(&mut stores[0], "INSERT INTO t VALUES (1, 'p', 'x')");
@@ -240,9 +241,7 @@ fn columns_that_two_nodes_add_at_once_both_stay_in_one_order() {
 
 #[test]
 fn two_definitions_of_one_column_become_one_and_no_value_is_lost() {
-    let mut stores = [node(1), node(2)];
-    let made = grow(&mut stores[0], T);
-    hear(&mut stores[1], &made);
+    let mut stores = two_with(T);
     grow(&mut stores[0], &T.replace(")", ", w INT NOT NULL DEFAULT 1 CHECK (w < 9))"));
     grow(&mut stores[1], &T.replace(")", ", w TEXT DEFAULT 'z')"));
     say(&mut stores[0], "INSERT INTO t (id, w) VALUES (1, 5), (3, 6)");
@@ -348,17 +347,13 @@ fn a_table_that_is_dropped_and_made_again_begins_empty() {
 
 #[test]
 fn an_index_and_a_column_that_do_not_go_together_are_refused_here_and_kept_aside_there() {
-    let mut stores = [node(1), node(2)];
-    grow(&mut stores[0], T);
-    settle(&mut stores);
+    let mut stores = two_with(T);
     grow(&mut stores[0], &format!("{T}; CREATE INDEX i ON t (v)"));
-    let error =
-        change(&mut stores[0], &request("CREATE TABLE t (id INTEGER NOT NULL PRIMARY KEY)", true))
-            .unwrap_err();
+    let error = change(&mut stores[0], &request(KEY_ONLY, true)).unwrap_err();
     assert!(error.to_string().contains("index i: no such column: v"), "{error}");
     check_alike(&stores[..1]);
     // B does not know of the index, so it may.
-    shrink(&mut stores[1], "CREATE TABLE t (id INTEGER NOT NULL PRIMARY KEY)");
+    shrink(&mut stores[1], KEY_ONLY);
     settle(&mut stores);
     check_alike(&stores);
     assert_eq!(asides(&stores[0].conn).unwrap().len(), 1);
@@ -695,9 +690,7 @@ fn the_tables_too_many_are_the_last_by_name_on_every_node() {
 
 #[test]
 fn a_dry_run_that_would_empty_what_is_parked_leaves_merges_whole() {
-    let (mut a, mut b) = (node(1), node(2));
-    let made = grow(&mut a, T);
-    hear(&mut b, &made);
+    let [mut a, mut b] = two_with(T);
     // Two definitions of one column: the rows of the one that lost are kept aside.
     grow(&mut a, &T.replace(")", ", w INT NOT NULL DEFAULT 1)"));
     grow(&mut b, &T.replace(")", ", w TEXT DEFAULT 'z')"));
@@ -726,17 +719,14 @@ fn a_dry_run_that_would_empty_what_is_parked_leaves_merges_whole() {
 
 #[test]
 fn a_row_comes_back_to_sight_when_the_column_that_kept_it_aside_is_dropped() {
-    let mut stores = [node(1), node(2)];
-    let key_only = "CREATE TABLE t (id INTEGER NOT NULL PRIMARY KEY)";
-    grow(&mut stores[0], key_only);
-    settle(&mut stores);
-    let wide = |column: &str| key_only.replace(")", &format!(", {column})"));
+    let mut stores = two_with(KEY_ONLY);
+    let wide = |column: &str| KEY_ONLY.replace(")", &format!(", {column})"));
     grow(&mut stores[0], &wide("w INT NOT NULL DEFAULT 1"));
     grow(&mut stores[1], &wide("w TEXT DEFAULT 'z'"));
     say(&mut stores[0], "INSERT INTO t VALUES (1, 5)");
     settle(&mut stores);
     assert_eq!(shown(&stores[0]), Vec::<String>::new());
-    shrink(&mut stores[0], key_only);
+    shrink(&mut stores[0], KEY_ONLY);
     assert_eq!(shown(&stores[0]), ["t: 1"]);
     settle(&mut stores);
     check_alike(&stores);
@@ -775,11 +765,8 @@ fn an_old_file_of_a_node_that_starts_only_adds() {
 
 #[test]
 fn a_default_that_nobody_wrote_is_not_kept_aside_as_a_value() {
-    let mut stores = [node(1), node(2)];
-    let key_only = "CREATE TABLE t (id INTEGER NOT NULL PRIMARY KEY)";
-    grow(&mut stores[0], key_only);
-    settle(&mut stores);
-    let wide = |column: &str| key_only.replace(")", &format!(", {column})"));
+    let mut stores = two_with(KEY_ONLY);
+    let wide = |column: &str| KEY_ONLY.replace(")", &format!(", {column})"));
     grow(&mut stores[0], &wide("w INT NOT NULL DEFAULT 1"));
     grow(&mut stores[1], &wide("w TEXT DEFAULT 'z', q DEFAULT 'nobody'"));
     say(&mut stores[0], "INSERT INTO t VALUES (1, 5)");

@@ -32,6 +32,7 @@ pub use show::{Shown, ShownAside, ShownTable, show};
 
 use self::limits::{LENGTH_MAX, STEPS_AT_ONCE, STEPS_MAX, TEXT_BYTES_MAX};
 use self::text::{DropStatement, take_drops};
+use super::origins::Origins;
 use super::tables::Tables;
 use super::{functions, limits as writer};
 
@@ -191,9 +192,10 @@ pub fn plan(
     request: &SchemaRequest,
     conn: &Connection,
     tables: &Tables,
+    origins: &Origins,
 ) -> Result<(Vec<RowWrite>, SchemaChange), SchemaError> {
     let declared = Schema::parse(&request.sources)?;
-    let rows = read_rows(conn, tables)?;
+    let rows = read_rows(conn, tables, origins)?;
     let plan = change::plan(&declared, (conn, tables, rows), request.mode)?;
     Ok((plan.writes, plan.change))
 }

@@ -9,11 +9,12 @@ use serde_json::json;
 use super::shape::Shape;
 use crate::crdt::pack;
 use crate::store::clocks;
+use crate::store::origins::Origins;
 use crate::store::tables::Tables;
 use crate::types::Value;
 
 /// The table that holds the schema.
-pub const SCHEMA_TABLE: &str = "tribune_schema";
+pub use crate::crdt::change::SCHEMA_TABLE;
 
 const SELECT: &str = "SELECT kind, tbl, generation, name, definition, place FROM tribune_schema";
 const SELECT_LIVES: &str = "SELECT key, clock FROM __tribune_rows WHERE tbl = ?1";
@@ -78,6 +79,19 @@ impl SchemaRow {
 /// All rows, the dead ones too.
 pub type SchemaRows = BTreeMap<RowKey, SchemaRow>;
 
+/// Lists the columns or indexes of one table, the dropped ones too, by name.
+pub(super) fn members<'r>(
+    rows: &'r SchemaRows,
+    kind: Kind,
+    table: &str,
+    generation: u64,
+) -> impl Iterator<Item = (&'r RowKey, &'r SchemaRow)> + use<'r> {
+    let first = RowKey { kind, ..RowKey::column(table, generation, "") };
+    rows.range(first.clone()..).take_while(move |(key, _)| {
+        key.kind == first.kind && key.table == first.table && key.generation == first.generation
+    })
+}
+
 /// A change of one row.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum RowWrite {
@@ -113,7 +127,11 @@ impl RowKey {
 }
 
 /// Reads all rows. What a newer program wrote and this one does not know is left out.
-pub fn read_rows(conn: &Connection, tables: &Tables) -> rusqlite::Result<SchemaRows> {
+pub fn read_rows(
+    conn: &Connection,
+    tables: &Tables,
+    origins: &Origins,
+) -> rusqlite::Result<SchemaRows> {
     let mut rows = SchemaRows::new();
     if tables.get(SCHEMA_TABLE).is_none() {
         return Ok(rows);
@@ -123,7 +141,7 @@ pub fn read_rows(conn: &Connection, tables: &Tables) -> rusqlite::Result<SchemaR
     let mut lives = statement.query([id])?;
     while let Some(row) = lives.next()? {
         let key = pack::unpack(row.get_ref(0)?.as_blob()?).unwrap_or_default();
-        let length = clocks::decode(row.get_ref(1)?.as_blob()?)?.life().length;
+        let length = clocks::decode(origins, row.get_ref(1)?.as_blob()?)?.life().length;
         if let Some(key) = RowKey::read(&key) {
             let (definition, place) = (String::new(), 0);
             rows.insert(key, SchemaRow { length, definition, place, is_readable: false });

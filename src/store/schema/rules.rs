@@ -4,7 +4,7 @@
 use rusqlite::Connection;
 
 use super::limits::{DEFINITION_BYTES_MAX, EXCEEDED, INDEXES_MAX, TABLE_BYTES_MAX, exceeds};
-use super::shape::{IndexText, indexes_of, shape_of};
+use super::shape::{IndexText, Shape, indexes_of, shape_of};
 use super::text::{generation_text, mentions};
 use super::{FIXED_TABLES, Object, Schema, SchemaError, literal, metadata, probe, pure};
 use crate::store::affinity::Affinity;
@@ -54,104 +54,16 @@ impl Schema {
         }
         self.check_indexes(table).map_err(|reason| rule(None, reason))?;
         let indexes = indexes_of(&self.conn, Some(table))?;
-        self.check_sizes(table, &indexes)?
-            .map_or(Ok(()), |(column, reason)| Err(rule(column.as_deref(), reason)))?;
-        self.check_what_is_kept(table, &columns, &indexes)?
-            .map_or(Ok(()), |(column, reason)| Err(rule(column.as_deref(), reason)))?;
+        let shape = shape_of(&self.conn, table)?;
+        check_sizes(&shape, &indexes)
+            .and_then(|()| check_what_is_kept(&shape, &columns, &indexes))
+            .map_err(|(column, reason)| rule(column.as_deref(), reason))?;
         if count(&self.conn, "pragma_foreign_key_list", table)? > 0 {
             let reason = "it has a foreign key; rows arrive in any order, so what they refer to may arrive later";
             return Err(rule(None, reason.to_owned()));
         }
         self.check_what_merges_may_write(table, &columns, is_strict, &defaults)
             .map_err(|(column, reason)| rule(column.as_deref(), reason))
-    }
-
-    /// Says which definition is too long, or of what there are too many.
-    fn check_sizes(&self, table: &str, indexes: &[IndexText]) -> rusqlite::Result<Option<Fault>> {
-        let shape = shape_of(&self.conn, table)?;
-        if shape.columns.len() > COLUMNS_MAX {
-            return Ok(Some((None, format!("it has more than {COLUMNS_MAX} columns"))));
-        }
-        let long = |bytes: usize| bytes > DEFINITION_BYTES_MAX;
-        if let Some(column) = shape.columns.iter().find(|column| long(column.definition.len())) {
-            let reason = format!("its definition is longer than {DEFINITION_BYTES_MAX} bytes");
-            return Ok(Some((Some(column.name.clone()), reason)));
-        }
-        if shape.bytes() > TABLE_BYTES_MAX {
-            let reason = format!("its columns take more than {TABLE_BYTES_MAX} bytes to define");
-            return Ok(Some((None, reason)));
-        }
-        if indexes.len() > INDEXES_MAX {
-            return Ok(Some((None, format!("it has more than {INDEXES_MAX} indexes"))));
-        }
-        for index in indexes {
-            if let Err(reason) = check_name(&index.name) {
-                return Ok(Some((None, format!("the index {}: {reason}", index.name))));
-            }
-            if long(index.definition.len()) {
-                let reason = format!(
-                    "the definition of index {} is longer than {DEFINITION_BYTES_MAX} bytes",
-                    index.name
-                );
-                return Ok(Some((None, reason)));
-            }
-        }
-        Ok(None)
-    }
-
-    /// An expression that fails on a row would keep an index from being made where the row is
-    /// already, and the row from being written where the index is.
-    fn check_what_is_kept(
-        &self,
-        table: &str,
-        columns: &[ColumnShape],
-        indexes: &[IndexText],
-    ) -> rusqlite::Result<Option<Fault>> {
-        for index in indexes {
-            if let Some(what) = pure::fallible(&index.definition) {
-                return Ok(Some((
-                    None,
-                    format!(
-                        "the index {}: {what} can fail on a value, and then the index could be made on one node and not on another; an index may use columns, literals, comparisons and functions such as lower, length and coalesce",
-                        index.name
-                    ),
-                )));
-            }
-        }
-        let shape = shape_of(&self.conn, table)?;
-        let generated: Vec<(&str, &str)> = columns
-            .iter()
-            .zip(&shape.columns)
-            .filter(|(column, _)| column.is_generated)
-            .map(|(column, text)| (column.name.as_str(), text.definition.as_str()))
-            .collect();
-        // What is kept is computed of others, perhaps.
-        let mut kept: Vec<bool> = generated
-            .iter()
-            .map(|(name, definition)| {
-                mentions(definition, "STORED")
-                    || indexes.iter().any(|index| mentions(&index.definition, name))
-            })
-            .collect();
-        loop {
-            let found = (0..generated.len()).find(|at| {
-                let mut readers = generated.iter().zip(&kept).filter(|(_, kept)| **kept);
-                !kept[*at] && readers.any(|((_, text), _)| mentions(text, generated[*at].0))
-            });
-            let Some(at) = found else { break };
-            kept[at] = true;
-        }
-        for ((name, definition), _) in generated.iter().zip(&kept).filter(|(_, kept)| **kept) {
-            if let Some(what) = pure::fallible(&generation_text(definition)) {
-                return Ok(Some((
-                    Some((*name).to_owned()),
-                    format!(
-                        "it is STORED or in an index, and {what} can fail on a value; such a column may use columns, literals, comparisons and functions such as lower, length and coalesce"
-                    ),
-                )));
-            }
-        }
-        Ok(None)
     }
 
     fn check_column(
@@ -201,11 +113,6 @@ impl Schema {
             };
             let (name, origin, is_unique, has_collation) =
                 read(row).map_err(|error| error.to_string())?;
-            if origin == "c" && name.to_ascii_lowercase().starts_with(INTERNAL_PREFIX) {
-                return Err(format!(
-                    "the index {name}: names that begin with __tribune_ are this program's own"
-                ));
-            }
             if origin == "u" {
                 return Err("it has a UNIQUE constraint beside the primary key; two nodes can each insert a row, and both rows stay".to_owned());
             }
@@ -229,7 +136,7 @@ impl Schema {
         columns: &[ColumnShape],
         is_strict: bool,
         defaults: &DefaultProbe,
-    ) -> Result<(), (Option<String>, String)> {
+    ) -> Result<(), Fault> {
         let of_table = |reason: String| (None, reason);
         let failed = |error: rusqlite::Error| {
             let reason = if exceeds(&error) { EXCEEDED.to_owned() } else { error.to_string() };
@@ -278,7 +185,7 @@ impl Schema {
             .map_err(failed)?;
         match probe::blank_row(&self.conn, table, &literals, is_strict).map_err(failed)? {
             None => Ok(()),
-            Some((column, reason)) => Err((column, reason)),
+            Some(fault) => Err(fault),
         }
     }
 }
@@ -292,6 +199,82 @@ pub fn is_own(table: &str) -> bool {
 
 /// The column, if it is one, and what is wrong.
 type Fault = (Option<String>, String);
+
+/// Says which definition is too long, or of what there are too many.
+fn check_sizes(shape: &Shape, indexes: &[IndexText]) -> Result<(), Fault> {
+    let long = |bytes: usize| bytes > DEFINITION_BYTES_MAX;
+    if let Some(column) = shape.columns.iter().find(|column| long(column.definition.len())) {
+        let reason = format!("its definition is longer than {DEFINITION_BYTES_MAX} bytes");
+        return Err((Some(column.name.clone()), reason));
+    }
+    if shape.bytes() > TABLE_BYTES_MAX {
+        let reason = format!("its columns take more than {TABLE_BYTES_MAX} bytes to define");
+        return Err((None, reason));
+    }
+    if indexes.len() > INDEXES_MAX {
+        return Err((None, format!("it has more than {INDEXES_MAX} indexes")));
+    }
+    for index in indexes {
+        let name = &index.name;
+        check_name(name).map_err(|reason| (None, format!("the index {name}: {reason}")))?;
+        if long(index.definition.len()) {
+            let reason = format!(
+                "the definition of index {name} is longer than {DEFINITION_BYTES_MAX} bytes"
+            );
+            return Err((None, reason));
+        }
+    }
+    Ok(())
+}
+
+/// An expression that fails on a row would keep an index from being made where the row is
+/// already, and the row from being written where the index is.
+fn check_what_is_kept(
+    shape: &Shape,
+    columns: &[ColumnShape],
+    indexes: &[IndexText],
+) -> Result<(), Fault> {
+    for index in indexes {
+        if let Some(what) = pure::fallible(&index.definition) {
+            let reason = format!(
+                "the index {}: {what} can fail on a value, and then the index could be made on one node and not on another; an index may use columns, literals, comparisons and functions such as lower, length and coalesce",
+                index.name
+            );
+            return Err((None, reason));
+        }
+    }
+    let generated: Vec<(&str, &str)> = columns
+        .iter()
+        .zip(&shape.columns)
+        .filter(|(column, _)| column.is_generated)
+        .map(|(column, text)| (column.name.as_str(), text.definition.as_str()))
+        .collect();
+    // What is kept is computed of others, perhaps.
+    let mut kept: Vec<bool> = generated
+        .iter()
+        .map(|(name, definition)| {
+            mentions(definition, "STORED")
+                || indexes.iter().any(|index| mentions(&index.definition, name))
+        })
+        .collect();
+    loop {
+        let found = (0..generated.len()).find(|at| {
+            let mut readers = generated.iter().zip(&kept).filter(|(_, kept)| **kept);
+            !kept[*at] && readers.any(|((_, text), _)| mentions(text, generated[*at].0))
+        });
+        let Some(at) = found else { break };
+        kept[at] = true;
+    }
+    for ((name, definition), _) in generated.iter().zip(&kept).filter(|(_, kept)| **kept) {
+        if let Some(what) = pure::fallible(&generation_text(definition)) {
+            let reason = format!(
+                "it is STORED or in an index, and {what} can fail on a value; such a column may use columns, literals, comparisons and functions such as lower, length and coalesce"
+            );
+            return Err((Some((*name).to_owned()), reason));
+        }
+    }
+    Ok(())
+}
 
 /// Says what is wrong with the name of a table, a column or an index.
 pub(super) fn check_name(name: &str) -> Result<(), String> {

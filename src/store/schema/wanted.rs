@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use super::limits::{
     DEFINITION_BYTES_MAX, INDEXES_MAX, ROUNDS_MAX, SCHEMA_BYTES_MAX, TABLE_BYTES_MAX, TABLES_MAX,
 };
-use super::rows::{Kind, RowKey, SchemaRow, SchemaRows, frame_of};
+use super::rows::{Kind, RowKey, SchemaRow, SchemaRows, frame_of, members};
 use super::rules::{check_name, is_own};
 use super::shape::{ColumnText, IndexText, Shape, indexes_of, shape_of};
 use super::{Schema, Source};
@@ -117,15 +117,9 @@ fn table_of(
     generation: u64,
     asides: &mut Vec<Aside>,
 ) -> WantedTable {
-    let of_table = |kind| {
-        let first = RowKey { kind, ..RowKey::column(&frame.name, generation, "") };
-        let (table, from) = (frame.name.clone(), first.clone());
-        rows.range(from..).take_while(move |(key, _)| {
-            key.kind == first.kind && key.table == table && key.generation == generation
-        })
-    };
-    let mut columns: Vec<(&RowKey, &SchemaRow)> =
-        of_table(Kind::Column).filter(|(_, row)| row.is_alive()).collect();
+    let alive =
+        |kind| members(rows, kind, &frame.name, generation).filter(|(_, row)| row.is_alive());
+    let mut columns: Vec<(&RowKey, &SchemaRow)> = alive(Kind::Column).collect();
     columns.sort_by_key(|(key, row)| (row.place, &key.name));
     let mut taken = BTreeSet::new();
     let (mut count, mut bytes) = (0, 0);
@@ -149,7 +143,7 @@ fn table_of(
         wanted.map_err(|reason| asides.push(aside_of(key, reason))).is_ok()
     });
     let mut indexes = Vec::new();
-    for (key, row) in of_table(Kind::Index).filter(|(_, row)| row.is_alive()) {
+    for (key, row) in alive(Kind::Index) {
         let wanted = check_row(key, row).and_then(|()| {
             let is_full = indexes.len() == INDEXES_MAX;
             let reason = || format!("its table has more than {INDEXES_MAX} indexes");

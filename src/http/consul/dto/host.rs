@@ -38,7 +38,6 @@ impl Member {
     pub fn of(member: &MemberStatus, view: &View) -> Self {
         let id = member.id.to_string();
         let node = view.node_by_key(&id).map(|entry| &entry.info.node);
-        let name = member.name.clone().or_else(|| node.map(|node| node.name.clone()));
         let tags = BTreeMap::from([
             ("acls", "0".to_owned()),
             ("build", format!("{CONSUL_VERSION}:")),
@@ -53,7 +52,7 @@ impl Member {
             ("vsn_min", "2".to_owned()),
         ]);
         Self {
-            name: name.unwrap_or(id),
+            name: node.map_or(id, |node| node.name.clone()),
             addr: member.gossip.ip().to_string(),
             port: member.gossip.port(),
             tags,

@@ -1,0 +1,194 @@
+//! Each table's part of the fingerprint, kept up to date with every commit. What changed is written
+//! once a group; until then a mark leads back to what was before.
+
+use std::collections::BTreeMap;
+
+use rusqlite::Connection;
+use rusqlite::types::Type;
+
+use super::tables::{Entry, TableId};
+use crate::crdt::fingerprint::clock_hash;
+use crate::crdt::{ColumnId, RowClock};
+use crate::types::Value;
+
+const SELECT: &str = "SELECT -1 - id, value FROM __tribune_heads WHERE id < 0";
+const UPSERT: &str = "REPLACE INTO __tribune_heads (id, value) VALUES (-1 - ?1, ?2)";
+
+/// How many rows of a table are dead, the sum of the others' lives, then those of its columns' cells
+/// by number.
+type Parts = Vec<u64>;
+
+/// The places of a table's parts.
+const DEAD: usize = 0;
+const LIVES: usize = 1;
+const CELLS: usize = 2;
+
+/// The sums of all tables.
+#[derive(Debug, Default)]
+pub struct Sums {
+    held: BTreeMap<TableId, Parts>,
+    /// What was added since the last [`Sums::settle`].
+    added: Vec<Delta>,
+}
+
+/// What a caller's writes add to the sums.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Delta {
+    tables: BTreeMap<TableId, Parts>,
+}
+
+impl Sums {
+    pub fn read(conn: &Connection) -> rusqlite::Result<Self> {
+        let mut statement = conn.prepare(SELECT)?;
+        let mut rows = statement.query([])?;
+        let mut sums = Self::default();
+        while let Some(row) = rows.next()? {
+            let (words, rest) = row.get_ref(1)?.as_blob()?.as_chunks::<8>();
+            if !rest.is_empty() {
+                let damage = "the sum of a table cannot be read";
+                return Err(rusqlite::Error::FromSqlConversionFailure(
+                    1,
+                    Type::Blob,
+                    damage.into(),
+                ));
+            }
+            let parts = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
+            sums.held.insert(row.get(0)?, parts);
+        }
+        Ok(sums)
+    }
+
+    /// Returns a table's part of the fingerprint. What was dropped does not count.
+    pub fn of(&self, id: TableId, table: &Entry) -> u64 {
+        let Some(parts) = self.held.get(&id).filter(|_| !table.is_dropped) else { return 0 };
+        let is_dropped = |place: usize| {
+            let column = place.checked_sub(CELLS).and_then(|column| u16::try_from(column).ok());
+            column.is_some_and(|column| table.dropped.contains(&ColumnId(column)))
+        };
+        let kept = parts.iter().enumerate().skip(LIVES).filter(|(place, _)| !is_dropped(*place));
+        kept.fold(0, |sum, (_, part)| sum.wrapping_add(*part))
+    }
+
+    /// Returns how many rows of a table are dead. What was dropped does not count.
+    pub fn dead_of(&self, id: TableId, table: &Entry) -> u64 {
+        let parts = self.held.get(&id).filter(|_| !table.is_dropped);
+        parts.and_then(|parts| parts.get(DEAD)).copied().unwrap_or(0)
+    }
+
+    pub fn add(&mut self, delta: Delta) {
+        if !delta.tables.is_empty() {
+            self.turn(&delta, u64::wrapping_add);
+            self.added.push(delta);
+        }
+    }
+
+    /// Returns a mark to come back to.
+    pub fn mark(&self) -> usize {
+        self.added.len()
+    }
+
+    /// Takes back what was added since the mark.
+    pub fn undo_to(&mut self, mark: usize) {
+        for delta in self.added.split_off(mark) {
+            self.turn(&delta, u64::wrapping_sub);
+        }
+    }
+
+    /// Writes what was changed since the last [`Sums::settle`].
+    pub fn save(&self, conn: &Connection) -> rusqlite::Result<()> {
+        let mut changed: Vec<TableId> =
+            self.added.iter().flat_map(|delta| delta.tables.keys().copied()).collect();
+        changed.sort_unstable();
+        changed.dedup();
+        for table in changed {
+            let bytes = self.held[&table].iter().flat_map(|part| part.to_le_bytes());
+            conn.prepare_cached(UPSERT)?.execute((table, bytes.collect::<Vec<u8>>()))?;
+        }
+        Ok(())
+    }
+
+    /// Notes that what [`Sums::save`] wrote is committed.
+    pub fn settle(&mut self) {
+        self.added.clear();
+    }
+
+    fn turn(&mut self, delta: &Delta, step: impl Fn(u64, u64) -> u64) {
+        for (table, parts) in &delta.tables {
+            let held = self.held.entry(*table).or_default();
+            held.resize(held.len().max(parts.len()), 0);
+            held.iter_mut().zip(parts).for_each(|(sum, part)| *sum = step(*sum, *part));
+        }
+    }
+}
+
+impl Delta {
+    /// Notes that a row has become another: its clock, and what its cells hold, before and after.
+    /// `None`: nobody had written it; it is asked only for cells that the clock has.
+    pub fn turn<'v>(
+        &mut self,
+        (id, table): (TableId, &Entry),
+        key: &[u8],
+        before: Option<(&RowClock, impl Fn(ColumnId) -> &'v Value)>,
+        after: Option<(&RowClock, impl Fn(ColumnId) -> &'v Value)>,
+    ) {
+        let is_dead = |clock: Option<&RowClock>| clock.is_some_and(|clock| !clock.is_alive());
+        let was_dead = is_dead(before.as_ref().map(|(clock, _)| *clock));
+        let is_dead = is_dead(after.as_ref().map(|(clock, _)| *clock));
+        let before = before.filter(|(clock, _)| clock.is_alive());
+        let after = after.filter(|(clock, _)| clock.is_alive());
+        if before.is_none() && after.is_none() && was_dead == is_dead {
+            return;
+        }
+        let place = table.hash.row(key);
+        let parts = self.tables.entry(id).or_default();
+        let width = table.columns.len();
+        parts.resize(parts.len().max(width + CELLS), 0);
+        let dead = parts[DEAD].wrapping_add(u64::from(is_dead));
+        parts[DEAD] = dead.wrapping_sub(u64::from(was_dead));
+        let mut last = None;
+        let mut hash = |column: ColumnId, clock, value| {
+            let known = last.filter(|(held, _)| *held == clock).map(|(_, hash)| hash);
+            let clock_hash = known.unwrap_or_else(|| clock_hash(clock));
+            last = Some((clock, clock_hash));
+            let at = usize::from(column.0);
+            // A column without a name is damage, which the doctor tells of.
+            let name = table.hashes.get(at).copied().unwrap_or_default();
+            ((at + CELLS).min(width + CELLS - 1), place.cell(name, clock_hash, value))
+        };
+        // By column: a clock finds one of its cells by going through them.
+        let spread = |clock: &RowClock| {
+            let mut cells = vec![None; width];
+            for (column, cell) in clock.cells() {
+                cells.get_mut(usize::from(column.0)).into_iter().for_each(|at| *at = Some(cell));
+            }
+            cells
+        };
+        let both = match (&before, &after) {
+            (Some((old, old_value)), Some((new, new_value))) => {
+                Some((spread(old), spread(new), old_value, new_value))
+            }
+            _ => None,
+        };
+        let is_same = |column: ColumnId, clock| {
+            both.as_ref().is_some_and(|(old, new, old_value, new_value)| {
+                let at = usize::from(column.0);
+                let is_held = |cells: &[Option<_>]| cells.get(at) == Some(&Some(clock));
+                is_held(old) && is_held(new) && old_value(column) == new_value(column)
+            })
+        };
+        if let Some((clock, value)) = &before {
+            parts[LIVES] = parts[LIVES].wrapping_sub(place.life(clock.life()));
+            for (column, cell) in clock.cells().filter(|(column, cell)| !is_same(*column, *cell)) {
+                let (at, hash) = hash(column, cell, value(column));
+                parts[at] = parts[at].wrapping_sub(hash);
+            }
+        }
+        if let Some((clock, value)) = &after {
+            parts[LIVES] = parts[LIVES].wrapping_add(place.life(clock.life()));
+            for (column, cell) in clock.cells().filter(|(column, cell)| !is_same(*column, *cell)) {
+                let (at, hash) = hash(column, cell, value(column));
+                parts[at] = parts[at].wrapping_add(hash);
+            }
+        }
+    }
+}
