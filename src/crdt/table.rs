@@ -562,7 +562,8 @@ impl Table {
 
     /// See [`Floor::harmless`].
     fn harmless(&self) -> Version {
-        let of_me = self.index.range(first_place(Stamp { origin: self.origin, version: Version(0) })..);
+        let of_me =
+            self.index.range(first_place(Stamp { origin: self.origin, version: Version(0) })..);
         let mut of_me = of_me.take_while(|(stamp, ..)| stamp.origin == self.origin);
         let first = of_me.find(|(_, table, _)| !is_harmless(table));
         first.map_or(self.head(self.origin), |(stamp, ..)| Version(stamp.version.0 - 1))

@@ -1,7 +1,8 @@
 //! When tombstones go, who may speak, and who has to take all rows anew.
 
 use super::*;
-use crate::crdt::Collected;
+use crate::crdt::storage::{Collected, Extract};
+use crate::crdt::{Key, Life, RowChange, TableChanges};
 use crate::ledger::Round;
 use crate::ledger::round::Nodes;
 
@@ -161,12 +162,24 @@ fn what_tombstones_are_missing_of_is_not_served_but_to_guests() {
     assert!(said(&one.hear(3, want(0))).is_empty());
 }
 
+/// What this node writes to a table.
+fn written(version: u64, table: &str) -> Input {
+    let stamp = Stamp { origin: origin(ME), version: Version(version) };
+    let life = Life { length: 1, stamp };
+    let rows = vec![RowChange { key: Key::from([]), life, cells: vec![] }];
+    let tables = vec![TableChanges { table: table.into(), columns: vec![], rows }];
+    Input::Committed(Arc::new(Changeset { stamp, at: Wall(0), tables }))
+}
+
+fn unsettled() -> Message {
+    Message::Welcome { is_settled: false, length: 0, heads: vec![], floor: vec![] }
+}
+
 #[test]
 fn a_new_origin_is_silent_until_it_has_caught_up_with_one_that_speaks() {
     let mut one = on(&Floor::default(), &[], &[2, 3]);
-    let effects = one.wait(1_000);
-    assert!(joins(&effects).contains(&(node(2), false)), "{effects:?}");
-    let effects = one.tell(Input::Committed(changeset(ME, 1)));
+    assert!(!joins(&one.wait(1_000)).is_empty());
+    let effects = one.tell(written(1, "kv"));
     assert_eq!(said(&effects), [], "it keeps its commits to itself");
     let request = RequestId(1);
     let want = Message::Want { request, origin: origin(ME), after: Version(0) };
@@ -178,24 +191,93 @@ fn a_new_origin_is_silent_until_it_has_caught_up_with_one_that_speaks() {
     let (id, batch) = batch(&one.hear(2, push(9, 1))).unwrap();
     assert!(one.done(id, &batch).contains(&alone()));
     assert!(!one.replica.collection().is_settled);
-    one.tell(Input::Settled { is_done: true });
+    let effects = one.tell(Input::Settled { is_done: true });
     assert!(one.replica.collection().is_settled);
+    let tells =
+        |message: &Message| matches!(message, Message::Heads(heads) if heads.contains(&at(ME, 1)));
+    let told = said(&effects).into_iter().filter(|(_, message)| tells(message)).count();
+    assert_eq!(told, 2, "neighbours, whom it pushed nothing: {effects:?}");
     let effects = one.hear(2, want);
     assert!(matches!(effects[..], [Effect::Load { .. }]), "{effects:?}");
 }
 
 #[test]
+fn what_is_harmless_is_told_from_the_first_moment_on() {
+    let floor = Floor { harmless: Version(1), ..Floor::default() };
+    let mut one = on(&floor, &[at(ME, 1)], &[2]);
+    let is_pushed = |effects: &[Effect]| {
+        said(effects).iter().any(|(_, message)| matches!(message, Message::Push { .. }))
+    };
+    assert!(is_pushed(&one.tell(written(2, "services"))));
+    assert!(is_pushed(&one.tell(written(3, "tribune_schema"))));
+    assert!(!is_pushed(&one.tell(written(4, "kv"))));
+    assert!(!is_pushed(&one.tell(written(5, "services"))), "there are no holes");
+    let want = |after| {
+        let request = RequestId(1);
+        Message::Want { request, origin: origin(ME), after: Version(after) }
+    };
+    let effects = one.hear(2, want(1));
+    let [Effect::Load { id, .. }] = effects[..] else { panic!("{effects:?}") };
+    let extract = Some(Extract { piece: piece(ME, 1, 5), head: Version(5) });
+    let answer = said(&one.tell(Input::Loaded { id, extract }));
+    let [(_, Message::Pulled { piece, .. })] = &answer[..] else { panic!("{answer:?}") };
+    assert_eq!(piece.through, Version(3), "and nothing beyond is given away");
+    assert!(matches!(said(&one.hear(2, want(3)))[..], [(_, Message::Busy { .. })]));
+    // Nor does anybody hear that there is more.
+    let told = one.wait(60_000).into_iter().filter_map(|effect| match effect {
+        Effect::Send { message: Message::Heads(heads), .. } => Some(heads),
+        Effect::Send { message: Message::BucketHeads { heads, .. }, .. } => Some(heads),
+        _ => None,
+    });
+    assert!(told.flatten().all(|head| head <= at(ME, 3)));
+}
+
+#[test]
 fn where_nobody_may_let_anybody_in_a_new_cluster_begins() {
     let mut one = on(&Floor::default(), &[], &[2]);
-    let unsettled =
-        || Message::Welcome { is_settled: false, length: 0, heads: vec![], floor: vec![] };
     one.hear(2, unsettled());
     assert!(!one.wait(4_900).contains(&alone()));
     assert!(one.wait(2_000).contains(&alone()));
-    // One whose disk knows of a third waits for him.
+}
+
+#[test]
+fn where_members_are_missing_who_could_let_others_in_most_must_be_there() {
+    // One whose disk knows of a third waits for it, but not for ever.
     let mut one = on(&Floor::default(), &[at(3, 1)], &[2]);
     one.hear(2, unsettled());
-    assert!(!one.wait(60_000).contains(&alone()));
+    assert!(!one.wait(29_000).contains(&alone()));
+    assert!(one.wait(2_000).contains(&alone()));
+    let mut one = on(&Floor::default(), &[at(3, 1), at(4, 1)], &[2]);
+    one.hear(2, unsettled());
+    assert!(!one.wait(600_000).contains(&alone()), "two of four could be either half");
+}
+
+#[test]
+fn who_knows_of_nobody_drops_what_it_deletes_and_does_not_settle() {
+    let mut one = on(&Floor::default(), &[at(ME, 4)], &[]);
+    let effects = one.wait(30_000);
+    assert_eq!(collected(&effects), Some(vec![at(ME, 4)]));
+    assert!(!effects.contains(&alone()));
+}
+
+#[test]
+fn an_empty_disk_becomes_the_guest_of_who_dropped_tombstones_and_keeps_its_epoch() {
+    let mut one = on(&Floor::default(), &[at(ME, 1)], &[2, 3]);
+    let (held, floor) = (vec![at(9, 5)], vec![at(9, 4)]);
+    let welcome =
+        Message::Welcome { is_settled: true, length: 8, heads: held, floor: floor.clone() };
+    let effects = one.hear(2, welcome.clone());
+    assert_eq!(joins(&effects), [(node(2), true)]);
+    one.hear(2, welcome);
+    assert!(one.hear(3, push(9, 1)).is_empty(), "rows come from one place alone");
+    let asked = wants(&one.wait(1_000));
+    let [(from, request, _, 0)] = asked[..] else { panic!("{asked:?}") };
+    assert_eq!(from, node(2));
+    let pulled = Message::Pulled { request, piece: piece(9, 0, 5), head: Version(5) };
+    let (id, batch) = batch(&one.hear(2, pulled)).unwrap();
+    let effects = one.done(id, &batch);
+    assert!(effects.contains(&Effect::Settle { heads: floor, length: 8 }), "{effects:?}");
+    assert_eq!((one.replica.me(), one.replica.stats().rejoins), (origin(ME), 0));
 }
 
 #[test]
@@ -212,9 +294,9 @@ fn who_is_below_the_floor_takes_all_rows_of_one_peer() {
     let effects = one.hear(2, welcome.clone());
     assert_eq!(effects, [Effect::Rejoin { held: told, length: 8 }]);
     let me = Origin { epoch: Epoch(2), ..origin(ME) };
-    let effects = one.tell(Input::Rejoined { begun: Some((me, vec![(me, Version(1))])) });
+    let effects = one.tell(Input::Rejoined { begun: Some(me) });
     assert_eq!(joins(&effects), [(node(2), true)]);
-    assert_eq!(one.replica.ledger().heads().collect::<Vec<_>>(), [(me, Version(1))]);
+    assert_eq!(one.replica.ledger().heads().collect::<Vec<_>>(), []);
     one.hear(2, welcome);
     one.hear(3, heads(7, 1));
     assert!(one.hear(3, push(9, 1)).is_empty(), "rows come from one place alone");

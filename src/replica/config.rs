@@ -77,6 +77,9 @@ pub struct Config {
     /// How long it waits for one who may let it in, where all members are up and none may: in a
     /// cluster that has just begun.
     pub settle_alone_after: Duration,
+    /// How long where most members are up and none may: in a cluster that was restored, but for some
+    /// of its nodes.
+    pub settle_without_after: Duration,
 }
 
 impl Default for Config {
@@ -110,9 +113,10 @@ impl Default for Config {
             tell_every: Duration::from_secs(10),
             tell_after: Duration::from_secs(30),
             forget_after: Duration::from_secs(72 * 3_600),
-            collect_rows_max: 1_000,
+            collect_rows_max: 500,
             join_every: Duration::from_secs(1),
-            settle_alone_after: Duration::from_secs(10),
+            settle_alone_after: Duration::from_secs(1),
+            settle_without_after: Duration::from_secs(30),
         }
     }
 }

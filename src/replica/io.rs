@@ -39,9 +39,9 @@ pub enum Input {
     Met { is_done: bool },
     /// The answer to [`Effect::Collect`].
     Collected { outcome: Option<CollectOutcome> },
-    /// The answer to [`Effect::Rejoin`]: the new origin and all heads that are left; `None`: nothing
-    /// was written.
-    Rejoined { begun: Option<(Origin, Vec<(Origin, Version)>)> },
+    /// The answer to [`Effect::Rejoin`]: the new origin; `None`: nothing was written. What was
+    /// written under it is told by [`Input::Committed`] after this.
+    Rejoined { begun: Option<Origin> },
     /// The answer to [`Effect::Settle`]: it is done, or nothing was written.
     Settled { is_done: bool },
     /// The deadline has come. Every other input does this one's work too.

@@ -134,6 +134,7 @@ impl Replica {
             Input::Received { from, message } => self.on_received(now, from, message),
             Input::PeerUp { node, round_trip } if node != self.me.node => {
                 self.rounds.on_up(node);
+                self.on_met(now, node);
                 self.overlay.on_peer_up(now, &mut self.rng, node, round_trip);
             }
             Input::PeerUp { .. } => {}
@@ -151,7 +152,7 @@ impl Replica {
             }
             Input::Applied { id, outcome } => self.on_applied(now, id, outcome),
             Input::Loaded { id, extract } => {
-                let own = (self.me, self.ledger.head(self.me));
+                let own = (self.me, self.said());
                 let floor = |peer, origin| match self.standing.is_guest(peer) {
                     true => Version(0),
                     false => self.rounds.floor(origin),
@@ -252,14 +253,15 @@ impl Replica {
     }
 
     fn on_committed(&mut self, now: Time, changeset: Arc<Changeset>) {
+        self.note_own(&changeset);
         let piece = Piece::of(changeset);
         let (origin, version) = (piece.origin, piece.through);
         if !self.ledger.advance(origin, version) {
             return;
         }
         self.pulls.on_reached(origin, version);
-        let speaks = self.speaks();
-        let to: Vec<NodeId> = self.overlay.eager().filter(|_| speaks).collect();
+        let is_said = version <= self.said();
+        let to: Vec<NodeId> = self.overlay.eager().filter(|_| is_said).collect();
         self.stats.own_pushed += to.len() as u64;
         self.send(to, Message::Push { hops: 0, piece }, Lane::Own);
         self.digests.on_moved(now);
@@ -289,9 +291,9 @@ impl Replica {
                 let answer = compare::answer_heads(&self.ledger, &buckets, &heads);
                 self.send(vec![from], answer, Lane::Control);
             }
-            Message::Want { request, .. } if !self.speaks() => {
+            Message::Want { request, origin, after } if !self.serves(origin, after) => {
                 self.stats.refused_busy += 1;
-                self.effects.push_back(serve::busy(from, request, serve::RETRY_AFTER_FAILURE));
+                self.effects.push_back(serve::busy(from, request, serve::RETRY_UNSETTLED));
             }
             Message::Want { request, origin, after } if self.is_below(from, origin, after) => {
                 self.stats.refused_below_floor += 1;
@@ -474,7 +476,7 @@ impl Replica {
                     self.send(vec![node], Message::Neighbour(word), Lane::Control);
                 }
                 Event::LinkUp(node) => {
-                    let hello = Message::Hello { origin: self.me, head: self.ledger.head(self.me) };
+                    let hello = Message::Hello { origin: self.me, head: self.said() };
                     self.send(vec![node], hello, Lane::Control);
                     self.compare(node);
                 }
@@ -601,7 +603,10 @@ impl Replica {
     }
 
     /// Sends a message, unless there is nobody to send it to or nothing in it.
-    fn send(&mut self, to: Vec<NodeId>, message: Message, lane: Lane) {
+    fn send(&mut self, to: Vec<NodeId>, mut message: Message, lane: Lane) {
+        if let Message::Heads(heads) | Message::BucketHeads { heads, .. } = &mut message {
+            self.without_unsaid(heads);
+        }
         let says_nothing = match &message {
             Message::Heads(heads) => heads.is_empty(),
             Message::BucketHeads { buckets, .. } => buckets.is_empty(),

@@ -216,6 +216,21 @@ impl Rounds {
         self.members().all(|node| node == self.me || self.up.contains(&node))
     }
 
+    /// Tells whether most members are up, those too that nobody counts any more by a word that is
+    /// not on disk.
+    pub(super) fn are_most_up(&self) -> bool {
+        let here = self.members().filter(|node| self.up.contains(node)).count() + 1;
+        let counts = |(node, epoch): &(&NodeId, &Epoch)| {
+            self.in_force.get(node).is_none_or(|last| *epoch > last)
+        };
+        here * 2 > self.known.iter().filter(counts).count()
+    }
+
+    /// Tells whether there is no other member.
+    pub(super) fn is_lone(&self) -> bool {
+        self.members().all(|node| node == self.me)
+    }
+
     /// Returns how far tombstones of an origin may be missing here.
     pub(super) fn floor(&self, origin: Origin) -> Version {
         self.floor.get(&origin).copied().unwrap_or_default()
@@ -381,12 +396,7 @@ impl Rounds {
     /// Looks who is away, and forgets who was for too long, where most are here.
     fn miss(&mut self, now: Time) {
         let members: Vec<NodeId> = self.members().collect();
-        let here = members.iter().filter(|node| self.up.contains(node)).count() + 1;
-        let counts = |(node, epoch): &(&NodeId, &Epoch)| {
-            self.in_force.get(node).is_none_or(|last| *epoch > last)
-        };
-        let all = self.known.iter().filter(counts).count();
-        if here * 2 <= all {
+        if !self.are_most_up() {
             // Whoever is cut off forgets nobody: its time begins anew when most are back.
             self.away.clear();
             return;

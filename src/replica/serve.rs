@@ -17,7 +17,10 @@ use crate::wire::{Message, RequestId};
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 
 /// When a peer may come back after the storage failed.
-pub(super) const RETRY_AFTER_FAILURE: Duration = Duration::from_secs(2);
+const RETRY_AFTER_FAILURE: Duration = Duration::from_secs(2);
+
+/// When a peer may come back that asked a node which has yet to settle.
+pub(super) const RETRY_UNSETTLED: Duration = Duration::from_millis(500);
 
 /// The wants that are being answered.
 #[derive(Debug)]

@@ -1,11 +1,32 @@
 //! Whether this node may speak. A node that cannot know what was deleted while it was away, or
 //! before it came, must not tell others of rows that are gone.
 //!
-//! An origin that is new on its disk (a fresh disk, a restored one, a node that lost its tail) is
-//! silent: nothing of it is pushed, and nothing served. It asks peers until one that has settled
-//! counts it as a member and tells its heads; holding as much, it settles. Where a peer has dropped
-//! tombstones beyond what this node holds, it takes all of that peer's rows (`is_whole`), under one
-//! more epoch: what that peer does not have was deleted, unless this node itself made it.
+//! An origin that is new on its disk (a fresh disk, a restored one) has yet to settle: nothing that
+//! others wrote is served from here. It asks peers until one that has settled counts it as a member
+//! and tells its heads; holding as much, it settles. Where a peer has dropped tombstones beyond what
+//! this node holds, it takes all of that peer's rows (`is_whole`), under one more epoch: what that
+//! peer does not have was deleted, unless this node itself made it. A fresh disk has nothing to give
+//! up and keeps its epoch.
+//!
+//! Of what it writes itself it tells before it has settled what is harmless ([`is_harmless`]), from
+//! the first moment on:
+//!
+//! * Rows of owned tables are written by their owner alone, and its latest write is the row, by epoch
+//!   and version. A tombstone, held or dropped, is an earlier write of the same owner, and loses.
+//!   So services, checks and nodes are told at once, whatever the disk went through.
+//! * Of the schema's rows no tombstone is ever dropped.
+//! * Any other row may have been deleted, here unheard of, and live in a life that some members
+//!   still hold a tombstone of and others do not: a fresh disk does not know how long it has to
+//!   live, a restored one may change what is gone. The first version that writes such a row, and
+//!   those after it, wait until the origin has settled: what is told has no holes.
+//!
+//! A node that knows of no other is its own master and drops its tombstones, but does not settle: it
+//! is not known what those will hold that it meets. Where all members are new (a first start, or
+//! disks that were all restored), nobody has settled, so after a moment each settles alone. Where
+//! some of them are missing, most must be there, and the moment is longer: a cluster that lost a
+//! member with its data goes on.
+//!
+//! [`is_harmless`]: crate::crdt::change::is_harmless
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -13,7 +34,8 @@ use std::time::Duration;
 use super::io::CollectOutcome;
 use super::rounds::Action;
 use super::{Effect, Lane, Replica};
-use crate::crdt::Floor;
+use crate::crdt::change::is_harmless;
+use crate::crdt::{Changeset, Floor};
 use crate::ledger::Round;
 use crate::ledger::round::{Heads, reaches};
 use crate::types::{NodeId, Origin, Time, Version};
@@ -21,6 +43,9 @@ use crate::wire::{Message, RequestId};
 
 /// How many peers are asked at a time.
 const ASKED_MAX: usize = 4;
+
+/// How long after peers were asked another one that is met is asked: many are met at once.
+const ASK_PAUSE: Duration = Duration::from_millis(50);
 
 /// How many times as long as otherwise the host is left alone that this node catches up with.
 const ASK_AGAIN_AFTER: u32 = 5;
@@ -47,6 +72,11 @@ pub(super) struct Standing {
     moved_at: Time,
     /// When a peer first said that it may not let anybody in either.
     alone_since: Option<Time>,
+    /// When a peer was met last, and when peers were asked last.
+    met_at: Time,
+    asked_at: Time,
+    /// Of the present origin, the version up to which all is harmless.
+    harmless: Version,
     /// Peers that are taking all rows from here.
     guests: BTreeSet<NodeId>,
 }
@@ -89,9 +119,46 @@ impl Standing {
 
 /// What others may ask of this node, and it of them.
 impl Replica {
-    /// Tells whether what this node wrote may leave it.
+    /// Tells whether all that this node holds may leave it.
     pub(super) fn speaks(&self) -> bool {
         self.standing.state == State::Settled
+    }
+
+    /// Returns how far this node's own stream may leave it.
+    pub(super) fn said(&self) -> Version {
+        let head = self.ledger.head(self.me);
+        if self.speaks() { head } else { head.min(self.standing.harmless) }
+    }
+
+    /// Tells whether a peer's want may be looked at.
+    pub(super) fn serves(&self, origin: Origin, after: Version) -> bool {
+        self.speaks() || (origin == self.me && after < self.said())
+    }
+
+    /// Leaves out of heads what may not be told.
+    pub(super) fn without_unsaid(&self, heads: &mut Vec<(Origin, Version)>) {
+        if self.speaks() {
+            return;
+        }
+        let said = self.said();
+        heads.iter_mut().filter(|(origin, _)| *origin == self.me).for_each(|(_, head)| {
+            *head = said.min(*head);
+        });
+        heads.retain(|(_, head)| *head > Version(0));
+    }
+
+    /// This node wrote something.
+    pub(super) fn note_own(&mut self, changeset: &Changeset) {
+        let is_next = self.standing.harmless.next() == changeset.stamp.version;
+        let mut tables = changeset.tables.iter();
+        if is_next && tables.all(|table| is_harmless(&table.table)) {
+            self.standing.harmless = changeset.stamp.version;
+        }
+    }
+
+    /// Tells whether this node drops tombstones by its own word and others'.
+    fn has_a_say(&self) -> bool {
+        self.speaks() || self.rounds.is_lone()
     }
 
     /// Tells whether the storage is turning over: nothing is applied meanwhile.
@@ -191,6 +258,7 @@ impl Replica {
 /// How this node comes to speak.
 impl Replica {
     pub(super) fn begin_standing(&mut self, floor: &Floor) {
+        self.standing.harmless = floor.harmless;
         if self.config.collect && (floor.settled != Some(self.me) || floor.is_rejoining) {
             self.standing.state = State::Seeking { is_whole: floor.is_rejoining, host: None };
         }
@@ -198,13 +266,42 @@ impl Replica {
 
     /// Tells the neighbours of this node's origin, and has them say what they know of it.
     fn say_hello(&mut self) {
-        let hello = Message::Hello { origin: self.me, head: self.ledger.head(self.me) };
+        let hello = Message::Hello { origin: self.me, head: self.said() };
         let to: Vec<NodeId> = self.overlay.eager().collect();
         self.send(to, hello, Lane::Control);
     }
 
+    /// A peer has come up: whoever has yet to be let in asks it before long.
+    pub(super) fn on_met(&mut self, now: Time, node: NodeId) {
+        self.standing.met_at = now;
+        if let State::Seeking { host, .. } = &mut self.standing.state {
+            host.get_or_insert(node);
+            let soon = now.max(self.standing.asked_at + ASK_PAUSE);
+            self.standing.ask_at = self.standing.ask_at.min(soon);
+        }
+    }
+
+    /// Looks for somebody to let this node in.
+    fn seek(&mut self, now: Time, is_whole: bool, host: Option<NodeId>) {
+        self.standing.state = State::Seeking { is_whole, host };
+        self.standing.ask_at = now;
+        self.standing.alone_since = None;
+    }
+
+    /// Tells whether nothing of others is on this node's disk, nor about to be.
+    fn is_empty(&self) -> bool {
+        self.intake.is_idle() && self.ledger.heads().all(|(origin, _)| origin == self.me)
+    }
+
+    /// From now on rows come from one peer alone, which lets this node in.
+    fn become_guest(&mut self) {
+        self.intake.restart();
+        self.pulls.restart();
+    }
+
     /// This node writes under a new origin.
     pub(super) fn on_new_origin(&mut self) {
+        self.standing.harmless = Version(0);
         if !self.config.collect {
             return;
         }
@@ -256,8 +353,7 @@ impl Replica {
             | State::Rejoining { .. }
             | State::Settling { .. } => {}
         }
-        self.standing.state = State::Seeking { is_whole: true, host: Some(host) };
-        self.standing.ask_at = now;
+        self.seek(now, true, Some(host));
     }
 
     /// A peer has let this node in (`None`: it may not speak itself).
@@ -269,6 +365,17 @@ impl Replica {
         };
         let goal: Heads = heads.iter().copied().filter(|(origin, _)| *origin != self.me).collect();
         match &self.standing.state {
+            State::Seeking { is_whole: false, .. } if !floor.is_empty() && self.is_empty() => {
+                // It would be refused what lies below the floor.
+                self.become_guest();
+                self.standing.state = State::Announcing { host: from };
+                self.standing.ask_at = now;
+            }
+            State::Seeking { is_whole: true, .. } if self.is_empty() => {
+                self.become_guest();
+                self.live_with(now, from, goal, (floor, length));
+                self.learn(now, from, &heads);
+            }
             State::Seeking { is_whole: false, .. } => {
                 self.standing.state = State::CatchingUp { host: from, goal };
                 self.standing.host_floor = (floor, length);
@@ -282,11 +389,7 @@ impl Replica {
                 self.effects.push_back(Effect::Rejoin { held: heads, length });
             }
             State::Announcing { host } if *host == from => {
-                self.standing.state = State::Rejoining { host: from, goal };
-                // From now on the host drops nothing that this node has not got.
-                self.standing.host_floor = (floor, length);
-                self.standing.moved_at = now;
-                self.standing.ask_at = now + self.config.join_every * ASK_AGAIN_AFTER;
+                self.live_with(now, from, goal, (floor, length));
                 self.learn(now, from, &heads);
             }
             // It was asked again, lest something was lost on the way.
@@ -309,32 +412,42 @@ impl Replica {
         }
     }
 
-    pub(super) fn on_rejoined(
+    fn live_with(
         &mut self,
         now: Time,
-        begun: Option<(Origin, Vec<(Origin, Version)>)>,
+        host: NodeId,
+        goal: Heads,
+        host_floor: (Vec<(Origin, Version)>, u64),
     ) {
+        self.standing.state = State::Rejoining { host, goal };
+        // From now on the host drops nothing that this node has not got.
+        self.standing.host_floor = host_floor;
+        self.standing.moved_at = now;
+        self.standing.ask_at = now + self.config.join_every * ASK_AGAIN_AFTER;
+    }
+
+    pub(super) fn on_rejoined(&mut self, now: Time, begun: Option<Origin>) {
         let State::Leaving { host } = self.standing.state else { return };
         self.standing.ask_at = now;
-        let Some((origin, heads)) = begun else {
-            self.standing.state = State::Seeking { is_whole: true, host: Some(host) };
+        let Some(origin) = begun else {
+            self.seek(now, true, Some(host));
             self.standing.ask_at = now + self.config.join_every;
             return;
         };
         self.me = origin;
+        self.standing.harmless = Version(0);
         self.rounds.know(origin);
-        self.ledger.restart(heads);
-        self.intake.restart();
-        self.pulls.restart();
+        self.ledger.restart([]);
+        self.become_guest();
         self.epoch_asked = None;
         // Of its own rows it kept some that it may not have written in this life.
         self.returned.on_returned(now);
         self.say_hello();
-        let is_up = self.overlay.is_up(host);
-        self.standing.state = match is_up {
-            true => State::Announcing { host },
-            false => State::Seeking { is_whole: true, host: None },
-        };
+        if self.overlay.is_up(host) {
+            self.standing.state = State::Announcing { host };
+        } else {
+            self.seek(now, true, None);
+        }
     }
 
     pub(super) fn on_settled(&mut self, now: Time, is_done: bool) {
@@ -349,7 +462,9 @@ impl Replica {
             let join = Message::Join { origin: self.me, is_whole: false };
             self.send(vec![host], join, Lane::Control);
         }
-        self.digests.on_moved(now);
+        // What it kept to itself nobody was pushed.
+        self.digests.on_pulled(self.me);
+        self.digests.at_once(now);
     }
 
     pub(super) fn on_host_down(&mut self, now: Time, node: NodeId) {
@@ -364,8 +479,7 @@ impl Replica {
             State::CatchingUp { host, .. } if *host == node => false,
             _ => return,
         };
-        self.standing.state = State::Seeking { is_whole, host: None };
-        self.standing.ask_at = now;
+        self.seek(now, is_whole, None);
     }
 
     pub(super) fn run_standing(&mut self, now: Time) {
@@ -391,11 +505,11 @@ impl Replica {
         let mut pause = self.config.join_every;
         let (to, is_whole) = match &self.standing.state {
             State::CatchingUp { .. } if is_stuck => {
-                self.standing.state = State::Seeking { is_whole: false, host: None };
+                self.seek(now, false, None);
                 return self.run_standing(now);
             }
             State::Rejoining { .. } if is_stuck => {
-                self.standing.state = State::Seeking { is_whole: true, host: None };
+                self.seek(now, true, None);
                 return self.run_standing(now);
             }
             State::CatchingUp { host, .. } => {
@@ -419,16 +533,19 @@ impl Replica {
             *host = None;
         }
         self.standing.ask_at = now + pause;
+        if !to.is_empty() {
+            self.standing.asked_at = now;
+        }
         self.send(to, Message::Join { origin: self.me, is_whole }, Lane::Control);
     }
 
-    /// Where nobody may let anybody in, and nobody is missing who could, the cluster is new.
+    /// Where nobody may let anybody in, and nobody is missing who could, the cluster is new. Where
+    /// most are there and nobody may, nobody may be left who could.
     fn may_settle_alone(&self, now: Time) -> bool {
-        let is_long = self
-            .standing
-            .alone_since
-            .is_some_and(|since| now.since(since) >= self.config.settle_alone_after);
-        is_long && self.rounds.are_all_up()
+        let Some(since) = self.standing.alone_since else { return false };
+        let quiet = now.since(since.max(self.standing.met_at));
+        (quiet >= self.config.settle_alone_after && self.rounds.are_all_up())
+            || (quiet >= self.config.settle_without_after && self.rounds.are_most_up())
     }
 
     pub(super) fn standing_deadline(&self) -> Option<Time> {
@@ -484,7 +601,7 @@ impl Replica {
         let heads = || ledger.heads().collect::<Heads>();
         // What waits here is of no head yet.
         let is_ready = self.intake.is_idle() && self.rounds.has_noted_all();
-        let may_tell = self.standing.state == State::Settled && is_ready;
+        let may_tell = self.has_a_say() && is_ready;
         let me: Option<(Origin, &dyn Fn() -> Heads)> = may_tell.then_some((self.me, &heads));
         let action = self.rounds.run(now, &mut self.rng, me);
         if let Some(Action::Tell) = action {
@@ -493,7 +610,7 @@ impl Replica {
             self.send(to, round, Lane::Control);
         }
         self.unlearn_forgotten(now);
-        let may_collect = self.standing.state == State::Settled;
+        let may_collect = self.has_a_say();
         let ledger = &self.ledger;
         let plan = may_collect.then(|| self.rounds.collect(now, |origin| ledger.head(origin)));
         if let Some(Action::Collect { heads, forgotten }) = plan.flatten() {

@@ -61,7 +61,16 @@ impl One {
 
     fn tell(&mut self, input: Input) -> Vec<Effect> {
         self.replica.handle(self.now, input);
-        std::iter::from_fn(|| self.replica.next_effect()).collect()
+        let mut effects = Vec::new();
+        while let Some(effect) = self.replica.next_effect() {
+            match effect {
+                Effect::Meet { .. } => {
+                    self.replica.handle(self.now, Input::Met { is_done: true });
+                }
+                effect => effects.push(effect),
+            }
+        }
+        effects
     }
 
     fn hear(&mut self, from: u8, message: Message) -> Vec<Effect> {

@@ -494,8 +494,7 @@ impl Cluster {
                 let begun = this.storage.rejoin(now, &held, length);
                 let Begun { origin, commits, .. } = begun.map_err(|error| error.to_string())?;
                 this.read_heads();
-                let heads = this.storage.heads().map_err(|error| error.to_string())?;
-                self.tell_soon(node, Input::Rejoined { begun: Some((origin, heads)) });
+                self.tell_soon(node, Input::Rejoined { begun: Some(origin) });
                 self.committed(node, commits)?;
                 self.excuse();
                 None

@@ -100,6 +100,7 @@ impl Scenario {
             collect_rows_max: 3,
             join_every: Duration::from_millis(200),
             settle_alone_after: Duration::from_secs(1),
+            settle_without_after: Duration::from_secs(3),
             ..replica
         }
     }

@@ -192,7 +192,8 @@ impl Store {
         let file = path.as_deref().map(file_of).transpose().map_err(unusable)?;
         let mark = file.map_or_else(Mark::default, |_| Mark::new());
         let place = Place { file, mark };
-        let Identified { identity, ended, is_whole } = identify(&conn, config, &shown, (&place, has_log))?;
+        let Identified { identity, ended, is_whole } =
+            identify(&conn, config, &shown, (&place, has_log))?;
         let gate = Gate::set_up(&mut conn, true).map_err(failed)?;
         let capture = Capture::watch(&conn).map_err(failed)?;
         let local = read_local(&conn, CHECKS_TABLE).map_err(failed)?;

@@ -22,9 +22,7 @@ use super::tables::TableId;
 use super::tombstones::{look_at_all, raise};
 use crate::crdt::change::{is_harmless, keeps_tombstones};
 use crate::crdt::storage::{Settled, StorageError};
-use crate::crdt::{
-    Class, ColumnId, Commit, Key, RowClock, RowEvent, Stamp, TableEvents, pack,
-};
+use crate::crdt::{Class, ColumnId, Commit, Key, RowClock, RowEvent, Stamp, TableEvents, pack};
 use crate::types::{Origin, Seq, Value, Version};
 
 const LEAVE: &str = "UPDATE __tribune_collection SET settled = NULL, is_rejoining = 1";

@@ -128,8 +128,7 @@ impl Store {
         (floor.length, floor.is_rejoining) = (self.now.length, self.now.is_rejoining);
         let me = self.now.origin;
         let is_settled = floor.settled == Some(me);
-        floor.harmless =
-            if is_settled { self.origins.head(me) } else { self.harmless_until(me)? };
+        floor.harmless = if is_settled { self.origins.head(me) } else { self.harmless_until(me)? };
         Ok(floor)
     }
 

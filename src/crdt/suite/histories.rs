@@ -262,13 +262,16 @@ impl<D: Storage> Play<D> {
     fn rejoin(&mut self, me: usize, host: usize) {
         let heads = self.replicas[host].disk.heads().unwrap();
         let floor = self.replicas[host].disk.floor().unwrap();
-        let Begun { commits, .. } =
-            self.replicas[me].disk.rejoin(NOW, &heads, floor.length).unwrap();
-        let mut said = self.replicas[me].learn_all(&commits);
+        let replica = &mut self.replicas[me];
+        let Begun { origin, commits, .. } = replica.disk.rejoin(NOW, &heads, floor.length).unwrap();
+        replica.learn_all(&commits);
         self.pull(me, host, u32::MAX, 200);
-        let settled = self.replicas[me].disk.settle(NOW, &floor.heads, floor.length).unwrap();
-        said.extend(self.replicas[me].learn_all(&settled.commits));
-        // Now it may speak.
+        let replica = &mut self.replicas[me];
+        let settled = replica.disk.settle(NOW, &floor.heads, floor.length).unwrap();
+        replica.learn_all(&settled.commits);
+        // Now it may speak, of what is left.
+        let left = replica.disk.load(origin, Version(0), usize::MAX).unwrap().piece;
+        let said = Some(left).filter(|piece| piece.through > Version(0));
         self.say(said);
     }
 
@@ -487,9 +490,8 @@ impl<D: Storage> Replica<D> {
     }
 
     /// Folds commits into the mirror, and returns what they tell others.
-    fn learn_all(&mut self, commits: &[Commit]) -> Vec<Piece> {
+    fn learn_all(&mut self, commits: &[Commit]) {
         commits.iter().for_each(|commit| self.learn(commit));
-        commits.iter().filter(|commit| commit.changeset.is_some()).map(news).collect()
     }
 
     /// Folds events into the mirror, which must have been as they say before.
