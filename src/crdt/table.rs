@@ -495,8 +495,22 @@ impl Table {
         self.write_places(now, &places, restamp)
     }
 
-    /// Writes rows in commits of bounded size.
+    /// Writes rows in commits of bounded size. What may be told at once comes first: see
+    /// [`is_harmless`].
     fn write_places(
+        &mut self,
+        now: Wall,
+        places: &[(Name, Key)],
+        write: impl Fn(&str, &Row, Stamp) -> Row,
+    ) -> Vec<Commit> {
+        let is_first = |(table, _): &(Name, Key)| is_harmless(table);
+        let (first, last): (Vec<_>, Vec<_>) = places.iter().cloned().partition(is_first);
+        let mut commits = self.write_in_order(now, &first, &write);
+        commits.extend(self.write_in_order(now, &last, &write));
+        commits
+    }
+
+    fn write_in_order(
         &mut self,
         now: Wall,
         places: &[(Name, Key)],

@@ -296,8 +296,7 @@ impl Replica {
                 self.effects.push_back(serve::busy(from, request, serve::RETRY_UNSETTLED));
             }
             Message::Want { request, origin, after } if self.is_below(from, origin, after) => {
-                self.stats.refused_below_floor += 1;
-                self.effects.push_back(serve::gone(from, request, self.rounds.floor(origin)));
+                self.refuse(from, request, origin);
             }
             Message::Want { request, origin, after } => {
                 let held = self.ledger.head(origin);

@@ -68,6 +68,9 @@ pub(super) struct Rounds {
     tell_at: Option<Time>,
     /// How often the round was told since it changed.
     repeats: u32,
+    /// When peers were last told by way of an answer: two that answer each other without a pause
+    /// have more to say each time.
+    answered: BTreeMap<NodeId, Time>,
     config: Config,
 }
 
@@ -115,6 +118,7 @@ impl Rounds {
             next_at: None,
             tell_at: None,
             repeats: 0,
+            answered: BTreeMap::new(),
             config,
         }
     }
@@ -131,8 +135,8 @@ impl Rounds {
 
     /// Returns members that have to be noted before this node asks or tells anything.
     pub(super) fn meet(&mut self, now: Time) -> Option<Vec<(NodeId, Epoch)>> {
-        let waits = self.noting.is_some() || self.retry_at.is_some_and(|at| now < at);
-        if waits || self.noted == self.known {
+        self.retry_at = self.retry_at.filter(|at| now < *at);
+        if self.noting.is_some() || self.retry_at.is_some() || self.noted == self.known {
             return None;
         }
         self.noting = Some(self.known.clone());
@@ -173,6 +177,7 @@ impl Rounds {
     }
 
     pub(super) fn on_down(&mut self, now: Time, node: NodeId) {
+        self.answered.remove(&node);
         if self.up.remove(&node) {
             self.away.insert(node, (self.epoch_of(node), now));
         }
@@ -283,6 +288,16 @@ impl Rounds {
         self.round != *heard
     }
 
+    /// Tells whether it is time to answer a peer, and notes that it is answered.
+    pub(super) fn may_answer(&mut self, now: Time, node: NodeId) -> bool {
+        let last = self.answered.get(&node);
+        let may = last.is_none_or(|last| now.since(*last) >= self.config.tell_every);
+        if may {
+            self.answered.insert(node, now);
+        }
+        may
+    }
+
     /// Does what time or the last input has brought about. `me` and `heads` are given where this
     /// node may add its own to a round.
     pub(super) fn run(
@@ -341,15 +356,10 @@ impl Rounds {
     }
 
     /// Returns what may go, if something may. Answer by [`Rounds::on_collected`].
-    pub(super) fn collect(
-        &mut self,
-        now: Time,
-        head: impl Fn(Origin) -> Version,
-    ) -> Option<Action> {
-        if self.is_collecting || !self.has_noted_all() || self.retry_at.is_some_and(|at| now < at) {
+    pub(super) fn collect(&mut self, head: impl Fn(Origin) -> Version) -> Option<Action> {
+        if self.is_collecting || !self.has_noted_all() || self.retry_at.is_some() {
             return None;
         }
-        self.retry_at = None;
         let plan = self.plan.as_ref()?;
         let all_told = self
             .members()

@@ -33,7 +33,7 @@ use std::time::Duration;
 
 use super::io::CollectOutcome;
 use super::rounds::Action;
-use super::{Effect, Lane, Replica};
+use super::{Effect, Lane, Replica, serve};
 use crate::crdt::change::is_harmless;
 use crate::crdt::{Changeset, Floor};
 use crate::ledger::Round;
@@ -77,6 +77,12 @@ pub(super) struct Standing {
     asked_at: Time,
     /// Of the present origin, the version up to which all is harmless.
     harmless: Version,
+    /// Peers that asked to be let in while this node could not let anybody in.
+    askers: BTreeSet<NodeId>,
+    /// Whether a peer that has yet to settle, too, comes before this node in doing so.
+    is_second: bool,
+    /// Peers that were refused what tombstones were dropped of.
+    refused: BTreeSet<NodeId>,
     /// Peers that are taking all rows from here.
     guests: BTreeSet<NodeId>,
 }
@@ -132,7 +138,10 @@ impl Replica {
 
     /// Tells whether a peer's want may be looked at.
     pub(super) fn serves(&self, origin: Origin, after: Version) -> bool {
-        self.speaks() || (origin == self.me && after < self.said())
+        // Below a floor that it has of its own it serves nothing yet: whoever asked would have to
+        // take over rows that are not settled.
+        let is_own = origin == self.me && after < self.said() && after >= self.rounds.floor(origin);
+        self.speaks() || is_own
     }
 
     /// Leaves out of heads what may not be told.
@@ -248,10 +257,20 @@ impl Replica {
             self.standing.guests.remove(&from);
         }
         let is_settled = self.speaks();
+        if !is_settled {
+            self.standing.askers.insert(from);
+        }
         let heads = if is_settled { self.ledger.heads().collect() } else { Vec::new() };
         let floor = if is_settled { self.rounds.floors() } else { Vec::new() };
         let welcome = Message::Welcome { is_settled, length, heads, floor };
         self.send(vec![from], welcome, Lane::Control);
+    }
+
+    /// A peer wants what tombstones were dropped of.
+    pub(super) fn refuse(&mut self, from: NodeId, request: RequestId, origin: Origin) {
+        self.stats.refused_below_floor += 1;
+        self.standing.refused.insert(from);
+        self.effects.push_back(serve::gone(from, request, self.rounds.floor(origin)));
     }
 }
 
@@ -286,6 +305,7 @@ impl Replica {
         self.standing.state = State::Seeking { is_whole, host };
         self.standing.ask_at = now;
         self.standing.alone_since = None;
+        self.standing.is_second = false;
     }
 
     /// Tells whether nothing of others is on this node's disk, nor about to be.
@@ -337,7 +357,13 @@ impl Replica {
             return;
         }
         self.stats.below_floor += 1;
-        if self.config.collect {
+        if matches!(self.standing.state, State::Seeking { .. }) && self.is_empty() {
+            // It has nothing to give up, and is about to be let in.
+            return;
+        }
+        // Of two that grew up apart and met, the greater gives way.
+        let gives_way = !self.standing.refused.contains(&request.0) || request.0 < self.me.node;
+        if self.config.collect && gives_way {
             self.seek_whole(now, request.0);
         }
     }
@@ -360,21 +386,22 @@ impl Replica {
     pub(super) fn on_welcome(&mut self, now: Time, from: NodeId, welcome: Option<Welcome>) {
         let Some(Welcome { length, heads, floor }) = welcome else {
             self.standing.alone_since.get_or_insert(now);
+            self.standing.is_second |= from < self.me.node;
             self.leave_host(now, from);
             return;
         };
         let goal: Heads = heads.iter().copied().filter(|(origin, _)| *origin != self.me).collect();
+        let theirs: Heads = heads.iter().copied().collect();
+        let holds = |origin: Origin| theirs.get(&origin).copied().unwrap_or_default();
+        // Alone it dropped tombstones of what its peer has never heard of.
+        let is_ahead = self.rounds.floors().iter().any(|(origin, floor)| holds(*origin) < *floor);
         match &self.standing.state {
+            State::Seeking { .. } if is_ahead => self.leave(from, heads, length),
             State::Seeking { is_whole: false, .. } if !floor.is_empty() && self.is_empty() => {
                 // It would be refused what lies below the floor.
                 self.become_guest();
                 self.standing.state = State::Announcing { host: from };
                 self.standing.ask_at = now;
-            }
-            State::Seeking { is_whole: true, .. } if self.is_empty() => {
-                self.become_guest();
-                self.live_with(now, from, goal, (floor, length));
-                self.learn(now, from, &heads);
             }
             State::Seeking { is_whole: false, .. } => {
                 self.standing.state = State::CatchingUp { host: from, goal };
@@ -383,11 +410,7 @@ impl Replica {
                 self.standing.ask_at = now + self.config.join_every * ASK_AGAIN_AFTER;
                 self.learn(now, from, &heads);
             }
-            State::Seeking { is_whole: true, .. } => {
-                self.standing.state = State::Leaving { host: from };
-                self.stats.rejoins += 1;
-                self.effects.push_back(Effect::Rejoin { held: heads, length });
-            }
+            State::Seeking { is_whole: true, .. } => self.leave(from, heads, length),
             State::Announcing { host } if *host == from => {
                 self.live_with(now, from, goal, (floor, length));
                 self.learn(now, from, &heads);
@@ -410,6 +433,12 @@ impl Replica {
             | State::Rejoining { .. }
             | State::Settling { .. } => {}
         }
+    }
+
+    fn leave(&mut self, host: NodeId, held: Vec<(Origin, Version)>, length: u64) {
+        self.standing.state = State::Leaving { host };
+        self.stats.rejoins += 1;
+        self.effects.push_back(Effect::Rejoin { held, length });
     }
 
     fn live_with(
@@ -461,6 +490,14 @@ impl Replica {
         if let State::Rejoining { host, .. } | State::CatchingUp { host, .. } = *before {
             let join = Message::Join { origin: self.me, is_whole: false };
             self.send(vec![host], join, Lane::Control);
+        }
+        for node in std::mem::take(&mut self.standing.askers) {
+            if let Some(length) = self.rounds.length().filter(|_| self.overlay.is_up(node)) {
+                let heads = self.ledger.heads().collect();
+                let floor = self.rounds.floors();
+                let welcome = Message::Welcome { is_settled: true, length, heads, floor };
+                self.send(vec![node], welcome, Lane::Control);
+            }
         }
         // What it kept to itself nobody was pushed.
         self.digests.on_pulled(self.me);
@@ -544,7 +581,9 @@ impl Replica {
     fn may_settle_alone(&self, now: Time) -> bool {
         let Some(since) = self.standing.alone_since else { return false };
         let quiet = now.since(since.max(self.standing.met_at));
-        (quiet >= self.config.settle_alone_after && self.rounds.are_all_up())
+        // One after the other: who comes second is let in by the first.
+        let turn = if self.standing.is_second { 3 } else { 1 };
+        (quiet >= self.config.settle_alone_after * turn && self.rounds.are_all_up())
             || (quiet >= self.config.settle_without_after && self.rounds.are_most_up())
     }
 
@@ -565,7 +604,7 @@ impl Replica {
         if !self.config.collect || self.rounds.is_forgotten(from) {
             return;
         }
-        if self.rounds.on_round(now, round) {
+        if self.rounds.on_round(now, round) && self.rounds.may_answer(now, from) {
             let ours = Message::Round(Box::new(self.rounds.round().clone()));
             self.send(vec![from], ours, Lane::Control);
         }
@@ -612,7 +651,7 @@ impl Replica {
         self.unlearn_forgotten(now);
         let may_collect = self.has_a_say();
         let ledger = &self.ledger;
-        let plan = may_collect.then(|| self.rounds.collect(now, |origin| ledger.head(origin)));
+        let plan = may_collect.then(|| self.rounds.collect(|origin| ledger.head(origin)));
         if let Some(Action::Collect { heads, forgotten }) = plan.flatten() {
             let rows_max = self.config.collect_rows_max;
             self.effects.push_back(Effect::Collect { heads, forgotten, rows_max });

@@ -462,6 +462,8 @@ impl Cluster {
                 let begun = this.storage.begin_epoch(now, above);
                 let Begun { origin, ended, commits } = begun.map_err(|error| error.to_string())?;
                 this.read_heads();
+                // Its commits follow.
+                this.heads.remove(&origin);
                 self.tell_soon(node, Input::EpochBegun { origin, ended });
                 self.committed(node, commits)?;
                 None
@@ -493,7 +495,7 @@ impl Cluster {
             Job::Rejoin { held, length } => {
                 let begun = this.storage.rejoin(now, &held, length);
                 let Begun { origin, commits, .. } = begun.map_err(|error| error.to_string())?;
-                this.read_heads();
+                this.heads.clear();
                 self.tell_soon(node, Input::Rejoined { begun: Some(origin) });
                 self.committed(node, commits)?;
                 self.excuse();

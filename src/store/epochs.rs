@@ -18,7 +18,7 @@ use super::parked;
 use super::sums::Sums;
 use super::tables::{TableId, Tables};
 use super::tombstones;
-use crate::crdt::change::{OWN_BYTES_MAX, OWN_ROWS_MAX};
+use crate::crdt::change::{OWN_BYTES_MAX, OWN_ROWS_MAX, is_harmless};
 use crate::crdt::storage::StorageError;
 use crate::crdt::{
     Changeset, Class, ColumnId, Commit, Key, Name, RowClock, RowEvent, Stamp, TableEvents, pack,
@@ -132,7 +132,15 @@ impl Group<'_> {
         places: &BTreeSet<Place>,
         act: &Act,
     ) -> rusqlite::Result<()> {
-        let mut left = places.iter().peekable();
+        // What may be told at once comes first: see [`is_harmless`].
+        let is_first = |(name, ..): &&Place| is_harmless(&name.0);
+        let (first, last): (Vec<_>, Vec<_>) = places.iter().partition(is_first);
+        self.write_in_order(&first, act)?;
+        self.write_in_order(&last, act)
+    }
+
+    fn write_in_order(&mut self, places: &[&Place], act: &Act) -> rusqlite::Result<()> {
+        let mut left = places.iter().copied().peekable();
         while left.peek().is_some() {
             let store = &mut *self.store;
             let origin = store.now.origin;
