@@ -30,8 +30,9 @@ CREATE TABLE __tribune_origins (
 
 -- What every commit moves, all of it on one page as long as there are few origins and tables:
 -- * of an origin, under its ordinal: its head; all versions up to it are held;
--- * of a table, under -1 - __tribune_tables.id: its part of the fingerprint, as 8 bytes (low first)
---   for the lives of its rows, and 8 bytes for the cells of each column in the order of its numbers.
+-- * of a table, under -1 - __tribune_tables.id: how many of its rows are dead, as 8 bytes (low first),
+--   and its part of the fingerprint, as 8 bytes for the lives of its rows, and 8 for the cells of each
+--   column in the order of its numbers.
 CREATE TABLE __tribune_heads (
     id    INTEGER NOT NULL PRIMARY KEY,
     value NOT NULL

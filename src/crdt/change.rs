@@ -268,6 +268,21 @@ impl Class {
     }
 }
 
+/// The table that describes the others.
+pub const SCHEMA_TABLE: &str = "tribune_schema";
+
+/// Tells whether deleted rows of a table are remembered for good: how often a name was used is part
+/// of the name, so the schema's rows never begin anew.
+pub fn keeps_tombstones(table: &str) -> bool {
+    table == SCHEMA_TABLE
+}
+
+/// Tells whether a write of a table can bring no row back that was deleted, whatever its writer has
+/// forgotten: an owner's last word is the row, and what is remembered for good is never forgotten.
+pub fn is_harmless(table: &str) -> bool {
+    Class::of(table) == Class::Owned || keeps_tombstones(table)
+}
+
 /// Tells whether `writer` may write a row of an owned table with this first key column.
 ///
 /// The column holds the owner's id, or `<owner's id>/<name>` for an external node, which belongs

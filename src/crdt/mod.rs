@@ -21,5 +21,8 @@ pub use change::{
 };
 pub use definition::Definition;
 pub use row::{ColumnId, Fate, Incoming, Merged, RowClock};
-pub use storage::{Begun, Bookmark, Extract, Inspected, Part, Staging, Storage, StorageError};
+pub use storage::{
+    Begun, Bookmark, Collected, Extract, Floor, Inspected, Part, Settled, Staging, Storage,
+    StorageError,
+};
 pub use table::Table;

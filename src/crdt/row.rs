@@ -145,6 +145,24 @@ impl RowClock {
         Self { life: next_life(held, stamp), groups }
     }
 
+    /// Returns the clock of a row whose tombstone was dropped, as far as anybody knows: it died, in a
+    /// life of `length` (even) at the latest. `None` where none was dropped. A row that is not held
+    /// is inserted after this one, so that its life is above those that other nodes still hold.
+    pub fn dropped(length: u64) -> Option<Self> {
+        let life = Life { length, stamp: Stamp::default() };
+        (length > 0).then(|| Self { life, groups: Vec::new() })
+    }
+
+    /// Notes that this node says the row again, as a birth of its own above all lives up to
+    /// `length`: cells keep their counts.
+    pub fn begun_again(&mut self, length: u64, stamp: Stamp) {
+        assert!(self.is_alive(), "a dead row is not said again");
+        self.life = Life { length: self.life.length.max((length + 1) | 1), stamp };
+        for (column, clock) in self.clone().cells() {
+            self.put(column, CellClock { stamp, ..clock });
+        }
+    }
+
     /// Returns the clock at the new key of a row whose key changed: as after an insert, but the
     /// counts go on from those the row had under its old key (`from`, before its death there).
     pub fn moved(
@@ -409,6 +427,19 @@ pub(super) mod tests {
         assert_eq!(moved.life(), Life { length: 3, stamp: stamp(1, 3) });
         assert_eq!(count(&moved, V), Some((3, stamp(1, 3))));
         assert_eq!(count(&moved, W), Some((1, stamp(1, 3))));
+    }
+
+    #[test]
+    fn a_row_is_born_above_the_lives_that_were_dropped() {
+        assert_eq!(RowClock::dropped(0), None);
+        let clock = RowClock::inserted(RowClock::dropped(6).as_ref(), stamp(1, 1), [V]);
+        assert_eq!(clock.life(), Life { length: 7, stamp: stamp(1, 1) });
+        for (dropped, length) in [(0, 7), (6, 7), (8, 9)] {
+            let mut again = clock.clone();
+            again.begun_again(dropped, stamp(1, 2));
+            assert_eq!(again.life(), Life { length, stamp: stamp(1, 2) });
+            assert_eq!(count(&again, V), Some((1, stamp(1, 2))));
+        }
     }
 
     #[test]

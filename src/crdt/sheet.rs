@@ -134,7 +134,7 @@ impl Sheet {
         self.rows.iter().filter_map(event).collect()
     }
 
-    /// Returns a row's part of the fingerprint.
+    /// Returns a row's part of the fingerprint: dead rows have none, for they may be dropped.
     pub(super) fn hash(&self, table: &str, key: &Key, row: &Row) -> u64 {
         if !row.clock.is_alive() {
             return 0;

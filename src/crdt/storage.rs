@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use super::change::{Batch, Commit, Life, Name, Piece, Refusal, RowOp};
 use super::merge::CellClock;
-use crate::types::{Epoch, Origin, Value, Version, Wall};
+use crate::types::{Epoch, NodeId, Origin, Value, Version, Wall};
 
 /// Why a storage did not do what it was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -88,6 +88,56 @@ pub struct Begun {
     pub commits: Vec<Commit>,
 }
 
+/// How far a storage has dropped the tombstones of deleted rows, and under which name it may speak.
+///
+/// It is durable, and rises in the transaction that drops.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Floor {
+    /// Of each origin, the version up to which tombstones may be missing.
+    pub heads: Vec<(Origin, Version)>,
+    /// No row that was dropped had a longer life. A row that is not held begins above it.
+    pub length: u64,
+    /// Members that were not asked whether they hold the deletes, up to which epoch of theirs. They
+    /// are not members any more until they begin a later one.
+    pub forgotten: Vec<(NodeId, Epoch)>,
+    /// The members that were met, and the latest epoch of theirs (see [`Storage::meet`]).
+    pub members: Vec<(NodeId, Epoch)>,
+    /// The origin of this node that settled (see [`Storage::settle`]); `None`: none has.
+    pub settled: Option<Origin>,
+    /// [`Storage::rejoin`] has begun, and [`Storage::settle`] has not ended it.
+    pub is_rejoining: bool,
+    /// Of this node's own origin, the version up to which nothing is left but what is harmless (see
+    /// [`crate::crdt::change::is_harmless`]): it may be told before the origin has settled.
+    pub harmless: Version,
+}
+
+/// What [`Storage::collect`] did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Collected {
+    /// How many tombstones were dropped.
+    pub dropped: usize,
+    /// Whether none is left that may go. If not, ask again.
+    pub is_done: bool,
+}
+
+/// A node has settled: what that changed.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Settled {
+    /// Rows that went, if any did, then what was written again.
+    pub commits: Vec<Commit>,
+    /// How many rows of this node's own making were said again.
+    pub renewed: usize,
+    /// How many rows went that the peer does not have: they were deleted while this node was away.
+    pub dropped: usize,
+    /// How many of these held writes that the peer had not heard of. Where this node made them they
+    /// are lost; others may have theirs still.
+    pub lost: usize,
+}
+
+/// The longest life whose tombstone is dropped. Nobody reaches it by writing; where somebody claims
+/// to have, the tombstone stays, or no row could ever be inserted above it.
+pub const LENGTH_DROPPED_MAX: u64 = super::row::COUNT_MAX / 2;
+
 /// A row with its clock, as tests and repair see it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Inspected {
@@ -169,13 +219,75 @@ pub trait Storage {
     /// them again since: writing a row as it is, or building on it, claims it.
     fn withdraw(&mut self, now: Wall) -> Result<Vec<Commit>, StorageError>;
 
-    /// Returns a hash over all rows, live and dead, parked ones too, and their clocks (see
+    /// Returns a hash over all live rows, parked ones too, and their clocks (see
     /// [`crate::crdt::fingerprint`]): equal on two nodes that hold the same versions and nothing
-    /// else.
+    /// else. Dead rows do not count: nodes drop their tombstones at different times.
     fn fingerprint(&self) -> Result<u64, StorageError>;
 
+    /// Returns how far tombstones were dropped.
+    fn floor(&self) -> Result<Floor, StorageError>;
+
+    /// Returns how many tombstones are held: rows that are dead, parked ones too.
+    fn tombstones(&self) -> Result<u64, StorageError>;
+
+    /// Notes members that were met, for [`Floor::members`]: whom a node has forgotten when it starts
+    /// again it would not ask before it drops tombstones.
+    fn meet(&mut self, members: &[(NodeId, Epoch)]) -> Result<(), StorageError>;
+
+    /// Raises the floor to `heads`, adds `forgotten` to it, and drops at most `rows_max` tombstones
+    /// whose stamps it covers, in one transaction. Nobody sees a difference. From then on a row that
+    /// is not held begins above [`Floor::length`], whoever inserts it here.
+    ///
+    /// The caller knows that every member holds these heads, and that nothing of an earlier life
+    /// of a dropped row can still come here: see [`crate::replica`]. A tombstone whose life is
+    /// above [`LENGTH_DROPPED_MAX`] stays, and so do those that are remembered for good (see
+    /// [`crate::crdt::change::keeps_tombstones`]). One call looks at a bounded number of rows.
+    fn collect(
+        &mut self,
+        heads: &[(Origin, Version)],
+        forgotten: &[(NodeId, Epoch)],
+        rows_max: usize,
+    ) -> Result<Collected, StorageError>;
+
+    /// Begins to take a peer's rows in the place of this node's, which was away for so long that
+    /// deletes are not told any more that it has not heard of. `held` are the peer's heads, `length`
+    /// is its [`Floor::length`].
+    ///
+    /// In one transaction, or in several of which the first says that it has begun: a new epoch
+    /// begins, as by [`Storage::begin_epoch`], but what is stamped anew is what this node wrote and
+    /// the peer does not hold. All heads but that of the new origin fall to 0. Rows of other owners
+    /// under stamps that the peer does not hold go, tombstones too: only their owners may say them
+    /// again. All other rows stay visible, and are noted as unconfirmed.
+    ///
+    /// From then on [`Storage::apply`] confirms each row that it is told of, whatever becomes of the
+    /// change. Begun again, it begins from the start.
+    fn rejoin(
+        &mut self,
+        now: Wall,
+        held: &[(Origin, Version)],
+        length: u64,
+    ) -> Result<Begun, StorageError>;
+
+    /// Notes that this node's origin may speak: it holds all that one settled member held, whose
+    /// floor `heads` and `length` are: what is missing there may be missing here.
+    ///
+    /// Shared rows that this origin inserted, which nobody has heard of, begin again above every
+    /// life that was dropped.
+    ///
+    /// It ends what [`Storage::rejoin`] began. Rows that are still unconfirmed were deleted, or come
+    /// again from who inserted them, and go without a trace. But those that this node itself
+    /// inserted and the peer could not know of stay; so do tombstones that the heads do not cover,
+    /// and all rows of tables whose tombstones are remembered for good. What is left in other
+    /// shared rows of versions that the heads do not cover is said again as this node's own.
+    fn settle(
+        &mut self,
+        now: Wall,
+        heads: &[(Origin, Version)],
+        length: u64,
+    ) -> Result<Settled, StorageError>;
+
     /// Returns a row of a table that is here, live or dead, with its clock; `None`: nobody ever
-    /// wrote it.
+    /// wrote it, or it is dead and its tombstone was dropped.
     fn inspect(&self, table: &str, key: &[Value]) -> Result<Option<Inspected>, StorageError>;
 
     /// Returns how many rows of received pieces were left out since the storage was opened:

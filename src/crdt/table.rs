@@ -9,7 +9,8 @@ use imbl::{OrdMap, OrdSet};
 
 use super::change::{
     Batch, CellChange, Changeset, Class, Commit, Key, Name, OWN_BYTES_MAX, OWN_ROWS_MAX, Piece,
-    Refusal, RowChange, RowEvent, RowEvents, RowOp, Stamp, TableChanges, TableEvents, owns,
+    Refusal, RowChange, RowEvent, RowEvents, RowOp, Stamp, TableChanges, TableEvents, is_harmless,
+    keeps_tombstones, owns,
 };
 use super::definition::Definition;
 use super::draft::{Draft, Write};
@@ -17,8 +18,11 @@ use super::fingerprint::NameHash;
 use super::pack;
 use super::row::{COUNT_MAX, ColumnId, Fate, Incoming, RowClock};
 use super::sheet::{Row, Shape, Sheet};
-use super::storage::{Begun, Bookmark, Extract, Inspected, Part, Staging, Storage, StorageError};
-use crate::types::{Epoch, Hlc, Origin, Seq, Value, Version, Wall};
+use super::storage::{
+    Begun, Bookmark, Collected, Extract, Floor, Inspected, LENGTH_DROPPED_MAX, Part, Settled,
+    Staging, Storage, StorageError,
+};
+use crate::types::{Epoch, Hlc, NodeId, Origin, Seq, Value, Version, Wall};
 
 /// What a row and a cell weigh in [`Storage::load`], beside their key and value: bytes.
 const ENTRY_BYTES: usize = 16;
@@ -42,6 +46,16 @@ pub struct Table {
     refusals: u64,
     /// Parts of pulls that wait for their rest.
     staged: OrdMap<Staging, Vec<Part>>,
+    /// Every dead row, under its only stamp.
+    graves: OrdSet<(Stamp, Name, Key)>,
+    floor: OrdMap<Origin, Version>,
+    /// See [`Floor::length`].
+    length: u64,
+    forgotten: OrdMap<NodeId, Epoch>,
+    members: OrdMap<NodeId, Epoch>,
+    settled: Option<Origin>,
+    /// While this node rejoins: the rows that the peer has not told of yet.
+    unconfirmed: Option<OrdSet<(Name, Key)>>,
 }
 
 impl Table {
@@ -59,6 +73,13 @@ impl Table {
             fingerprint: 0,
             refusals: 0,
             staged: OrdMap::new(),
+            graves: OrdSet::new(),
+            floor: OrdMap::new(),
+            length: 0,
+            forgotten: OrdMap::new(),
+            members: OrdMap::new(),
+            settled: None,
+            unconfirmed: None,
         };
         for definition in definitions {
             table.grow(definition)?;
@@ -77,6 +98,20 @@ impl Table {
             vec![TableEvents { table, rows: RowEvents::Each(rows) }]
         };
         Ok(self.conclude(now, tables, None, vec![]))
+    }
+
+    /// Says in which live row two storages differ first; `None`: in none.
+    pub fn first_difference(&self, other: &Self) -> Option<String> {
+        let of = |table: &Self, (name, key): &(Name, Key)| {
+            let (_, sheet) = table.sheet(name)?;
+            sheet.rows.get(key).filter(|row| row.clock.is_alive()).map(|row| format!("{row:?}"))
+        };
+        let mut places = self.places().chain(other.places());
+        let place = places.find(|place| of(self, place) != of(other, place))?;
+        let words = |row: Option<String>| row.unwrap_or_else(|| "nothing".to_owned());
+        let (ours, theirs) = (words(of(self, &place)), words(of(other, &place)));
+        let key = pack::unpack(&place.1);
+        Some(format!("{} {key:?}: {ours} and {theirs}", place.0))
     }
 
     /// Forgets what a process forgets when it ends: the counters. Rows and heads stay.
@@ -208,20 +243,17 @@ impl Storage for Table {
     }
 
     fn begin_epoch(&mut self, now: Wall, above: Epoch) -> Result<Begun, StorageError> {
-        let mine = |origin: &&Origin| origin.node == self.origin.node;
-        let held = self.heads.keys().filter(mine).map(|origin| origin.epoch).max();
-        let last = above.max(self.origin.epoch).max(held.unwrap_or_default());
-        let epoch = last.0.checked_add(1).ok_or_else(|| {
-            StorageError::Failed("this node has used up its epochs; give it a new id".to_owned())
-        })?;
+        let origin = self.next_origin(above)?;
         let (ended, trusted) = (self.origin, self.trusted.min(self.head(self.origin)));
-        self.origin.epoch = Epoch(epoch);
+        self.origin = origin;
         self.trusted = Version(0);
         match trusted {
             Version(0) => drop(self.heads.remove(&ended)),
             trusted => drop(self.heads.insert(ended, trusted)),
         }
-        let commits = self.renew(now, ended, trusted);
+        let commits = self.renew(now, move |table, stamp| {
+            stamp.origin == ended && (is_owned(table) || stamp.version > trusted)
+        });
         Ok(Begun { origin: self.origin, ended: (ended, trusted), commits })
     }
 
@@ -244,6 +276,129 @@ impl Storage for Table {
 
     fn fingerprint(&self) -> Result<u64, StorageError> {
         Ok(self.fingerprint)
+    }
+
+    fn floor(&self) -> Result<Floor, StorageError> {
+        Ok(Floor {
+            heads: self.floor.iter().map(|(origin, head)| (*origin, *head)).collect(),
+            length: self.length,
+            forgotten: self.forgotten.iter().map(|(node, epoch)| (*node, *epoch)).collect(),
+            members: self.members.iter().map(|(node, epoch)| (*node, *epoch)).collect(),
+            settled: self.settled,
+            is_rejoining: self.unconfirmed.is_some(),
+            harmless: self.harmless(),
+        })
+    }
+
+    fn tombstones(&self) -> Result<u64, StorageError> {
+        Ok(self.graves.len() as u64)
+    }
+
+    fn meet(&mut self, members: &[(NodeId, Epoch)]) -> Result<(), StorageError> {
+        raise(&mut self.members, members);
+        Ok(())
+    }
+
+    fn collect(
+        &mut self,
+        heads: &[(Origin, Version)],
+        forgotten: &[(NodeId, Epoch)],
+        rows_max: usize,
+    ) -> Result<Collected, StorageError> {
+        self.raise_floor(heads, 0);
+        raise(&mut self.forgotten, forgotten);
+        let covered = self.covered_graves(rows_max + 1);
+        let is_done = covered.len() <= rows_max;
+        let mut collected = Collected { dropped: 0, is_done };
+        for (_, table, key) in covered.iter().take(rows_max) {
+            self.length = self.length.max(self.sheets[table].rows[key].clock.life().length);
+            self.remove_row(table, key);
+            collected.dropped += 1;
+        }
+        Ok(collected)
+    }
+
+    fn rejoin(
+        &mut self,
+        now: Wall,
+        held: &[(Origin, Version)],
+        length: u64,
+    ) -> Result<Begun, StorageError> {
+        let known = held.iter().map(|(origin, _)| *origin);
+        let known = known.filter(|origin| origin.node == self.origin.node);
+        let above = known.map(|origin| origin.epoch).max().unwrap_or_default();
+        let (ended, origin) = (self.origin, self.next_origin(above)?);
+        self.origin = origin;
+        self.trusted = Version(0);
+        self.settled = None;
+        self.length = self.length.max(length);
+        self.heads.clear();
+        let held: OrdMap<Origin, Version> = held.iter().copied().collect();
+        let mut commits: Vec<Commit> = self.drop_foreign_news(now, &held).into_iter().collect();
+        self.unconfirmed = Some(self.places().collect());
+        let renewed = self.renew(now, move |table, stamp| {
+            let is_mine = stamp.origin.node == origin.node && stamp.origin != origin;
+            let is_lost =
+                if is_owned(table) { stamp.origin == ended } else { !is_covered(&held, stamp) };
+            is_mine && is_lost
+        });
+        commits.extend(renewed);
+        Ok(Begun { origin, ended: (ended, Version(0)), commits })
+    }
+
+    fn settle(
+        &mut self,
+        now: Wall,
+        heads: &[(Origin, Version)],
+        length: u64,
+    ) -> Result<Settled, StorageError> {
+        self.settled = Some(self.origin);
+        self.raise_floor(heads, length);
+        let unconfirmed = self.unconfirmed.take();
+        let is_rejoining = unconfirmed.is_some();
+        let me = self.origin;
+        let mut settled = Settled::default();
+        let mut touched = Touched::default();
+        for (table, key) in unconfirmed.into_iter().flatten() {
+            let Some(row) = self.sheets[&table].rows.get(&key).cloned() else { continue };
+            let life = row.clock.life();
+            // A tombstone that the peer cannot know is told. A row is told only by who gave it life:
+            // others may know of its death already.
+            let is_told = !life.is_alive() && !is_covered(&self.heads, life.stamp);
+            if life.stamp.origin == me || is_told || keeps_tombstones(&table) {
+                continue;
+            }
+            let is_lost = |stamp: Stamp| stamp.origin == me || !is_covered(&self.heads, stamp);
+            settled.dropped += usize::from(life.is_alive());
+            settled.lost += usize::from(row.clock.stamps().into_iter().any(is_lost));
+            touched.note(&table, &key, || self.image(&table, &key));
+            self.remove_row(&table, &key);
+        }
+        let events = self.events(touched);
+        if !events.is_empty() {
+            settled.commits.push(self.conclude(now, events, None, vec![]));
+        }
+        let again = self.born_too_low();
+        let length = self.length;
+        settled.renewed = again.len();
+        let begin = |_: &str, row: &Row, stamp: Stamp| {
+            let mut row = row.clone();
+            row.clock.begun_again(length, stamp);
+            row
+        };
+        settled.commits.extend(self.write_places(now, &again, begin));
+        if !is_rejoining {
+            return Ok(settled);
+        }
+        let beyond = self.beyond_the_heads();
+        let heads = self.heads.clone();
+        let restamp = |_: &str, row: &Row, stamp: Stamp| {
+            let mut row = row.clone();
+            row.clock.restamp(stamp, |old| !is_covered(&heads, old));
+            row
+        };
+        settled.commits.extend(self.write_places(now, &beyond, restamp));
+        Ok(settled)
     }
 
     fn inspect(&self, table: &str, key: &[Value]) -> Result<Option<Inspected>, StorageError> {
@@ -281,8 +436,11 @@ impl Table {
         let (_, sheet) = self.sheet(&write.table).expect("the draft found the table");
         let shape = sheet.shape.as_ref().expect("the draft found it defined");
         let held = sheet.rows.get(&write.key);
-        let held_clock = held.map(|row| &row.clock);
         let is_owned = Class::of(&write.table) == Class::Owned;
+        // Where nothing is forgotten no life is above what is held.
+        let length = if is_harmless(&write.table) { 0 } else { self.length };
+        let dropped = RowClock::dropped(length);
+        let held_clock = held.map(|row| &row.clock).or(dropped.as_ref());
         let row = match (held, &write.now) {
             (Some(held), None) => {
                 let mut clock = held.clock.clone();
@@ -359,12 +517,19 @@ impl Table {
 
 /// This node's own rows, when an epoch begins or rows of an earlier one are withdrawn.
 impl Table {
-    /// Stamps anew what the ended origin wrote: of owned rows all, of others what it wrote beyond
-    /// `trusted`.
-    fn renew(&mut self, now: Wall, ended: Origin, trusted: Version) -> Vec<Commit> {
-        let is_ended = move |table: &str, stamp: Stamp| {
-            stamp.origin == ended && (is_owned(table) || stamp.version > trusted)
-        };
+    /// Returns an origin of this node that never was.
+    fn next_origin(&self, above: Epoch) -> Result<Origin, StorageError> {
+        let mine = |origin: &&Origin| origin.node == self.origin.node;
+        let held = self.heads.keys().filter(mine).map(|origin| origin.epoch).max();
+        let last = above.max(self.origin.epoch).max(held.unwrap_or_default());
+        let epoch = last.0.checked_add(1).ok_or_else(|| {
+            StorageError::Failed("this node has used up its epochs; give it a new id".to_owned())
+        })?;
+        Ok(Origin { epoch: Epoch(epoch), ..self.origin })
+    }
+
+    /// Stamps anew, table by table, what `is_ended` names.
+    fn renew(&mut self, now: Wall, is_ended: impl Fn(&str, Stamp) -> bool) -> Vec<Commit> {
         let mut places = Vec::new();
         for (name, sheet) in self.sheets.iter().rev() {
             let has_ended = |row: &Row| row.clock.stamps().into_iter().any(|s| is_ended(name, s));
@@ -379,8 +544,22 @@ impl Table {
         self.write_places(now, &places, restamp)
     }
 
-    /// Writes rows in commits of bounded size.
+    /// Writes rows in commits of bounded size. What may be told at once comes first: see
+    /// [`is_harmless`].
     fn write_places(
+        &mut self,
+        now: Wall,
+        places: &[(Name, Key)],
+        write: impl Fn(&str, &Row, Stamp) -> Row,
+    ) -> Vec<Commit> {
+        let is_first = |(table, _): &(Name, Key)| is_harmless(table);
+        let (first, last): (Vec<_>, Vec<_>) = places.iter().cloned().partition(is_first);
+        let mut commits = self.write_in_order(now, &first, &write);
+        commits.extend(self.write_in_order(now, &last, &write));
+        commits
+    }
+
+    fn write_in_order(
         &mut self,
         now: Wall,
         places: &[(Name, Key)],
@@ -415,6 +594,125 @@ impl Table {
         }
         commits
     }
+}
+
+/// Tombstones that go, and a node that rejoins.
+impl Table {
+    fn raise_floor(&mut self, heads: &[(Origin, Version)], length: u64) {
+        for (origin, head) in heads {
+            let floor = self.floor.entry(*origin).or_default();
+            *floor = (*floor).max(*head);
+        }
+        self.length = self.length.max(length);
+    }
+
+    /// Lists tombstones that the floor covers, at most so many.
+    fn covered_graves(&self, count_max: usize) -> Vec<(Stamp, Name, Key)> {
+        let mut covered = Vec::new();
+        for (origin, floor) in &self.floor {
+            let from = first_place(Stamp { origin: *origin, version: Version(0) });
+            let of_origin = self.graves.range(from..);
+            let below = of_origin
+                .take_while(|(stamp, ..)| stamp.origin == *origin && stamp.version <= *floor)
+                .filter(|(_, table, key)| {
+                    let length = self.sheets[table].rows[key].clock.life().length;
+                    length <= LENGTH_DROPPED_MAX && !keeps_tombstones(table)
+                });
+            covered.extend(below.take(count_max - covered.len()).cloned());
+        }
+        covered
+    }
+
+    /// See [`Floor::harmless`].
+    fn harmless(&self) -> Version {
+        let of_me =
+            self.index.range(first_place(Stamp { origin: self.origin, version: Version(0) })..);
+        let mut of_me = of_me.take_while(|(stamp, ..)| stamp.origin == self.origin);
+        let first = of_me.find(|(_, table, _)| !is_harmless(table));
+        first.map_or(self.head(self.origin), |(stamp, ..)| Version(stamp.version.0 - 1))
+    }
+
+    /// Lists the shared rows that this origin gave life, at or below lives that were dropped.
+    fn born_too_low(&self) -> Vec<(Name, Key)> {
+        let is_too_low = |(table, key): &(Name, Key)| {
+            let life = self.sheets[table].rows[key].clock.life();
+            let is_mine = life.is_alive() && life.stamp.origin == self.origin;
+            is_mine && life.length <= self.length && !is_harmless(table)
+        };
+        self.places().filter(is_too_low).collect()
+    }
+
+    /// Lists all rows there are.
+    fn places(&self) -> impl Iterator<Item = (Name, Key)> {
+        let of_sheet = |(name, sheet): (&Name, &Sheet)| {
+            let name = Arc::clone(name);
+            let keys: Vec<Key> = sheet.rows.keys().cloned().collect();
+            keys.into_iter().map(move |key| (Arc::clone(&name), key))
+        };
+        let places: Vec<_> = self.sheets.iter().flat_map(of_sheet).collect();
+        places.into_iter()
+    }
+
+    /// Forgets the rows of other owners that a peer with these heads cannot know: it is not for this
+    /// node to say them again. They come from their owners, if these have them still.
+    fn drop_foreign_news(&mut self, now: Wall, held: &OrdMap<Origin, Version>) -> Option<Commit> {
+        let me = self.origin.node;
+        let mut touched = Touched::default();
+        let owned: Vec<_> = self.places().filter(|(table, _)| is_owned(table)).collect();
+        for (table, key) in owned {
+            let stamp = self.sheets[&table].rows[&key].clock.life().stamp;
+            if stamp.origin.node != me && !is_covered(held, stamp) {
+                touched.note(&table, &key, || self.image(&table, &key));
+                self.remove_row(&table, &key);
+            }
+        }
+        let events = self.events(touched);
+        (!events.is_empty()).then(|| self.conclude(now, events, None, vec![]))
+    }
+
+    /// Lists the shared rows, dead ones too, that hold something of versions beyond the heads.
+    fn beyond_the_heads(&self) -> Vec<(Name, Key)> {
+        let is_beyond = |(table, key): &(Name, Key)| {
+            let clock = &self.sheets[table].rows[key].clock;
+            let is_beyond = clock.stamps().into_iter().any(|s| !is_covered(&self.heads, s));
+            is_beyond && !is_owned(table)
+        };
+        self.places().filter(is_beyond).collect()
+    }
+
+    /// Forgets a row, and all that is derived from it.
+    fn remove_row(&mut self, table: &Name, key: &Key) {
+        let sheet = self.sheets.get_mut(table).expect("whoever has a row for it has the table");
+        let Some(row) = sheet.rows.remove(key) else { return };
+        let hash = sheet.hash(table, key, &row);
+        self.fingerprint = self.fingerprint.wrapping_sub(hash);
+        self.bury(table, key, &row, false);
+        self.unlink(table, key, row.clock.stamps().iter());
+    }
+
+    /// Keeps the graves in line with a row that comes or goes.
+    fn bury(&mut self, table: &Name, key: &Key, row: &Row, comes: bool) {
+        if row.clock.is_alive() {
+            return;
+        }
+        let grave = (row.clock.life().stamp, Arc::clone(table), Arc::clone(key));
+        if comes {
+            self.graves.insert(grave);
+        } else {
+            self.graves.remove(&grave);
+        }
+    }
+}
+
+fn raise(held: &mut OrdMap<NodeId, Epoch>, other: &[(NodeId, Epoch)]) {
+    for (node, epoch) in other {
+        let entry = held.entry(*node).or_insert(*epoch);
+        *entry = (*entry).max(*epoch);
+    }
+}
+
+fn is_covered(heads: &OrdMap<Origin, Version>, stamp: Stamp) -> bool {
+    heads.get(&stamp.origin).is_some_and(|head| stamp.version <= *head)
 }
 
 fn is_owned(table: &str) -> bool {
@@ -456,6 +754,9 @@ impl Table {
                 continue;
             }
             touched.note(name, &change.key, || self.image(name, &change.key));
+            if let Some(unconfirmed) = &mut self.unconfirmed {
+                unconfirmed.remove(&(Arc::clone(name), Arc::clone(&change.key)));
+            }
             self.apply_row(stamp, name, &ids, change);
         }
     }
@@ -578,10 +879,15 @@ impl Table {
         let sheet = self.sheets.get_mut(table).expect("whoever has a row for it has the table");
         let hash = sheet.hash(table, key, &row);
         let stamps = row.clock.stamps();
-        let old = sheet.rows.insert(Arc::clone(key), Arc::new(row));
+        let row = Arc::new(row);
+        let old = sheet.rows.insert(Arc::clone(key), Arc::clone(&row));
         let old_hash = old.as_ref().map_or(0, |old| sheet.hash(table, key, old));
-        let old_stamps = old.map(|old| old.clock.stamps()).unwrap_or_default();
         self.fingerprint = self.fingerprint.wrapping_sub(old_hash).wrapping_add(hash);
+        if let Some(old) = &old {
+            self.bury(table, key, old, false);
+        }
+        self.bury(table, key, &row, true);
+        let old_stamps = old.map(|old| old.clock.stamps()).unwrap_or_default();
         self.unlink(table, key, old_stamps.difference(&stamps));
         for stamp in stamps.difference(&old_stamps) {
             self.index.insert((*stamp, Arc::clone(table), Arc::clone(key)));
@@ -638,13 +944,11 @@ impl Table {
     /// Leaves out rows that were parked before anybody here knew how many columns their key has.
     fn drop_impossible_rows(&mut self, table: &Name, key_columns: usize) {
         let sheet = self.sheets[table].clone();
-        for (key, row) in &sheet.rows {
+        for key in sheet.rows.keys() {
             let count = pack::unpack(key).map_or(0, |columns| columns.len());
             if count != key_columns {
                 self.refusals += 1;
-                self.sheets[table].rows.remove(key);
-                self.fingerprint = self.fingerprint.wrapping_sub(sheet.hash(table, key, row));
-                self.unlink(table, key, row.clock.stamps().iter());
+                self.remove_row(table, key);
             }
         }
     }
@@ -678,6 +982,7 @@ mod tests {
     }
 
     crate::storage_suite!(Memory);
+    crate::collecting_suite!(Memory);
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(192))]
@@ -688,6 +993,18 @@ mod tests {
             words in prop::collection::vec(any::<u32>(), 0..120),
         ) {
             histories::play(&mut Checked, replica_count, &words);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+
+        #[test]
+        fn replicas_agree_though_tombstones_go(
+            replica_count in 2..6_usize,
+            words in prop::collection::vec(any::<u32>(), 0..150),
+        ) {
+            histories::play_collecting(&mut Checked, replica_count, &words);
         }
     }
 
@@ -716,16 +1033,21 @@ mod tests {
         fn check(&self) {
             let table = &self.0;
             let mut fingerprint = 0_u64;
-            let mut index = OrdSet::new();
+            let (mut index, mut graves) = (OrdSet::new(), OrdSet::new());
             for (name, sheet) in &table.sheets {
                 for (key, row) in &sheet.rows {
                     fingerprint = fingerprint.wrapping_add(sheet.hash(name, key, row));
+                    if !row.clock.is_alive() {
+                        let stamp = row.clock.life().stamp;
+                        graves.insert((stamp, Arc::clone(name), Arc::clone(key)));
+                    }
                     let stamps = row.clock.stamps().into_iter();
                     index.extend(stamps.map(|stamp| (stamp, Arc::clone(name), Arc::clone(key))));
                 }
             }
             assert_eq!(table.fingerprint, fingerprint);
             assert_eq!(table.index, index);
+            assert_eq!(table.graves, graves);
             let is_indexed = |stamp: &Stamp| index.iter().any(|(other, _, _)| other == stamp);
             assert!(table.times.keys().all(is_indexed), "times are kept no longer than rows");
         }
@@ -794,6 +1116,51 @@ mod tests {
 
         fn fingerprint(&self) -> Result<u64, StorageError> {
             self.0.fingerprint()
+        }
+
+        fn floor(&self) -> Result<Floor, StorageError> {
+            self.0.floor()
+        }
+
+        fn tombstones(&self) -> Result<u64, StorageError> {
+            self.0.tombstones()
+        }
+
+        fn meet(&mut self, members: &[(NodeId, Epoch)]) -> Result<(), StorageError> {
+            self.0.meet(members)
+        }
+
+        fn collect(
+            &mut self,
+            heads: &[(Origin, Version)],
+            forgotten: &[(NodeId, Epoch)],
+            rows_max: usize,
+        ) -> Result<Collected, StorageError> {
+            let collected = self.0.collect(heads, forgotten, rows_max);
+            self.check();
+            collected
+        }
+
+        fn rejoin(
+            &mut self,
+            now: Wall,
+            held: &[(Origin, Version)],
+            length: u64,
+        ) -> Result<Begun, StorageError> {
+            let begun = self.0.rejoin(now, held, length);
+            self.check();
+            begun
+        }
+
+        fn settle(
+            &mut self,
+            now: Wall,
+            heads: &[(Origin, Version)],
+            length: u64,
+        ) -> Result<Settled, StorageError> {
+            let settled = self.0.settle(now, heads, length);
+            self.check();
+            settled
         }
 
         fn inspect(&self, table: &str, key: &[Value]) -> Result<Option<Inspected>, StorageError> {

@@ -7,9 +7,11 @@ use crate::types::{NodeId, Origin, Version};
 
 pub mod digest;
 pub mod reorder;
+pub mod round;
 
 pub use digest::{BUCKETS, bucket_of};
 pub use reorder::Reorder;
+pub use round::Round;
 
 /// A count of moves of heads, by which a link knows what it was told already.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
@@ -17,7 +19,7 @@ pub struct Cursor(u64);
 
 /// The heads of all origins, as they stand on disk.
 ///
-/// Laws: a head never goes down but by [`Ledger::set_back`], and is never 0; every version up to it
+/// Laws: a head never goes down but by [`Ledger::set_back`] and [`Ledger::restart`], and is never 0; every version up to it
 /// is held. The moves are numbered from 1, and `recent` holds the number of each origin's latest one.
 #[derive(Clone, Debug)]
 pub struct Ledger {
@@ -74,6 +76,15 @@ impl Ledger {
     pub fn set_back(&mut self, origin: Origin, head: Version) {
         if self.head(origin) > head {
             self.set(origin, head);
+        }
+    }
+
+    /// The disk holds nothing any more but these: what was held is pulled again.
+    pub fn restart(&mut self, heads: impl IntoIterator<Item = (Origin, Version)>) {
+        let held: Vec<Origin> = self.heads.keys().copied().collect();
+        held.into_iter().for_each(|origin| self.set(origin, Version(0)));
+        for (origin, head) in heads {
+            self.advance(origin, head);
         }
     }
 

@@ -67,6 +67,11 @@ impl Reorder {
         Kept::Waiting
     }
 
+    /// Lists the origins of which something waits.
+    pub fn origins(&self) -> impl Iterator<Item = Origin> {
+        self.origins.keys().copied()
+    }
+
     /// Takes out a piece that joins on to `reached`, if one waits; drops what is covered by it.
     pub fn take(&mut self, origin: Origin, reached: Version) -> Option<Piece> {
         if !self.origins.contains_key(&origin) {

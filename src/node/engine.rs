@@ -452,6 +452,11 @@ impl Engine {
                 self.mailbox.push(Job::BeginEpoch { above });
             }
             replica::Effect::Withdraw => self.mailbox.push(Job::Withdraw),
+            // Only asked for where `collect` is set, which this node never sets.
+            replica::Effect::Meet { .. }
+            | replica::Effect::Collect { .. }
+            | replica::Effect::Rejoin { .. }
+            | replica::Effect::Settle { .. } => {}
         }
     }
 

@@ -47,6 +47,10 @@ impl Digests {
         self.digest_at.get_or_insert(now + self.config.digest_every);
     }
 
+    pub(super) fn at_once(&mut self, now: Time) {
+        self.digest_at = Some(now);
+    }
+
     pub(super) fn on_pulled(&mut self, origin: Origin) {
         self.pulled.insert(origin);
     }

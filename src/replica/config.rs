@@ -64,6 +64,30 @@ pub struct Config {
     /// How long rows of this node may stay that come back from others after its disk was lost or
     /// set back, before they are withdrawn: what runs here has that long to register again.
     pub withdraw_after: Duration,
+    /// Whether tombstones of deleted rows are dropped once every member holds the deletes. Then a
+    /// node is silent, in a new epoch, until it has caught up with a member that was there.
+    pub collect: bool,
+    /// How long after all members have told their heads they are asked again.
+    pub round_every: Duration,
+    /// How often what was told is passed on to a member by lot, at most: less and less often while
+    /// nothing new is heard.
+    pub tell_every: Duration,
+    /// How long a process has run before it tells its heads: long enough to meet again whom the
+    /// one before it knew.
+    pub tell_after: Duration,
+    /// How long a member may be away before it is forgotten, where most members are here. Until
+    /// then no tombstone goes. When it returns it takes all rows anew.
+    pub forget_after: Duration,
+    /// How many tombstones one transaction drops.
+    pub collect_rows_max: usize,
+    /// How often a node that must not speak yet asks to be let in.
+    pub join_every: Duration,
+    /// How long it waits for one who may let it in, where all members are up and none may: in a
+    /// cluster that has just begun.
+    pub settle_alone_after: Duration,
+    /// How long where most members are up and none may: in a cluster that was restored, but for some
+    /// of its nodes.
+    pub settle_without_after: Duration,
 }
 
 impl Default for Config {
@@ -94,6 +118,15 @@ impl Default for Config {
             stage_bytes_max: 1024 * 1024,
             stored_origin_bytes_max: 64 * 1024 * 1024,
             withdraw_after: Duration::from_secs(60),
+            collect: false,
+            round_every: Duration::from_secs(600),
+            tell_every: Duration::from_secs(10),
+            tell_after: Duration::from_secs(30),
+            forget_after: Duration::from_secs(72 * 3_600),
+            collect_rows_max: 500,
+            join_every: Duration::from_secs(1),
+            settle_alone_after: Duration::from_secs(1),
+            settle_without_after: Duration::from_secs(30),
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Nothing in here counts as held. All of it may be lost at any time and is then pulled again.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use rand::RngExt;
@@ -262,6 +262,32 @@ impl Intake {
             self.singly = pieces;
         }
         Some(None)
+    }
+
+    /// Drops all that waits, and believes that nothing is taken in.
+    pub(super) fn restart(&mut self) {
+        let batch = self.batch;
+        let mut unstaged = std::mem::take(&mut self.unstaged);
+        let written = self.outstanding.iter().flat_map(|outstanding| &outstanding.pieces);
+        unstaged.extend(self.ready.iter().chain(written).filter_map(|ready| ready.staging));
+        *self = Self { batch, unstaged, ..Self::new(self.config.clone()) };
+    }
+
+    /// Drops what waits of a node's epochs before this one: nobody writes under them any more, and
+    /// what nobody has on disk is not waited for.
+    pub(super) fn drop_before(&mut self, later: Origin) {
+        let is_before = |origin: &Origin| origin.node == later.node && origin.epoch < later.epoch;
+        let ready = self.ready.iter().map(|ready| ready.piece.origin).filter(is_before);
+        let waiting: BTreeSet<Origin> =
+            ready.chain(self.early.origins().filter(is_before)).collect();
+        for origin in waiting {
+            self.drop_origin(origin);
+        }
+    }
+
+    /// Tells whether nothing in order waits, nor is being written.
+    pub(super) fn is_idle(&self) -> bool {
+        self.ready.is_empty() && self.outstanding.is_none()
     }
 
     /// Gives up early pieces that nothing came before for long.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::crdt::storage::{Bookmark, Extract};
+use crate::crdt::storage::{Bookmark, Collected, Extract};
 use crate::crdt::{Batch, Changeset, Part, Piece, Staging};
 use crate::types::{Epoch, NodeId, Origin, Version};
 use crate::wire::Message;
@@ -37,6 +37,18 @@ pub enum Input {
     EpochBegun { origin: Origin, ended: (Origin, Version) },
     /// The answer to [`Effect::Withdraw`]: it is done, or nothing was written.
     Withdrawn { is_done: bool },
+    /// The operator says that a node will not return. It is no member any more until it begins
+    /// another epoch; all members come to know.
+    Forget(NodeId),
+    /// The answer to [`Effect::Meet`]: they are noted, or nothing was written.
+    Met { is_done: bool },
+    /// The answer to [`Effect::Collect`].
+    Collected { outcome: Option<CollectOutcome> },
+    /// The answer to [`Effect::Rejoin`]: the new origin; `None`: nothing was written. What was
+    /// written under it is told by [`Input::Committed`] after this.
+    Rejoined { begun: Option<Origin> },
+    /// The answer to [`Effect::Settle`]: it is done, or nothing was written.
+    Settled { is_done: bool },
     /// The deadline has come. Every other input does this one's work too.
     Tick,
 }
@@ -48,6 +60,15 @@ pub enum ApplyOutcome {
     Done { heads: Vec<(Origin, Version)> },
     /// Nothing was written. The replica sends the same pieces again a little later.
     Failed,
+}
+
+/// Tombstones were dropped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CollectOutcome {
+    /// How many, and whether any are left that may go.
+    pub collected: Collected,
+    /// [`crate::crdt::Floor::length`] as it is now.
+    pub length: u64,
 }
 
 /// Something to do. Effects are carried out in their order, or at least each kind is.
@@ -79,6 +100,18 @@ pub enum Effect {
     /// Call [`crate::crdt::storage::Storage::withdraw`], and answer [`Input::Withdrawn`], whatever
     /// happens: rows of this node's own have come back from other nodes, and had their time.
     Withdraw,
+    /// Call [`crate::crdt::storage::Storage::meet`], and answer [`Input::Met`], whatever happens. There
+    /// is never more than one outstanding.
+    Meet { members: Vec<(NodeId, Epoch)> },
+    /// Call [`crate::crdt::storage::Storage::collect`], and answer [`Input::Collected`], whatever
+    /// happens. There is never more than one outstanding.
+    Collect { heads: Vec<(Origin, Version)>, forgotten: Vec<(NodeId, Epoch)>, rows_max: usize },
+    /// This node was away for too long, or its disk was set back: call
+    /// [`crate::crdt::storage::Storage::rejoin`], and answer [`Input::Rejoined`], whatever happens.
+    Rejoin { held: Vec<(Origin, Version)>, length: u64 },
+    /// Call [`crate::crdt::storage::Storage::settle`], and answer [`Input::Settled`], whatever
+    /// happens, after an [`Input::Committed`] for each of its commits that has a changeset.
+    Settle { heads: Vec<(Origin, Version)>, length: u64 },
 }
 
 /// Which of a connection's queues a message waits in, most urgent first.

@@ -14,7 +14,7 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
 use crate::crdt::storage::Bookmark;
-use crate::crdt::{Changeset, Piece};
+use crate::crdt::{Changeset, Floor, Piece};
 use crate::ledger::Ledger;
 use crate::types::{Epoch, NodeId, Origin, Time, Version};
 use crate::wire::Message;
@@ -26,19 +26,23 @@ pub mod io;
 mod overlay;
 mod pull;
 mod returned;
+mod rounds;
 mod serve;
+mod standing;
 pub mod stats;
 
 pub use config::Config;
-pub use io::{ApplyOutcome, BatchId, Effect, Input, Lane, LoadId};
-pub use stats::{Behind, Stats};
+pub use io::{ApplyOutcome, BatchId, CollectOutcome, Effect, Input, Lane, LoadId};
+pub use stats::{Behind, Collection, Stats};
 
 use compare::Digests;
 use intake::{Intake, Lost, Outgoing, Taken};
 use overlay::{Event, Overlay};
 use pull::{Answer, Pulled, Pulls};
 use returned::Returned;
+use rounds::Rounds;
 use serve::Serve;
+use standing::{Standing, Welcome};
 
 /// A fresh commit that was passed on so often is not passed on any more. Heads stop duplicates;
 /// this stops what no head could.
@@ -74,6 +78,9 @@ pub struct Replica {
     /// Peers that know no more of this node's stream than it does itself.
     confirmed: BTreeSet<NodeId>,
     returned: Returned,
+    rounds: Rounds,
+    standing: Standing,
+    config: Config,
     effects: VecDeque<Effect>,
     rng: SmallRng,
     stats: Stats,
@@ -95,7 +102,10 @@ impl Replica {
             pulls: Pulls::new(config.clone()),
             serve: Serve::new(config.clone()),
             returned: Returned::new(config.withdraw_after),
-            digests: Digests::new(config),
+            rounds: Rounds::new(me, config.clone()),
+            standing: Standing::default(),
+            digests: Digests::new(config.clone()),
+            config,
             epoch_asked: None,
             epoch_again_at: None,
             confirmed: BTreeSet::new(),
@@ -105,6 +115,19 @@ impl Replica {
         }
     }
 
+    /// Takes over what the storage says of tombstones, before anything happens. Without it a node
+    /// that collects believes that its disk is fresh.
+    #[must_use]
+    pub fn on(mut self, floor: &Floor) -> Self {
+        self.rounds.stand_on(floor);
+        let held: Vec<Origin> = self.ledger.heads().map(|(origin, _)| origin).collect();
+        for origin in held {
+            self.rounds.know(origin);
+        }
+        self.begin_standing(floor);
+        self
+    }
+
     /// Something happened.
     pub fn handle(&mut self, now: Time, input: Input) {
         match input {
@@ -112,6 +135,8 @@ impl Replica {
             Input::CommittedLarge { origin, head } => self.on_committed_large(now, origin, head),
             Input::Received { from, message } => self.on_received(now, from, message),
             Input::PeerUp { node, round_trip } if node != self.me.node => {
+                self.rounds.on_up(node);
+                self.on_met(now, node);
                 self.overlay.on_peer_up(now, &mut self.rng, node, round_trip);
             }
             Input::PeerUp { .. } => {}
@@ -120,6 +145,8 @@ impl Replica {
                 self.pulls.on_peer_down(now, node);
                 self.digests.on_peer_down(node);
                 self.confirmed.remove(&node);
+                self.rounds.on_down(now, node);
+                self.on_host_down(now, node);
             }
             Input::Overrun(node) => {
                 self.stats.overruns += 1;
@@ -135,11 +162,22 @@ impl Replica {
                 }
             }
             Input::Loaded { id, extract } => {
-                let own = (self.me, self.ledger.head(self.me));
-                self.effects.extend(self.serve.on_loaded(&mut self.stats, id, extract, own));
+                let own = (self.me, self.said());
+                let floor = |peer, origin| match self.standing.is_guest(peer) {
+                    true => Version(0),
+                    false => self.rounds.floor(origin),
+                };
+                let answer = self.serve.on_loaded(&mut self.stats, id, extract, own, floor);
+                self.effects.extend(answer);
             }
             Input::EpochBegun { origin, ended } => self.on_epoch_begun(origin, ended),
             Input::Withdrawn { is_done } => self.returned.on_withdrawn(now, is_done),
+            Input::Forget(node) if node != self.me.node => self.rounds.forget(node),
+            Input::Forget(_) => {}
+            Input::Met { is_done } => self.rounds.on_met(now, is_done),
+            Input::Collected { outcome } => self.on_collected(now, outcome),
+            Input::Rejoined { begun } => self.on_rejoined(now, begun),
+            Input::Settled { is_done } => self.on_settled(now, is_done),
             Input::Tick => {}
         }
         self.run(now);
@@ -152,12 +190,15 @@ impl Replica {
 
     /// When to call [`Replica::handle`] with [`Input::Tick`] at the latest, and why.
     pub fn deadline(&self) -> Option<(Time, &'static str)> {
-        let pull = if self.intake.has_room() { self.pulls.deadline() } else { None };
+        let may_pull = self.intake.has_room() && !self.is_leaving();
+        let pull = if may_pull { self.pulls.deadline() } else { None };
         let all = [
             (self.overlay.deadline(), "look after the neighbours"),
             (self.digests.deadline(), "tell peers of moved heads"),
             (pull, "pull what is missing"),
-            (self.intake.deadline(), "apply what waits"),
+            (self.intake.deadline().filter(|_| !self.is_leaving()), "apply what waits"),
+            (self.rounds_deadline(), "ask what all members hold"),
+            (self.standing_deadline(), "ask to be let in"),
             (self.returned.deadline(), "withdraw what came back"),
         ];
         all.into_iter().filter_map(|(at, why)| Some((at?, why))).min()
@@ -199,6 +240,18 @@ impl Replica {
         self.returned.is_pending()
     }
 
+    /// Returns how the collection of tombstones stands.
+    pub fn collection(&self) -> Collection {
+        let round = self.rounds.round();
+        Collection {
+            round: round.number,
+            awaited: round.awaited().collect(),
+            forgotten: self.rounds.forgotten().collect(),
+            is_settled: self.speaks(),
+            is_rejoining: self.is_rejoining(),
+        }
+    }
+
     /// Returns the peers that this node pushes to, and they to it.
     pub fn neighbours(&self) -> impl Iterator<Item = NodeId> {
         self.overlay.eager()
@@ -216,13 +269,15 @@ impl Replica {
     }
 
     fn on_committed(&mut self, now: Time, changeset: Arc<Changeset>) {
+        self.note_own(&changeset);
         let piece = Piece::of(changeset);
         let (origin, version) = (piece.origin, piece.through);
         if !self.ledger.advance(origin, version) {
             return;
         }
         self.pulls.on_reached(origin, version);
-        let to: Vec<NodeId> = self.overlay.eager().collect();
+        let is_said = version <= self.said();
+        let to: Vec<NodeId> = self.overlay.eager().filter(|_| is_said).collect();
         self.stats.own_pushed += to.len() as u64;
         self.send(to, Message::Push { hops: 0, piece }, Lane::Own);
         self.digests.on_moved(now);
@@ -234,13 +289,18 @@ impl Replica {
             return;
         }
         self.pulls.on_reached(origin, head);
-        let to: Vec<NodeId> = self.overlay.eager().collect();
+        let is_said = head <= self.said();
+        let to: Vec<NodeId> = self.overlay.eager().filter(|_| is_said).collect();
         self.stats.digests += to.len() as u64;
         self.send(to, Message::Heads(vec![(origin, head)]), Lane::Own);
         self.digests.on_moved(now);
     }
 
     fn on_received(&mut self, now: Time, from: NodeId, message: Message) {
+        if !self.hears(from, &message) {
+            self.stats.unheard += 1;
+            return;
+        }
         match message {
             Message::Hello { origin, head } => self.on_hello(now, from, origin, head),
             Message::Known { origin, head } => self.on_known(now, from, origin, head),
@@ -260,6 +320,15 @@ impl Replica {
                 let answer = compare::answer_heads(&self.ledger, &buckets, &heads);
                 self.send(vec![from], answer, Lane::Control);
             }
+            Message::Want { request, origin, after, .. } if !self.serves(origin, after) => {
+                self.stats.refused_busy += 1;
+                self.effects.push_back(serve::busy(from, request, serve::RETRY_UNSETTLED));
+            }
+            Message::Want { request, origin, after, .. }
+                if self.is_below(from, origin, after) =>
+            {
+                self.refuse(from, request, origin);
+            }
             Message::Want { request, origin, after, part } => {
                 let held = self.ledger.head(origin);
                 let asked = (origin, Bookmark { after, part });
@@ -273,6 +342,14 @@ impl Replica {
                 self.stats.pulls_busy += 1;
                 self.pulls.on_busy(now, &mut self.rng, (from, request), retry_after);
             }
+            Message::Gone { request, floor } => self.on_gone(now, (from, request), floor),
+            Message::Join { origin, is_whole } => self.on_join(from, origin, is_whole),
+            Message::Welcome { is_settled, length, heads, floor } => {
+                let welcome = Welcome { length, heads, floor };
+                self.on_welcome(now, from, is_settled.then_some(welcome));
+            }
+            Message::Round(round) => self.on_round(now, from, &round),
+            Message::Forgotten { origin } => self.on_forgotten(now, from, origin),
         }
     }
 
@@ -281,10 +358,14 @@ impl Replica {
             self.stats.rejected += 1;
             return;
         }
+        self.meet(origin);
         let newest = self.ledger.newest_of(from).unwrap_or((origin, Version(0)));
         self.learn(now, from, &[(origin, head)]);
-        let known = Message::Known { origin: newest.0, head: newest.1 };
-        self.send(vec![from], known, Lane::Control);
+        // While this node takes all rows anew, it knows less than it did.
+        if !self.is_rejoining() {
+            let known = Message::Known { origin: newest.0, head: newest.1 };
+            self.send(vec![from], known, Lane::Control);
+        }
     }
 
     fn on_known(&mut self, now: Time, from: NodeId, origin: Origin, head: Version) {
@@ -311,6 +392,14 @@ impl Replica {
             self.stats.pushes_known += 1;
             self.overlay.on_push(now, from, false);
             self.hear_of_own(now, origin, through);
+            return;
+        }
+        self.meet(origin);
+        if self.config.collect && !self.rounds.is_current(origin) {
+            // Who wrote this may not have known what was deleted. Peers that merged it do.
+            self.stats.unheard += 1;
+            self.overlay.on_push(now, from, false);
+            self.learn(now, from, &[(origin, through)]);
             return;
         }
         let taken = self.intake.take(now, &self.ledger, from, piece.clone());
@@ -366,8 +455,10 @@ impl Replica {
         match outcome {
             ApplyOutcome::Done { heads } => {
                 self.stats.batches += 1;
+                self.note_progress(now);
                 for (origin, head) in heads {
                     self.ledger.advance(origin, head);
+                    self.rounds.know(origin);
                 }
                 let lost = self.intake.on_done(now, &self.ledger, id).unwrap_or_default();
                 self.stats.unjoined += lost.len() as u64;
@@ -392,6 +483,8 @@ impl Replica {
         if self.epoch_asked.is_some_and(|above| origin.epoch > above) {
             self.epoch_asked = None;
         }
+        self.rounds.know(origin);
+        self.on_new_origin();
     }
 
     /// Does what time or the last input has brought about.
@@ -399,7 +492,8 @@ impl Replica {
         self.overlay.run(now, &mut self.rng);
         self.on_overlay_events();
         // A batch that leaves makes room for what is pulled.
-        if let Some((id, outgoing)) = self.intake.next_batch(now) {
+        let next = if self.is_leaving() { None } else { self.intake.next_batch(now) };
+        if let Some((id, outgoing)) = next {
             let is_mine = |piece: &Piece| piece.origin.node == self.me.node;
             let (has_mine, effect) = match outgoing {
                 Outgoing::Batch(batch) => {
@@ -417,8 +511,12 @@ impl Replica {
         if self.returned.run(now) {
             self.effects.push_back(Effect::Withdraw);
         }
+        self.run_standing(now);
+        self.run_rounds(now);
         self.pulls.run(now, &mut self.stats);
-        self.pull(now);
+        if !self.is_leaving() {
+            self.pull(now);
+        }
         let stores = self.pulls.take_stores();
         let is_stage = |effect: &&Effect| matches!(effect, Effect::Stage { .. });
         self.stats.stagings += stores.iter().filter(is_stage).count() as u64;
@@ -434,7 +532,7 @@ impl Replica {
                     self.send(vec![node], Message::Neighbour(word), Lane::Control);
                 }
                 Event::LinkUp(node) => {
-                    let hello = Message::Hello { origin: self.me, head: self.ledger.head(self.me) };
+                    let hello = Message::Hello { origin: self.me, head: self.said() };
                     self.send(vec![node], hello, Lane::Control);
                     self.compare(node);
                 }
@@ -514,6 +612,8 @@ impl Replica {
         for (origin, head) in heads.iter().copied() {
             if self.is_own(origin) {
                 self.hear_of_own(now, origin, head);
+            } else if !self.takes_from(from) {
+                self.stats.unheard += 1;
             } else if head > self.intake.reached(&self.ledger, origin)
                 && !self.pulls.learn(now, from, (origin, head), now)
             {
@@ -559,7 +659,10 @@ impl Replica {
     }
 
     /// Sends a message, unless there is nobody to send it to or nothing in it.
-    fn send(&mut self, to: Vec<NodeId>, message: Message, lane: Lane) {
+    fn send(&mut self, to: Vec<NodeId>, mut message: Message, lane: Lane) {
+        if let Message::Heads(heads) | Message::BucketHeads { heads, .. } = &mut message {
+            self.without_unsaid(heads);
+        }
         let says_nothing = match &message {
             Message::Heads(heads) => heads.is_empty(),
             Message::BucketHeads { buckets, .. } => buckets.is_empty(),
@@ -570,7 +673,12 @@ impl Replica {
             | Message::Buckets(_)
             | Message::Want { .. }
             | Message::Pulled { .. }
-            | Message::Busy { .. } => false,
+            | Message::Busy { .. }
+            | Message::Gone { .. }
+            | Message::Join { .. }
+            | Message::Welcome { .. }
+            | Message::Round(_)
+            | Message::Forgotten { .. } => false,
         };
         if !to.is_empty() && !says_nothing {
             self.effects.push_back(Effect::Send { to, message, lane });

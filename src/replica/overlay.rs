@@ -211,6 +211,16 @@ impl Overlay {
         }
     }
 
+    /// Tells whether a member is up.
+    pub(super) fn is_up(&self, node: NodeId) -> bool {
+        self.peers.contains_key(&node)
+    }
+
+    /// Returns members that are up, by lot.
+    pub(super) fn some_peers(&self, rng: &mut SmallRng, count: usize) -> Vec<NodeId> {
+        self.peers.keys().copied().sample(rng, count)
+    }
+
     /// Returns a member by lot, which from now on gets digests.
     pub(super) fn exchange_lazy(&mut self, rng: &mut SmallRng) -> Option<NodeId> {
         let node = self.peers.keys().copied().choose(rng)?;

@@ -325,6 +325,32 @@ impl Pulls {
         std::mem::take(&mut self.stores)
     }
 
+    /// Forgets all that was wanted.
+    pub(super) fn restart(&mut self) {
+        let wanted: Vec<Origin> = self.wants.keys().copied().collect();
+        wanted.into_iter().for_each(|origin| self.remove(origin));
+        let (request, staging) = (self.request, self.staging);
+        let stores = std::mem::take(&mut self.stores);
+        *self = Self { request, staging, stores, ..Self::new(self.config.clone()) };
+    }
+
+    /// A peer cannot answer a want. Returns the origin, if it was waited for: that peer is not asked
+    /// for it any more.
+    pub(super) fn on_gone(
+        &mut self,
+        now: Time,
+        (from, request): (NodeId, RequestId),
+    ) -> Option<Origin> {
+        let open = self.open.get(&request).filter(|open| open.peer == from)?;
+        let origin = open.origin;
+        self.open.remove(&request);
+        if let Some(want) = self.wants.get_mut(&origin) {
+            want.sources.remove(&from);
+        }
+        self.requeue(now, origin);
+        Some(origin)
+    }
+
     pub(super) fn on_busy(
         &mut self,
         now: Time,

@@ -19,6 +19,9 @@ const RETRY_AFTER: Duration = Duration::from_millis(100);
 /// When a peer may come back after the storage failed.
 const RETRY_AFTER_FAILURE: Duration = Duration::from_secs(2);
 
+/// When a peer may come back that asked a node which has yet to settle.
+pub(super) const RETRY_UNSETTLED: Duration = Duration::from_millis(500);
+
 /// The wants that are being answered.
 #[derive(Debug)]
 pub(super) struct Serve {
@@ -62,7 +65,8 @@ impl Serve {
         Effect::Load { id: self.load, origin, from, bytes_max: self.config.piece_bytes_max }
     }
 
-    /// The storage answered. `own` is this node's stream and its head as far as the replica was
+    /// The storage answered. `floor` tells how far tombstones of an origin may be missing for this
+    /// peer; `own` is this node's stream and its head as far as the replica was
     /// told: nothing beyond it is given away, or a peer would seem to know more of it.
     pub(super) fn on_loaded(
         &mut self,
@@ -70,11 +74,18 @@ impl Serve {
         id: LoadId,
         extract: Option<Extract>,
         own: (Origin, Version),
+        floor: impl Fn(NodeId, Origin) -> Version,
     ) -> Option<Effect> {
         let Load { peer, request, from } = self.loads.remove(&id)?;
         let Some(mut extract) = extract else {
             return Some(busy(peer, request, RETRY_AFTER_FAILURE));
         };
+        // The snapshot may be younger than the want: tombstones may have gone in between.
+        let floor = floor(peer, extract.piece.origin);
+        if floor > extract.piece.after {
+            stats.refused_below_floor += 1;
+            return Some(gone(peer, request, floor));
+        }
         if extract.piece.origin == own.0 {
             cut(&mut extract, own.1);
         }
@@ -122,7 +133,11 @@ fn fit(extract: &mut Extract) -> bool {
     true
 }
 
-fn busy(peer: NodeId, request: RequestId, retry_after: Duration) -> Effect {
+pub(super) fn gone(peer: NodeId, request: RequestId, floor: Version) -> Effect {
+    send(peer, Message::Gone { request, floor }, Lane::Control)
+}
+
+pub(super) fn busy(peer: NodeId, request: RequestId, retry_after: Duration) -> Effect {
     send(peer, Message::Busy { request, retry_after }, Lane::Control)
 }
 

@@ -62,6 +62,34 @@ pub struct Stats {
     pub links_ended: u64,
     /// Times a peer's queue overran.
     pub overruns: u64,
+    /// Tombstones dropped.
+    pub tombstones_dropped: u64,
+    /// Wants that a peer could not answer because it has dropped tombstones beyond what this node
+    /// holds. Where this rises and `rejoins` does not, this node does not catch up.
+    pub below_floor: u64,
+    /// Wants of others that were refused for the same reason.
+    pub refused_below_floor: u64,
+    /// Times this node began to take all rows anew.
+    pub rejoins: u64,
+    /// Things that forgotten nodes said, and commits that came as they were sent by nodes that have
+    /// to be heard of through others.
+    pub unheard: u64,
+}
+
+/// How the collection of tombstones stands.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Collection {
+    /// The round of asking all members that is under way.
+    pub round: u64,
+    /// Who has not told its heads in it: while somebody is missing, no tombstone goes.
+    pub awaited: Vec<crate::types::NodeId>,
+    /// Who was forgotten, and may have returned under another epoch since.
+    pub forgotten: Vec<crate::types::NodeId>,
+    /// Whether this node may speak. If not, it has to catch up with one that may, and what it writes
+    /// stays with it until then.
+    pub is_settled: bool,
+    /// Whether it is taking all rows anew, and its own are a mixture.
+    pub is_rejoining: bool,
 }
 
 /// How far a node is behind what it has heard of.

@@ -37,6 +37,9 @@ fn heads(of: u8, version: u64) -> Message {
     Message::Heads(vec![(origin(of), Version(version))])
 }
 
+#[path = "collection_tests.rs"]
+mod collection;
+
 /// A replica and its clock, in a little language.
 struct One {
     replica: Replica,
@@ -62,7 +65,16 @@ impl One {
 
     fn tell(&mut self, input: Input) -> Vec<Effect> {
         self.replica.handle(self.now, input);
-        std::iter::from_fn(|| self.replica.next_effect()).collect()
+        let mut effects = Vec::new();
+        while let Some(effect) = self.replica.next_effect() {
+            match effect {
+                Effect::Meet { .. } => {
+                    self.replica.handle(self.now, Input::Met { is_done: true });
+                }
+                effect => effects.push(effect),
+            }
+        }
+        effects
     }
 
     fn hear(&mut self, from: u8, message: Message) -> Vec<Effect> {
@@ -100,7 +112,11 @@ fn sent(effects: &[Effect]) -> Vec<(Vec<NodeId>, &Message)> {
         | Effect::Unstage(_)
         | Effect::Load { .. }
         | Effect::BeginEpoch { .. }
-        | Effect::Withdraw => None,
+        | Effect::Withdraw
+        | Effect::Meet { .. }
+        | Effect::Collect { .. }
+        | Effect::Rejoin { .. }
+        | Effect::Settle { .. } => None,
     });
     sent.collect()
 }
@@ -114,7 +130,11 @@ fn batch(effects: &[Effect]) -> Option<(BatchId, Batch)> {
         | Effect::Unstage(_)
         | Effect::Load { .. }
         | Effect::BeginEpoch { .. }
-        | Effect::Withdraw => None,
+        | Effect::Withdraw
+        | Effect::Meet { .. }
+        | Effect::Collect { .. }
+        | Effect::Rejoin { .. }
+        | Effect::Settle { .. } => None,
     })
 }
 

@@ -25,6 +25,10 @@ pub(super) struct Truths {
     acknowledged: BTreeMap<Origin, Version>,
     /// Owners of more than one origin: which of their versions is newer is not plain any more.
     split_owners: BTreeSet<NodeId>,
+    /// Rows that are born once only, and in which version.
+    born: BTreeMap<Value, (Origin, Version)>,
+    /// The versions in which such rows were deleted.
+    died: BTreeMap<Value, Vec<(Origin, Version)>>,
     /// When each version was committed, for the report.
     committed_at: BTreeMap<(Origin, Version), Time>,
 }
@@ -51,6 +55,38 @@ impl Truths {
             self.split_owners.insert(node.id);
         }
         self.histories.insert(name, owned_rows(node, node.id));
+        for (key, existed, exists) in unique_rows(commit) {
+            match (existed, exists) {
+                (false, true) => drop(self.born.insert(key.clone(), name)),
+                (true, false) => self.died.entry(key.clone()).or_default().push(name),
+                (true, true) | (false, false) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns how many deletes there were of rows that are born once only.
+    pub(super) fn deaths(&self) -> usize {
+        self.died.values().map(Vec::len).sum()
+    }
+
+    /// What was deleted is gone everywhere, and what nobody deleted is there.
+    pub(super) fn only_the_deleted_is_gone(&self, nodes: &[VirtualNode]) -> Checked {
+        let is_held = |(origin, version): &(Origin, Version)| nodes[0].head(*origin) >= *version;
+        for (key, born) in &self.born {
+            let died = self.died.get(key);
+            for node in nodes {
+                let held = node.storage.inspect("kv", std::slice::from_ref(key)).ok().flatten();
+                let is_shown = held.is_some_and(|inspected| inspected.row.is_some());
+                let was_deleted = died.is_some_and(|died| died.iter().any(is_held));
+                if is_shown && was_deleted && !self.is_reborn(node, key) {
+                    return Err(format!("{} shows {key}, which was deleted", node.index));
+                }
+                if !is_shown && died.is_none() && is_held(born) {
+                    return Err(format!("{} lacks {key}, which nobody deleted", node.index));
+                }
+            }
+        }
         Ok(())
     }
 
@@ -95,7 +131,7 @@ impl Truths {
     /// overwritten where it came from, perhaps by an origin that its receiver has yet to hear of.
     pub(super) fn whoever_holds_all_holds_the_same(&mut self, node: &VirtualNode) -> Checked {
         let held = node.heads.values().map(|head| head.0).sum::<u64>();
-        if held != self.committed_at.len() as u64 {
+        if node.is_rejoining() || held != self.committed_at.len() as u64 {
             return Ok(());
         }
         let content = node.storage.fingerprint().map_err(|error| error.to_string())?;
@@ -116,6 +152,9 @@ impl Truths {
         for (origin, head) in heads {
             let owner = origin.node;
             let Some(history) = self.histories.get(&(*origin, *head)) else { continue };
+            if node.is_rejoining() {
+                continue;
+            }
             if !self.split_owners.contains(&owner) && owned_rows(node, owner) != *history {
                 return Err(format!(
                     "{} shows rows of {owner} that it did not have after version {head}",
@@ -140,6 +179,31 @@ impl Truths {
             }
         }
         Ok(())
+    }
+}
+
+/// Rows that are born once only.
+impl Truths {
+    /// A row that is born once only and that a disk has seen die does not show there again, unless
+    /// who gave it life did not know of its death and begins it again.
+    pub(super) fn the_dead_stay_dead(&self, node: &mut VirtualNode, commit: &Commit) -> Checked {
+        for (key, _, exists) in unique_rows(commit) {
+            let is_dead = node.life_of(key).is_some_and(|life| !life.is_alive());
+            if is_dead {
+                // A row that goes without a tombstone may only be missing for a while.
+                node.buried.insert(key.clone());
+            }
+            if exists && node.buried.contains(key) && !self.is_reborn(node, key) {
+                return Err(format!("{} shows {key} again, which was deleted", node.index));
+            }
+        }
+        Ok(())
+    }
+
+    fn is_reborn(&self, node: &VirtualNode, key: &Value) -> bool {
+        let Some(life) = node.life_of(key) else { return false };
+        let begun_by = self.born.get(key).map(|(origin, _)| origin.node);
+        life.length > 1 && begun_by == Some(life.stamp.origin.node)
     }
 }
 
@@ -171,6 +235,15 @@ pub(super) fn twins_change_together(truths: &Truths, node: NodeIndex, commit: &C
     Ok(())
 }
 
+/// Lists the rows of a commit that are born once only: whether they existed, and do.
+fn unique_rows(commit: &Commit) -> impl Iterator<Item = (&Value, bool, bool)> {
+    let rows = commit.tables.iter().flat_map(|t| t.rows.each().iter().map(move |row| (t, row)));
+    rows.filter_map(|(table, row)| {
+        let key = workload::unique_key(&table.table.name, &row.key)?;
+        Some((key, row.existed, row.row.is_some()))
+    })
+}
+
 /// While a process lives, no head goes down.
 pub(super) fn heads_only_rise(node: &VirtualNode, heads: &[(Origin, Version)]) -> Checked {
     for (origin, head) in heads {
@@ -191,6 +264,23 @@ pub(super) fn epoch_is_needed(node: &VirtualNode) -> Checked {
         Some(_) => Ok(()),
         None => Err(format!("{} begins an epoch, though its disk lost nothing", node.index)),
     }
+}
+
+/// Only a node that was forgotten or never settled, or whose disk went back, takes all rows anew: for
+/// all others their peers keep the tombstones that they need.
+pub(super) fn rejoin_is_needed(node: &VirtualNode, nodes: &[VirtualNode]) -> Checked {
+    let origin = node.storage.origin();
+    let has_settled = node.storage.floor().is_ok_and(|floor| floor.settled == Some(origin));
+    let has_forgotten = |other: &VirtualNode| {
+        let running = other.replica.as_ref().map(|replica| replica.collection().forgotten);
+        let on_disk = other.storage.floor().map(|floor| floor.forgotten).unwrap_or_default();
+        running.is_some_and(|forgotten| forgotten.contains(&node.id))
+            || on_disk.iter().any(|(forgotten, _)| *forgotten == node.id)
+    };
+    if has_settled && node.image.is_none() && !nodes.iter().any(has_forgotten) {
+        return Err(format!("{} takes all rows anew, though all waited for it", node.index));
+    }
+    Ok(())
 }
 
 /// What a node withdraws are rows that it did not write in this life.
@@ -225,6 +315,10 @@ pub(super) fn owners_have_the_last_word(nodes: &[VirtualNode]) -> Checked {
 /// The replica's ledger holds nothing that is not on disk; at rest, all that is.
 pub(super) fn ledger_is_honest(node: &VirtualNode, is_at_rest: bool) -> Checked {
     let Some(replica) = &node.replica else { return Ok(()) };
+    if !is_at_rest && node.is_rejoining() {
+        // It hears in a moment that its heads have fallen.
+        return Ok(());
+    }
     for (origin, head) in replica.ledger().heads() {
         // Of an own origin that was set back it hears in a moment.
         if head > node.head(origin) && (is_at_rest || origin.node != node.id) {
@@ -255,7 +349,11 @@ pub(super) fn staged_memory_is_bounded(node: &VirtualNode, config: &Config) -> C
 pub(super) fn equal_heads_have_equal_contents(nodes: &[VirtualNode]) -> Checked {
     let content = |node: &VirtualNode| node.storage.fingerprint().ok();
     match nodes.iter().find(|node| content(node) != content(&nodes[0])) {
-        Some(node) => Err(format!("{} has other rows than n0, with the same heads", node.index)),
+        Some(node) => Err(format!(
+            "{} has other rows than n0, with the same heads: {}",
+            node.index,
+            node.storage.first_difference(&nodes[0].storage).unwrap_or_default()
+        )),
         None => Ok(()),
     }
 }
@@ -269,8 +367,9 @@ pub(super) fn has_converged(nodes: &[VirtualNode]) -> bool {
             replica.behind().versions == 0
                 && replica.waiting_bytes().0 == 0
                 && !replica.awaits_withdrawal()
+                && replica.collection().is_settled
         });
-        is_told && node.disk.is_idle() && node.heads_hash() == first
+        is_told && node.disk.is_at_rest() && node.heads_hash() == first
     })
 }
 

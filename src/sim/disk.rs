@@ -8,7 +8,7 @@ use rand::rngs::SmallRng;
 
 use crate::crdt::{Batch, Part, Piece, RowOp, Staging};
 use crate::replica::BatchId;
-use crate::types::Epoch;
+use crate::types::{Epoch, NodeId, Origin, Version};
 
 /// How disks behave.
 #[derive(Clone, Debug)]
@@ -44,6 +44,10 @@ pub(super) enum Job {
     Unstage(Staging),
     BeginEpoch { above: Epoch },
     Withdraw,
+    Meet { members: Vec<(NodeId, Epoch)> },
+    Collect { heads: Vec<(Origin, Version)>, forgotten: Vec<(NodeId, Epoch)>, rows_max: usize },
+    Rejoin { held: Vec<(Origin, Version)>, length: u64 },
+    Settle { heads: Vec<(Origin, Version)>, length: u64 },
 }
 
 /// The one writer of a node and what waits for it. A job becomes true, whole and durable, at the
@@ -68,6 +72,11 @@ impl Disk {
 
     pub(super) fn is_idle(&self) -> bool {
         self.jobs.is_empty()
+    }
+
+    /// Tells whether nothing waits that anybody could see.
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.jobs.iter().all(|job| matches!(job, Job::Collect { .. } | Job::Meet { .. }))
     }
 
     pub(super) fn crash(&mut self) {

@@ -25,6 +25,8 @@ pub enum Fault {
     /// The process, which crashed, starts again on the image, and nobody notices: a virtual
     /// machine was rolled back. It confirms its head with its peers before it writes.
     RollBack(NodeIndex),
+    /// The operator tells a node that another will not return.
+    Forget(NodeIndex, NodeIndex),
     /// Only nodes of the same side reach each other.
     Partition(Vec<u8>),
     /// Everybody reaches everybody again.
@@ -55,6 +57,32 @@ pub(super) fn draw(rng: &mut SmallRng, nodes: usize, end: Time) -> Vec<(Time, Fa
         let (from, to) = draw_span(rng, end);
         faults.push((from, Fault::DiskFails(node)));
         faults.push((to, Fault::DiskWorks(node)));
+    }
+    faults.sort_by_key(|(at, _)| *at);
+    faults
+}
+
+/// Draws nodes that are away for longer than others wait for them, beside other trouble.
+pub(super) fn draw_absences(rng: &mut SmallRng, nodes: usize, end: Time) -> Vec<(Time, Fault)> {
+    let mut faults = draw(rng, nodes, end);
+    for _ in 0..rng.random_range(0..3) {
+        let node = NodeIndex(rng.random_range(0..nodes));
+        let from = rng.random_range(end.0 / 10..end.0 / 2);
+        let to = from + rng.random_range(end.0 / 10..end.0 / 2);
+        faults.push((Time(from), Fault::Crash(node)));
+        let image = Time(rng.random_range(from / 2..from));
+        match rng.random_range(0..6) {
+            0 | 1 => {
+                faults.push((image, Fault::Image(node)));
+                faults.push((Time(to), Fault::Restore(node)));
+            }
+            2 => faults.push((Time(to), Fault::Wipe(node))),
+            _ => faults.push((Time(to), Fault::Restart(node))),
+        }
+        if rng.random_bool(0.4) {
+            let at = Time(rng.random_range(from..to));
+            faults.push((at, Fault::Forget(NodeIndex(rng.random_range(0..nodes)), node)));
+        }
     }
     faults.sort_by_key(|(at, _)| *at);
     faults

@@ -4,6 +4,7 @@
 //! [`run`] plays a [`Scenario`] and holds the truths of `check` against every commit of every
 //! node. A failure carries the seed and the last hundred events.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use rand::{RngExt, SeedableRng};
 
 use crate::crdt::storage::Bookmark;
 use crate::crdt::{Begun, Commit, RowOp, Stamp, Storage, Table};
-use crate::replica::{ApplyOutcome, Effect, Input, LoadId, Replica};
+use crate::replica::{ApplyOutcome, CollectOutcome, Effect, Input, LoadId, Replica};
 use crate::types::{Epoch, Origin, Time, Version};
 use crate::wire::{Message, changeset_bytes, decode, encode};
 
@@ -39,7 +40,7 @@ use agenda::Agenda;
 use check::{Checked, Truths};
 use disk::Job;
 use network::Network;
-use node::{OwnRows, VirtualNode, first_origin, index_of};
+use node::{Image, OwnRows, VirtualNode, first_origin, index_of};
 use trace::{Note, Trace};
 
 /// How often it is looked whether all nodes hold the same.
@@ -108,6 +109,10 @@ struct Tally {
     restores: u32,
     large: u64,
     staged: u64,
+    tombstones_max: u64,
+    tombstones_dropped: u64,
+    collected_after: Duration,
+    rejoins: u64,
 }
 
 impl Cluster {
@@ -140,10 +145,15 @@ impl Cluster {
             self.start(NodeIndex(index));
         }
         self.spread_news();
+        let span = self.scenario.writes_from.0..self.scenario.writes_until.0;
+        let count = self.scenario.writes as u64;
         for serial in 0..self.scenario.writes {
-            let at = Time(
-                self.rng.random_range(self.scenario.writes_from.0..self.scenario.writes_until.0),
-            );
+            let at = match self.scenario.is_churn {
+                // What one writes another soon deletes.
+                true => span.start + (span.end - span.start) * serial as u64 / count,
+                false => self.rng.random_range(span.clone()),
+            };
+            let at = Time(at);
             let node = NodeIndex(self.rng.random_range(0..self.scenario.nodes));
             self.agenda.enter(at, Event::Write { node, serial: serial as i64 + 1 });
         }
@@ -155,8 +165,13 @@ impl Cluster {
         let converged_after = self.converge(quiet_from)?;
         check::equal_heads_have_equal_contents(&self.nodes)?;
         self.listen()?;
+        if self.scenario.is_churn {
+            self.await_collection()?;
+            check::equal_heads_have_equal_contents(&self.nodes)?;
+        }
         self.truths.nothing_acknowledged_is_lost(&self.nodes)?;
         check::owners_have_the_last_word(&self.nodes)?;
+        self.truths.only_the_deleted_is_gone(&self.nodes)?;
         for node in &self.nodes {
             check::ledger_is_honest(node, true)?;
         }
@@ -185,8 +200,24 @@ impl Cluster {
             return Err("something is still sent, though all hold the same".to_owned());
         }
         if !check::has_converged(&self.nodes) {
-            return Err("the nodes held the same and then did not".to_owned());
+            return Err(format!("the nodes held the same; then {}", self.who_differs()));
         }
+        Ok(())
+    }
+
+    /// Once all hold the same, every tombstone goes.
+    fn await_collection(&mut self) -> Checked {
+        let (from, within) = (self.now, self.scenario.converge_within);
+        let left = |node: &VirtualNode| node.storage.tombstones().unwrap_or_default();
+        while let Some(node) = self.nodes.iter().find(|node| left(node) > 0) {
+            if self.now >= from + within {
+                let collection = node.replica.as_ref().map(|replica| replica.collection());
+                let (index, left) = (node.index, left(node));
+                return Err(format!("{index} holds {left} tombstones still: {collection:?}"));
+            }
+            self.play_until(self.now + LOOK_EVERY)?;
+        }
+        self.tally.collected_after = self.now.since(from);
         Ok(())
     }
 
@@ -215,7 +246,11 @@ impl Cluster {
             }
             Event::Tell { node, life, input } if self.lives(node, life) => {
                 if let Input::Committed(changeset) = &input {
-                    self.truths.on_acknowledged(changeset.stamp.origin, changeset.stamp.version);
+                    let stamp = changeset.stamp;
+                    // A node that rejoins says what it wrote again, under another name.
+                    if self.nodes[node.0].head(stamp.origin) >= stamp.version {
+                        self.truths.on_acknowledged(stamp.origin, stamp.version);
+                    }
                 }
                 if let Input::CommittedLarge { origin, head } = &input {
                     self.truths.on_acknowledged(*origin, *head);
@@ -306,6 +341,26 @@ impl Cluster {
                 self.add_job(node, Job::Withdraw);
                 Ok(())
             }
+            Effect::Meet { members } => {
+                self.add_job(node, Job::Meet { members });
+                Ok(())
+            }
+            Effect::Collect { heads, forgotten, rows_max } => {
+                self.note(node, "drops tombstones", None, heads.len() as u64);
+                self.add_job(node, Job::Collect { heads, forgotten, rows_max });
+                Ok(())
+            }
+            Effect::Rejoin { held, length } => {
+                self.note(node, "takes all rows anew", None, length);
+                self.tally.rejoins += 1;
+                check::rejoin_is_needed(&self.nodes[node.0], &self.nodes)?;
+                self.add_job(node, Job::Rejoin { held, length });
+                Ok(())
+            }
+            Effect::Settle { heads, length } => {
+                self.add_job(node, Job::Settle { heads, length });
+                Ok(())
+            }
             Effect::BeginEpoch { above } => {
                 self.note(node, "must begin an epoch", None, u64::from(above.0));
                 check::epoch_is_needed(&self.nodes[node.0])?;
@@ -358,7 +413,12 @@ impl Cluster {
             | Message::Heads(_)
             | Message::Buckets(_)
             | Message::BucketHeads { .. }
-            | Message::Busy { .. } => {}
+            | Message::Busy { .. }
+            | Message::Gone { .. }
+            | Message::Join { .. }
+            | Message::Welcome { .. }
+            | Message::Round(_)
+            | Message::Forgotten { .. } => {}
         }
         let from = self.nodes[from.0].id;
         self.tell(to, Input::Received { from, message: Arc::unwrap_or_clone(message) })
@@ -374,7 +434,8 @@ impl Cluster {
             self.agenda.enter(at, Event::Write { node, serial });
             return;
         }
-        let ops: Vec<RowOp> = workload::draw(&mut self.rng, this.id, serial);
+        let draw = if self.scenario.is_churn { workload::draw_churn } else { workload::draw };
+        let ops: Vec<RowOp> = draw(&mut self.rng, this.id, serial);
         self.add_job(node, Job::Commit(ops));
     }
 
@@ -439,6 +500,8 @@ impl Cluster {
                 let begun = this.storage.begin_epoch(now, above);
                 let Begun { origin, ended, commits } = begun.map_err(|error| error.to_string())?;
                 this.read_heads();
+                // Its commits follow.
+                this.heads.remove(&origin);
                 self.tell_soon(node, Input::EpochBegun { origin, ended });
                 self.committed(node, commits)?;
                 None
@@ -452,6 +515,36 @@ impl Cluster {
                 check::only_strangers_are_withdrawn(this)?;
                 self.committed(node, commits)?;
                 Some(Input::Withdrawn { is_done: true })
+            }
+            Job::Meet { .. } if is_failing => Some(Input::Met { is_done: false }),
+            Job::Meet { members } => {
+                this.storage.meet(&members).map_err(|error| error.to_string())?;
+                Some(Input::Met { is_done: true })
+            }
+            Job::Collect { .. } if is_failing => Some(Input::Collected { outcome: None }),
+            Job::Collect { heads, forgotten, rows_max } => {
+                let collected = this.storage.collect(&heads, &forgotten, rows_max);
+                let collected = collected.map_err(|error| error.to_string())?;
+                let length = this.storage.floor().map_err(|error| error.to_string())?.length;
+                self.tally.tombstones_dropped += collected.dropped as u64;
+                Some(Input::Collected { outcome: Some(CollectOutcome { collected, length }) })
+            }
+            Job::Rejoin { .. } if is_failing => Some(Input::Rejoined { begun: None }),
+            Job::Rejoin { held, length } => {
+                let begun = this.storage.rejoin(now, &held, length);
+                let Begun { origin, commits, .. } = begun.map_err(|error| error.to_string())?;
+                this.heads.clear();
+                self.tell_soon(node, Input::Rejoined { begun: Some(origin) });
+                self.committed(node, commits)?;
+                self.excuse();
+                None
+            }
+            Job::Settle { .. } if is_failing => Some(Input::Settled { is_done: false }),
+            Job::Settle { heads, length } => {
+                let settled =
+                    this.storage.settle(now, &heads, length).map_err(|error| error.to_string())?;
+                self.committed(node, settled.commits)?;
+                Some(Input::Settled { is_done: true })
             }
         };
         if let Some(input) = input {
@@ -480,7 +573,10 @@ impl Cluster {
 
     fn committed(&mut self, node: NodeIndex, commits: Vec<Commit>) -> Checked {
         for commit in commits {
-            self.on_own_commit(node, &commit)?;
+            match commit.changeset {
+                Some(_) => self.on_own_commit(node, &commit)?,
+                None => self.became_true(node, &commit)?,
+            }
             if let Some(changeset) = commit.changeset {
                 self.tell_soon(node, Input::Committed(changeset));
             }
@@ -507,6 +603,9 @@ impl Cluster {
     /// A commit, own or not, is on a node's disk: everything about it must be right.
     fn became_true(&mut self, node: NodeIndex, commit: &Commit) -> Checked {
         check::twins_change_together(&self.truths, node, commit)?;
+        self.truths.the_dead_stay_dead(&mut self.nodes[node.0], commit)?;
+        let tombstones = self.nodes[node.0].storage.tombstones().unwrap_or_default();
+        self.tally.tombstones_max = self.tally.tombstones_max.max(tombstones);
         check::heads_only_rise(&self.nodes[node.0], &commit.heads)?;
         for (origin, head) in &commit.heads {
             let before = self.nodes[node.0].head(*origin);
@@ -537,13 +636,34 @@ impl Cluster {
         Epoch(self.tally.restores * 1_000)
     }
 
+    /// Tells whether something would be lost for good with a disk: what overwrote a shared cell may be
+    /// gone then, while others hold the versions that it took the cell from (see ARCHITECTURE.md).
+    fn is_only_copy(&self, node: NodeIndex) -> bool {
+        let others = || self.nodes.iter().filter(|other| other.index != node);
+        let is_elsewhere =
+            |(origin, head): (&Origin, &Version)| others().any(|o| o.head(*origin) >= *head);
+        !self.nodes[node.0].heads.iter().all(is_elsewhere)
+    }
+
     fn trouble(&mut self, fault: Fault) -> Checked {
+        let fault = match fault {
+            Fault::Restore(node) | Fault::Wipe(node)
+                if self.scenario.is_churn && self.is_only_copy(node) =>
+            {
+                Fault::Restart(node)
+            }
+            fault => fault,
+        };
         match fault {
             Fault::Crash(node) => self.crash(node),
             Fault::Restart(node) => self.start(node),
             Fault::Image(node) => {
                 let this = &mut self.nodes[node.0];
-                this.image = Some((this.storage.clone(), this.own.clone()));
+                this.image = Some(Image {
+                    storage: this.storage.clone(),
+                    own: this.own.clone(),
+                    buried: this.buried.clone(),
+                });
             }
             Fault::Restore(node) if self.nodes[node.0].replica.is_none() => {
                 let above = self.epoch_by_the_clock();
@@ -562,7 +682,8 @@ impl Cluster {
                 let origin = Origin { epoch, ..first_origin(node) };
                 let empty = Table::new(origin, &workload::definitions());
                 let empty = empty.map_err(|error| error.to_string())?;
-                self.nodes[node.0].image = Some((empty, OwnRows::new()));
+                let (own, buried) = (OwnRows::new(), BTreeSet::new());
+                self.nodes[node.0].image = Some(Image { storage: empty, own, buried });
                 self.roll_back(node);
                 self.start(node);
             }
@@ -572,6 +693,13 @@ impl Cluster {
                 self.start(node);
             }
             Fault::Restore(_) | Fault::Wipe(_) | Fault::RollBack(_) => {}
+            Fault::Forget(by, whom) => {
+                if by != whom && self.nodes[by.0].replica.is_some() {
+                    self.note(by, "is told to forget", Some(whom), 0);
+                    let whom = self.nodes[whom.0].id;
+                    self.tell(by, Input::Forget(whom))?;
+                }
+            }
             Fault::Partition(sides) => {
                 self.note(NodeIndex(0), "and others: the network is divided", None, 0);
                 self.network.divide(&sides);
@@ -606,7 +734,8 @@ impl Cluster {
         let mut config = self.scenario.replica.clone();
         // Long enough for some writes to come first.
         config.withdraw_after = Duration::from_secs(2);
-        let replica = Replica::new(this.storage.origin(), heads, config, seed);
+        let floor = this.storage.floor().expect("the storage in memory does not fail");
+        let replica = Replica::new(this.storage.origin(), heads, config, seed).on(&floor);
         this.replica = Some(Box::new(replica));
         let life = this.life;
         this.wake_at = Some(self.now);
@@ -627,14 +756,19 @@ impl Cluster {
 
     /// Puts the image in the place of the disk. What only this disk held is gone.
     fn roll_back(&mut self, node: NodeIndex) {
-        let Some((image, own)) = self.nodes[node.0].image.clone() else { return };
-        self.nodes[node.0].storage = image;
-        self.nodes[node.0].own = own;
-        self.nodes[node.0].read_heads();
+        let Some(image) = self.nodes[node.0].image.clone() else { return };
+        let this = &mut self.nodes[node.0];
+        (this.storage, this.own, this.buried) = (image.storage, image.own, image.buried);
+        this.read_heads();
+        self.excuse();
+        self.note(node, "is rolled back", None, 0);
+    }
+
+    /// What was acknowledged and is on no disk any more need not come back under its name.
+    fn excuse(&mut self) {
         let nodes = &self.nodes;
         let survived = |origin| nodes.iter().map(|other| other.head(origin)).max();
         self.truths.excuse(|origin| survived(origin).unwrap_or_default());
-        self.note(node, "is rolled back", None, 0);
     }
 
     fn spread_news(&mut self) {
@@ -666,7 +800,15 @@ impl Cluster {
                 .map(|(origin, v)| format!("{}/{}:{v}", index_of(origin.node), origin.epoch.0))
                 .collect();
             let behind = node.replica.as_ref().map(|replica| replica.behind().versions);
-            words += &format!("\n  {} behind {behind:?} holds {}", node.index, heads.join(" "));
+            let standing = node.replica.as_ref().map(|replica| replica.collection());
+            words += &format!(
+                "\n  {} behind {behind:?}, {:?} wait, disk idle {}, withdraws {:?}, holds {}, {standing:?}",
+                node.index,
+                node.replica.as_ref().map(|replica| replica.waiting_bytes()),
+                node.disk.is_idle(),
+                node.replica.as_ref().map(|replica| replica.awaits_withdrawal()),
+                heads.join(" ")
+            );
         }
         words
     }
@@ -697,6 +839,11 @@ impl Cluster {
             other_bytes: tally.other_bytes,
             large: tally.large,
             staged: tally.staged,
+            deletes: self.truths.deaths(),
+            tombstones_max: tally.tombstones_max,
+            tombstones_dropped: tally.tombstones_dropped,
+            collected_after: tally.collected_after,
+            rejoins: tally.rejoins,
             lasted: self.now.since(Time(0)),
         }
     }
@@ -718,5 +865,10 @@ fn describe(message: &Message) -> (&'static str, u64) {
         Message::Want { after, .. } => ("is asked for versions by", after.0),
         Message::Pulled { piece, .. } => ("gets an answer from", piece.through.0),
         Message::Busy { .. } => ("is put off by", 0),
+        Message::Gone { floor, .. } => ("is below the floor of", floor.0),
+        Message::Join { is_whole, .. } => ("is asked to let in", u64::from(*is_whole)),
+        Message::Welcome { is_settled, .. } => ("is let in by", u64::from(*is_settled)),
+        Message::Round(round) => ("hears a round from", round.number),
+        Message::Forgotten { .. } => ("was forgotten by", 0),
     }
 }

@@ -5,12 +5,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::NodeIndex;
 use super::disk::Disk;
 use super::trace::Fnv;
-use crate::crdt::{Commit, Storage, Table, pack};
+use crate::crdt::{Commit, Life, Storage, Table, pack};
 use crate::replica::Replica;
 use crate::types::{Epoch, NodeId, Origin, Scope, Time, Value, Version, Wall};
 
 /// Rows of `services` by key, as their owner last wrote them.
 pub(super) type OwnRows = BTreeMap<Vec<Value>, Vec<Value>>;
+
+/// A disk as it once was, and what was known of it.
+#[derive(Clone, Debug)]
+pub(super) struct Image {
+    pub(super) storage: Table,
+    pub(super) own: OwnRows,
+    pub(super) buried: BTreeSet<Value>,
+}
 
 /// A node's process, disk and clock.
 #[derive(Debug)]
@@ -24,7 +32,9 @@ pub(super) struct VirtualNode {
     pub(super) storage: Table,
     /// The storage's heads, counted here too.
     pub(super) heads: BTreeMap<Origin, Version>,
-    pub(super) image: Option<(Table, OwnRows)>,
+    pub(super) image: Option<Image>,
+    /// Rows that are born once only and that this disk has seen die.
+    pub(super) buried: BTreeSet<Value>,
     /// The rows that it owns as its last commits left them, by key: what all nodes must show.
     pub(super) own: OwnRows,
     pub(super) disk: Disk,
@@ -50,6 +60,7 @@ impl VirtualNode {
             storage,
             heads: BTreeMap::new(),
             image: None,
+            buried: BTreeSet::new(),
             own: OwnRows::new(),
             disk: Disk::default(),
             up: BTreeSet::new(),
@@ -78,6 +89,17 @@ impl VirtualNode {
                 None => drop(self.own.remove(&key)),
             }
         }
+    }
+
+    /// Returns the life of a row of `kv`, as long as that is remembered.
+    pub(super) fn life_of(&self, key: &Value) -> Option<Life> {
+        let held = self.storage.inspect("kv", std::slice::from_ref(key)).ok().flatten();
+        held.map(|inspected| inspected.life)
+    }
+
+    /// Tells whether its disk is taking over another's rows.
+    pub(super) fn is_rejoining(&self) -> bool {
+        self.storage.floor().is_ok_and(|floor| floor.is_rejoining)
     }
 
     pub(super) fn head(&self, origin: Origin) -> Version {

@@ -34,6 +34,16 @@ pub struct Report {
     pub large: u64,
     /// Runs of pulled parts that went to a disk.
     pub staged: u64,
+    /// Rows that were deleted, of those that are born once only.
+    pub deletes: usize,
+    /// The most tombstones that any node held at a time.
+    pub tombstones_max: u64,
+    /// Those that were dropped, on all nodes.
+    pub tombstones_dropped: u64,
+    /// How long after all held the same the last of them was dropped.
+    pub collected_after: Duration,
+    /// How often a node took all rows anew.
+    pub rejoins: u64,
     /// Virtual time in all.
     pub lasted: Duration,
 }
@@ -52,6 +62,13 @@ impl fmt::Display for Report {
             f,
             "  bytes             {push:>8.0} pushed, {other:.0} other, a node and version"
         )?;
+        if self.tombstones_dropped > 0 {
+            writeln!(
+                f,
+                "  tombstones        {:>8} at most, {} dropped, {} rejoined",
+                self.tombstones_max, self.tombstones_dropped, self.rejoins
+            )?;
+        }
         writeln!(f, "  pulled            {:>8} pieces by {} wants", self.pulled, self.wants)?;
         writeln!(f, "  large             {:>8} commits, {} runs staged", self.large, self.staged)?;
         write!(f, "  events            {:>8} in {:.1} s", self.events, self.lasted.as_secs_f64())

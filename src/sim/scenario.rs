@@ -38,6 +38,9 @@ pub struct Scenario {
     pub faults: Vec<(Time, Fault)>,
     /// How long after the last trouble and the last write all nodes must hold the same.
     pub converge_within: Duration,
+    /// Whether rows are inserted and deleted over and over, and every tombstone must be gone in the
+    /// end.
+    pub is_churn: bool,
     /// Whether messages go through their bytes, and owned rows are compared with their history:
     /// truths that cost too much for large clusters.
     pub is_thorough: bool,
@@ -59,7 +62,52 @@ impl Scenario {
             detection: Duration::from_secs(2),
             faults: Vec::new(),
             converge_within: Duration::from_secs(10),
+            is_churn: false,
             is_thorough: true,
+        }
+    }
+
+    /// A small cluster whose rows come and go, with trouble drawn from the seed: nodes that are away
+    /// for longer and shorter than others wait for them, and disks that are lost and set back.
+    pub fn churn(seed: u64) -> Self {
+        let mut scenario = Self::drawn(seed);
+        let mut rng = SmallRng::seed_from_u64(seed ^ 0x00c0_11ec);
+        scenario.is_churn = true;
+        scenario.nodes = rng.random_range(3..7);
+        scenario.writes = rng.random_range(100..300);
+        scenario.writes_until = Time(20_000_000);
+        scenario.faults = faults::draw_absences(&mut rng, scenario.nodes, scenario.writes_until);
+        scenario.replica = Self::hasty(scenario.replica);
+        if rng.random_bool(0.6) {
+            // Rounds that are faster than changes travel.
+            scenario.replica.round_every = Duration::from_millis(50);
+            scenario.replica.tell_every = Duration::from_millis(40);
+        }
+        scenario
+    }
+
+    /// A quiet cluster whose rows come and go.
+    pub fn calm_churn(seed: u64, nodes: usize, writes: usize) -> Self {
+        let mut scenario = Self::calm(seed, nodes, writes);
+        scenario.is_churn = true;
+        scenario.writes_until = Time(23_000_000);
+        scenario.replica = Self::hasty(scenario.replica);
+        scenario
+    }
+
+    /// What takes minutes and days takes seconds.
+    fn hasty(replica: Config) -> Config {
+        Config {
+            collect: true,
+            round_every: Duration::from_secs(1),
+            tell_every: Duration::from_millis(200),
+            tell_after: Duration::from_secs(1),
+            forget_after: Duration::from_secs(4),
+            collect_rows_max: 3,
+            join_every: Duration::from_millis(200),
+            settle_alone_after: Duration::from_secs(1),
+            settle_without_after: Duration::from_secs(3),
+            ..replica
         }
     }
 

@@ -78,6 +78,37 @@ fn draw_large(rng: &mut SmallRng, me: NodeId, serial: i64) -> Vec<RowOp> {
     ops
 }
 
+/// Draws one transaction of a workload in which rows come and go. Rows of `kv` whose key begins with
+/// `u` are born once only.
+pub(super) fn draw_churn(rng: &mut SmallRng, me: NodeId, serial: i64) -> Vec<RowOp> {
+    let recent = |rng: &mut SmallRng| {
+        let key = unique(serial - serial % 3 - 3 * rng.random_range(1..8));
+        vec![("key", Value::from(key))]
+    };
+    match (serial % 3, rng.random_range(0..10)) {
+        (0, _) => vec![put_kv(unique(serial), "born", serial)],
+        (1, 0..8) => {
+            vec![RowOp::Delete { table: "kv", matching: recent(rng), except: None }]
+        }
+        (_, 0..3) => {
+            let matching = recent(rng);
+            vec![RowOp::Set { table: "kv", matching, set: vec![("flags", serial.into())] }]
+        }
+        _ => draw(rng, me, serial),
+    }
+}
+
+fn unique(serial: i64) -> String {
+    format!("u{serial}")
+}
+
+/// Returns the key of a row that is born once only.
+pub(super) fn unique_key<'a>(table: &str, key: &'a [Value]) -> Option<&'a Value> {
+    let [key] = key else { return None };
+    let is_unique = table == "kv" && key.as_text()?.starts_with('u');
+    is_unique.then_some(key)
+}
+
 /// The rows of `services` that a node may own.
 pub(super) fn owned_keys(owner: NodeId) -> impl Iterator<Item = [Value; 2]> {
     (0..OWNED_PAIRS + LARGE_PAIRS)

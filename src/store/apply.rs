@@ -12,6 +12,7 @@ use super::local::push_event;
 use super::log::{Sweeper, Times};
 use super::origins::Origins;
 use super::parked;
+use super::rejoin;
 use super::sums::Sums;
 use super::tables::{Table, TableId, Tables};
 use super::values::{check, excerpt};
@@ -35,6 +36,8 @@ pub struct Merge<'a> {
     sums: &'a mut Sums,
     sweeper: &'a mut Sweeper,
     me: Origin,
+    /// Whether each row that is told of is noted.
+    is_rejoining: bool,
     /// Rows that were left out.
     pub refusals: u64,
     /// Rows that SQLite refused, and that were parked.
@@ -77,6 +80,7 @@ impl<'a> Merge<'a> {
             sums,
             sweeper,
             me: now.origin,
+            is_rejoining: now.is_rejoining,
             refusals: 0,
             quarantined: 0,
             changed: BTreeSet::new(),
@@ -149,6 +153,9 @@ impl<'a> Merge<'a> {
         }
         for change in &changes.rows {
             if self.may_write(stamp.origin, table, change) {
+                if self.is_rejoining {
+                    rejoin::confirm(self.conn, (table, &change.key))?;
+                }
                 self.row(stamp, table, &columns, change)?;
             } else {
                 self.refusals += 1;

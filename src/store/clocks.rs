@@ -78,6 +78,11 @@ impl Hot {
         }
     }
 
+    /// Forgets one row, which is to be removed.
+    pub fn forget_row(&mut self, (table, key): (TableId, &Key)) {
+        self.clocks.remove(&(table, Arc::clone(key)));
+    }
+
     pub fn forget(&mut self) {
         self.clocks.clear();
         self.bytes = 0;

@@ -33,7 +33,7 @@ use super::schema::{
 use super::sums::{Delta, Sums};
 use super::tables::{Table, TableId, Tables, read_local, replicated};
 use super::waiting::Waiting;
-use super::{guard, migrate, parked, staged};
+use super::{guard, migrate, parked, staged, tombstones};
 use crate::crdt::storage::StorageError;
 use crate::crdt::{ColumnId, Commit, Key, RowClock, TableEvents, pack};
 use crate::telemetry::pulse::Echo;
@@ -137,6 +137,10 @@ pub(super) struct Moment {
     pub at: Hlc,
     pub refusals: u64,
     pub quarantined: u64,
+    /// No row whose tombstone was dropped had a longer life.
+    pub length: u64,
+    /// Whether all rows of another node are being taken over.
+    pub is_rejoining: bool,
 }
 
 /// Opening, and what one may ask.
@@ -191,7 +195,8 @@ impl Store {
         let file = path.as_deref().map(file_of).transpose().map_err(unusable)?;
         let mark = file.map_or_else(Mark::default, |_| Mark::new());
         let place = Place { file, mark };
-        let Identified { identity, ended } = identify(&conn, config, &shown, (&place, has_log))?;
+        let Identified { identity, ended, is_whole } =
+            identify(&conn, config, &shown, (&place, has_log))?;
         let gate = Gate::set_up(&mut conn, true).map_err(failed)?;
         let capture = Capture::watch(&conn).map_err(failed)?;
         if path.is_some() {
@@ -201,6 +206,7 @@ impl Store {
         let origin = identity.origin();
         let origins = Origins::read(&conn).map_err(failed)?;
         let trusted = origins.head(origin);
+        let (length, is_rejoining) = tombstones::read_length(&conn).map_err(failed)?;
         let mut store = Self {
             tables: Tables::read(&conn).map_err(failed)?,
             has_parked: parked::tables(&conn).map_err(failed)?.into_iter().collect(),
@@ -216,6 +222,8 @@ impl Store {
                 at: Hlc::default(),
                 refusals: 0,
                 quarantined: 0,
+                length,
+                is_rejoining,
             },
             cells_max: TRANSACTION_CELLS_MAX,
             vetted: BTreeSet::new(),
@@ -242,7 +250,7 @@ impl Store {
         // Last, so that a start that fails before leaves no trace that a life began.
         match ended {
             None => write_identity(&store.conn, &store.identity, &place).map_err(failed)?,
-            Some(ended) => store.resume(ended, &place).map_err(|error| {
+            Some(ended) => store.resume((ended, is_whole), &place).map_err(|error| {
                 let (path, detail) = (shown.clone(), error.to_string());
                 OpenError::Epoch { path, detail }
             })?,
@@ -256,10 +264,19 @@ impl Store {
 
     /// Goes on under the epoch that opening chose, with this node's rows of the one that ended:
     /// both in one transaction, since rows that are not taken along are withdrawn later.
-    fn resume(&mut self, ended: Origin, place: &Place) -> Result<(), StorageError> {
+    fn resume(
+        &mut self,
+        (ended, is_whole): (Origin, bool),
+        place: &Place,
+    ) -> Result<(), StorageError> {
         let identity = self.identity.clone();
         let mut group = self.group(wall_now());
-        group.resume(ended, |conn| write_identity(conn, &identity, place))?;
+        group.resume(ended, |conn| {
+            if is_whole {
+                tombstones::carry_settled(conn, ended, identity.origin())?;
+            }
+            write_identity(conn, &identity, place)
+        })?;
         group.commit()?;
         Ok(())
     }
@@ -699,6 +716,9 @@ struct Identified {
     identity: Identity,
     /// The origin that the database was last written under, where it is not the identity's.
     ended: Option<Origin>,
+    /// Whether that is this very disk, which lost its tail at most: what it held minutes ago, and
+    /// told its peers, it holds.
+    is_whole: bool,
 }
 
 /// Reads who the database belongs to, and holds it against the configuration and the file it is
@@ -747,7 +767,8 @@ fn identify(
         },
     };
     let ended = held.map(|held| held.origin()).filter(|origin| *origin != identity.origin());
-    Ok(Identified { identity, ended })
+    let is_whole = !matches!(doubt, Some(Doubt::Copied | Doubt::Exchanged));
+    Ok(Identified { identity, ended, is_whole })
 }
 
 /// Reads who a database belongs to; `None`: nobody yet.

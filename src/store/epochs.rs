@@ -17,7 +17,8 @@ use super::origins::Origins;
 use super::parked;
 use super::sums::Sums;
 use super::tables::{TableId, Tables};
-use crate::crdt::change::{OWN_BYTES_MAX, OWN_ROWS_MAX};
+use super::tombstones;
+use crate::crdt::change::{OWN_BYTES_MAX, OWN_ROWS_MAX, is_harmless};
 use crate::crdt::storage::StorageError;
 use crate::crdt::{
     Changeset, Class, ColumnId, Commit, Key, Name, RowClock, RowEvent, Stamp, TableEvents, pack,
@@ -25,7 +26,7 @@ use crate::crdt::{
 use crate::types::{Epoch, Origin, Seq, Value, Version, Wall};
 
 /// Instances go before their nodes and checks: one without its checks would look well.
-type Place = (Reverse<Name>, Key, TableId);
+pub(super) type Place = (Reverse<Name>, Key, TableId);
 
 impl Group<'_> {
     /// Begins a new epoch for this node's own writes: see
@@ -37,20 +38,26 @@ impl Group<'_> {
     ) -> Result<(Origin, (Origin, Version)), StorageError> {
         self.caller(StorageError::Failed, |group| {
             let me = group.store.now.origin;
-            let held = group.store.origins.heads();
-            let mine = held.iter().filter(|(origin, _)| origin.node == me.node);
-            let last = mine.map(|(origin, _)| origin.epoch).max().unwrap_or_default();
-            let last = last.max(me.epoch).max(above);
-            let epoch = last.0.checked_add(1).ok_or_else(|| {
-                let full = "this node has used up its epochs; give it a new id";
-                StorageError::Failed(full.to_owned())
-            })?;
-            let origin = Origin { epoch: Epoch(epoch), ..me };
+            let origin = group.next_origin(above)?;
             let trusted = group.store.now.trusted.min(group.store.origins.head(me));
             group.enter(origin, trusted).map_err(failed)?;
             group.done.push(Done::Epoch { origin, trusted });
             Ok((origin, (me, trusted)))
         })
+    }
+
+    /// Returns an origin of this node that never was.
+    pub(super) fn next_origin(&self, above: Epoch) -> Result<Origin, StorageError> {
+        let me = self.store.now.origin;
+        let held = self.store.origins.heads();
+        let mine = held.iter().filter(|(origin, _)| origin.node == me.node);
+        let last = mine.map(|(origin, _)| origin.epoch).max().unwrap_or_default();
+        let last = last.max(me.epoch).max(above);
+        let epoch = last.0.checked_add(1).ok_or_else(|| {
+            let full = "this node has used up its epochs; give it a new id";
+            StorageError::Failed(full.to_owned())
+        })?;
+        Ok(Origin { epoch: Epoch(epoch), ..me })
     }
 
     /// Goes on under the epoch that the store was opened with: `write` puts it down, and this
@@ -89,6 +96,7 @@ impl Group<'_> {
         self.renew(ended, trusted)?;
         // Of what was beyond nothing is left, and it may come back under the same names.
         let ordinal = self.store.origins.ordinal(ended);
+        tombstones::look_again(&self.store.conn, ended, trusted)?;
         log::forget_after(&self.store.conn, ordinal, trusted)
     }
 
@@ -119,8 +127,20 @@ impl Group<'_> {
     }
 
     /// Writes rows in commits of bounded size.
-    fn write_places(&mut self, places: &BTreeSet<Place>, act: &Act) -> rusqlite::Result<()> {
-        let mut left = places.iter().peekable();
+    pub(super) fn write_places(
+        &mut self,
+        places: &BTreeSet<Place>,
+        act: &Act,
+    ) -> rusqlite::Result<()> {
+        // What may be told at once comes first: see [`is_harmless`].
+        let is_first = |(name, ..): &&Place| is_harmless(&name.0);
+        let (first, last): (Vec<_>, Vec<_>) = places.iter().partition(is_first);
+        self.write_in_order(&first, act)?;
+        self.write_in_order(&last, act)
+    }
+
+    fn write_in_order(&mut self, places: &[&Place], act: &Act) -> rusqlite::Result<()> {
+        let mut left = places.iter().copied().peekable();
         while left.peek().is_some() {
             let store = &mut *self.store;
             let origin = store.now.origin;
@@ -144,7 +164,7 @@ impl Group<'_> {
     }
 
     /// Lists the rows of tables of a class that hold a stamp of the origin beyond `after`.
-    fn places_of(
+    pub(super) fn places_of(
         &mut self,
         origin: Origin,
         class: Class,
@@ -169,19 +189,54 @@ impl Group<'_> {
 }
 
 /// What is done to rows.
-enum Act {
-    Renew { ended: Origin, trusted: Version },
+pub(super) enum Act {
+    Renew {
+        ended: Origin,
+        trusted: Version,
+    },
     Withdraw,
+    /// Stamps anew what `ended` wrote of owned rows, and of others what this node wrote and a peer
+    /// with these heads does not hold.
+    Rejoin {
+        ended: Origin,
+        held: BTreeMap<Origin, Version>,
+    },
+    /// Says rows again, above lives of that length.
+    Begin {
+        length: u64,
+    },
+    /// Stamps anew what is beyond these heads.
+    Restamp {
+        heads: BTreeMap<Origin, Version>,
+    },
 }
 
 impl Act {
     fn on(&self, clock: &mut RowClock, class: Class, stamp: Stamp) {
-        match *self {
+        let beyond = |heads: &BTreeMap<Origin, Version>, old: Stamp| {
+            heads.get(&old.origin).is_none_or(|head| old.version > *head)
+        };
+        match self {
             Self::Withdraw => clock.deleted(stamp),
             Self::Renew { ended, trusted } => {
                 clock.restamp(stamp, |old| {
-                    old.origin == ended && (class == Class::Owned || old.version > trusted)
+                    old.origin == *ended && (class == Class::Owned || old.version > *trusted)
                 });
+            }
+            Self::Rejoin { ended, held } => {
+                clock.restamp(stamp, |old| {
+                    let is_mine = old.origin.node == stamp.origin.node;
+                    is_mine
+                        && old.origin != stamp.origin
+                        && match class {
+                            Class::Owned => old.origin == *ended,
+                            Class::Shared => beyond(held, old),
+                        }
+                });
+            }
+            Self::Begin { length } => clock.begun_again(*length, stamp),
+            Self::Restamp { heads } => {
+                clock.restamp(stamp, |old| beyond(heads, old));
             }
         }
     }

@@ -22,7 +22,7 @@ use super::sql::{Statement, Transacted};
 use super::statements::{self, SqlError};
 use crate::crdt::storage::StorageError;
 use crate::crdt::{Batch, Commit, Part, Piece, Refusal, RowOp, Staging, Stamp};
-use crate::types::{Origin, Seq, Version, Wall};
+use crate::types::{Epoch, NodeId, Origin, Seq, Version, Wall};
 
 /// What SQLite says when the index beside the log cannot grow.
 const IOERR_SHMSIZE: std::ffi::c_int = 10 | (19 << 8);
@@ -58,6 +58,21 @@ pub(super) enum Done {
         trusted: Version,
     },
     Withdrawn,
+    Met(Vec<(NodeId, Epoch)>),
+    Collected {
+        heads: Vec<(Origin, Version)>,
+        forgotten: Vec<(NodeId, Epoch)>,
+        rows_max: usize,
+    },
+    Rejoined {
+        origin: Origin,
+        held: Vec<(Origin, Version)>,
+        length: u64,
+    },
+    Settled {
+        heads: Vec<(Origin, Version)>,
+        length: u64,
+    },
 }
 
 impl<'a> Group<'a> {
@@ -320,6 +335,17 @@ impl<'a> Group<'a> {
                 )),
                 Done::Epoch { origin, trusted } => self.enter(*origin, *trusted).map_err(failed),
                 Done::Withdrawn => self.withdraw_all().map_err(failed),
+                Done::Met(members) => self.note_members(members).map_err(failed),
+                Done::Collected { heads, forgotten, rows_max } => {
+                    let done = self.drop_tombstones(heads, forgotten, *rows_max);
+                    done.map(drop).map_err(failed)
+                }
+                Done::Rejoined { origin, held, length } => {
+                    self.leave(*origin, held, *length).map_err(failed)
+                }
+                Done::Settled { heads, length } => {
+                    self.settle_down(heads, *length).map(drop).map_err(failed)
+                }
             };
             again.map_err(|error| error.to_string())?;
         }
@@ -516,7 +542,7 @@ mod tests {
     use crate::crdt::storage::Storage;
     use crate::store::Waiting;
     use crate::store::trial::{ME, NOW, T, Trial, changes, events, in_memory, plain, run};
-    use crate::types::{Epoch, NodeId, Value};
+    use crate::types::Value;
 
     const ENDLESS: &str = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)
         INSERT INTO t SELECT 1000 + max(i), 1, 1 FROM n";

@@ -46,7 +46,7 @@ impl Group<'_> {
                     }
                 }
             }
-            Captured::Spilled(spill) => match self.collect(&spill)? {
+            Captured::Spilled(spill) => match self.hold(&spill)? {
                 Ok(nets) => return self.record_captured(Captured::Held(nets), deadline),
                 Err(too_large) => (spill, too_large),
             },
@@ -61,12 +61,12 @@ impl Group<'_> {
     pub(super) fn held(&self, captured: Captured) -> Result<Vec<Net>, RecordError> {
         match captured {
             Captured::Held(nets) => Ok(nets),
-            Captured::Spilled(spill) => self.collect(&spill)?,
+            Captured::Spilled(spill) => self.hold(&spill)?,
         }
     }
 
     /// Collects the net effect of what was spilled, as far as it may be held in memory.
-    fn collect(&self, spill: &Spill) -> Result<Result<Vec<Net>, RecordError>, RecordError> {
+    fn hold(&self, spill: &Spill) -> Result<Result<Vec<Net>, RecordError>, RecordError> {
         let Store { conn, origins, .. } = &*self.store;
         let (mut nets, mut cursor, mut size) =
             (Vec::new(), Cursor::default(), local::Size::default());

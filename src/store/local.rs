@@ -15,6 +15,7 @@ use super::log::Times;
 use super::origins::Origins;
 use super::parked;
 use super::tables::{Table, TableId, Tables};
+use crate::crdt::change::is_harmless;
 use crate::crdt::{
     CellChange, Changeset, Class, ColumnId, Key, Life, Name, RowChange, RowClock, RowEvent,
     RowEvents, Stamp, TableChanges, TableEvents,
@@ -83,7 +84,7 @@ pub fn record(
     nets: &[Net],
 ) -> Result<Changeset, RecordError> {
     check_size(nets, store.cells_max)?;
-    let Store { conn, origins, tables, has_parked, hot, sums, sweeper, .. } = store;
+    let Store { conn, origins, tables, has_parked, hot, sums, sweeper, now, .. } = store;
     let moved = clocks_of_moved(conn, origins, nets)?;
     let mut recorder = Recorder {
         conn,
@@ -92,6 +93,7 @@ pub fn record(
         has_parked,
         hot,
         stamp,
+        length: now.length,
         insert: conn.prepare_cached(clocks::INSERT_NEW)?,
         notes: Notes::default(),
         fresh: BTreeMap::new(),
@@ -115,7 +117,7 @@ pub fn record_chunk(
     (stamp, at): (Stamp, Wall),
     rows: &[(Net, Option<RowClock>)],
 ) -> rusqlite::Result<()> {
-    let Store { conn, origins, tables, has_parked, hot, sums, sweeper, .. } = store;
+    let Store { conn, origins, tables, has_parked, hot, sums, sweeper, now, .. } = store;
     let mut recorder = Recorder {
         conn,
         origins,
@@ -123,6 +125,7 @@ pub fn record_chunk(
         has_parked,
         hot,
         stamp,
+        length: now.length,
         insert: conn.prepare_cached(clocks::INSERT_NEW)?,
         notes: Notes::default(),
         fresh: BTreeMap::new(),
@@ -158,6 +161,8 @@ struct Recorder<'a> {
     has_parked: &'a BTreeSet<TableId>,
     hot: &'a mut Hot,
     stamp: Stamp,
+    /// How long rows lived whose tombstones were dropped.
+    length: u64,
     insert: CachedStatement<'a>,
     notes: Notes,
     /// By table.
@@ -189,7 +194,9 @@ impl Recorder<'_> {
             }
         }
         let held = self.hot.read(self.conn, self.origins, (table, &net.key))?;
-        let Some(clock) = next_clock(net, held.as_ref(), from, self.stamp) else { return Ok(None) };
+        let dropped = self.dropped(&net.table);
+        let last = held.as_ref().or(dropped.as_ref());
+        let Some(clock) = next_clock(net, last, from, self.stamp) else { return Ok(None) };
         let clocks = (held.as_ref(), &clock);
         let place = (table, &net.key);
         self.notes.write_clock(self.conn, self.origins, self.hot, place, clocks)?;
@@ -203,9 +210,16 @@ impl Recorder<'_> {
         Ok(Some(change(net, &clock, cells_of(&clock, self.stamp))))
     }
 
+    /// Returns the clock of a row that is not held, as far as it may have had one.
+    fn dropped(&self, table: &Table) -> Option<RowClock> {
+        // Where nothing is forgotten no life is above what is held.
+        RowClock::dropped(if is_harmless(&table.wire) { 0 } else { self.length })
+    }
+
     fn fresh(&mut self, table: &Table) -> Rc<Fresh> {
+        let dropped = self.dropped(table);
         let fresh = self.fresh.entry(table.id).or_insert_with(|| {
-            let clock = RowClock::inserted(None, self.stamp, table.cell_ids());
+            let clock = RowClock::inserted(dropped.as_ref(), self.stamp, table.cell_ids());
             let record = clocks::encode(self.origins, &clock);
             let cells = cells_of(&clock, self.stamp);
             Rc::new(Fresh { clock, record, cells })

@@ -49,6 +49,9 @@ const SELECT_FROM: &str = "SELECT version, part, at, rows FROM __tribune_log
     WHERE origin = ?1 AND (version, part) >= (?2, ?3) AND version <= ?4 ORDER BY version, part";
 const SELECT_NEXT: &str = "SELECT origin, version, part, rows FROM __tribune_log
     WHERE (origin, version, part) > (?1, ?2, ?3) ORDER BY origin, version, part LIMIT 64";
+const SELECT_PARTS: &str = "SELECT version, part, rows FROM __tribune_log
+    WHERE origin = ?1 AND (version, part) > (?2, ?3) AND version <= ?4
+    ORDER BY version, part LIMIT 64";
 const UPDATE: &str = "UPDATE __tribune_log SET rows = ?4
     WHERE origin = ?1 AND version = ?2 AND part = ?3";
 const DELETE: &str = "DELETE FROM __tribune_log WHERE origin = ?1 AND version = ?2 AND part = ?3";
@@ -235,6 +238,32 @@ pub fn visit_parts(
     Ok(())
 }
 
+/// A part of the log.
+#[derive(Debug)]
+pub struct Part {
+    pub version: Version,
+    pub number: i64,
+    /// What [`names`] reads.
+    pub rows: Vec<u8>,
+}
+
+/// Returns the next parts of an origin's log after a part of a version, up to the end of `through`.
+/// None: there are no more.
+pub fn parts(
+    conn: &Connection,
+    ordinal: Ordinal,
+    (version, number): (Version, i64),
+    through: Version,
+) -> rusqlite::Result<Vec<Part>> {
+    let mut statement = conn.prepare_cached(SELECT_PARTS)?;
+    let place = (ordinal, version.0.cast_signed(), number, through.0.cast_signed());
+    let parts = statement.query_map(place, |row| {
+        let version = Version(row.get::<_, i64>(0)?.cast_unsigned());
+        Ok(Part { version, number: row.get(1)?, rows: row.get(2)? })
+    })?;
+    parts.collect()
+}
+
 /// Forgets all versions of an origin after `after`. Nothing may be left of them.
 pub fn forget_after(conn: &Connection, ordinal: Ordinal, after: Version) -> rusqlite::Result<()> {
     conn.prepare_cached(DELETE_AFTER)?.execute((ordinal, after.0.cast_signed()))?;
@@ -353,20 +382,32 @@ fn sweep_part(
     let Some(origin) = origins.of_number(ordinal) else { return Ok(()) };
     let stamp = Stamp { origin, version: Version(version.cast_unsigned()) };
     let count = names.len();
-    let mut left: BTreeMap<TableId, Vec<Key>> = BTreeMap::new();
-    let mut kept = 0;
+    let mut kept = Vec::new();
     for (table, key) in names {
         if is_left(conn, origins, stamp, (table, &key))? {
-            left.entry(table).or_default().push(key);
-            kept += 1;
+            kept.push((table, key));
         }
     }
-    if kept == count {
+    if kept.len() == count {
         return Ok(());
     }
-    if kept == 0 {
+    rewrite(conn, (ordinal, stamp.version, part), kept)
+}
+
+/// Keeps some of a part's names, in their order.
+pub fn rewrite(
+    conn: &Connection,
+    (ordinal, version, part): (Ordinal, Version, i64),
+    kept: Vec<(TableId, Key)>,
+) -> rusqlite::Result<()> {
+    let version = version.0.cast_signed();
+    if kept.is_empty() {
         conn.prepare_cached(DELETE)?.execute((ordinal, version, part))?;
         return Ok(());
+    }
+    let mut left: BTreeMap<TableId, Vec<Key>> = BTreeMap::new();
+    for (table, key) in kept {
+        left.entry(table).or_default().push(key);
     }
     let mut writer = PartWriter::default();
     for (table, keys) in left {

@@ -9,17 +9,18 @@ use super::open::OpenError;
 pub const APPLICATION_ID: i32 = 0x5472_6962;
 
 /// All migrations, oldest first.
-const MIGRATIONS: [&str; 6] = [
+const MIGRATIONS: [&str; 7] = [
     include_str!("../../migrations/0001_node.sql"),
     include_str!("../../migrations/0002_rows.sql"),
     include_str!("../../migrations/0003_parked.sql"),
     include_str!("../../migrations/0004_checks.sql"),
     include_str!("../../migrations/0005_schema.sql"),
     include_str!("../../migrations/0006_staged.sql"),
+    include_str!("../../migrations/0007_tombstones.sql"),
 ];
 
 /// The version that the first migration makes. Smaller ones were never released.
-const FIRST: i32 = 7;
+const FIRST: i32 = 8;
 
 /// The version of the tables that this program makes and reads.
 pub const VERSION: i32 = FIRST + MIGRATIONS.len() as i32 - 1;

@@ -35,6 +35,7 @@ mod parked;
 #[cfg(test)]
 mod power_loss;
 pub mod readers;
+mod rejoin;
 pub mod restore;
 pub mod schema;
 pub mod snapshot;
@@ -45,6 +46,7 @@ mod statements;
 mod storage;
 mod sums;
 mod tables;
+mod tombstones;
 #[cfg(test)]
 mod trial;
 mod unfolding;

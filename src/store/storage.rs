@@ -5,9 +5,11 @@ use std::sync::Arc;
 use super::changes::load;
 use super::clocks;
 use super::database::{Store, failed};
-use crate::crdt::storage::{Begun, Bookmark, Extract, Inspected, Storage, StorageError};
+use crate::crdt::storage::{
+    Begun, Bookmark, Collected, Extract, Floor, Inspected, Settled, Storage, StorageError,
+};
 use crate::crdt::{Batch, Commit, Key, Part, Piece, Refusal, RowOp, Staging, pack};
-use crate::types::{Epoch, Origin, Value, Version, Wall};
+use crate::types::{Epoch, NodeId, Origin, Value, Version, Wall};
 
 impl Storage for Store {
     fn origin(&self) -> Origin {
@@ -82,6 +84,56 @@ impl Storage for Store {
     fn fingerprint(&self) -> Result<u64, StorageError> {
         let tables = (0..).zip(self.tables.entries());
         Ok(tables.fold(0, |sum, (id, table)| sum.wrapping_add(self.sums.of(id, table))))
+    }
+
+    fn floor(&self) -> Result<Floor, StorageError> {
+        self.read_floor().map_err(failed)
+    }
+
+    fn tombstones(&self) -> Result<u64, StorageError> {
+        Ok(self.count_tombstones())
+    }
+
+    fn meet(&mut self, members: &[(NodeId, Epoch)]) -> Result<(), StorageError> {
+        let mut group = self.group(Wall(0));
+        group.meet(members)?;
+        group.commit().map(drop)
+    }
+
+    fn collect(
+        &mut self,
+        heads: &[(Origin, Version)],
+        forgotten: &[(NodeId, Epoch)],
+        rows_max: usize,
+    ) -> Result<Collected, StorageError> {
+        let mut group = self.group(Wall(0));
+        let (collected, _) = group.collect(heads, forgotten, rows_max)?;
+        group.commit()?;
+        Ok(collected)
+    }
+
+    fn rejoin(
+        &mut self,
+        now: Wall,
+        held: &[(Origin, Version)],
+        length: u64,
+    ) -> Result<Begun, StorageError> {
+        let mut group = self.group(now);
+        let (origin, ended) = group.rejoin(held, length)?;
+        let commits = group.commit()?.into_iter().map(Arc::unwrap_or_clone).collect();
+        Ok(Begun { origin, ended: (ended, Version(0)), commits })
+    }
+
+    fn settle(
+        &mut self,
+        now: Wall,
+        heads: &[(Origin, Version)],
+        length: u64,
+    ) -> Result<Settled, StorageError> {
+        let mut group = self.group(now);
+        let settled = group.settle(heads, length)?;
+        let commits = group.commit()?.into_iter().map(Arc::unwrap_or_clone).collect();
+        Ok(Settled { commits, ..settled })
     }
 
     fn inspect(&self, table: &str, key: &[Value]) -> Result<Option<Inspected>, StorageError> {
@@ -179,6 +231,7 @@ mod tests {
     }
 
     crate::storage_suite!(Sqlite);
+    crate::collecting_suite!(Sqlite);
 
     /// The reference.
     struct Memory;
@@ -210,6 +263,16 @@ mod tests {
         ) {
             let here = histories::play(&mut Sqlite, replica_count, &words);
             let there = histories::play(&mut Memory, replica_count, &words);
+            prop_assert_eq!(here, there);
+        }
+
+        #[test]
+        fn a_history_with_collections_ends_alike_in_sqlite_and_in_memory(
+            replica_count in 2..5_usize,
+            words in prop::collection::vec(any::<u32>(), 0..100),
+        ) {
+            let here = histories::play_collecting(&mut Sqlite, replica_count, &words);
+            let there = histories::play_collecting(&mut Memory, replica_count, &words);
             prop_assert_eq!(here, there);
         }
     }

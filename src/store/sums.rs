@@ -19,8 +19,14 @@ const SELECT_CLOCKS: &str = "SELECT key, clock FROM __tribune_rows WHERE tbl = ?
 const UPDATE: &str = "UPDATE __tribune_heads SET value = ?2 WHERE id = -1 - ?1";
 const INSERT: &str = "INSERT INTO __tribune_heads (id, value) VALUES (-1 - ?1, ?2)";
 
-/// The sum of a table's lives, then those of its columns' cells by number.
+/// How many rows of a table are dead, the sum of the others' lives, then those of its columns' cells
+/// by number.
 type Parts = Vec<u64>;
+
+/// The places of a table's parts.
+const DEAD: usize = 0;
+const LIVES: usize = 1;
+const CELLS: usize = 2;
 
 /// The sums of all tables.
 #[derive(Debug, Default)]
@@ -61,10 +67,10 @@ impl Sums {
     pub fn of(&self, id: TableId, table: &Entry) -> u64 {
         let Some(parts) = self.held.get(&id).filter(|_| !table.is_dropped) else { return 0 };
         let is_dropped = |place: usize| {
-            let column = place.checked_sub(1).and_then(|column| u16::try_from(column).ok());
+            let column = place.checked_sub(CELLS).and_then(|column| u16::try_from(column).ok());
             column.is_some_and(|column| table.dropped.contains(&ColumnId(column)))
         };
-        let kept = parts.iter().enumerate().filter(|(place, _)| !is_dropped(*place));
+        let kept = parts.iter().enumerate().skip(LIVES).filter(|(place, _)| !is_dropped(*place));
         kept.fold(0, |sum, (_, part)| sum.wrapping_add(*part))
     }
 
@@ -96,6 +102,12 @@ impl Sums {
         parts.iter_mut().zip(held).for_each(|(part, held)| *part = part.wrapping_sub(*held));
         self.add(Delta { tables: BTreeMap::from([(id, parts)]) });
         Ok(())
+    }
+
+    /// Returns how many rows of a table are dead. What was dropped does not count.
+    pub fn dead_of(&self, id: TableId, table: &Entry) -> u64 {
+        let parts = self.held.get(&id).filter(|_| !table.is_dropped);
+        parts.and_then(|parts| parts.get(DEAD)).copied().unwrap_or(0)
     }
 
     pub fn add(&mut self, delta: Delta) {
@@ -157,15 +169,20 @@ impl Delta {
         before: Option<(&RowClock, impl Fn(ColumnId) -> &'v Value)>,
         after: Option<(&RowClock, impl Fn(ColumnId) -> &'v Value)>,
     ) {
+        let is_dead = |clock: Option<&RowClock>| clock.is_some_and(|clock| !clock.is_alive());
+        let was_dead = is_dead(before.as_ref().map(|(clock, _)| *clock));
+        let is_dead = is_dead(after.as_ref().map(|(clock, _)| *clock));
         let before = before.filter(|(clock, _)| clock.is_alive());
         let after = after.filter(|(clock, _)| clock.is_alive());
-        if before.is_none() && after.is_none() {
+        if before.is_none() && after.is_none() && was_dead == is_dead {
             return;
         }
         let place = table.hash.row(key);
         let parts = self.tables.entry(id).or_default();
         let width = table.columns.len();
-        parts.resize(parts.len().max(width + 1), 0);
+        parts.resize(parts.len().max(width + CELLS), 0);
+        let dead = parts[DEAD].wrapping_add(u64::from(is_dead));
+        parts[DEAD] = dead.wrapping_sub(u64::from(was_dead));
         let mut last = None;
         let mut hash = |column: ColumnId, clock, value| {
             let known = last.filter(|(held, _)| *held == clock).map(|(_, hash)| hash);
@@ -174,7 +191,7 @@ impl Delta {
             let at = usize::from(column.0);
             // A column without a name is damage, which the doctor tells of.
             let name = table.hashes.get(at).copied().unwrap_or_default();
-            ((at + 1).min(width), place.cell(name, clock_hash, value))
+            ((at + CELLS).min(width + CELLS - 1), place.cell(name, clock_hash, value))
         };
         // By column: a clock finds one of its cells by going through them.
         let spread = |clock: &RowClock| {
@@ -198,14 +215,14 @@ impl Delta {
             })
         };
         if let Some((clock, value)) = &before {
-            parts[0] = parts[0].wrapping_sub(place.life(clock.life()));
+            parts[LIVES] = parts[LIVES].wrapping_sub(place.life(clock.life()));
             for (column, cell) in clock.cells().filter(|(column, cell)| !is_same(*column, *cell)) {
                 let (at, hash) = hash(column, cell, value(column));
                 parts[at] = parts[at].wrapping_sub(hash);
             }
         }
         if let Some((clock, value)) = &after {
-            parts[0] = parts[0].wrapping_add(place.life(clock.life()));
+            parts[LIVES] = parts[LIVES].wrapping_add(place.life(clock.life()));
             for (column, cell) in clock.cells().filter(|(column, cell)| !is_same(*column, *cell)) {
                 let (at, hash) = hash(column, cell, value(column));
                 parts[at] = parts[at].wrapping_add(hash);

@@ -6,11 +6,15 @@ use super::change::{read_piece, write_piece};
 use super::codec::{DecodeError, Reader, Writer};
 use super::{BucketSet, Cut, Message, Neighbour, PROTOCOL_VERSION, RequestId};
 use crate::crdt::Part;
-use crate::ledger::BUCKETS;
-use crate::types::{Origin, Version};
+use crate::ledger::round::Nodes;
+use crate::ledger::{BUCKETS, Round};
+use crate::types::{Epoch, NodeId, Origin, Version};
 
 /// An origin and the shortest varint.
 const HEAD_BYTES_MIN: usize = Origin::BYTES + 1;
+
+/// A node's id and the shortest varint.
+const NODE_BYTES_MIN: usize = 16 + 1;
 
 mod kind {
     pub const HELLO: u8 = 1;
@@ -23,6 +27,11 @@ mod kind {
     pub const WANT: u8 = 8;
     pub const PULLED: u8 = 9;
     pub const BUSY: u8 = 10;
+    pub const GONE: u8 = 11;
+    pub const JOIN: u8 = 12;
+    pub const WELCOME: u8 = 13;
+    pub const ROUND: u8 = 14;
+    pub const FORGOTTEN: u8 = 15;
 }
 
 mod neighbour {
@@ -85,6 +94,31 @@ pub fn encode(message: &Message) -> Vec<u8> {
             writer.varint(request.0);
             writer.varint(u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX));
         }
+        Message::Gone { request, floor } => {
+            writer.byte(kind::GONE);
+            writer.varint(request.0);
+            writer.varint(floor.0);
+        }
+        Message::Join { origin, is_whole } => {
+            writer.byte(kind::JOIN);
+            writer.origin(*origin);
+            writer.byte(u8::from(*is_whole));
+        }
+        Message::Welcome { is_settled, length, heads, floor } => {
+            writer.byte(kind::WELCOME);
+            writer.byte(u8::from(*is_settled));
+            writer.varint(*length);
+            write_heads(&mut writer, heads);
+            write_heads(&mut writer, floor);
+        }
+        Message::Round(round) => {
+            writer.byte(kind::ROUND);
+            write_round(&mut writer, round);
+        }
+        Message::Forgotten { origin } => {
+            writer.byte(kind::FORGOTTEN);
+            writer.origin(*origin);
+        }
     }
     writer.into_bytes()
 }
@@ -125,6 +159,18 @@ fn read_body(reader: &mut Reader<'_>) -> Result<Message, DecodeError> {
             request: RequestId(reader.number()?),
             retry_after: Duration::from_millis(reader.number()?),
         },
+        kind::GONE => {
+            Message::Gone { request: RequestId(reader.number()?), floor: reader.version()? }
+        }
+        kind::JOIN => Message::Join { origin: reader.origin()?, is_whole: read_bool(reader)? },
+        kind::WELCOME => Message::Welcome {
+            is_settled: read_bool(reader)?,
+            length: reader.number()?,
+            heads: read_heads(reader)?,
+            floor: read_heads(reader)?,
+        },
+        kind::ROUND => Message::Round(Box::new(read_round(reader)?)),
+        kind::FORGOTTEN => Message::Forgotten { origin: reader.origin()? },
         unknown => return Err(DecodeError::UnknownKind(unknown)),
     })
 }
@@ -178,6 +224,49 @@ fn write_heads(writer: &mut Writer, heads: &[(Origin, Version)]) {
 
 fn read_heads(reader: &mut Reader<'_>) -> Result<Vec<(Origin, Version)>, DecodeError> {
     reader.list(HEAD_BYTES_MIN, |reader| Ok((reader.origin()?, reader.version()?)))
+}
+
+fn read_bool(reader: &mut Reader<'_>) -> Result<bool, DecodeError> {
+    match reader.byte()? {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(DecodeError::Impossible("a claim is neither true nor false")),
+    }
+}
+
+fn write_round(writer: &mut Writer, round: &Round) {
+    writer.varint(round.number);
+    for nodes in [&round.told, &round.known, &round.forgotten] {
+        writer.count(nodes.len());
+        for (node, epoch) in nodes {
+            writer.raw(&node.0);
+            writer.varint(u64::from(epoch.0));
+        }
+    }
+    for heads in [&round.low, &round.high] {
+        let heads: Vec<(Origin, Version)> = heads.iter().map(|(o, v)| (*o, *v)).collect();
+        write_heads(writer, &heads);
+    }
+}
+
+fn read_round(reader: &mut Reader<'_>) -> Result<Round, DecodeError> {
+    Ok(Round {
+        number: reader.number()?,
+        told: read_nodes(reader)?,
+        known: read_nodes(reader)?,
+        forgotten: read_nodes(reader)?,
+        low: read_heads(reader)?.into_iter().collect(),
+        high: read_heads(reader)?.into_iter().collect(),
+    })
+}
+
+fn read_nodes(reader: &mut Reader<'_>) -> Result<Nodes, DecodeError> {
+    let nodes = reader.list(NODE_BYTES_MIN, |reader| {
+        let node = NodeId(reader.array()?);
+        let epoch = u32::try_from(reader.number()?);
+        Ok((node, Epoch(epoch.map_err(|_| DecodeError::Number("an epoch above 32 bits"))?)))
+    })?;
+    Ok(nodes.into_iter().collect())
 }
 
 fn read_buckets(reader: &mut Reader<'_>) -> Result<Box<[u64; BUCKETS]>, DecodeError> {
@@ -297,6 +386,26 @@ mod tests {
         );
         let retry_after = Duration::from_millis(250);
         check(&Message::Busy { request, retry_after }, "01 0a 09 fa01");
+        check(&Message::Gone { request, floor: head }, "01 0b 09 05");
+        check(&Message::Join { origin, is_whole: true }, &format!("01 0c {ORIGIN_7} 01"));
+        let (heads, floor) = (vec![(origin, head)], vec![(origin, Version(3))]);
+        check(
+            &Message::Welcome { is_settled: true, length: 8, heads, floor },
+            &format!("01 0d 01 08 01 {ORIGIN_7} 05 01 {ORIGIN_7} 03"),
+        );
+        check(&Message::Forgotten { origin }, &format!("01 0f {ORIGIN_7}"));
+    }
+
+    #[test]
+    fn a_round_is_written_so() {
+        let mut round = Round::new(3);
+        let known = Nodes::from([(NodeId([8; 16]), Epoch(300))]);
+        round.tell(origin(7), [(origin(7), Version(5))], &known, &Nodes::new());
+        let (seven, eight) = ("07".repeat(16), "08".repeat(16));
+        check(
+            &Message::Round(Box::new(round)),
+            &format!("01 0e 03 01 {seven} 01 01 {eight} ac02 00 01 {ORIGIN_7} 05 01 {ORIGIN_7} 05"),
+        );
     }
 
     #[test]
@@ -447,6 +556,17 @@ mod tests {
                     part: u64::from(part),
                 }
             ),
+            (any::<bool>(), any::<u32>(), heads(), heads()).prop_map(
+                |(is_settled, length, heads, floor)| {
+                    Message::Welcome { is_settled, length: u64::from(length), heads, floor }
+                }
+            ),
+            (any_origin(), heads(), heads()).prop_map(|(me, known, heads)| {
+                let known = known.into_iter().map(|(o, _)| (o.node, o.epoch)).collect();
+                let mut round = Round::new(1);
+                round.tell(me, heads, &known, &known);
+                Message::Round(Box::new(round))
+            }),
         ]
     }
 
@@ -469,7 +589,7 @@ mod tests {
 
         #[test]
         fn bytes_of_any_kind_are_read_or_refused(
-            kind in 0..12_u8, bytes in proptest::collection::vec(any::<u8>(), 0..300)
+            kind in 0..17_u8, bytes in proptest::collection::vec(any::<u8>(), 0..300)
         ) {
             let bytes = [&[PROTOCOL_VERSION, kind], &bytes[..]].concat();
             if let Ok(message) = decode(&bytes) {

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::crdt::Piece;
-use crate::ledger::BUCKETS;
+use crate::ledger::{BUCKETS, Round};
 use crate::types::{Origin, Version};
 
 pub mod change;
@@ -47,13 +47,35 @@ pub enum Message {
     /// those in which the receiver holds more.
     BucketHeads { buckets: BucketSet, heads: Vec<(Origin, Version)> },
     /// "Send me what is left of this origin after `after`; of the next version I have the first `part`
-    /// parts, as you number them." Answered by [`Message::Pulled`] or [`Message::Busy`].
+    /// parts, as you number them." Answered by [`Message::Pulled`], [`Message::Busy`] or
+    /// [`Message::Gone`].
     Want { request: RequestId, origin: Origin, after: Version, part: u64 },
     /// The answer to a want: what the sender holds durably, possibly nothing new. Where the piece
     /// ends below `head`, it was cut to size, and the rest is asked for separately.
     Pulled { request: RequestId, piece: Piece, head: Version, cut: Cut },
     /// "Not now; ask me again after this long, or ask somebody else."
     Busy { request: RequestId, retry_after: Duration },
+    /// "Of what you want I have dropped tombstones up to `floor`, beyond what you hold: take all my
+    /// rows, or you keep some that were deleted."
+    Gone { request: RequestId, floor: Version },
+    /// "I write as `origin` and have yet to catch up before I speak." `is_whole`: it takes all rows
+    /// of the receiver's, and wants may go below the floor. Answered by [`Message::Welcome`].
+    Join { origin: Origin, is_whole: bool },
+    /// "I count you as a member from now on, and hold these heads." Where `is_settled` is false the
+    /// sender has yet to catch up itself, and there are none. `floor`: up to where tombstones may be
+    /// missing in its rows. `length`: no row whose tombstone went had a longer life.
+    Welcome {
+        is_settled: bool,
+        length: u64,
+        heads: Vec<(Origin, Version)>,
+        floor: Vec<(Origin, Version)>,
+    },
+    /// What all members hold, as far as the sender has heard. Answered by the same where the
+    /// receiver has heard more.
+    Round(Box<Round>),
+    /// "Your node was taken for gone up to this epoch: what you write under it is not heard. Take
+    /// all my rows."
+    Forgotten { origin: Origin },
 }
 
 /// The handshake by which two nodes become neighbours, and cease to be: a link that pushes is

@@ -31,6 +31,59 @@ fn small_clusters_survive_whatever_is_drawn_for_them() {
 }
 
 #[test]
+fn what_was_deleted_stays_deleted_though_its_tombstones_go() {
+    let asked = from_environment("SIM_SEED");
+    let seeds = from_environment("SIM_SEEDS").unwrap_or(if asked.is_some() { 1 } else { 60 });
+    let first = asked.unwrap_or(0);
+    let (mut rejoins, mut dropped) = (0, 0);
+    for seed in first..first + seeds {
+        let report = must(Scenario::churn(seed));
+        if asked.is_some() && seeds == 1 {
+            println!("{:?}\n{report}", Scenario::churn(seed));
+        }
+        rejoins += report.rejoins;
+        dropped += report.tombstones_dropped;
+    }
+    println!("{seeds} seeds: {dropped} tombstones dropped, {rejoins} rejoined");
+}
+
+#[test]
+fn churn_leaves_no_more_tombstones_than_a_moment_makes() {
+    let writes = from_environment("SIM_WRITES").unwrap_or(4_000) as usize;
+    let mut scenario = Scenario::calm_churn(1, 4, writes);
+    // Two hundred writes a second, however many there are.
+    scenario.writes_until = Time(3_000_000 + writes as u64 * 5_000);
+    let report = must(scenario);
+    println!("{report}");
+    assert!(report.deletes > writes / 10, "{report}");
+    assert!(report.tombstones_max < 200, "{report}");
+    assert_eq!(report.rejoins, 0);
+}
+
+#[test]
+fn a_member_that_is_away_keeps_the_tombstones_until_it_returns_or_is_forgotten() {
+    let (away, other) = (NodeIndex(2), NodeIndex(0));
+    let at = |millis: u64| Time(millis * 1_000);
+    // What is deleted while it is away, about one write in ten.
+    let run = |faults: &[(Time, Fault)]| {
+        let mut scenario = Scenario::calm_churn(2, 4, 2_000);
+        scenario.replica.forget_after = Duration::from_secs(3_600);
+        scenario.faults = faults.to_vec();
+        must(scenario)
+    };
+    let stays = run(&[(at(5_000), Fault::Crash(away)), (at(22_000), Fault::Restart(away))]);
+    assert!(stays.tombstones_max > 100, "{stays}");
+    assert_eq!(stays.rejoins, 0, "{stays}");
+    let forgotten = run(&[
+        (at(5_000), Fault::Crash(away)),
+        (at(6_000), Fault::Forget(other, away)),
+        (at(22_000), Fault::Restart(away)),
+    ]);
+    assert!(forgotten.tombstones_max < stays.tombstones_max / 2, "{forgotten}");
+    assert!(forgotten.rejoins > 0, "{forgotten}");
+}
+
+#[test]
 fn a_hundred_nodes_come_to_hold_the_same() {
     let nodes = from_environment("SIM_NODES").unwrap_or(100) as usize;
     let seed = from_environment("SIM_SEED").unwrap_or(1);

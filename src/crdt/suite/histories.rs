@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::crdt::storage::Inspected;
 
 /// Rows as the events of commits tell of them: (table, key) to row.
 type Mirror = BTreeMap<(String, Vec<Value>), Vec<Value>>;
@@ -13,6 +14,12 @@ type Mirror = BTreeMap<(String, Vec<Value>), Vec<Value>>;
 /// to agree. Returns the fingerprint, which must be the same for any kind of storage.
 pub fn play<T: Bench>(bench: &mut T, replica_count: usize, words: &[u32]) -> u64 {
     play_and_tell(bench, replica_count, words).0
+}
+
+/// Plays a history in which tombstones are dropped as soon as they may be, and replicas that were
+/// away meanwhile, and not asked, take all rows of another when they return.
+pub fn play_collecting<T: Bench>(bench: &mut T, replica_count: usize, words: &[u32]) -> u64 {
+    play_on(bench, replica_count, words, true).0
 }
 
 /// What happened in a history, beside writes and exchanges.
@@ -28,6 +35,15 @@ pub struct Told {
 
 /// As [`play`], and says what happened.
 pub fn play_and_tell<T: Bench>(bench: &mut T, replica_count: usize, words: &[u32]) -> (u64, Told) {
+    play_on(bench, replica_count, words, false)
+}
+
+fn play_on<T: Bench>(
+    bench: &mut T,
+    replica_count: usize,
+    words: &[u32],
+    collects: bool,
+) -> (u64, Told) {
     let nodes = (1..=5).map(|number| NodeId([number; 16])).take(replica_count);
     // Some know the whole schema from the start, others learn of it in between or at the end.
     let mut skew = Dice(words.first().copied().unwrap_or_default().rotate_left(16));
@@ -39,10 +55,11 @@ pub fn play_and_tell<T: Bench>(bench: &mut T, replica_count: usize, words: &[u32
     });
     let replicas = replicas.collect();
     let (sent, names) = (Vec::new(), BTreeMap::new());
-    let mut play = Play { replicas, sent, names, losses: 0, told };
+    let mut play = Play { replicas, sent, names, losses: 0, told, collects, away: None };
     for word in words {
         play.step(bench, *word);
     }
+    play.bring_back();
     for me in 0..replica_count {
         (0..3).for_each(|table| play.define(bench, me, table, u32::MAX));
     }
@@ -50,6 +67,9 @@ pub fn play_and_tell<T: Bench>(bench: &mut T, replica_count: usize, words: &[u32
     let newcomer = NodeId([9; 16]);
     let disk = bench.open(newcomer, &all_tables());
     play.replicas.push(Replica::new(disk, newcomer, Known::ALL));
+    if collects {
+        play.rejoin(replica_count, 0);
+    }
     play.settle();
     (play.check(), play.told)
 }
@@ -96,6 +116,10 @@ struct Play<D> {
     /// How many disks were lost.
     losses: u32,
     told: Told,
+    /// Whether tombstones are dropped.
+    collects: bool,
+    /// A replica that hears nothing and is not heard, and for which nobody waits.
+    away: Option<usize>,
 }
 
 struct Replica<D> {
@@ -126,13 +150,22 @@ impl Dice {
 impl<D: Storage> Play<D> {
     fn step<T: Bench<Disk = D>>(&mut self, bench: &mut T, word: u32) {
         let mut dice = Dice(word);
-        let kind = dice.roll(24);
+        let kind = dice.roll(if self.collects { 28 } else { 24 });
         let me = dice.pick(&self.replicas).expect("there are replicas");
+        if self.away == Some(me) && kind >= 8 {
+            return self.bring_back();
+        }
         match kind {
             0..8 => {
                 let ops: Vec<RowOp> = self.replicas[me].ops(&mut dice);
                 let news = self.replicas[me].write(&ops);
+                let news = news.filter(|_| self.away != Some(me));
                 self.say(news);
+            }
+            24..27 => self.collect(me),
+            27 => {
+                self.bring_back();
+                self.away = (self.replicas.len() > 2).then_some(me);
             }
             8..12 => {
                 let Some(first) = dice.pick(&self.sent) else { return };
@@ -146,7 +179,9 @@ impl<D: Storage> Play<D> {
                 let from = dice.pick(&self.replicas).expect("there are replicas");
                 let parts = dice.roll(3) + 1;
                 let bytes_max = 1 + 60 * usize::try_from(dice.roll(4)).expect("it is small");
-                self.pull(me, from, parts, bytes_max);
+                if self.away != Some(from) {
+                    self.pull(me, from, parts, bytes_max);
+                }
             }
             15 => {
                 let above = Epoch(dice.roll(3));
@@ -188,17 +223,76 @@ impl<D: Storage> Play<D> {
         }
     }
 
+    /// Drops what tombstones may go: every replica that is not away holds the deletes, and this one
+    /// holds all that anybody holds or that is still on its way.
+    fn collect(&mut self, me: usize) {
+        let present = || self.replicas.iter().enumerate().filter(|(i, _)| self.away != Some(*i));
+        let mut low: BTreeMap<Origin, u64> =
+            self.replicas[me].disk.heads().unwrap().into_iter().map(|(o, v)| (o, v.0)).collect();
+        let holds =
+            |origin: Origin, version: Version| head(&self.replicas[me].disk, origin) >= version.0;
+        for (_, other) in present() {
+            for (origin, version) in other.disk.heads().unwrap() {
+                if !holds(origin, version) {
+                    return;
+                }
+            }
+            for (origin, low) in &mut low {
+                *low = (*low).min(head(&other.disk, *origin));
+            }
+        }
+        if !self.sent.iter().all(|piece| holds(piece.origin, piece.through)) {
+            return;
+        }
+        let low: Vec<_> = low.into_iter().map(|(origin, head)| (origin, Version(head))).collect();
+        let disk = &mut self.replicas[me].disk;
+        let before = disk.fingerprint().unwrap();
+        while !disk.collect(&low, &[], 2).unwrap().is_done {}
+        assert_eq!(disk.fingerprint().unwrap(), before, "nobody sees it");
+    }
+
+    /// Ends the absence of whoever is away.
+    fn bring_back(&mut self) {
+        if let Some(away) = self.away.take() {
+            self.rejoin(away, (away + 1) % self.replicas.len());
+        }
+    }
+
+    /// Takes all rows of another replica.
+    fn rejoin(&mut self, me: usize, host: usize) {
+        let heads = self.replicas[host].disk.heads().unwrap();
+        let floor = self.replicas[host].disk.floor().unwrap();
+        let replica = &mut self.replicas[me];
+        let Begun { origin, commits, .. } = replica.disk.rejoin(NOW, &heads, floor.length).unwrap();
+        replica.learn_all(&commits);
+        self.pull(me, host, u32::MAX, 200);
+        let replica = &mut self.replicas[me];
+        let settled = replica.disk.settle(NOW, &floor.heads, floor.length).unwrap();
+        replica.learn_all(&settled.commits);
+        // Now it may speak, of what is left.
+        let left = replica.disk.load(origin, Version(0), usize::MAX).unwrap().piece;
+        let said = Some(left).filter(|piece| piece.through > Version(0));
+        self.say(said);
+    }
+
     /// A replica goes on with another disk, under an epoch that no earlier one had. Somebody has
     /// what was on the lost one: else what overwrote a shared cell may be gone for good, while
     /// others hold the versions that it took the cell from (see ARCHITECTURE.md).
     fn lose(&mut self, me: usize, (disk, known, mirror): (D, Known, Mirror)) {
         self.losses += 1;
-        self.pull((me + 1) % self.replicas.len(), me, u32::MAX, 200);
+        self.bring_back();
+        let other = (me + 1) % self.replicas.len();
+        self.pull(other, me, u32::MAX, 200);
         let Replica { node, image, .. } = self.replicas.remove(me);
         let mut replica = Replica { disk, node, known, mirror, image };
         let news = replica.begin_epoch(Epoch(1_000 * self.losses));
         self.replicas.insert(me, replica);
-        self.say(news);
+        if self.collects {
+            // Until it has caught up it is silent, and then it writes under one more epoch.
+            self.rejoin(me, other);
+        } else {
+            self.say(news);
+        }
     }
 
     /// A replica learns of a table, or of more of its columns.
@@ -272,7 +366,13 @@ impl<D: Storage> Play<D> {
             assert_eq!(replica.disk.refusals(), 0);
             for (table, key) in self.keys() {
                 let inspected = replica.disk.inspect(table, &key).unwrap();
-                assert_eq!(inspected, first.disk.inspect(table, &key).unwrap(), "{table} {key:?}");
+                let known = first.disk.inspect(table, &key).unwrap();
+                let is_alive = |inspected: &Inspected| inspected.row.is_some();
+                let (ours, theirs) = match self.collects {
+                    true => (inspected.clone().filter(is_alive), known.filter(is_alive)),
+                    false => (inspected.clone(), known),
+                };
+                assert_eq!(ours, theirs, "{table} {key:?}");
                 let row = inspected.and_then(|inspected| inspected.row);
                 assert_eq!(row.as_ref(), replica.mirror.get(&(table.to_owned(), key)));
             }
@@ -389,6 +489,11 @@ impl<D: Storage> Replica<D> {
         for (origin, version) in &commit.heads {
             assert_eq!(head(&self.disk, *origin), version.0);
         }
+    }
+
+    /// Folds commits into the mirror, and returns what they tell others.
+    fn learn_all(&mut self, commits: &[Commit]) {
+        commits.iter().for_each(|commit| self.learn(commit));
     }
 
     /// Folds events into the mirror, which must have been as they say before.

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "this is test code, though other crates' tests may use it")]
 
+pub mod graves;
 pub mod histories;
 pub mod laws;
 pub mod owners;
@@ -121,6 +122,10 @@ macro_rules! storage_suite {
             travel::a_table_is_known_by_its_exact_name,
             travel::impossible_counts_count_for_nothing,
             travel::all_storages_have_the_same_fingerprint,
+            graves::dead_rows_count_for_no_fingerprint,
+            graves::tombstones_go_as_far_as_the_floor_covers_them,
+            graves::a_tombstone_of_an_impossible_life_stays,
+            graves::an_origin_settles_and_another_one_has_to_again,
         }
     };
     (@tests $bench:expr, $($room:ident :: $case:ident,)+) => {
@@ -130,6 +135,20 @@ macro_rules! storage_suite {
                 $crate::crdt::suite::$room::$case(&mut $bench);
             }
         )+
+    };
+}
+
+/// Declares a test for each case that a storage must pass before its node may set
+/// [`collect`](crate::replica::Config::collect), beside those of `storage_suite!`.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! collecting_suite {
+    ($bench:expr) => {
+        $crate::storage_suite! { @tests $bench,
+            graves::a_row_is_born_above_the_tombstones_of_others,
+            graves::who_was_away_takes_the_rows_of_a_peer,
+            graves::an_empty_disk_that_rejoins_is_as_the_peer_is,
+        }
     };
 }
 

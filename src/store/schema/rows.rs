@@ -14,7 +14,7 @@ use crate::store::tables::Tables;
 use crate::types::Value;
 
 /// The table that holds the schema.
-pub const SCHEMA_TABLE: &str = "tribune_schema";
+pub use crate::crdt::change::SCHEMA_TABLE;
 
 const SELECT: &str = "SELECT kind, tbl, generation, name, definition, place FROM tribune_schema";
 const SELECT_LIVES: &str = "SELECT key, clock FROM __tribune_rows WHERE tbl = ?1";

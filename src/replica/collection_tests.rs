@@ -1,0 +1,339 @@
+//! When tombstones go, who may speak, and who has to take all rows anew.
+
+use super::*;
+use crate::crdt::storage::{Collected, Extract};
+use crate::crdt::{Key, Life, RowChange, TableChanges};
+use crate::ledger::Round;
+use crate::ledger::round::Nodes;
+
+fn hasty() -> Config {
+    Config {
+        collect: true,
+        round_every: Duration::from_secs(10),
+        tell_every: Duration::from_secs(1),
+        tell_after: Duration::from_secs(1),
+        forget_after: Duration::from_secs(1_000),
+        settle_alone_after: Duration::from_secs(5),
+        ..Config::default()
+    }
+}
+
+fn at(of: u8, version: u64) -> (Origin, Version) {
+    (origin(of), Version(version))
+}
+
+/// A node that has settled, holds these heads, and has these neighbours.
+fn settled(held: &[(Origin, Version)], neighbours: &[u8]) -> One {
+    let floor = Floor { settled: Some(origin(ME)), ..Floor::default() };
+    on(&floor, held, neighbours)
+}
+
+fn on(floor: &Floor, held: &[(Origin, Version)], neighbours: &[u8]) -> One {
+    let replica = Replica::new(origin(ME), held.iter().copied(), hasty(), 1).on(floor);
+    let mut one = One { replica, now: Time(0) };
+    for neighbour in neighbours {
+        one.tell(Input::PeerUp { node: node(*neighbour), round_trip: None });
+        one.hear(*neighbour, Message::Neighbour(Neighbour::Accepted));
+    }
+    one
+}
+
+/// What a member adds to a round.
+fn told(number: u64, of: u8, held: &[(Origin, Version)], known: &[u8]) -> Message {
+    let known: Nodes = known.iter().map(|of| (node(*of), Epoch(1))).collect();
+    let mut round = Round::new(number);
+    round.tell(origin(of), held.iter().copied(), &known, &Nodes::new());
+    Message::Round(Box::new(round))
+}
+
+fn collected(effects: &[Effect]) -> Option<Vec<(Origin, Version)>> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::Collect { heads, .. } => Some(heads.clone()),
+        _ => None,
+    })
+}
+
+fn said(effects: &[Effect]) -> Vec<(NodeId, Message)> {
+    sent(effects).into_iter().map(|(to, message)| (to[0], message.clone())).collect()
+}
+
+fn alone() -> Effect {
+    Effect::Settle { heads: vec![], length: 0 }
+}
+
+fn joins(effects: &[Effect]) -> Vec<(NodeId, bool)> {
+    let joins = said(effects).into_iter().filter_map(|(to, message)| match message {
+        Message::Join { is_whole, .. } => Some((to, is_whole)),
+        _ => None,
+    });
+    joins.collect()
+}
+
+/// Plays the first round, of which nothing goes yet.
+fn first_round(one: &mut One, held: &[(Origin, Version)], known: &[u8]) {
+    one.wait(2_000);
+    assert_eq!(collected(&one.hear(2, told(1, 2, held, known))), None);
+    let effects = one.wait(12_500);
+    assert_eq!((collected(&effects), one.replica.collection().round), (None, 2));
+}
+
+#[test]
+fn what_all_held_in_a_round_goes_when_the_next_is_whole() {
+    let mut one = settled(&[at(ME, 4), at(2, 3)], &[2]);
+    first_round(&mut one, &[at(ME, 2), at(2, 5)], &[2]);
+    one.tell(Input::Committed(changeset(ME, 5)));
+    // The other one holds a version by now that may have overwritten what it served.
+    let effects = one.hear(2, told(2, 2, &[at(ME, 4), at(2, 6)], &[2]));
+    assert_eq!(collected(&effects), None, "somebody holds more than this node");
+    let (id, batch) = batch(&one.hear(2, push(2, 4))).unwrap();
+    one.done(id, &batch);
+    for version in [5, 6] {
+        let (id, batch) = super::batch(&one.hear(2, push(2, version))).unwrap();
+        let effects = one.done(id, &batch);
+        let low = (version == 6).then(|| vec![at(ME, 2), at(2, 3)]);
+        assert_eq!(collected(&effects), low);
+    }
+    let outcome = CollectOutcome { collected: Collected { dropped: 7, is_done: false }, length: 6 };
+    let effects = one.tell(Input::Collected { outcome: Some(outcome) });
+    assert!(collected(&effects).is_some(), "there are more");
+    let collected_all = Collected { dropped: 1, is_done: true };
+    let outcome = CollectOutcome { collected: collected_all, length: 6 };
+    assert_eq!(collected(&one.tell(Input::Collected { outcome: Some(outcome) })), None);
+    assert_eq!(one.replica.stats().tombstones_dropped, 8);
+    assert_eq!(collected(&one.wait(30_000)), None, "nobody has told in the third round");
+}
+
+#[test]
+fn a_member_that_is_away_holds_all_tombstones_until_it_is_forgotten() {
+    let held = [at(ME, 1), at(2, 1), at(3, 1)];
+    let mut one = settled(&held, &[2]);
+    one.wait(2_000);
+    one.hear(2, told(1, 2, &held, &[2]));
+    assert_eq!(collected(&one.wait(100_000)), None);
+    assert_eq!(one.replica.collection().awaited, [node(3)], "its versions are here");
+    one.tell(Input::Forget(node(3)));
+    one.wait(15_000);
+    assert_eq!(one.replica.collection().round, 2);
+    let effects = one.hear(2, told(2, 2, &held, &[2, 3]));
+    assert_eq!(collected(&effects), Some(held.to_vec()));
+    let forgets = effects.iter().any(|effect| {
+        matches!(effect, Effect::Collect { forgotten, .. } if *forgotten == [(node(3), Epoch(1))])
+    });
+    assert!(forgets, "{effects:?}");
+}
+
+#[test]
+fn who_is_away_for_long_is_forgotten_only_where_most_are() {
+    for (up, is_forgotten) in [(&[2][..], false), (&[2, 3][..], true)] {
+        let held = [at(2, 1), at(3, 1), at(4, 1)];
+        let mut one = settled(&held, up);
+        one.wait(999_000);
+        assert_eq!(one.replica.collection().forgotten, []);
+        one.wait(200_000);
+        assert_eq!(one.replica.collection().forgotten.len(), usize::from(is_forgotten));
+    }
+}
+
+#[test]
+fn who_comes_before_tombstones_go_is_asked_first() {
+    let held = [at(ME, 1), at(2, 1)];
+    let mut one = settled(&held, &[2]);
+    first_round(&mut one, &held, &[2]);
+    // The third round's first word comes with a newcomer that nobody asked.
+    one.hear(5, Message::Join { origin: origin(5), is_whole: false });
+    assert_eq!(collected(&one.hear(2, told(2, 2, &held, &[2]))), None);
+    assert_eq!(one.replica.collection().awaited, [node(5)]);
+}
+
+#[test]
+fn what_tombstones_are_missing_of_is_not_served_but_to_guests() {
+    let floor =
+        Floor { heads: vec![at(2, 5)], settled: Some(origin(ME)), length: 4, ..Floor::default() };
+    let mut one = on(&floor, &[at(2, 9)], &[2, 3]);
+    let request = RequestId(1);
+    let want = |after| Message::Want { request, origin: origin(2), after: Version(after), part: 0 };
+    let gone = Message::Gone { request, floor: Version(5) };
+    assert_eq!(said(&one.hear(3, want(4))), [(node(3), gone)]);
+    assert!(said(&one.hear(3, want(5))).is_empty(), "the storage is asked");
+    let effects = one.hear(3, Message::Join { origin: origin(3), is_whole: true });
+    let heads = vec![at(2, 9)];
+    let welcome = Message::Welcome { is_settled: true, length: 4, heads, floor: vec![at(2, 5)] };
+    assert_eq!(said(&effects), [(node(3), welcome)]);
+    assert!(said(&one.hear(3, want(0))).is_empty());
+}
+
+/// What this node writes to a table.
+fn written(version: u64, table: &str) -> Input {
+    let stamp = Stamp { origin: origin(ME), version: Version(version) };
+    let life = Life { length: 1, stamp };
+    let rows = vec![RowChange { key: Key::from([]), life, cells: vec![] }];
+    let tables = vec![TableChanges { table: table.into(), columns: vec![], rows }];
+    Input::Committed(Arc::new(Changeset { stamp, at: Wall(0), tables }))
+}
+
+fn unsettled() -> Message {
+    Message::Welcome { is_settled: false, length: 0, heads: vec![], floor: vec![] }
+}
+
+#[test]
+fn a_new_origin_is_silent_until_it_has_caught_up_with_one_that_speaks() {
+    let mut one = on(&Floor::default(), &[], &[2, 3]);
+    assert!(!joins(&one.wait(1_000)).is_empty());
+    let effects = one.tell(written(1, "kv"));
+    assert_eq!(said(&effects), [], "it keeps its commits to itself");
+    let request = RequestId(1);
+    let want = Message::Want { request, origin: origin(ME), after: Version(0), part: 0 };
+    assert!(matches!(said(&one.hear(2, want.clone()))[..], [(_, Message::Busy { .. })]));
+    one.hear(
+        2,
+        Message::Welcome { is_settled: true, length: 0, heads: vec![at(9, 1)], floor: vec![] },
+    );
+    let (id, batch) = batch(&one.hear(2, push(9, 1))).unwrap();
+    assert!(one.done(id, &batch).contains(&alone()));
+    assert!(!one.replica.collection().is_settled);
+    let effects = one.tell(Input::Settled { is_done: true });
+    assert!(one.replica.collection().is_settled);
+    let tells =
+        |message: &Message| matches!(message, Message::Heads(heads) if heads.contains(&at(ME, 1)));
+    let told = said(&effects).into_iter().filter(|(_, message)| tells(message)).count();
+    assert_eq!(told, 2, "neighbours, whom it pushed nothing: {effects:?}");
+    let effects = one.hear(2, want);
+    assert!(matches!(effects[..], [Effect::Load { .. }]), "{effects:?}");
+}
+
+#[test]
+fn what_is_harmless_is_told_from_the_first_moment_on() {
+    let floor = Floor { harmless: Version(1), ..Floor::default() };
+    let mut one = on(&floor, &[at(ME, 1)], &[2]);
+    let is_pushed = |effects: &[Effect]| {
+        said(effects).iter().any(|(_, message)| matches!(message, Message::Push { .. }))
+    };
+    assert!(is_pushed(&one.tell(written(2, "services"))));
+    assert!(is_pushed(&one.tell(written(3, "tribune_schema"))));
+    assert!(!is_pushed(&one.tell(written(4, "kv"))));
+    assert!(!is_pushed(&one.tell(written(5, "services"))), "there are no holes");
+    let want = |after| {
+        let request = RequestId(1);
+        Message::Want { request, origin: origin(ME), after: Version(after), part: 0 }
+    };
+    let effects = one.hear(2, want(1));
+    let [Effect::Load { id, .. }] = effects[..] else { panic!("{effects:?}") };
+    let extract = Some(Extract { piece: piece(ME, 1, 5), head: Version(5), part: 0 });
+    let answer = said(&one.tell(Input::Loaded { id, extract }));
+    let [(_, Message::Pulled { piece, .. })] = &answer[..] else { panic!("{answer:?}") };
+    assert_eq!(piece.through, Version(3), "and nothing beyond is given away");
+    assert!(matches!(said(&one.hear(2, want(3)))[..], [(_, Message::Busy { .. })]));
+    // Nor does anybody hear that there is more.
+    let told = one.wait(60_000).into_iter().filter_map(|effect| match effect {
+        Effect::Send { message: Message::Heads(heads), .. } => Some(heads),
+        Effect::Send { message: Message::BucketHeads { heads, .. }, .. } => Some(heads),
+        _ => None,
+    });
+    assert!(told.flatten().all(|head| head <= at(ME, 3)));
+}
+
+#[test]
+fn where_nobody_may_let_anybody_in_a_new_cluster_begins() {
+    let mut one = on(&Floor::default(), &[], &[2]);
+    one.hear(2, unsettled());
+    assert!(!one.wait(4_900).contains(&alone()));
+    assert!(one.wait(2_000).contains(&alone()));
+}
+
+#[test]
+fn where_members_are_missing_who_could_let_others_in_most_must_be_there() {
+    // One whose disk knows of a third waits for it, but not for ever.
+    let mut one = on(&Floor::default(), &[at(3, 1)], &[2]);
+    one.hear(2, unsettled());
+    assert!(!one.wait(29_000).contains(&alone()));
+    assert!(one.wait(2_000).contains(&alone()));
+    let mut one = on(&Floor::default(), &[at(3, 1), at(4, 1)], &[2]);
+    one.hear(2, unsettled());
+    assert!(!one.wait(600_000).contains(&alone()), "two of four could be either half");
+}
+
+#[test]
+fn who_knows_of_nobody_drops_what_it_deletes_and_does_not_settle() {
+    let mut one = on(&Floor::default(), &[at(ME, 4)], &[]);
+    let effects = one.wait(30_000);
+    assert_eq!(collected(&effects), Some(vec![at(ME, 4)]));
+    assert!(!effects.contains(&alone()));
+}
+
+#[test]
+fn an_empty_disk_becomes_the_guest_of_who_dropped_tombstones_and_keeps_its_epoch() {
+    let mut one = on(&Floor::default(), &[at(ME, 1)], &[2, 3]);
+    let (held, floor) = (vec![at(9, 5)], vec![at(9, 4)]);
+    let welcome =
+        Message::Welcome { is_settled: true, length: 8, heads: held, floor: floor.clone() };
+    let effects = one.hear(2, welcome.clone());
+    assert_eq!(joins(&effects), [(node(2), true)]);
+    one.hear(2, welcome);
+    assert!(one.hear(3, push(9, 1)).is_empty(), "rows come from one place alone");
+    let asked = wants(&one.wait(1_000));
+    let [(from, request, _, 0)] = asked[..] else { panic!("{asked:?}") };
+    assert_eq!(from, node(2));
+    let pulled = Message::Pulled { request, piece: piece(9, 0, 5), head: Version(5), cut: Cut::default() };
+    let (id, batch) = batch(&one.hear(2, pulled)).unwrap();
+    let effects = one.done(id, &batch);
+    assert!(effects.contains(&Effect::Settle { heads: floor, length: 8 }), "{effects:?}");
+    assert_eq!((one.replica.me(), one.replica.stats().rejoins), (origin(ME), 0));
+}
+
+#[test]
+fn who_is_below_the_floor_takes_all_rows_of_one_peer() {
+    let mut one = settled(&[at(ME, 3), at(9, 1)], &[2, 3]);
+    let effects = [one.hear(2, heads(9, 5)), one.wait(1_000)].concat();
+    let (_, request, _, _) = wants(&effects)[0];
+    let effects = one.hear(2, Message::Gone { request, floor: Version(4) });
+    assert_eq!(joins(&effects), [(node(2), true)]);
+    let told = vec![at(ME, 2), at(9, 5)];
+    let floor = vec![at(9, 4)];
+    let welcome =
+        Message::Welcome { is_settled: true, length: 8, heads: told.clone(), floor: floor.clone() };
+    let effects = one.hear(2, welcome.clone());
+    assert_eq!(effects, [Effect::Rejoin { held: told, length: 8 }]);
+    let me = Origin { epoch: Epoch(2), ..origin(ME) };
+    let effects = one.tell(Input::Rejoined { begun: Some(me) });
+    assert_eq!(joins(&effects), [(node(2), true)]);
+    assert_eq!(one.replica.ledger().heads().collect::<Vec<_>>(), []);
+    one.hear(2, welcome);
+    one.hear(3, heads(7, 1));
+    assert!(one.hear(3, push(9, 1)).is_empty(), "rows come from one place alone");
+    let asked = wants(&one.wait(1_000));
+    assert!(asked.iter().all(|(to, ..)| *to == node(2)), "{asked:?}");
+    assert_eq!(asked.len(), 2, "{asked:?}");
+    let mut last = Vec::new();
+    for (_, request, of, _) in asked {
+        let version = if of == origin(9) { 5 } else { 2 };
+        let number = if of == origin(9) { 9 } else { ME };
+        let piece = piece(number, 0, version);
+        let pulled = Message::Pulled { request, piece, head: Version(version), cut: Cut::default() };
+        let (id, batch) = batch(&one.hear(2, pulled)).unwrap();
+        last = one.done(id, &batch);
+    }
+    assert!(last.contains(&Effect::Settle { heads: floor, length: 8 }), "{last:?}");
+    one.tell(Input::Settled { is_done: true });
+    assert!(one.replica.collection().is_settled);
+    assert_eq!(one.replica.stats().rejoins, 1);
+}
+
+#[test]
+fn a_forgotten_node_is_told_so_and_its_commits_are_taken_only_as_others_merged_them() {
+    let mut one = settled(&[at(3, 4)], &[2, 3]);
+    one.tell(Input::Forget(node(3)));
+    let effects = one.hear(3, Message::Hello { origin: origin(3), head: Version(5) });
+    assert_eq!(said(&effects), [(node(3), Message::Forgotten { origin: origin(3) })]);
+    let effects = one.hear(2, push(3, 5));
+    assert_eq!(batch(&effects), None);
+    let asked = wants(&one.wait(1_000));
+    assert!(matches!(asked[..], [(from, _, _, 4)] if from == node(2)), "{asked:?}");
+    // Under another epoch it is a member like any other.
+    let later = Origin { epoch: Epoch(2), ..origin(3) };
+    let effects = one.hear(3, Message::Hello { origin: later, head: Version(0) });
+    assert!(matches!(said(&effects)[..], [(_, Message::Known { .. }), ..]), "{effects:?}");
+
+    let mut other = settled(&[at(ME, 4)], &[2]);
+    let effects = other.hear(2, Message::Forgotten { origin: origin(ME) });
+    assert_eq!(joins(&effects), [(node(2), true)]);
+}

@@ -1,0 +1,664 @@
+//! Whether this node may speak. A node that cannot know what was deleted while it was away, or
+//! before it came, must not tell others of rows that are gone.
+//!
+//! An origin that is new on its disk (a fresh disk, a restored one) has yet to settle: nothing that
+//! others wrote is served from here. It asks peers until one that has settled counts it as a member
+//! and tells its heads; holding as much, it settles. Where a peer has dropped tombstones beyond what
+//! this node holds, it takes all of that peer's rows (`is_whole`), under one more epoch: what that
+//! peer does not have was deleted, unless this node itself made it. A fresh disk has nothing to give
+//! up and keeps its epoch.
+//!
+//! Of what it writes itself it tells before it has settled what is harmless ([`is_harmless`]), from
+//! the first moment on:
+//!
+//! * Rows of owned tables are written by their owner alone, and its latest write is the row, by epoch
+//!   and version. A tombstone, held or dropped, is an earlier write of the same owner, and loses.
+//!   So services, checks and nodes are told at once, whatever the disk went through.
+//! * Of the schema's rows no tombstone is ever dropped.
+//! * Any other row may have been deleted, here unheard of, and live in a life that some members
+//!   still hold a tombstone of and others do not: a fresh disk does not know how long it has to
+//!   live, a restored one may change what is gone. The first version that writes such a row, and
+//!   those after it, wait until the origin has settled: what is told has no holes.
+//!
+//! A node that knows of no other is its own master and drops its tombstones, but does not settle: it
+//! is not known what those will hold that it meets. Where all members are new (a first start, or
+//! disks that were all restored), nobody has settled, so after a moment each settles alone. Where
+//! some of them are missing, most must be there, and the moment is longer: a cluster that lost a
+//! member with its data goes on.
+//!
+//! [`is_harmless`]: crate::crdt::change::is_harmless
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::io::CollectOutcome;
+use super::rounds::Action;
+use super::{Effect, Lane, Replica, serve};
+use crate::crdt::change::is_harmless;
+use crate::crdt::{Changeset, Floor};
+use crate::ledger::Round;
+use crate::ledger::round::{Heads, reaches};
+use crate::types::{NodeId, Origin, Time, Version};
+use crate::wire::{Message, RequestId};
+
+/// How many peers are asked at a time.
+const ASKED_MAX: usize = 4;
+
+/// How long after peers were asked another one that is met is asked: many are met at once.
+const ASK_PAUSE: Duration = Duration::from_millis(50);
+
+/// How many times as long as otherwise the host is left alone that this node catches up with.
+const ASK_AGAIN_AFTER: u32 = 5;
+
+/// How long nothing moves until another host is looked for: this one may have lost what it told of.
+const STUCK_AFTER: Duration = Duration::from_secs(60);
+
+/// What a peer says that lets this node in.
+#[derive(Debug)]
+pub(super) struct Welcome {
+    pub(super) length: u64,
+    pub(super) heads: Vec<(Origin, Version)>,
+    pub(super) floor: Vec<(Origin, Version)>,
+}
+
+/// Whether this node may speak, and whom it has let in.
+#[derive(Debug, Default)]
+pub(super) struct Standing {
+    state: State,
+    ask_at: Time,
+    /// Up to where tombstones may be missing in the host's rows, and how long those rows lived.
+    host_floor: (Vec<(Origin, Version)>, u64),
+    /// When the heads moved last.
+    moved_at: Time,
+    /// When a peer first said that it may not let anybody in either.
+    alone_since: Option<Time>,
+    /// When a peer was met last, and when peers were asked last.
+    met_at: Time,
+    asked_at: Time,
+    /// Of the present origin, the version up to which all is harmless.
+    harmless: Version,
+    /// Peers that asked to be let in while this node could not let anybody in.
+    askers: BTreeSet<NodeId>,
+    /// Whether a peer that has yet to settle, too, comes before this node in doing so.
+    is_second: bool,
+    /// Peers that were refused what tombstones were dropped of.
+    refused: BTreeSet<NodeId>,
+    /// Peers that are taking all rows from here.
+    guests: BTreeSet<NodeId>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+enum State {
+    #[default]
+    Settled,
+    /// It asks peers to be let in; `host`: this one first.
+    Seeking { is_whole: bool, host: Option<NodeId> },
+    /// It was let in, and catches up with these heads in the usual way.
+    CatchingUp { host: NodeId, goal: Heads },
+    /// The storage was asked to begin a new epoch and to take all rows.
+    Leaving { host: NodeId },
+    /// The host has to count the new epoch before anything is taken from it.
+    Announcing { host: NodeId },
+    /// It takes the host's rows, and nothing else.
+    Rejoining { host: NodeId, goal: Heads },
+    /// The storage was asked to note that it may speak.
+    Settling { before: Box<State> },
+}
+
+impl Standing {
+    pub(super) fn is_guest(&self, peer: NodeId) -> bool {
+        self.guests.contains(&peer)
+    }
+
+    fn host(&self) -> Option<NodeId> {
+        match &self.state {
+            State::Leaving { host }
+            | State::Announcing { host }
+            | State::Rejoining { host, .. } => Some(*host),
+            State::Settled
+            | State::Seeking { .. }
+            | State::CatchingUp { .. }
+            | State::Settling { .. } => None,
+        }
+    }
+}
+
+/// What others may ask of this node, and it of them.
+impl Replica {
+    /// Tells whether all that this node holds may leave it.
+    pub(super) fn speaks(&self) -> bool {
+        self.standing.state == State::Settled
+    }
+
+    /// Returns how far this node's own stream may leave it.
+    pub(super) fn said(&self) -> Version {
+        let head = self.ledger.head(self.me);
+        if self.speaks() { head } else { head.min(self.standing.harmless) }
+    }
+
+    /// Tells whether a peer's want may be looked at.
+    pub(super) fn serves(&self, origin: Origin, after: Version) -> bool {
+        // Below a floor that it has of its own it serves nothing yet: whoever asked would have to
+        // take over rows that are not settled.
+        let is_own = origin == self.me && after < self.said() && after >= self.rounds.floor(origin);
+        self.speaks() || is_own
+    }
+
+    /// Leaves out of heads what may not be told.
+    pub(super) fn without_unsaid(&self, heads: &mut Vec<(Origin, Version)>) {
+        if self.speaks() {
+            return;
+        }
+        let said = self.said();
+        heads.iter_mut().filter(|(origin, _)| *origin == self.me).for_each(|(_, head)| {
+            *head = said.min(*head);
+        });
+        heads.retain(|(_, head)| *head > Version(0));
+    }
+
+    /// This node wrote something.
+    pub(super) fn note_own(&mut self, changeset: &Changeset) {
+        let is_next = self.standing.harmless.next() == changeset.stamp.version;
+        let mut tables = changeset.tables.iter();
+        if is_next && tables.all(|table| is_harmless(&table.table)) {
+            self.standing.harmless = changeset.stamp.version;
+        }
+    }
+
+    /// Tells whether this node drops tombstones by its own word and others'.
+    fn has_a_say(&self) -> bool {
+        self.speaks() || self.rounds.is_lone()
+    }
+
+    /// Tells whether the storage is turning over: nothing is applied meanwhile.
+    pub(super) fn is_leaving(&self) -> bool {
+        matches!(self.standing.state, State::Leaving { .. })
+    }
+
+    pub(super) fn is_rejoining(&self) -> bool {
+        match &self.standing.state {
+            State::Settling { before } => matches!(**before, State::Rejoining { .. }),
+            State::Seeking { is_whole, .. } => *is_whole,
+            _ => self.standing.host().is_some(),
+        }
+    }
+
+    /// Tells whether anything that a peer says is listened to. A forgotten one is told so.
+    pub(super) fn hears(&mut self, from: NodeId, message: &Message) -> bool {
+        if !self.config.collect {
+            return true;
+        }
+        self.rounds.on_word(from);
+        if let Some(host) = self.standing.host()
+            && host != from
+        {
+            // Rows come from one place alone.
+            return !matches!(message, Message::Push { .. } | Message::Pulled { .. });
+        }
+        match message {
+            Message::Hello { origin, .. } | Message::Join { origin, .. } if origin.node == from => {
+                self.meet(*origin);
+            }
+            _ => {}
+        }
+        if !self.rounds.is_forgotten(from) {
+            return true;
+        }
+        match message {
+            Message::Join { .. } | Message::Neighbour(_) | Message::Forgotten { .. } => true,
+            Message::Hello { origin, .. } => {
+                let forgotten = Message::Forgotten { origin: *origin };
+                self.send(vec![from], forgotten, Lane::Control);
+                false
+            }
+            Message::Push { .. } | Message::Heads(_) | Message::Round(_) | Message::Buckets(_) => {
+                let epoch = self.rounds.epoch_of(from);
+                let origin = Origin { node: from, epoch, ..self.me };
+                self.send(vec![from], Message::Forgotten { origin }, Lane::Control);
+                false
+            }
+            _ => false,
+        }
+    }
+
+    /// Tells whether versions may be pulled from a peer.
+    pub(super) fn takes_from(&self, peer: NodeId) -> bool {
+        self.standing.host().is_none_or(|host| host == peer)
+    }
+
+    /// Tells whether a want goes below what tombstones were dropped of.
+    pub(super) fn is_below(&self, peer: NodeId, origin: Origin, after: Version) -> bool {
+        let is_more = self.ledger.head(origin) > after;
+        is_more && after < self.rounds.floor(origin) && !self.standing.is_guest(peer)
+    }
+
+    /// Something was applied.
+    pub(super) fn note_progress(&mut self, now: Time) {
+        self.standing.moved_at = now;
+    }
+
+    /// An origin was heard of.
+    pub(super) fn meet(&mut self, origin: Origin) {
+        if self.rounds.know(origin) && self.config.collect {
+            self.intake.drop_before(origin);
+        }
+    }
+
+    pub(super) fn on_join(&mut self, from: NodeId, origin: Origin, is_whole: bool) {
+        if origin.node != from {
+            self.stats.rejected += 1;
+            return;
+        }
+        // While tombstones go it is not known how long their rows lived: he asks again.
+        let Some(length) = self.rounds.length() else { return };
+        if is_whole {
+            self.standing.guests.insert(from);
+        } else {
+            self.standing.guests.remove(&from);
+        }
+        let is_settled = self.speaks();
+        if !is_settled {
+            self.standing.askers.insert(from);
+        }
+        let heads = if is_settled { self.ledger.heads().collect() } else { Vec::new() };
+        let floor = if is_settled { self.rounds.floors() } else { Vec::new() };
+        let welcome = Message::Welcome { is_settled, length, heads, floor };
+        self.send(vec![from], welcome, Lane::Control);
+    }
+
+    /// A peer wants what tombstones were dropped of.
+    pub(super) fn refuse(&mut self, from: NodeId, request: RequestId, origin: Origin) {
+        self.stats.refused_below_floor += 1;
+        self.standing.refused.insert(from);
+        self.effects.push_back(serve::gone(from, request, self.rounds.floor(origin)));
+    }
+}
+
+/// How this node comes to speak.
+impl Replica {
+    pub(super) fn begin_standing(&mut self, floor: &Floor) {
+        self.standing.harmless = floor.harmless;
+        if self.config.collect && (floor.settled != Some(self.me) || floor.is_rejoining) {
+            self.standing.state = State::Seeking { is_whole: floor.is_rejoining, host: None };
+        }
+    }
+
+    /// Tells the neighbours of this node's origin, and has them say what they know of it.
+    fn say_hello(&mut self) {
+        let hello = Message::Hello { origin: self.me, head: self.said() };
+        let to: Vec<NodeId> = self.overlay.eager().collect();
+        self.send(to, hello, Lane::Control);
+    }
+
+    /// A peer has come up: whoever has yet to be let in asks it before long.
+    pub(super) fn on_met(&mut self, now: Time, node: NodeId) {
+        self.standing.met_at = now;
+        if let State::Seeking { host, .. } = &mut self.standing.state {
+            host.get_or_insert(node);
+            let soon = now.max(self.standing.asked_at + ASK_PAUSE);
+            self.standing.ask_at = self.standing.ask_at.min(soon);
+        }
+    }
+
+    /// Looks for somebody to let this node in.
+    fn seek(&mut self, now: Time, is_whole: bool, host: Option<NodeId>) {
+        self.standing.state = State::Seeking { is_whole, host };
+        self.standing.ask_at = now;
+        self.standing.alone_since = None;
+        self.standing.is_second = false;
+    }
+
+    /// Tells whether nothing of others is on this node's disk, nor about to be.
+    fn is_empty(&self) -> bool {
+        self.intake.is_idle() && self.ledger.heads().all(|(origin, _)| origin == self.me)
+    }
+
+    /// From now on rows come from one peer alone, which lets this node in.
+    fn become_guest(&mut self) {
+        self.intake.restart();
+        self.pulls.restart();
+    }
+
+    /// This node writes under a new origin.
+    pub(super) fn on_new_origin(&mut self) {
+        self.standing.harmless = Version(0);
+        if !self.config.collect {
+            return;
+        }
+        self.say_hello();
+        self.standing.ask_at = Time(0);
+        self.standing.state = match std::mem::take(&mut self.standing.state) {
+            State::Settled | State::CatchingUp { .. } => {
+                State::Seeking { is_whole: false, host: None }
+            }
+            State::Announcing { host } | State::Rejoining { host, .. } => {
+                State::Announcing { host }
+            }
+            State::Settling { before } => match *before {
+                State::Rejoining { .. } => State::Seeking { is_whole: true, host: None },
+                _ => State::Seeking { is_whole: false, host: None },
+            },
+            state @ (State::Seeking { .. } | State::Leaving { .. }) => state,
+        };
+    }
+
+    /// A peer takes this node for gone. Of two that think so of each other, the greater gives way.
+    pub(super) fn on_forgotten(&mut self, now: Time, from: NodeId, origin: Origin) {
+        let gives_way = !self.rounds.is_forgotten(from) || from < self.me.node;
+        if self.config.collect && origin == self.me && gives_way {
+            self.seek_whole(now, from);
+        }
+    }
+
+    /// A peer has dropped tombstones beyond what this node holds.
+    pub(super) fn on_gone(&mut self, now: Time, request: (NodeId, RequestId), floor: Version) {
+        let Some(origin) = self.pulls.on_gone(now, request) else { return };
+        if self.intake.reached(&self.ledger, origin) >= floor {
+            return;
+        }
+        self.stats.below_floor += 1;
+        if matches!(self.standing.state, State::Seeking { .. }) && self.is_empty() {
+            // It has nothing to give up, and is about to be let in.
+            return;
+        }
+        // Of two that grew up apart and met, the greater gives way.
+        let gives_way = !self.standing.refused.contains(&request.0) || request.0 < self.me.node;
+        if self.config.collect && gives_way {
+            self.seek_whole(now, request.0);
+        }
+    }
+
+    /// This node has to take all rows anew.
+    fn seek_whole(&mut self, now: Time, host: NodeId) {
+        match &self.standing.state {
+            State::Seeking { is_whole: true, .. } | State::Leaving { .. } => return,
+            State::Settled
+            | State::Seeking { .. }
+            | State::CatchingUp { .. }
+            | State::Announcing { .. }
+            | State::Rejoining { .. }
+            | State::Settling { .. } => {}
+        }
+        self.seek(now, true, Some(host));
+    }
+
+    /// A peer has let this node in (`None`: it may not speak itself).
+    pub(super) fn on_welcome(&mut self, now: Time, from: NodeId, welcome: Option<Welcome>) {
+        let Some(Welcome { length, heads, floor }) = welcome else {
+            self.standing.alone_since.get_or_insert(now);
+            self.standing.is_second |= from < self.me.node;
+            self.leave_host(now, from);
+            return;
+        };
+        let goal: Heads = heads.iter().copied().filter(|(origin, _)| *origin != self.me).collect();
+        let theirs: Heads = heads.iter().copied().collect();
+        let holds = |origin: Origin| theirs.get(&origin).copied().unwrap_or_default();
+        // Alone it dropped tombstones of what its peer has never heard of.
+        let is_ahead = self.rounds.floors().iter().any(|(origin, floor)| holds(*origin) < *floor);
+        match &self.standing.state {
+            State::Seeking { .. } if is_ahead => self.leave(from, heads, length),
+            State::Seeking { is_whole: false, .. } if !floor.is_empty() && self.is_empty() => {
+                // It would be refused what lies below the floor.
+                self.become_guest();
+                self.standing.state = State::Announcing { host: from };
+                self.standing.ask_at = now;
+            }
+            State::Seeking { is_whole: false, .. } => {
+                self.standing.state = State::CatchingUp { host: from, goal };
+                self.standing.host_floor = (floor, length);
+                self.standing.moved_at = now;
+                self.standing.ask_at = now + self.config.join_every * ASK_AGAIN_AFTER;
+                self.learn(now, from, &heads);
+            }
+            State::Seeking { is_whole: true, .. } => self.leave(from, heads, length),
+            State::Announcing { host } if *host == from => {
+                self.live_with(now, from, goal, (floor, length));
+                self.learn(now, from, &heads);
+            }
+            // It was asked again, lest something was lost on the way.
+            State::CatchingUp { host, goal: first } | State::Rejoining { host, goal: first }
+                if *host == from =>
+            {
+                let head = |origin| goal.get(&origin).copied().unwrap_or_default();
+                if reaches(head, first) {
+                    self.learn(now, from, &heads);
+                } else {
+                    self.leave_host(now, from);
+                }
+            }
+            State::Settled
+            | State::CatchingUp { .. }
+            | State::Leaving { .. }
+            | State::Announcing { .. }
+            | State::Rejoining { .. }
+            | State::Settling { .. } => {}
+        }
+    }
+
+    fn leave(&mut self, host: NodeId, held: Vec<(Origin, Version)>, length: u64) {
+        self.standing.state = State::Leaving { host };
+        self.stats.rejoins += 1;
+        self.effects.push_back(Effect::Rejoin { held, length });
+    }
+
+    fn live_with(
+        &mut self,
+        now: Time,
+        host: NodeId,
+        goal: Heads,
+        host_floor: (Vec<(Origin, Version)>, u64),
+    ) {
+        self.standing.state = State::Rejoining { host, goal };
+        // From now on the host drops nothing that this node has not got.
+        self.standing.host_floor = host_floor;
+        self.standing.moved_at = now;
+        self.standing.ask_at = now + self.config.join_every * ASK_AGAIN_AFTER;
+    }
+
+    pub(super) fn on_rejoined(&mut self, now: Time, begun: Option<Origin>) {
+        let State::Leaving { host } = self.standing.state else { return };
+        self.standing.ask_at = now;
+        let Some(origin) = begun else {
+            self.seek(now, true, Some(host));
+            self.standing.ask_at = now + self.config.join_every;
+            return;
+        };
+        self.me = origin;
+        self.standing.harmless = Version(0);
+        self.rounds.know(origin);
+        self.ledger.restart([]);
+        self.become_guest();
+        self.epoch_asked = None;
+        // Of its own rows it kept some that it may not have written in this life.
+        self.returned.on_returned(now);
+        self.say_hello();
+        if self.overlay.is_up(host) {
+            self.standing.state = State::Announcing { host };
+        } else {
+            self.seek(now, true, None);
+        }
+    }
+
+    pub(super) fn on_settled(&mut self, now: Time, is_done: bool) {
+        let State::Settling { before } = &mut self.standing.state else { return };
+        let before = std::mem::take(before);
+        self.standing.state = State::Settled;
+        if !is_done {
+            self.standing.state = *before;
+            return;
+        }
+        if let State::Rejoining { host, .. } | State::CatchingUp { host, .. } = *before {
+            let join = Message::Join { origin: self.me, is_whole: false };
+            self.send(vec![host], join, Lane::Control);
+        }
+        for node in std::mem::take(&mut self.standing.askers) {
+            if let Some(length) = self.rounds.length().filter(|_| self.overlay.is_up(node)) {
+                let heads = self.ledger.heads().collect();
+                let floor = self.rounds.floors();
+                let welcome = Message::Welcome { is_settled: true, length, heads, floor };
+                self.send(vec![node], welcome, Lane::Control);
+            }
+        }
+        // What it kept to itself nobody was pushed.
+        self.digests.on_pulled(self.me);
+        self.digests.at_once(now);
+    }
+
+    pub(super) fn on_host_down(&mut self, now: Time, node: NodeId) {
+        self.standing.guests.remove(&node);
+        self.leave_host(now, node);
+    }
+
+    /// Whom this node lives with is gone, or lost what it told of: another one is looked for.
+    fn leave_host(&mut self, now: Time, node: NodeId) {
+        let is_whole = match &self.standing.state {
+            State::Announcing { host } | State::Rejoining { host, .. } if *host == node => true,
+            State::CatchingUp { host, .. } if *host == node => false,
+            _ => return,
+        };
+        self.seek(now, is_whole, None);
+    }
+
+    pub(super) fn run_standing(&mut self, now: Time) {
+        let is_there = match &self.standing.state {
+            State::CatchingUp { goal, .. } | State::Rejoining { goal, .. } => {
+                reaches(|origin| self.ledger.head(origin), goal)
+            }
+            State::Seeking { is_whole, .. } => !is_whole && self.may_settle_alone(now),
+            _ => false,
+        };
+        if is_there {
+            let before = Box::new(std::mem::take(&mut self.standing.state));
+            self.standing.state = State::Settling { before };
+            let (heads, length) = self.standing.host_floor.clone();
+            self.rounds.raise_floor(&heads, length);
+            self.effects.push_back(Effect::Settle { heads, length });
+            return;
+        }
+        if self.standing.ask_at > now {
+            return;
+        }
+        let is_stuck = now.since(self.standing.moved_at) >= STUCK_AFTER;
+        let mut pause = self.config.join_every;
+        let (to, is_whole) = match &self.standing.state {
+            State::CatchingUp { .. } if is_stuck => {
+                self.seek(now, false, None);
+                return self.run_standing(now);
+            }
+            State::Rejoining { .. } if is_stuck => {
+                self.seek(now, true, None);
+                return self.run_standing(now);
+            }
+            State::CatchingUp { host, .. } => {
+                pause *= ASK_AGAIN_AFTER;
+                (vec![*host], false)
+            }
+            State::Rejoining { host, .. } => {
+                pause *= ASK_AGAIN_AFTER;
+                (vec![*host], true)
+            }
+            State::Seeking { is_whole, host } => {
+                let host = host.filter(|host| self.overlay.is_up(*host));
+                let others = || self.overlay.some_peers(&mut self.rng, ASKED_MAX);
+                (host.map_or_else(others, |host| vec![host]), *is_whole)
+            }
+            State::Announcing { host } => (vec![*host], true),
+            _ => return,
+        };
+        if let State::Seeking { host, .. } = &mut self.standing.state {
+            // Should it not answer, others are asked.
+            *host = None;
+        }
+        self.standing.ask_at = now + pause;
+        if !to.is_empty() {
+            self.standing.asked_at = now;
+        }
+        self.send(to, Message::Join { origin: self.me, is_whole }, Lane::Control);
+    }
+
+    /// Where nobody may let anybody in, and nobody is missing who could, the cluster is new. Where
+    /// most are there and nobody may, nobody may be left who could.
+    fn may_settle_alone(&self, now: Time) -> bool {
+        let Some(since) = self.standing.alone_since else { return false };
+        let quiet = now.since(since.max(self.standing.met_at));
+        // One after the other: who comes second is let in by the first.
+        let turn = if self.standing.is_second { 3 } else { 1 };
+        (quiet >= self.config.settle_alone_after * turn && self.rounds.are_all_up())
+            || (quiet >= self.config.settle_without_after && self.rounds.are_most_up())
+    }
+
+    pub(super) fn standing_deadline(&self) -> Option<Time> {
+        match &self.standing.state {
+            State::Seeking { .. }
+            | State::CatchingUp { .. }
+            | State::Announcing { .. }
+            | State::Rejoining { .. } => Some(self.standing.ask_at),
+            State::Settled | State::Leaving { .. } | State::Settling { .. } => None,
+        }
+    }
+}
+
+/// What all members hold, and the tombstones that go.
+impl Replica {
+    pub(super) fn on_round(&mut self, now: Time, from: NodeId, round: &Round) {
+        if !self.config.collect || self.rounds.is_forgotten(from) {
+            return;
+        }
+        if self.rounds.on_round(now, round) && self.rounds.may_answer(now, from) {
+            let ours = Message::Round(Box::new(self.rounds.round().clone()));
+            self.send(vec![from], ours, Lane::Control);
+        }
+        self.unlearn_forgotten(now);
+        let is_me = self.rounds.is_forgotten(self.me.node);
+        if is_me {
+            self.seek_whole(now, from);
+        }
+    }
+
+    /// Nothing is asked of forgotten nodes.
+    pub(super) fn unlearn_forgotten(&mut self, now: Time) {
+        for node in self.rounds.take_newly_forgotten() {
+            self.pulls.on_peer_down(now, node);
+        }
+    }
+
+    pub(super) fn on_collected(&mut self, now: Time, outcome: Option<CollectOutcome>) {
+        let dropped = outcome.map_or(0, |outcome| outcome.collected.dropped);
+        self.stats.tombstones_dropped += dropped as u64;
+        let done = outcome.map(|outcome| (outcome.collected.is_done, outcome.length));
+        self.rounds.on_collected(now, done);
+    }
+
+    pub(super) fn run_rounds(&mut self, now: Time) {
+        if !self.config.collect {
+            return;
+        }
+        if let Some(members) = self.rounds.meet(now) {
+            self.effects.push_back(Effect::Meet { members });
+        }
+        let ledger = &self.ledger;
+        let heads = || ledger.heads().collect::<Heads>();
+        // What waits here is of no head yet.
+        let is_ready = self.intake.is_idle() && self.rounds.has_noted_all();
+        let may_tell = self.has_a_say() && is_ready;
+        let me: Option<(Origin, &dyn Fn() -> Heads)> = may_tell.then_some((self.me, &heads));
+        let action = self.rounds.run(now, &mut self.rng, me);
+        if let Some(Action::Tell) = action {
+            let round = Message::Round(Box::new(self.rounds.round().clone()));
+            let to = self.overlay.some_peers(&mut self.rng, 1);
+            self.send(to, round, Lane::Control);
+        }
+        self.unlearn_forgotten(now);
+        let may_collect = self.has_a_say();
+        let ledger = &self.ledger;
+        let plan = may_collect.then(|| self.rounds.collect(|origin| ledger.head(origin)));
+        if let Some(Action::Collect { heads, forgotten }) = plan.flatten() {
+            let rows_max = self.config.collect_rows_max;
+            self.effects.push_back(Effect::Collect { heads, forgotten, rows_max });
+        }
+    }
+
+    pub(super) fn rounds_deadline(&self) -> Option<Time> {
+        self.config.collect.then(|| self.rounds.deadline()).flatten()
+    }
+}

@@ -1,0 +1,280 @@
+//! A node that was away for so long that deletes are not told any more takes over all rows of a
+//! peer: what the peer does not have was deleted, unless this node made it. Which peer, and when, is
+//! the replica's business.
+//!
+//! Rows stay visible meanwhile. Those that the peer tells of are noted in `__tribune_confirmed`; when
+//! it has told of all, the others are looked at, which is the only step that reads all clocks.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rusqlite::Connection;
+
+use super::changes::Reader;
+use super::clocks;
+use super::database::{Store, UPDATE_EPOCH, failed};
+use super::epochs::{Act, Place};
+use super::group::{Done, Group};
+use super::local::push_event;
+use super::log;
+use super::parked;
+use super::sums::Delta;
+use super::tables::TableId;
+use super::tombstones::{look_at_all, raise};
+use crate::crdt::change::{is_harmless, keeps_tombstones};
+use crate::crdt::storage::{Settled, StorageError};
+use crate::crdt::{Class, ColumnId, Commit, Key, RowClock, RowEvent, Stamp, TableEvents, pack};
+use crate::types::{Origin, Seq, Value, Version};
+
+const LEAVE: &str = "UPDATE __tribune_collection SET settled = NULL, is_rejoining = 1";
+const SETTLE: &str = "UPDATE __tribune_collection SET settled = ?1, is_rejoining = 0";
+const CONFIRM: &str = "INSERT OR IGNORE INTO __tribune_confirmed (tbl, key) VALUES (?1, ?2)";
+const FORGET_CONFIRMED: &str = "DELETE FROM __tribune_confirmed";
+const SELECT_UNCONFIRMED: &str = "SELECT tbl, key, clock FROM __tribune_rows AS r
+    WHERE NOT EXISTS (SELECT 1 FROM __tribune_confirmed AS c WHERE c.tbl = r.tbl AND c.key = r.key)";
+const SELECT_TABLE: &str = "SELECT tbl, key, clock FROM __tribune_rows WHERE tbl = ?1";
+
+/// Notes that the peer has told of a row.
+pub(super) fn confirm(conn: &Connection, place: (TableId, &[u8])) -> rusqlite::Result<()> {
+    conn.prepare_cached(CONFIRM)?.execute(place)?;
+    Ok(())
+}
+
+type Heads = BTreeMap<Origin, Version>;
+
+impl Group<'_> {
+    /// Begins to take over a peer's rows: see
+    /// [`Storage::rejoin`](crate::crdt::storage::Storage::rejoin). Returns the new origin, and the one
+    /// that ended.
+    pub fn rejoin(
+        &mut self,
+        held: &[(Origin, Version)],
+        length: u64,
+    ) -> Result<(Origin, Origin), StorageError> {
+        self.caller(StorageError::Failed, |group| {
+            let me = group.store.now.origin;
+            let mine = held.iter().filter(|(origin, _)| origin.node == me.node);
+            let above = mine.map(|(origin, _)| origin.epoch).max().unwrap_or_default();
+            let origin = group.next_origin(above)?;
+            group.leave(origin, held, length).map_err(failed)?;
+            group.done.push(Done::Rejoined { origin, held: held.to_vec(), length });
+            Ok((origin, me))
+        })
+    }
+
+    /// Notes that this node may speak: see
+    /// [`Storage::settle`](crate::crdt::storage::Storage::settle). The commits are the group's.
+    pub fn settle(
+        &mut self,
+        heads: &[(Origin, Version)],
+        length: u64,
+    ) -> Result<Settled, StorageError> {
+        self.caller(StorageError::Failed, |group| {
+            let settled = group.settle_down(heads, length).map_err(failed)?;
+            group.done.push(Done::Settled { heads: heads.to_vec(), length });
+            Ok(settled)
+        })
+    }
+
+    pub(super) fn leave(
+        &mut self,
+        origin: Origin,
+        held: &[(Origin, Version)],
+        length: u64,
+    ) -> rusqlite::Result<()> {
+        let store = &mut *self.store;
+        let ended = store.now.origin;
+        store.conn.execute(UPDATE_EPOCH, [origin.epoch.0])?;
+        store.conn.execute(LEAVE, [])?;
+        store.conn.execute(FORGET_CONFIRMED, [])?;
+        look_at_all(&store.conn)?;
+        (store.now.origin, store.now.trusted) = (origin, Version(0));
+        store.now.is_rejoining = true;
+        store.raise_length(length)?;
+        for (origin, _) in store.origins.heads() {
+            store.origins.set_back(origin, Version(0));
+        }
+        let held: Heads = held.iter().copied().collect();
+        self.drop_foreign_news(&held)?;
+        let mut places = self.places_of(ended, Class::Owned, Version(0))?;
+        let mine = |other: &Origin| other.node == origin.node && *other != origin;
+        for origin in self.store.origins.all().into_iter().filter(mine) {
+            let after = held.get(&origin).copied().unwrap_or_default();
+            places.append(&mut self.places_of(origin, Class::Shared, after)?);
+        }
+        self.write_places(&places, &Act::Rejoin { ended, held })
+    }
+
+    /// Forgets the rows of other owners that a peer with these heads cannot know.
+    fn drop_foreign_news(&mut self, held: &Heads) -> rusqlite::Result<()> {
+        let me = self.store.now.origin.node;
+        let ids = (0..).zip(self.store.tables.entries());
+        let is_owned = |name: &str| Class::of(name) == Class::Owned;
+        let owned = ids.filter(|(_, entry)| is_owned(&entry.name) && !entry.is_dropped);
+        let owned: Vec<TableId> = owned.map(|(id, _)| id).collect();
+        let mut gone = Vec::new();
+        for id in owned {
+            self.store.each_clock(SELECT_TABLE, [id], |place, clock| {
+                let stamp = clock.life().stamp;
+                if stamp.origin.node != me && !is_covered(held, stamp) {
+                    gone.push((place, clock));
+                }
+            })?;
+        }
+        self.remove(gone)
+    }
+
+    pub(super) fn settle_down(
+        &mut self,
+        heads: &[(Origin, Version)],
+        length: u64,
+    ) -> rusqlite::Result<Settled> {
+        let me = self.store.now.origin;
+        let was_rejoining = std::mem::take(&mut self.store.now.is_rejoining);
+        raise(&self.store.conn, heads, &[])?;
+        self.store.raise_length(length)?;
+        self.store.conn.execute(SETTLE, [me.to_bytes()])?;
+        let mut settled = Settled::default();
+        if was_rejoining {
+            self.drop_unconfirmed(&mut settled)?;
+        }
+        let again = self.born_too_low()?;
+        settled.renewed = again.len();
+        self.write_places(&again, &Act::Begin { length: self.store.now.length })?;
+        if was_rejoining {
+            let heads: Heads = self.store.origins.heads().into_iter().collect();
+            let mut beyond = BTreeSet::new();
+            for origin in self.store.origins.all() {
+                let head = self.store.origins.head(origin);
+                beyond.append(&mut self.places_of(origin, Class::Shared, head)?);
+            }
+            self.write_places(&beyond, &Act::Restamp { heads })?;
+        }
+        Ok(settled)
+    }
+
+    fn drop_unconfirmed(&mut self, settled: &mut Settled) -> rusqlite::Result<()> {
+        let store = &*self.store;
+        let me = store.now.origin;
+        let heads: Heads = store.origins.heads().into_iter().collect();
+        let mut gone = Vec::new();
+        store.each_clock(SELECT_UNCONFIRMED, [], |(table, key), clock| {
+            let Some(entry) = store.tables.get_entry(table) else { return };
+            let life = clock.life();
+            // A tombstone that the peer cannot know is told. A row is told only by who gave it
+            // life: others may know of its death already.
+            let is_told = !clock.is_alive() && !is_covered(&heads, life.stamp);
+            let is_mine = life.stamp.origin == me;
+            if is_mine || is_told || entry.is_dropped || keeps_tombstones(&entry.name) {
+                return;
+            }
+            let is_lost = |stamp: Stamp| stamp.origin == me || !is_covered(&heads, stamp);
+            settled.dropped += usize::from(clock.is_alive());
+            settled.lost += usize::from(clock.stamps().into_iter().any(is_lost));
+            gone.push(((table, key), clock));
+        })?;
+        self.store.conn.execute(FORGET_CONFIRMED, [])?;
+        self.remove(gone)
+    }
+
+    /// Lists the shared rows that this origin gave life, at or below lives that were dropped.
+    fn born_too_low(&mut self) -> rusqlite::Result<BTreeSet<Place>> {
+        let (me, length) = (self.store.now.origin, self.store.now.length);
+        let mut places = BTreeSet::new();
+        for (name, key, table) in self.places_of(me, Class::Shared, Version(0))? {
+            let Store { conn, origins, .. } = &*self.store;
+            let clock = clocks::read(conn, origins, table, &key)?;
+            let life = clock.filter(RowClock::is_alive).map(|clock| clock.life());
+            let is_low = life.is_some_and(|life| life.stamp.origin == me && life.length <= length);
+            if is_low && !keeps_tombstones(&name.0) {
+                places.insert((name, key, table));
+            }
+        }
+        Ok(places)
+    }
+
+    /// Forgets rows without a trace. Who watches sees them go.
+    fn remove(&mut self, rows: Vec<((TableId, Key), RowClock)>) -> rusqlite::Result<()> {
+        let mut tables = Vec::new();
+        for ((table, key), clock) in rows {
+            self.store.remove_row((table, &key), &clock, &mut tables)?;
+        }
+        if !tables.is_empty() {
+            let (seq, at) = (Seq::default(), self.store.now.at);
+            self.conclude(Commit { seq, at, tables, changeset: None, heads: Vec::new() });
+        }
+        Ok(())
+    }
+}
+
+impl Store {
+    /// See [`Floor::harmless`](crate::crdt::Floor::harmless).
+    pub(super) fn harmless_until(&self, me: Origin) -> rusqlite::Result<Version> {
+        let head = self.origins.head(me);
+        let Some(ordinal) = self.origins.number_of(me) else { return Ok(head) };
+        let mut until = head;
+        log::visit(&self.conn, ordinal, (Version(0), head), |version, _, table, key| {
+            let Some(entry) = self.tables.get_entry(table) else { return Ok(true) };
+            if entry.is_dropped || is_harmless(&entry.name) {
+                return Ok(true);
+            }
+            let stamp = Stamp { origin: me, version };
+            let is_left = log::is_left(&self.conn, &self.origins, stamp, (table, &key))?;
+            if is_left {
+                until = Version(version.0 - 1);
+            }
+            Ok(!is_left)
+        })?;
+        Ok(until)
+    }
+
+    fn each_clock(
+        &self,
+        sql: &str,
+        params: impl rusqlite::Params,
+        mut each: impl FnMut((TableId, Key), RowClock),
+    ) -> rusqlite::Result<()> {
+        let mut statement = self.conn.prepare_cached(sql)?;
+        let mut rows = statement.query(params)?;
+        while let Some(row) = rows.next()? {
+            let clock = clocks::decode(&self.origins, row.get_ref(2)?.as_blob()?)?;
+            each((row.get(0)?, row.get_ref(1)?.as_blob()?.into()), clock);
+        }
+        Ok(())
+    }
+
+    fn remove_row(
+        &mut self,
+        (table, key): (TableId, &Key),
+        clock: &RowClock,
+        events: &mut Vec<TableEvents>,
+    ) -> rusqlite::Result<()> {
+        let ids: Vec<ColumnId> = clock.cells().map(|(id, _)| id).collect();
+        let mut reader =
+            Reader { conn: &self.conn, tables: &self.tables, has_parked: BTreeMap::new() };
+        let values = reader.values(table, key, ids.iter().copied())?;
+        let values: BTreeMap<ColumnId, Value> = ids.into_iter().zip(values).collect();
+        let value = |id| values.get(&id).unwrap_or(&Value::Null);
+        let gone = None::<(&RowClock, fn(ColumnId) -> &'static Value)>;
+        let mut delta = Delta::default();
+        delta.turn((table, self.tables.entry(table)), key, Some((clock, value)), gone);
+        self.sums.add(delta);
+        if self.has_parked.contains(&table) {
+            parked::write(&self.conn, (table, key), [])?;
+        }
+        if let Some(home) = &self.tables.entry(table).table {
+            let key = pack::unpack(key).unwrap_or_default();
+            if home.read_row(&self.conn, &key)?.is_some() {
+                home.delete_row(&self.conn, &key)?;
+                push_event(events, home, RowEvent { key, existed: true, row: None });
+            }
+        }
+        self.hot.forget_row((table, key));
+        clocks::remove(&self.conn, (table, key))?;
+        self.sweeper.owe(clock.stamps().len() as u64);
+        Ok(())
+    }
+}
+
+fn is_covered(heads: &Heads, stamp: Stamp) -> bool {
+    heads.get(&stamp.origin).is_some_and(|head| stamp.version <= *head)
+}
