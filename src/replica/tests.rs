@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::crdt::storage::Extract;
-use crate::crdt::{Batch, Stamp};
+use crate::crdt::{Batch, Staging, Stamp};
 use crate::ledger::tests::origin;
 use crate::types::Wall;
 use crate::wire::{Cut, Neighbour, RequestId};
@@ -474,4 +474,171 @@ fn a_push_that_is_no_fresh_commit_is_counted_and_dropped() {
     let message = Message::Push { hops: 0, piece: piece(9, 0, 2) };
     assert_eq!(one.hear(2, message), []);
     assert_eq!(one.replica.stats().rejected, 1);
+}
+
+/// One that hears that peers hold version 1 of origin 9, and has asked one of them.
+fn pulling(config: Config, peers: &[u8]) -> (One, (NodeId, RequestId)) {
+    let mut one = One::new();
+    one.replica = Replica::new(origin(ME), [], config, 1);
+    for peer in peers {
+        one.hear(*peer, heads(9, 1));
+    }
+    let asked = one.wait(400);
+    let wants = wants(&asked);
+    assert_eq!(wants.len(), 1, "{asked:?}");
+    (one, (wants[0].0, wants[0].1))
+}
+
+/// The rows of version 1 of origin 9 from part `from` to before part `to`.
+fn part(request: RequestId, from: u64, to: u64) -> Message {
+    let through = Version(u64::from(to == 0));
+    let piece =
+        Piece { origin: origin(9), after: Version(0), through, changesets: vec![changeset(9, 1)] };
+    Message::Pulled { request, piece, head: Version(1), cut: Cut { from, to } }
+}
+
+fn wanted_parts(effects: &[Effect]) -> Vec<(NodeId, RequestId, u64)> {
+    let wants = sent(effects).into_iter().filter_map(|(to, message)| match message {
+        Message::Want { request, after, part, .. } => {
+            assert_eq!(*after, Version(0));
+            Some((to[0], *request, *part))
+        }
+        _ => None,
+    });
+    wants.collect()
+}
+
+/// What the disk is to do.
+fn disk(effects: &[Effect]) -> Vec<String> {
+    let word = |effect: &Effect| match effect {
+        Effect::Stage { staging, parts } => Some(format!("stage {} {}", staging.0, parts.len())),
+        Effect::ApplyStaged { staging, last, .. } => {
+            Some(format!("apply {} {}..{}", staging.0, last.after, last.through))
+        }
+        Effect::Unstage(staging) => Some(format!("unstage {}", staging.0)),
+        Effect::Apply { batch, .. } => Some(format!("apply {}", batch.pieces[0].changesets.len())),
+        _ => None,
+    };
+    effects.iter().filter_map(word).collect()
+}
+
+/// Puts everything on disk that is pulled in parts.
+fn on_disk() -> Config {
+    Config { staged_origin_bytes_max: 0, stage_bytes_max: 0, ..Config::default() }
+}
+
+#[test]
+fn a_version_in_parts_is_applied_once_the_last_is_here() {
+    let (mut one, (peer, request)) = pulling(Config::default(), &[2]);
+    let mut next = request;
+    for (from, to) in [(0, 3), (3, 7)] {
+        let effects = one.tell(Input::Received { from: peer, message: part(next, from, to) });
+        assert_eq!(disk(&effects), Vec::<String>::new());
+        let wanted = wanted_parts(&effects);
+        assert_eq!((wanted.len(), wanted[0].2), (1, to));
+        next = wanted[0].1;
+    }
+    let effects = one.tell(Input::Received { from: peer, message: part(next, 7, 0) });
+    assert_eq!(disk(&effects), ["apply 3"]);
+    assert_eq!(wanted_parts(&effects), []);
+}
+
+#[test]
+fn parts_that_are_much_wait_on_the_disk_and_the_next_is_asked_for_when_they_do() {
+    let (mut one, (peer, request)) = pulling(on_disk(), &[2]);
+    let effects = one.tell(Input::Received { from: peer, message: part(request, 0, 3) });
+    assert_eq!((disk(&effects), wanted_parts(&effects)), (vec!["stage 1 1".to_owned()], vec![]));
+    let effects = one.tell(Input::Staged { staging: Staging(1), is_done: true });
+    let wanted = wanted_parts(&effects);
+    assert_eq!((wanted.len(), wanted[0].2), (1, 3));
+    let effects = one.tell(Input::Received { from: peer, message: part(wanted[0].1, 3, 0) });
+    assert_eq!(disk(&effects), ["apply 1 0..1"]);
+    let Some(Effect::ApplyStaged { id, .. }) = effects.first() else { panic!("{effects:?}") };
+    // What fails is tried again, and what is on the disk stays there.
+    let (id, failed) = (*id, ApplyOutcome::Failed);
+    one.tell(Input::Applied { id, outcome: failed.clone() });
+    let again = one.wait(1_000);
+    assert_eq!(disk(&again), ["apply 1 0..1"]);
+    let Some(Effect::ApplyStaged { id, .. }) =
+        again.iter().find(|effect| matches!(effect, Effect::ApplyStaged { .. }))
+    else {
+        panic!("{again:?}")
+    };
+    let heads = vec![(origin(9), Version(1))];
+    let done = one.tell(Input::Applied { id: *id, outcome: ApplyOutcome::Done { heads } });
+    assert_eq!(disk(&done), Vec::<String>::new());
+    assert_eq!((one.held(9), one.replica.behind().versions), (1, 0));
+}
+
+#[test]
+fn what_cannot_be_applied_at_all_is_forgotten_and_pulled_again() {
+    let (mut one, (peer, request)) = pulling(on_disk(), &[2]);
+    one.tell(Input::Received { from: peer, message: part(request, 0, 3) });
+    let effects = one.tell(Input::Staged { staging: Staging(1), is_done: true });
+    let next = wanted_parts(&effects)[0].1;
+    let mut effects = one.tell(Input::Received { from: peer, message: part(next, 3, 0) });
+    for _ in 0..3 {
+        let id = effects.iter().find_map(|effect| match effect {
+            Effect::ApplyStaged { id, .. } => Some(*id),
+            _ => None,
+        });
+        let id = id.expect("it is tried again");
+        let said = one.tell(Input::Applied { id, outcome: ApplyOutcome::Failed });
+        effects = said.into_iter().chain(one.wait(1_500)).collect();
+    }
+    assert!(disk(&effects).contains(&"unstage 1".to_owned()), "{effects:?}");
+    let wanted = wanted_parts(&effects).into_iter().chain(wanted_parts(&one.wait(3_000)));
+    assert_eq!(wanted.map(|(_, _, part)| part).next(), Some(0));
+}
+
+#[test]
+fn whoever_goes_on_with_another_source_begins_the_version_again() {
+    let (mut one, (peer, request)) = pulling(on_disk(), &[2, 3]);
+    one.tell(Input::Received { from: peer, message: part(request, 0, 3) });
+    let effects = one.tell(Input::Staged { staging: Staging(1), is_done: true });
+    assert_eq!(wanted_parts(&effects)[0].0, peer, "it goes on with whom it began");
+    let effects = one.tell(Input::PeerDown(peer));
+    let wanted: Vec<_> = wanted_parts(&effects);
+    assert_eq!((wanted.len(), wanted[0].2), (1, 0));
+    assert_ne!(wanted[0].0, peer);
+    // An answer of the first that is late does not join: its parts are counted otherwise.
+    let late = one.tell(Input::Received { from: peer, message: part(RequestId(2), 3, 0) });
+    assert_eq!(disk(&late), Vec::<String>::new());
+    let other = wanted[0].0;
+    let effects = one.tell(Input::Received { from: other, message: part(wanted[0].1, 0, 0) });
+    assert_eq!(disk(&effects), ["apply 1 0..1"], "what is there already does no harm");
+}
+
+#[test]
+fn parts_that_cannot_be_stored_are_pulled_again_a_little_later() {
+    let (mut one, (peer, request)) = pulling(on_disk(), &[2]);
+    one.tell(Input::Received { from: peer, message: part(request, 0, 3) });
+    let effects = one.tell(Input::Staged { staging: Staging(1), is_done: false });
+    assert_eq!((disk(&effects), wanted_parts(&effects)), (vec!["unstage 1".to_owned()], vec![]));
+    let wanted = wanted_parts(&one.wait(3_000));
+    assert_eq!(wanted[0].2, 0);
+    assert_eq!(one.replica.stats().stagings_failed, 1);
+}
+
+#[test]
+fn parts_whose_rest_nobody_offers_any_more_are_forgotten_in_the_end() {
+    let (mut one, (peer, request)) = pulling(on_disk(), &[2]);
+    one.tell(Input::Received { from: peer, message: part(request, 0, 3) });
+    one.tell(Input::PeerDown(peer));
+    one.tell(Input::Staged { staging: Staging(1), is_done: true });
+    assert_eq!(one.replica.behind().versions, 0, "what nobody has is not missing");
+    assert_eq!(disk(&one.wait(50_000)), Vec::<String>::new());
+    assert_eq!(disk(&one.wait(20_000)), ["unstage 1"]);
+    assert_eq!(one.replica.staged_bytes(), (0, 0));
+}
+
+#[test]
+fn a_large_commit_is_told_to_the_neighbours_by_its_head() {
+    let mut one = One::with_neighbours(&[2, 3]);
+    let (origin, head) = (origin(ME), Version(1));
+    let effects = one.tell(Input::CommittedLarge { origin, head });
+    let to = vec![node(2), node(3)];
+    let message = Message::Heads(vec![(origin, head)]);
+    assert_eq!(effects, [Effect::Send { to, message, lane: Lane::Own }]);
+    assert_eq!(one.held(ME), 1);
 }

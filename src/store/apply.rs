@@ -265,6 +265,7 @@ impl<'a> Merge<'a> {
         if row.clock != row.held {
             self.changed.insert(row.table);
             let (held, place) = (row.held.as_ref(), (row.table, &row.key));
+            self.notes.log.weigh(row.bytes());
             self.notes.write_clock(self.conn, self.origins, self.hot, place, (held, clock))?;
             let table = (row.table, self.tables.entry(row.table));
             let before = held.map(|held| (held, row.value_before()));
@@ -402,6 +403,11 @@ impl Row {
                 _ => drop(parked.insert(id, value.clone())),
             }
         }
+    }
+
+    fn bytes(&self) -> usize {
+        let values = self.row.iter().flatten().chain(self.parked.values());
+        self.key.len() + values.map(Value::bytes).sum::<usize>()
     }
 
     /// Finds what a cell holds that has a clock.

@@ -109,6 +109,8 @@ pub(super) fn load(
             return Ok(false);
         }
         let stamp = builder.stamp;
+        let mut rows = Vec::new();
+        let mut part_bytes = 0;
         for (table, key) in names {
             let dropped = tables.get_entry(table).is_none_or(|entry| entry.is_dropped);
             let clock = if dropped { None } else { clocks::read(conn, origins, table, &key)? };
@@ -118,12 +120,21 @@ pub(super) fn load(
             if change.cells.is_empty() && clock.life().stamp != stamp {
                 continue;
             }
-            bytes += change.bytes();
-            if bytes > bytes_max && !piece.changesets.is_empty() {
+            part_bytes += change.bytes();
+            rows.push((table, change));
+            if bytes + part_bytes > bytes_max && !piece.changesets.is_empty() {
                 cut = Some(0);
                 return Ok(false);
             }
-            builder.at = builder.at.max(at);
+        }
+        // A part alone may be large already: it shares a message with no other then.
+        if bytes > 0 && bytes + part_bytes > bytes_max {
+            cut = Some(part);
+            return Ok(false);
+        }
+        bytes += part_bytes;
+        builder.at = builder.at.max(at);
+        for (table, change) in rows {
             builder.tables.entry(table).or_default().push(change);
         }
         Ok(true)

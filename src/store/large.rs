@@ -125,6 +125,7 @@ impl Group<'_> {
             return Ok(None);
         }
         store.origins.advance(origin, version);
+        store.sweeper.put_off();
         let tables = events_of(store, &changed);
         let (seq, at, heads) = (Seq::default(), store.now.at, vec![(origin, version)]);
         self.conclude(Commit { seq, at, tables, changeset: None, heads });

@@ -59,10 +59,20 @@ const DELETE: &str = "DELETE FROM __tribune_log WHERE origin = ?1 AND version = 
 /// When the commits of stamps were made that are new in a transaction.
 pub type Times = BTreeMap<Stamp, Wall>;
 
+type Names = BTreeMap<Stamp, BTreeMap<TableId, Vec<Key>>>;
+
+/// How many bytes of rows one part may name, unless a single row has more: whoever pulls gets at least
+/// a part at a time, in one message.
+const PART_ROWS_BYTES: usize = 1 << 20;
+
 /// What a transaction adds to the log.
 #[derive(Debug, Default)]
 pub struct Entries {
-    rows: BTreeMap<Stamp, BTreeMap<TableId, Vec<Key>>>,
+    rows: Names,
+    /// Those before them, which share no part with them.
+    full: Vec<Names>,
+    /// What the rows in `rows` weigh, where that is known.
+    bytes: usize,
     /// How many names it leaves idle.
     overwritten: u64,
 }
@@ -71,6 +81,15 @@ impl Entries {
     /// Notes that a row has a stamp that it did not have before.
     pub fn add(&mut self, stamp: Stamp, table: TableId, key: &Key) {
         self.rows.entry(stamp).or_default().entry(table).or_default().push(Arc::clone(key));
+    }
+
+    /// Says how many bytes the row has that is noted next.
+    pub fn weigh(&mut self, bytes: usize) {
+        if self.bytes > 0 && self.bytes + bytes > PART_ROWS_BYTES {
+            self.full.push(std::mem::take(&mut self.rows));
+            self.bytes = 0;
+        }
+        self.bytes += bytes;
     }
 
     /// Notes that a row has lost a stamp.
@@ -87,7 +106,7 @@ impl Entries {
         times: &Times,
     ) -> rusqlite::Result<u64> {
         let mut insert = conn.prepare_cached(INSERT)?;
-        for (stamp, tables) in self.rows {
+        for (stamp, tables) in self.full.into_iter().chain([self.rows]).flatten() {
             let (ordinal, version) = (origins.ordinal(stamp.origin), stamp.version.0.cast_signed());
             let at = times.get(&stamp).map_or(0, |at| at.0.cast_signed());
             let mut writer = PartWriter::default();
@@ -301,6 +320,11 @@ impl Sweeper {
     pub fn owe(&mut self, overwritten: u64) {
         self.owed = self.owed.saturating_add(overwritten);
         self.fresh = self.fresh.saturating_add(overwritten);
+    }
+
+    /// Leaves what became idle just now to later runs: it is too much for one commit.
+    pub fn put_off(&mut self) {
+        self.fresh = 0;
     }
 
     /// Tells whether there is enough to do for a sweep to be worth its while.

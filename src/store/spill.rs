@@ -175,7 +175,6 @@ impl Spill {
         let mut chunk = Vec::new();
         let mut bytes = 0;
         while chunk.len() < CHUNK_ROWS
-            && bytes < CHUNK_BYTES
             && let Some(row) = rows.next()?
         {
             let id: TableId = row.get(0)?;
@@ -191,7 +190,11 @@ impl Spill {
             let values = pack::unpack(&key).map_err(|_| damage(1))?;
             let after = table.read_row(main, &values)?;
             let sides = before.iter().chain(&after).flatten();
-            bytes += key.len() + sides.map(|value| value.bytes() + 16).sum::<usize>();
+            let row_bytes = key.len() + sides.map(|value| value.bytes() + 16).sum::<usize>();
+            if bytes > 0 && bytes + row_bytes > CHUNK_BYTES {
+                break;
+            }
+            bytes += row_bytes;
             *cursor = (id, key.to_vec());
             chunk.push((Net { table, key, before, after, moved_from }, clock));
         }

@@ -126,6 +126,7 @@ impl Group<'_> {
             }
             merge_part(store, &Part { piece: last.clone(), is_cut: false }, &mut told)?;
             store.origins.advance(last.origin, last.through);
+            store.sweeper.put_off();
         } else {
             forget(&store.conn, staging)?;
         }
