@@ -22,6 +22,7 @@ use tracing::warn;
 pub use handle::{Handle, Local, MemberState, MemberStatus, SubmitError, TransactError};
 
 use self::engine::Engine;
+use self::handle::Counts;
 use self::join::Join;
 use self::mailbox::Mailbox;
 use self::writer::Listeners;
@@ -64,6 +65,8 @@ pub struct Config {
 #[derive(Clone, Debug, Default)]
 pub struct Stats {
     pub replica: replica::Stats,
+    /// Whether tombstones go, and who is waited for.
+    pub collection: replica::Collection,
     pub swim: swim::Counters,
     /// What is known to exist and is not held.
     pub behind: replica::Behind,
@@ -121,7 +124,8 @@ impl Node {
                 store.heads()?,
                 config.replica.clone(),
                 config.seed,
-            ),
+            )
+            .on(&store.floor()?),
             net,
             events,
             reports: reported,
@@ -143,7 +147,12 @@ impl Node {
             Arc::clone(&mailbox),
             Arc::clone(&definitions),
             members,
-            store.schema_asides(),
+            Counts {
+                schema_asides: store.schema_asides(),
+                tombstones: store.tombstones_held(),
+                stats: Arc::clone(&stats),
+            },
+            reports.clone(),
         );
         let pulse = pulses.add("writer");
         let listeners =

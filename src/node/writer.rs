@@ -16,10 +16,10 @@ use super::engine::Happened;
 use super::mailbox::{GROUP_JOBS_MAX, Job, Mailbox, Reports, Transaction, Turn};
 use super::{SubmitError, TransactError};
 use crate::catalog::rows;
-use crate::crdt::storage::StorageError;
+use crate::crdt::storage::{Settled, StorageError};
 use crate::crdt::{Refusal, RowOp};
 use crate::live::Feed;
-use crate::replica::BatchId;
+use crate::replica::{BatchId, CollectOutcome};
 use crate::store::schema::{SchemaChange, SchemaError};
 use crate::store::{Group, SqlError, Store, Transacted};
 use crate::telemetry::Pulse;
@@ -41,6 +41,10 @@ enum Outcome {
     Applied(BatchId, Result<Vec<(Origin, Version)>, StorageError>),
     Epoch(Result<(Origin, (Origin, Version)), StorageError>),
     Withdrawn(Result<usize, StorageError>),
+    Met(Result<(), StorageError>),
+    Collected(Result<CollectOutcome, StorageError>),
+    Rejoined(Result<Origin, StorageError>),
+    Settled(Result<Settled, StorageError>),
 }
 
 /// Whom the writer tells of what became true.
@@ -101,6 +105,25 @@ fn write_jobs(store: &mut Store, jobs: Vec<Job>, listeners: &Listeners) {
                 listeners.pulse.beat_long("withdrawing rows of earlier epochs");
                 Outcome::Withdrawn(group.withdraw())
             }
+            Job::Meet { members } => {
+                listeners.pulse.beat_long("noting members");
+                Outcome::Met(group.meet(&members))
+            }
+            Job::Collect { heads, forgotten, rows_max } => {
+                listeners.pulse.beat_long("dropping tombstones");
+                let collected = group.collect(&heads, &forgotten, rows_max);
+                Outcome::Collected(
+                    collected.map(|(collected, length)| CollectOutcome { collected, length }),
+                )
+            }
+            Job::Rejoin { held, length } => {
+                listeners.pulse.beat_long("beginning to take over the rows of another node");
+                Outcome::Rejoined(group.rejoin(&held, length).map(|(origin, _)| origin))
+            }
+            Job::Settle { heads, length } => {
+                listeners.pulse.beat_long("dropping rows that were deleted elsewhere");
+                Outcome::Settled(group.settle(&heads, length))
+            }
             Job::Schema { request, reply } => {
                 listeners.pulse.beat_long("changing the schema");
                 Outcome::Schema(reply, group.schema(&request))
@@ -135,7 +158,8 @@ fn conclude(group: Group<'_>, mut outcomes: Vec<Outcome>, may_define: bool, list
         Ok(commits) => {
             pulse.beat("telling of what was written");
             // A new epoch is heard of before what is written under it.
-            let is_epoch = |outcome: &mut Outcome| matches!(outcome, Outcome::Epoch(_));
+            let is_epoch =
+                |outcome: &mut Outcome| matches!(outcome, Outcome::Epoch(_) | Outcome::Rejoined(_));
             answer(outcomes.extract_if(.., is_epoch).collect(), None, reports);
             for commit in &commits {
                 feed.publish(commit);
@@ -166,7 +190,14 @@ fn may_define(job: &Job) -> bool {
             }
             RowOp::Require { .. } => false,
         }),
-        Job::Schema { .. } | Job::Apply { .. } | Job::BeginEpoch { .. } | Job::Withdraw => false,
+        Job::Schema { .. }
+        | Job::Apply { .. }
+        | Job::BeginEpoch { .. }
+        | Job::Withdraw
+        | Job::Meet { .. }
+        | Job::Collect { .. }
+        | Job::Rejoin { .. }
+        | Job::Settle { .. } => false,
     }
 }
 
@@ -200,6 +231,12 @@ fn answer(outcomes: Vec<Outcome>, group: Option<&StorageError>, reports: &Report
             Outcome::Withdrawn(result) => {
                 report(reports, Happened::Withdrawn(all(result, group)));
             }
+            Outcome::Met(result) => report(reports, Happened::Met(all(result, group))),
+            Outcome::Collected(result) => {
+                report(reports, Happened::Collected(all(result, group)));
+            }
+            Outcome::Rejoined(result) => report(reports, Happened::Rejoined(all(result, group))),
+            Outcome::Settled(result) => report(reports, Happened::Settled(all(result, group))),
         }
     }
 }
