@@ -42,6 +42,11 @@ pub(super) fn register(metrics: &Metrics, sources: Sources) {
                 count(node.writes_waiting()),
             ),
             Family::gauge(
+                "tombstones",
+                "Deleted rows that are remembered, until every member is known to hold the delete.",
+                node.tombstones() as f64,
+            ),
+            Family::gauge(
                 "schema_asides",
                 "Parts of the schema that this node cannot carry out.",
                 count(usize::try_from(node.schema_asides()).unwrap_or(usize::MAX)),
@@ -169,6 +174,48 @@ fn of_replica(stats: &Stats) -> Vec<Family> {
             "epochs_lost",
             "Times a peer knew more of this node's stream than it did itself.",
             replica.epochs_lost,
+        ),
+        Family::counter("tombstones_dropped", "Tombstones dropped.", replica.tombstones_dropped),
+        Family::gauge(
+            "collected_versions",
+            "Versions, of all origins, that tombstones were dropped of.",
+            stats.collection.collected as f64,
+        ),
+        Family::gauge(
+            "round",
+            "Age of the round in which all members are asked what they hold.",
+            stats.collection.round_age.as_secs_f64(),
+        )
+        .unit("seconds"),
+        Family::gauge(
+            "awaited_members",
+            "Members that have not told in this round: meanwhile no tombstone goes.",
+            count(stats.collection.awaited.len()),
+        ),
+        Family::gauge(
+            "forgotten_members",
+            "Members that nobody waits for any more, until they return.",
+            count(stats.collection.forgotten.len()),
+        ),
+        Family::gauge(
+            "settled",
+            "Whether this node has caught up, so that all of what it holds may leave it.",
+            count(usize::from(stats.collection.is_settled)),
+        ),
+        Family::counter(
+            "rejoins",
+            "Times this node began to take over all rows of another.",
+            replica.rejoins,
+        ),
+        Family::counter(
+            "below_floor",
+            "Pulls that a peer could not answer, for it has forgotten deletes in between.",
+            replica.below_floor,
+        ),
+        Family::counter(
+            "unheard",
+            "What forgotten nodes said, or said before they were members again.",
+            replica.unheard,
         ),
     ]
 }

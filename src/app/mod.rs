@@ -30,7 +30,6 @@ use crate::live::Queries;
 use crate::net::tls::Identity;
 use crate::net::{self, Net};
 use crate::node::{self, Handle, Local, Node};
-use crate::replica;
 use crate::store::{OpenConfig, Store};
 use crate::swim;
 use crate::telemetry::{Metrics, Pulses};
@@ -111,7 +110,7 @@ impl App {
             meta: agent.node_meta.clone(),
             join: agent.gossip.join.clone(),
             swim: options.swim,
-            replica: replica::Config::default(),
+            replica: settings::replica(&agent.tombstones),
             seed: net_seed(),
             local,
         };

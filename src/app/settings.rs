@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use super::StartError;
-use crate::config::agent::Consul;
+use crate::config::agent::{Consul, Tombstones};
 use crate::config::parse::Span;
 use crate::config::{Agent, file};
 use crate::dns::config::{ServiceTtl, Soa, Zone};
 use crate::ingest::Token;
-use crate::{dns, health, http, ingest};
+use crate::{dns, health, http, ingest, replica};
 
 /// Returns how this node answers DNS.
 pub(super) fn dns(agent: &Agent) -> Result<dns::Config, StartError> {
@@ -47,6 +47,21 @@ pub(super) fn dns(agent: &Agent) -> Result<dns::Config, StartError> {
         }
     }
     Ok(config)
+}
+
+/// Returns how this node replicates. What is told of a round is passed on often enough for the round
+/// to end before the next.
+pub(super) fn replica(tombstones: &Tombstones) -> replica::Config {
+    let Tombstones { collect, every, forget_after } = *tombstones;
+    let defaults = replica::Config::default();
+    replica::Config {
+        collect,
+        round_every: every,
+        tell_every: defaults.tell_every.min(every / 10),
+        tell_after: defaults.tell_after.min(every),
+        forget_after,
+        ..defaults
+    }
 }
 
 /// Returns where and how this node answers HTTP.

@@ -8,6 +8,7 @@ mod backup;
 mod client;
 mod dev;
 mod doctor;
+mod forget;
 mod members;
 mod progress;
 mod register;
@@ -41,6 +42,13 @@ enum Command {
     Dev(dev::Args),
     /// List the members of the cluster
     Members(members::Args),
+    /// Say that a node which is down will not return
+    ///
+    /// Deleted rows are remembered until every member is known to hold the delete, so a member that
+    /// is down holds that up, for three days unless the configuration says otherwise. Now nobody
+    /// waits for this one any more. Should it return all the same, it takes over all rows of
+    /// another node: what was deleted meanwhile goes, what it inserted unheard stays.
+    Forget(forget::Args),
     /// List services and their health, or one service's instances
     Services(services::Args),
     /// Show a service's instances and redraw as their health changes
@@ -150,6 +158,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Agent(flags) => agent::run(*flags),
         Command::Dev(args) => dev::run(args),
         Command::Members(args) => as_client(members::run(args)),
+        Command::Forget(args) => as_client(forget::run(args)),
         Command::Services(args) => as_client(services::run(args)),
         Command::Watch(args) => as_client(watch::run(args)),
         Command::Register(args) => as_client(register::register(args)),

@@ -24,6 +24,13 @@ const WATCHDOG_LIMIT_MIN: Duration = Duration::from_secs(2);
 /// fast one by one: some 40,000 take a second.
 const SNAPSHOT_BYTES_MIN: u64 = 8 << 20;
 
+/// How often all members are asked what they hold, unless told otherwise, so that tombstones may go.
+const ROUND_EVERY: Duration = Duration::from_secs(600);
+const ROUND_EVERY_MIN: Duration = Duration::from_secs(1);
+
+/// How long a member may be away before nobody waits for it, unless told otherwise.
+const FORGET_AFTER: Duration = Duration::from_secs(72 * 3_600);
+
 /// Where the database lives unless something else is said.
 pub const DATA_DIR: &str = "/var/lib/tribune";
 
@@ -116,6 +123,7 @@ pub struct Agent {
     pub checks: file::Checks,
     /// How long a loop of the node may stand still; zero: for ever.
     pub watchdog_limit: Duration,
+    pub tombstones: Tombstones,
     pub log_level: String,
     pub log_json: bool,
 }
@@ -141,6 +149,14 @@ pub struct Tls {
     pub ca: PathBuf,
     pub cert: PathBuf,
     pub key: PathBuf,
+}
+
+/// When deleted rows are forgotten; see [`file::Tombstones`].
+#[derive(Clone, PartialEq, Debug)]
+pub struct Tombstones {
+    pub collect: bool,
+    pub every: Duration,
+    pub forget_after: Duration,
 }
 
 /// The Consul agent to read.
@@ -197,6 +213,7 @@ impl Agent {
             consul: consul(flags.consul, flags.consul_token, file.consul)?,
             checks: file.checks,
             watchdog_limit: watchdog_limit(&file.watchdog)?,
+            tombstones: tombstones(&file.tombstones)?,
             log_level: flags.log.or(file.log.level).unwrap_or_else(|| "info".to_owned()),
             log_json: log_format(flags.log_format.or(file.log.format))?,
         })
@@ -348,6 +365,23 @@ fn watchdog_limit(file: &file::Watchdog) -> Result<Duration, ConfigError> {
     Ok(limit)
 }
 
+fn tombstones(file: &file::Tombstones) -> Result<Tombstones, ConfigError> {
+    let every = file.every.map_or(ROUND_EVERY, |span| span.0);
+    let forget_after = file.forget_after.map_or(FORGET_AFTER, |span| span.0);
+    if every < ROUND_EVERY_MIN {
+        return Err(ConfigError::new(format!(
+            "[tombstones] every {every:?} is too short: choose {ROUND_EVERY_MIN:?} or more"
+        )));
+    }
+    if forget_after < every * 2 {
+        return Err(ConfigError::new(format!(
+            "[tombstones] forget_after {forget_after:?} is too short: whoever is away for less than \
+             twice `every` ({every:?}) is missed by nobody"
+        )));
+    }
+    Ok(Tombstones { collect: file.collect.unwrap_or(true), every, forget_after })
+}
+
 /// Returns what the flags say, else what the file says.
 fn first_of<T>(flags: Vec<T>, file: Option<Vec<T>>) -> Option<Vec<T>> {
     if flags.is_empty() { file } else { Some(flags) }
@@ -430,6 +464,8 @@ mod tests {
             ("[log]\nformat = 'xml'", "neither 'plain' nor 'json'"),
             ("address = '0.0.0.0'", "reaches nobody"),
             ("[watchdog]\nlimit = '500ms'", "choose 2s or more, or 0s"),
+            ("[tombstones]\nevery = '10ms'", "choose 1s or more"),
+            ("[tombstones]\nforget_after = '15m'", "whoever is away for less"),
             ("[consul]\nurl = 'http://'", "is not the URL of a Consul agent"),
         ] {
             let error = resolve(Flags::default(), file).unwrap_err().to_string();

@@ -34,6 +34,7 @@ pub struct File {
     pub gossip: Gossip,
     pub consul: Consul,
     pub checks: Checks,
+    pub tombstones: Tombstones,
 }
 
 /// What is logged, and how. Logs go to the standard error output.
@@ -93,6 +94,20 @@ pub struct Watchdog {
     /// that it is started afresh; ten times as long where it waits for the disk. `0s`: for ever.
     /// Default `30s`.
     pub limit: Option<Span>,
+}
+
+/// When deleted rows are forgotten.
+#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tombstones {
+    /// Forgets them once every member is known to hold the delete. The same on all nodes. Default
+    /// true.
+    pub collect: Option<bool>,
+    /// How often all members are asked what they hold. Default `10m`.
+    pub every: Option<Span>,
+    /// How long a member may be away before the others no longer wait for it. Should it return later,
+    /// it takes over all rows of another node. Default `72h`.
+    pub forget_after: Option<Span>,
 }
 
 /// The SOA record's times.

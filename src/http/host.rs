@@ -10,6 +10,7 @@ use crate::health::{Health, ReportError};
 use crate::live::Feed;
 use crate::node::handle::MemberStatus;
 use crate::node::{Handle, Local, SubmitError};
+use crate::types::NodeId;
 
 /// The node behind this face.
 pub trait Host: Send + Sync {
@@ -24,6 +25,9 @@ pub trait Host: Send + Sync {
 
     /// Carries out a command; see [`Handle::submit`].
     fn submit(&self, command: Command) -> BoxFuture<'_, Result<(), SubmitError>>;
+
+    /// Declares that a node will not return; see [`Handle::forget`].
+    fn forget(&self, node: NodeId) -> BoxFuture<'_, Result<(), SubmitError>>;
 }
 
 impl Host for Handle {
@@ -41,6 +45,10 @@ impl Host for Handle {
 
     fn submit(&self, command: Command) -> BoxFuture<'_, Result<(), SubmitError>> {
         Box::pin(Handle::submit(self, command))
+    }
+
+    fn forget(&self, node: NodeId) -> BoxFuture<'_, Result<(), SubmitError>> {
+        Box::pin(Handle::forget(self, node))
     }
 }
 

@@ -9,12 +9,14 @@ use serde_json::{Value as Json, json};
 use crate::catalog::model::key_of;
 use crate::catalog::{ServiceEntry, Status};
 use crate::node::{Handle, MemberState};
+use crate::types::NodeId;
 
 /// Returns the routes of these pages.
 pub fn routes(handle: Handle) -> Router {
     Router::new()
         .route("/v1/members", get(members))
         .route("/v1/services", get(services))
+        .route("/v1/tombstones", get(tombstones))
         .with_state(handle)
 }
 
@@ -34,6 +36,30 @@ async fn members(State(handle): State<Handle>) -> JsonBody<Json> {
         })
     });
     JsonBody(list.collect())
+}
+
+/// Says how it stands with forgetting deleted rows, as of a second ago at most.
+async fn tombstones(State(handle): State<Handle>) -> JsonBody<Json> {
+    let view = handle.view();
+    let named = |nodes: Vec<NodeId>| -> Vec<Json> {
+        let name = |id| {
+            let entry = view.node_by_key(&key_of(id));
+            let name = entry.map_or("", |entry| &entry.info.node.name);
+            json!({ "id": id.to_string(), "name": name })
+        };
+        nodes.into_iter().map(name).collect()
+    };
+    let collection = handle.collection();
+    JsonBody(json!({
+        "held": handle.tombstones(),
+        "round": collection.round,
+        "round_age_seconds": collection.round_age.as_secs_f64(),
+        "collected_versions": collection.collected,
+        "awaited": named(collection.awaited),
+        "forgotten": named(collection.forgotten),
+        "settled": collection.is_settled,
+        "rejoining": collection.is_rejoining,
+    }))
 }
 
 fn state(state: MemberState) -> &'static str {

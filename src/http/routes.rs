@@ -62,7 +62,7 @@ fn agent_pages(routes: Routes) -> Routes {
     let routes = fixed(routes, "/v1/agent/leave", WRITE, put(elsewhere::leave));
     let routes = fixed(routes, "/v1/agent/reload", WRITE, put(elsewhere::reload));
     let routes = tail(routes, "/v1/agent/join/", WRITE, put(elsewhere::join));
-    let routes = tail(routes, "/v1/agent/force-leave/", WRITE, put(elsewhere::force_leave));
+    let routes = tail(routes, "/v1/agent/force-leave/", WRITE, put(agent::force_leave));
 
     let routes = fixed(routes, "/v1/agent/services", READ, get(agent_service::list));
     let routes = tail(routes, "/v1/agent/service/", READ, get(agent_service::one));

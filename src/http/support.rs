@@ -142,6 +142,8 @@ pub struct FakeHost {
     pub commands: Mutex<Vec<Command>>,
     /// What the next commands meet.
     pub refusal: Mutex<Option<SubmitError>>,
+    /// Whom it was told to forget.
+    pub forgotten: Mutex<Vec<NodeId>>,
     /// Reports as they came in; only TTL checks named here take any.
     pub reports: Mutex<Vec<(String, Status, String)>>,
     /// The checks that were registered.
@@ -171,6 +173,12 @@ impl Host for FakeHost {
 
     fn submit(&self, command: Command) -> BoxFuture<'_, Result<(), SubmitError>> {
         self.commands.lock().unwrap().push(command);
+        let refusal = self.refusal.lock().unwrap().clone();
+        Box::pin(std::future::ready(refusal.map_or(Ok(()), Err)))
+    }
+
+    fn forget(&self, node: NodeId) -> BoxFuture<'_, Result<(), SubmitError>> {
+        self.forgotten.lock().unwrap().push(node);
         let refusal = self.refusal.lock().unwrap().clone();
         Box::pin(std::future::ready(refusal.map_or(Ok(()), Err)))
     }
@@ -225,6 +233,7 @@ impl Bench {
             feed: Arc::new(Feed::new(view)),
             commands: Mutex::default(),
             refusal: Mutex::default(),
+            forgotten: Mutex::default(),
             reports: Mutex::default(),
             registered: Mutex::default(),
             ttl_checks: vec!["web-1-ttl"],

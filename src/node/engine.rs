@@ -23,11 +23,11 @@ use super::writer::wall_now;
 use super::{MemberState, MemberStatus};
 use crate::catalog::model::key_of;
 use crate::catalog::view::Liveness;
-use crate::crdt::storage::{Extract, StorageError};
+use crate::crdt::storage::{Extract, Settled, StorageError};
 use crate::crdt::{Changeset, Staging};
 use crate::live::Feed;
 use crate::net::{self, Net, SendError};
-use crate::replica::{self, ApplyOutcome, BatchId, LoadId, Replica};
+use crate::replica::{self, ApplyOutcome, BatchId, CollectOutcome, LoadId, Replica};
 use crate::swim::{self, Identity, Swim};
 use crate::telemetry::Pulse;
 use crate::types::{Epoch, NodeId, Origin, Time, Version};
@@ -74,6 +74,16 @@ pub(super) enum Happened {
         id: LoadId,
         extract: Option<Extract>,
     },
+    /// Members were noted.
+    Met(Result<(), StorageError>),
+    /// Tombstones were dropped.
+    Collected(Result<CollectOutcome, StorageError>),
+    /// All rows of a peer are taken over from now on, under this origin.
+    Rejoined(Result<Origin, StorageError>),
+    /// It is noted that this node may speak.
+    Settled(Result<Settled, StorageError>),
+    /// The operator says that a node will not return.
+    Forget(NodeId),
     /// The writer's thread has ended: nothing becomes true any more.
     WriterEnded,
 }
@@ -87,6 +97,22 @@ pub(super) enum Written {
         origin: Origin,
         head: Version,
     },
+}
+
+fn tell_of_settled(result: &Result<Settled, StorageError>) {
+    match result {
+        Ok(Settled { dropped: 0, renewed: 0, .. }) => debug!("This node may speak for the cluster"),
+        Ok(Settled { dropped, lost, renewed, .. }) => info!(
+            dropped,
+            lost,
+            renewed,
+            "This node has caught up. Rows that were deleted while it was away are gone; what it \
+             inserted itself meanwhile is told"
+        ),
+        Err(error) => {
+            warn!(%error, "It could not be noted that this node has caught up; trying again")
+        }
+    }
 }
 
 /// Everything the loop needs.
@@ -274,6 +300,39 @@ impl Engine {
                 memory.epoch_retry = None;
                 replica::Input::EpochBegun { origin, ended }
             }
+            Happened::Met(result) => {
+                if let Err(error) = &result {
+                    warn!(%error, "Members could not be noted; trying again");
+                }
+                replica::Input::Met { is_done: result.is_ok() }
+            }
+            Happened::Collected(result) => {
+                if let Err(error) = &result {
+                    warn!(%error, "Tombstones could not be dropped; trying again");
+                }
+                replica::Input::Collected { outcome: result.ok() }
+            }
+            Happened::Rejoined(result) => {
+                match &result {
+                    Ok(origin) => info!(%origin, "This node goes on under a new epoch"),
+                    Err(error) => warn!(
+                        %error,
+                        "This node could not begin to take over the rows of another; trying again"
+                    ),
+                }
+                replica::Input::Rejoined { begun: result.ok() }
+            }
+            Happened::Settled(result) => {
+                tell_of_settled(&result);
+                replica::Input::Settled { is_done: result.is_ok() }
+            }
+            Happened::Forget(node) => {
+                warn!(
+                    %node, name = self.name_of(node),
+                    "An operator says that this member will not return: nobody waits for it any more"
+                );
+                replica::Input::Forget(node)
+            }
             Happened::EpochBegun(Err(error)) => {
                 warn!(%error, "A new epoch could not be begun; trying again");
                 memory.epoch_retry = Some((Instant::now() + EPOCH_RETRY, memory.epoch_above));
@@ -452,11 +511,21 @@ impl Engine {
                 self.mailbox.push(Job::BeginEpoch { above });
             }
             replica::Effect::Withdraw => self.mailbox.push(Job::Withdraw),
-            // Only asked for where `collect` is set, which this node never sets.
-            replica::Effect::Meet { .. }
-            | replica::Effect::Collect { .. }
-            | replica::Effect::Rejoin { .. }
-            | replica::Effect::Settle { .. } => {}
+            replica::Effect::Meet { members } => self.mailbox.push(Job::Meet { members }),
+            replica::Effect::Collect { heads, forgotten, rows_max } => {
+                debug!(origins = heads.len(), "Dropping tombstones");
+                self.mailbox.push(Job::Collect { heads, forgotten, rows_max });
+            }
+            replica::Effect::Rejoin { held, length } => {
+                warn!(
+                    "Others have forgotten deletes that this node has not heard of: it was away for \
+                     long, or its disk was set back. It takes over all rows of one of them"
+                );
+                self.mailbox.push(Job::Rejoin { held, length });
+            }
+            replica::Effect::Settle { heads, length } => {
+                self.mailbox.push(Job::Settle { heads, length });
+            }
         }
     }
 
@@ -506,6 +575,7 @@ impl Engine {
         self.members.store(Arc::new(list));
         self.stats.store(Arc::new(super::Stats {
             replica: *self.replica.stats(),
+            collection: self.replica.collection(self.now()),
             swim: self.swim.counters(),
             behind: self.replica.behind(),
             waiting_bytes: self.replica.waiting_bytes(),

@@ -9,12 +9,14 @@ use arc_swap::ArcSwap;
 use tokio::sync::{oneshot, watch};
 use tracing::warn;
 
-use super::mailbox::{Job, Mailbox, Transaction};
+use super::engine::Happened;
+use super::mailbox::{Job, Mailbox, Reports, Transaction};
 use super::writer::LONG_RUN_MAX;
 use crate::catalog::model::key_of;
 use crate::catalog::{CheckDefinition, Command, NodeKey, View, rows};
 use crate::crdt::Refusal;
 use crate::live::Feed;
+use crate::replica::Collection;
 use crate::store::limits::YIELD_GRACE;
 use crate::store::schema::{SchemaChange, SchemaRequest};
 use crate::store::{Readers, Statement, Transacted};
@@ -39,7 +41,15 @@ struct Shared {
     mailbox: Arc<Mailbox>,
     definitions: Arc<watch::Sender<u64>>,
     members: Arc<ArcSwap<Vec<MemberStatus>>>,
-    schema_asides: Arc<AtomicU64>,
+    counts: Counts,
+    engine: Reports,
+}
+
+/// What is counted elsewhere.
+pub(super) struct Counts {
+    pub(super) schema_asides: Arc<AtomicU64>,
+    pub(super) tombstones: Arc<AtomicU64>,
+    pub(super) stats: Arc<ArcSwap<super::Stats>>,
 }
 
 /// Who this node is.
@@ -99,7 +109,8 @@ impl Handle {
         mailbox: Arc<Mailbox>,
         definitions: Arc<watch::Sender<u64>>,
         members: Arc<ArcSwap<Vec<MemberStatus>>>,
-        schema_asides: Arc<AtomicU64>,
+        counts: Counts,
+        engine: Reports,
     ) -> Self {
         let key = key_of(local.id);
         Self {
@@ -112,7 +123,8 @@ impl Handle {
                 mailbox,
                 definitions,
                 members,
-                schema_asides,
+                counts,
+                engine,
             }),
         }
     }
@@ -201,7 +213,35 @@ impl Handle {
 
     /// Returns how many parts of the schema this node cannot carry out.
     pub fn schema_asides(&self) -> u64 {
-        self.shared.schema_asides.load(Ordering::Relaxed)
+        self.shared.counts.schema_asides.load(Ordering::Relaxed)
+    }
+
+    /// Returns how many deleted rows this node remembers.
+    pub fn tombstones(&self) -> u64 {
+        self.shared.counts.tombstones.load(Ordering::Relaxed)
+    }
+
+    /// Returns how it stands with forgetting them, as of a second ago at most.
+    pub fn collection(&self) -> Collection {
+        self.shared.counts.stats.load().collection.clone()
+    }
+
+    /// Declares that a node will not return. No tombstone is kept for it from now on, on no node;
+    /// should it return, it takes over all rows of another one. Returns once the engine has heard
+    /// of it.
+    ///
+    /// # Errors
+    /// It is this node, or it is up: then it would not be gone.
+    pub async fn forget(&self, node: NodeId) -> Result<(), SubmitError> {
+        let is_up = |member: &MemberStatus| match member.state {
+            MemberState::Alive | MemberState::Suspect => member.id == node,
+            MemberState::Down | MemberState::Left => false,
+        };
+        if node == self.shared.local.id || self.members().iter().any(is_up) {
+            let text = "the node is up: stop it first, and for good";
+            return Err(Refusal(text.to_owned()).into());
+        }
+        self.shared.engine.send(Happened::Forget(node)).await.map_err(|_| SubmitError::Stopping)
     }
 
     /// Returns the definitions of this node's checks, by check id.

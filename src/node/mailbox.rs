@@ -19,7 +19,7 @@ use crate::replica::BatchId;
 use crate::store::schema::{SchemaChange, SchemaRequest};
 use crate::store::{Statement, Transacted, Waiting};
 use crate::telemetry::Pulse;
-use crate::types::Epoch;
+use crate::types::{Epoch, NodeId, Origin, Version};
 
 /// How many jobs of faces may wait, and how many transactions of users. Beyond it they are refused
 /// at once: at the slowest disk in sight (20 ms a sync, 128 jobs a group) a thousand are done in a
@@ -68,6 +68,26 @@ pub(super) enum Job {
     },
     /// Delete this node's rows that came back from others and that nobody has written again.
     Withdraw,
+    /// Members that were met, to be known by the next process, too.
+    Meet {
+        members: Vec<(NodeId, Epoch)>,
+    },
+    /// Drop tombstones that nobody needs any more, at most so many.
+    Collect {
+        heads: Vec<(Origin, Version)>,
+        forgotten: Vec<(NodeId, Epoch)>,
+        rows_max: usize,
+    },
+    /// This node was away for too long: begin to take over all rows of a peer.
+    Rejoin {
+        held: Vec<(Origin, Version)>,
+        length: u64,
+    },
+    /// This node has caught up with one that may speak.
+    Settle {
+        heads: Vec<(Origin, Version)>,
+        length: u64,
+    },
 }
 
 /// A user's transaction: it may take as long as it is let.

@@ -23,6 +23,7 @@ pub use handle::{Handle, Local, MemberState, MemberStatus, SubmitError, Transact
 pub use join::look_up;
 
 use self::engine::Engine;
+use self::handle::Counts;
 use self::join::Join;
 use self::mailbox::Mailbox;
 use self::writer::Listeners;
@@ -65,6 +66,8 @@ pub struct Config {
 #[derive(Clone, Debug, Default)]
 pub struct Stats {
     pub replica: replica::Stats,
+    /// Whether tombstones go, and who is waited for.
+    pub collection: replica::Collection,
     pub swim: swim::Counters,
     /// What is known to exist and is not held.
     pub behind: replica::Behind,
@@ -122,7 +125,8 @@ impl Node {
                 store.heads()?,
                 config.replica.clone(),
                 config.seed,
-            ),
+            )
+            .on(&store.floor()?),
             net,
             events,
             reports: reported,
@@ -144,7 +148,12 @@ impl Node {
             Arc::clone(&mailbox),
             Arc::clone(&definitions),
             members,
-            store.schema_asides(),
+            Counts {
+                schema_asides: store.schema_asides(),
+                tombstones: store.tombstones_held(),
+                stats: Arc::clone(&stats),
+            },
+            reports.clone(),
         );
         let pulse = pulses.add("writer");
         let listeners = Listeners {

@@ -17,10 +17,10 @@ use super::engine::{Happened, Written};
 use super::mailbox::{GROUP_JOBS_MAX, Job, Mailbox, Reports, Transaction, Turn};
 use super::{SubmitError, TransactError};
 use crate::catalog::rows;
-use crate::crdt::storage::StorageError;
+use crate::crdt::storage::{Settled, StorageError};
 use crate::crdt::{Commit, Refusal, RowOp, Staging};
 use crate::live::Feed;
-use crate::replica::BatchId;
+use crate::replica::{BatchId, CollectOutcome};
 use crate::store::schema::{SchemaChange, SchemaError};
 use crate::store::{Group, SqlError, Store, Transacted};
 use crate::telemetry::Pulse;
@@ -47,6 +47,10 @@ enum Outcome {
     Unstaged(Result<(), StorageError>),
     Epoch(Result<(Origin, (Origin, Version)), StorageError>),
     Withdrawn(Result<usize, StorageError>),
+    Met(Result<(), StorageError>),
+    Collected(Result<CollectOutcome, StorageError>),
+    Rejoined(Result<Origin, StorageError>),
+    Settled(Result<Settled, StorageError>),
 }
 
 /// Whom the writer tells of what became true.
@@ -121,6 +125,25 @@ fn write_jobs(store: &mut Store, jobs: Vec<Job>, listeners: &Listeners) {
                 listeners.pulse.beat_long("withdrawing rows of earlier epochs");
                 Outcome::Withdrawn(group.withdraw())
             }
+            Job::Meet { members } => {
+                listeners.pulse.beat_long("noting members");
+                Outcome::Met(group.meet(&members))
+            }
+            Job::Collect { heads, forgotten, rows_max } => {
+                listeners.pulse.beat_long("dropping tombstones");
+                let collected = group.collect(&heads, &forgotten, rows_max);
+                Outcome::Collected(
+                    collected.map(|(collected, length)| CollectOutcome { collected, length }),
+                )
+            }
+            Job::Rejoin { held, length } => {
+                listeners.pulse.beat_long("beginning to take over the rows of another node");
+                Outcome::Rejoined(group.rejoin(&held, length).map(|(origin, _)| origin))
+            }
+            Job::Settle { heads, length } => {
+                listeners.pulse.beat_long("dropping rows that were deleted elsewhere");
+                Outcome::Settled(group.settle(&heads, length))
+            }
             Job::Schema { request, reply } => {
                 listeners.pulse.beat_long("changing the schema");
                 Outcome::Schema(reply, group.schema(&request))
@@ -163,7 +186,8 @@ fn conclude(group: Group<'_>, mut outcomes: Vec<Outcome>, may_define: bool, list
         Ok(commits) => {
             pulse.beat("telling of what was written");
             // A new epoch is heard of before what is written under it.
-            let is_epoch = |outcome: &mut Outcome| matches!(outcome, Outcome::Epoch(_));
+            let is_epoch =
+                |outcome: &mut Outcome| matches!(outcome, Outcome::Epoch(_) | Outcome::Rejoined(_));
             answer(outcomes.extract_if(.., is_epoch).collect(), None, listeners);
             commits.iter().for_each(|commit| feed.publish(commit));
             let written: Vec<Written> =
@@ -206,7 +230,11 @@ fn may_define(job: &Job) -> bool {
         | Job::ApplyStaged { .. }
         | Job::Unstage(_)
         | Job::BeginEpoch { .. }
-        | Job::Withdraw => false,
+        | Job::Withdraw
+        | Job::Meet { .. }
+        | Job::Collect { .. }
+        | Job::Rejoin { .. }
+        | Job::Settle { .. } => false,
     }
 }
 
@@ -266,6 +294,12 @@ fn answer(outcomes: Vec<Outcome>, group: Option<&StorageError>, listeners: &List
             Outcome::Withdrawn(result) => {
                 report(reports, Happened::Withdrawn(all(result, group)));
             }
+            Outcome::Met(result) => report(reports, Happened::Met(all(result, group))),
+            Outcome::Collected(result) => {
+                report(reports, Happened::Collected(all(result, group)));
+            }
+            Outcome::Rejoined(result) => report(reports, Happened::Rejoined(all(result, group))),
+            Outcome::Settled(result) => report(reports, Happened::Settled(all(result, group))),
         }
     }
     send(replies, &listeners.runtime);

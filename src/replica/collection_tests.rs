@@ -74,7 +74,7 @@ fn first_round(one: &mut One, held: &[(Origin, Version)], known: &[u8]) {
     one.wait(2_000);
     assert_eq!(collected(&one.hear(2, told(1, 2, held, known))), None);
     let effects = one.wait(12_500);
-    assert_eq!((collected(&effects), one.replica.collection().round), (None, 2));
+    assert_eq!((collected(&effects), one.replica.collection(Time(0)).round), (None, 2));
 }
 
 #[test]
@@ -110,10 +110,10 @@ fn a_member_that_is_away_holds_all_tombstones_until_it_is_forgotten() {
     one.wait(2_000);
     one.hear(2, told(1, 2, &held, &[2]));
     assert_eq!(collected(&one.wait(100_000)), None);
-    assert_eq!(one.replica.collection().awaited, [node(3)], "its versions are here");
+    assert_eq!(one.replica.collection(Time(0)).awaited, [node(3)], "its versions are here");
     one.tell(Input::Forget(node(3)));
     one.wait(15_000);
-    assert_eq!(one.replica.collection().round, 2);
+    assert_eq!(one.replica.collection(Time(0)).round, 2);
     let effects = one.hear(2, told(2, 2, &held, &[2, 3]));
     assert_eq!(collected(&effects), Some(held.to_vec()));
     let forgets = effects.iter().any(|effect| {
@@ -128,9 +128,9 @@ fn who_is_away_for_long_is_forgotten_only_where_most_are() {
         let held = [at(2, 1), at(3, 1), at(4, 1)];
         let mut one = settled(&held, up);
         one.wait(999_000);
-        assert_eq!(one.replica.collection().forgotten, []);
+        assert_eq!(one.replica.collection(Time(0)).forgotten, []);
         one.wait(200_000);
-        assert_eq!(one.replica.collection().forgotten.len(), usize::from(is_forgotten));
+        assert_eq!(one.replica.collection(Time(0)).forgotten.len(), usize::from(is_forgotten));
     }
 }
 
@@ -142,7 +142,7 @@ fn who_comes_before_tombstones_go_is_asked_first() {
     // The third round's first word comes with a newcomer that nobody asked.
     one.hear(5, Message::Join { origin: origin(5), is_whole: false });
     assert_eq!(collected(&one.hear(2, told(2, 2, &held, &[2]))), None);
-    assert_eq!(one.replica.collection().awaited, [node(5)]);
+    assert_eq!(one.replica.collection(Time(0)).awaited, [node(5)]);
 }
 
 #[test]
@@ -190,9 +190,9 @@ fn a_new_origin_is_silent_until_it_has_caught_up_with_one_that_speaks() {
     );
     let (id, batch) = batch(&one.hear(2, push(9, 1))).unwrap();
     assert!(one.done(id, &batch).contains(&alone()));
-    assert!(!one.replica.collection().is_settled);
+    assert!(!one.replica.collection(Time(0)).is_settled);
     let effects = one.tell(Input::Settled { is_done: true });
-    assert!(one.replica.collection().is_settled);
+    assert!(one.replica.collection(Time(0)).is_settled);
     let tells =
         |message: &Message| matches!(message, Message::Heads(heads) if heads.contains(&at(ME, 1)));
     let told = said(&effects).into_iter().filter(|(_, message)| tells(message)).count();
@@ -273,7 +273,8 @@ fn an_empty_disk_becomes_the_guest_of_who_dropped_tombstones_and_keeps_its_epoch
     let asked = wants(&one.wait(1_000));
     let [(from, request, _, 0)] = asked[..] else { panic!("{asked:?}") };
     assert_eq!(from, node(2));
-    let pulled = Message::Pulled { request, piece: piece(9, 0, 5), head: Version(5), cut: Cut::default() };
+    let pulled =
+        Message::Pulled { request, piece: piece(9, 0, 5), head: Version(5), cut: Cut::default() };
     let (id, batch) = batch(&one.hear(2, pulled)).unwrap();
     let effects = one.done(id, &batch);
     assert!(effects.contains(&Effect::Settle { heads: floor, length: 8 }), "{effects:?}");
@@ -308,13 +309,14 @@ fn who_is_below_the_floor_takes_all_rows_of_one_peer() {
         let version = if of == origin(9) { 5 } else { 2 };
         let number = if of == origin(9) { 9 } else { ME };
         let piece = piece(number, 0, version);
-        let pulled = Message::Pulled { request, piece, head: Version(version), cut: Cut::default() };
+        let pulled =
+            Message::Pulled { request, piece, head: Version(version), cut: Cut::default() };
         let (id, batch) = batch(&one.hear(2, pulled)).unwrap();
         last = one.done(id, &batch);
     }
     assert!(last.contains(&Effect::Settle { heads: floor, length: 8 }), "{last:?}");
     one.tell(Input::Settled { is_done: true });
-    assert!(one.replica.collection().is_settled);
+    assert!(one.replica.collection(Time(0)).is_settled);
     assert_eq!(one.replica.stats().rejoins, 1);
 }
 

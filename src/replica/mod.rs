@@ -241,10 +241,13 @@ impl Replica {
     }
 
     /// Returns how the collection of tombstones stands.
-    pub fn collection(&self) -> Collection {
+    pub fn collection(&self, now: Time) -> Collection {
         let round = self.rounds.round();
+        let floors = self.rounds.floors();
         Collection {
             round: round.number,
+            round_age: self.rounds.age(now),
+            collected: floors.iter().map(|(_, floor)| floor.0).sum(),
             awaited: round.awaited().collect(),
             forgotten: self.rounds.forgotten().collect(),
             is_settled: self.speaks(),
@@ -269,6 +272,10 @@ impl Replica {
     }
 
     fn on_committed(&mut self, now: Time, changeset: Arc<Changeset>) {
+        if changeset.stamp.origin != self.me {
+            // An epoch that ended in the meantime. What it left is said again under the present one.
+            return;
+        }
         self.note_own(&changeset);
         let piece = Piece::of(changeset);
         let (origin, version) = (piece.origin, piece.through);
@@ -324,9 +331,7 @@ impl Replica {
                 self.stats.refused_busy += 1;
                 self.effects.push_back(serve::busy(from, request, serve::RETRY_UNSETTLED));
             }
-            Message::Want { request, origin, after, .. }
-                if self.is_below(from, origin, after) =>
-            {
+            Message::Want { request, origin, after, .. } if self.is_below(from, origin, after) => {
                 self.refuse(from, request, origin);
             }
             Message::Want { request, origin, after, part } => {

@@ -63,6 +63,8 @@ pub(super) struct Rounds {
     floor: Heads,
     length: u64,
     began_at: Option<Time>,
+    /// When the present round was first heard of.
+    round_at: Option<Time>,
     /// When the next round begins, while the present one is whole.
     next_at: Option<Time>,
     tell_at: Option<Time>,
@@ -115,6 +117,7 @@ impl Rounds {
             floor: Heads::new(),
             length: 0,
             began_at: None,
+            round_at: None,
             next_at: None,
             tell_at: None,
             repeats: 0,
@@ -262,6 +265,11 @@ impl Rounds {
         &self.round
     }
 
+    /// Returns for how long the present round has been under way.
+    pub(super) fn age(&self, now: Time) -> Duration {
+        self.round_at.map_or(Duration::ZERO, |at| now.since(at))
+    }
+
     pub(super) fn forgotten(&self) -> impl Iterator<Item = NodeId> {
         self.forgotten.keys().copied()
     }
@@ -275,6 +283,7 @@ impl Rounds {
         }
         if heard.number > self.round.number {
             self.round = Round::new(heard.number);
+            self.round_at = Some(now);
             self.next_at = None;
             self.repeats = 0;
         }
@@ -328,6 +337,7 @@ impl Rounds {
         let is_due = self.next_at.is_some_and(|at| at <= now);
         if is_due || self.round.number == 0 {
             self.round = Round::new(self.round.number.saturating_add(1));
+            self.round_at = Some(now);
             self.next_at = None;
         }
         if !self.round.is_told_by(me.node, me.epoch) {
@@ -345,7 +355,15 @@ impl Rounds {
     fn on_whole(&mut self) {
         let number = self.round.number;
         match self.last.take() {
-            Some((last, low)) if last + 1 == number => {
+            Some((last, mut low)) if last + 1 == number => {
+                // Somebody may have come in between who holds less.
+                low.retain(|origin, version| match self.round.low.get(origin) {
+                    Some(now) => {
+                        *version = (*version).min(*now);
+                        true
+                    }
+                    None => false,
+                });
                 let (high, told) = (self.round.high.clone(), self.round.told.clone());
                 self.plan = Some(Plan { low, high, told });
             }

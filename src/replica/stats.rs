@@ -1,5 +1,7 @@
 //! What a replica counts. Whoever shows the numbers reads them from outside.
 
+use std::time::Duration;
+
 /// Counts since the replica was made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Stats {
@@ -81,6 +83,10 @@ pub struct Stats {
 pub struct Collection {
     /// The round of asking all members that is under way.
     pub round: u64,
+    /// How long it has been.
+    pub round_age: Duration,
+    /// How many versions, of all origins, tombstones were dropped of.
+    pub collected: u64,
     /// Who has not told its heads in it: while somebody is missing, no tombstone goes.
     pub awaited: Vec<crate::types::NodeId>,
     /// Who was forgotten, and may have returned under another epoch since.

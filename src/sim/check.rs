@@ -272,7 +272,7 @@ pub(super) fn rejoin_is_needed(node: &VirtualNode, nodes: &[VirtualNode]) -> Che
     let origin = node.storage.origin();
     let has_settled = node.storage.floor().is_ok_and(|floor| floor.settled == Some(origin));
     let has_forgotten = |other: &VirtualNode| {
-        let running = other.replica.as_ref().map(|replica| replica.collection().forgotten);
+        let running = other.replica.as_ref().map(|replica| replica.collection(Time(0)).forgotten);
         let on_disk = other.storage.floor().map(|floor| floor.forgotten).unwrap_or_default();
         running.is_some_and(|forgotten| forgotten.contains(&node.id))
             || on_disk.iter().any(|(forgotten, _)| *forgotten == node.id)
@@ -367,7 +367,7 @@ pub(super) fn has_converged(nodes: &[VirtualNode]) -> bool {
             replica.behind().versions == 0
                 && replica.waiting_bytes().0 == 0
                 && !replica.awaits_withdrawal()
-                && replica.collection().is_settled
+                && replica.collection(Time(0)).is_settled
         });
         is_told && node.disk.is_at_rest() && node.heads_hash() == first
     })

@@ -211,7 +211,7 @@ impl Cluster {
         let left = |node: &VirtualNode| node.storage.tombstones().unwrap_or_default();
         while let Some(node) = self.nodes.iter().find(|node| left(node) > 0) {
             if self.now >= from + within {
-                let collection = node.replica.as_ref().map(|replica| replica.collection());
+                let collection = node.replica.as_ref().map(|replica| replica.collection(Time(0)));
                 let (index, left) = (node.index, left(node));
                 return Err(format!("{index} holds {left} tombstones still: {collection:?}"));
             }
@@ -800,7 +800,7 @@ impl Cluster {
                 .map(|(origin, v)| format!("{}/{}:{v}", index_of(origin.node), origin.epoch.0))
                 .collect();
             let behind = node.replica.as_ref().map(|replica| replica.behind().versions);
-            let standing = node.replica.as_ref().map(|replica| replica.collection());
+            let standing = node.replica.as_ref().map(|replica| replica.collection(Time(0)));
             words += &format!(
                 "\n  {} behind {behind:?}, {:?} wait, disk idle {}, withdraws {:?}, holds {}, {standing:?}",
                 node.index,

@@ -112,6 +112,7 @@ pub struct Store {
     /// Counts the changes of the tables' shapes.
     shape: u64,
     asides: Arc<AtomicU64>,
+    tombstones: Arc<AtomicU64>,
     /// What the log says is kept aside.
     pub(super) told_asides: BTreeSet<AsideRow>,
     /// The dropped tables of which no clock is left.
@@ -233,6 +234,7 @@ impl Store {
             wal: WalMeter::watch(&mut conn).map_err(failed)?,
             shape: 0,
             asides: Arc::default(),
+            tombstones: Arc::default(),
             told_asides: BTreeSet::new(),
             swept: BTreeSet::new(),
             conn,
@@ -284,6 +286,12 @@ impl Store {
     /// Returns how many parts of the schema this node cannot carry out; it changes by itself.
     pub fn schema_asides(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.asides)
+    }
+
+    /// Returns how many deleted rows are remembered; [`Store::maintain`] renews it.
+    pub fn tombstones_held(&self) -> Arc<AtomicU64> {
+        self.tombstones.store(self.count_tombstones(), Ordering::Relaxed);
+        Arc::clone(&self.tombstones)
     }
 
     /// Changes the schema, by a commit of its own.

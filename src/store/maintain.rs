@@ -124,6 +124,7 @@ impl Store {
         if self.broken.is_some() {
             return Ok(None);
         }
+        self.tombstones_held();
         let checkpoint = self.keep_log_small();
         // A disk that failed is left alone; and what fails here is the disk.
         if self.broken.is_none()

@@ -10,11 +10,12 @@ use axum::response::{IntoResponse, Response};
 
 use super::dto::host::{self as dto, Member};
 use super::query::{Query, boolean};
-use super::reading::{done, json};
+use super::reading::{Tail, done, json, text_of};
 use crate::catalog::Command;
 use crate::http::Face;
 use crate::http::error::{Fault, PLAIN};
 use crate::telemetry::metrics::CONTENT_TYPE as OPEN_METRICS;
+use crate::types::NodeId;
 
 /// `GET /`: what probes of a load balancer ask.
 pub async fn root() -> Response {
@@ -41,6 +42,26 @@ pub async fn members(State(face): State<Arc<Face>>, uri: Uri) -> Result<Response
     let members: Vec<_> =
         face.host.members().iter().map(|member| Member::of(member, &view)).collect();
     Ok(json(&query, &members))
+}
+
+/// `PUT /v1/agent/force-leave/:node`: a dead member is found out by all; this says that it will not
+/// return, by its name or its id. Nobody waits for it any more.
+pub async fn force_leave(State(face): State<Arc<Face>>, tail: Tail) -> Result<Response, Fault> {
+    let name = text_of(tail);
+    let view = face.host.feed().view();
+    let mut named = view.nodes().filter(|entry| entry.info.node.name == name);
+    let node = match (name.parse::<NodeId>(), named.next(), named.next()) {
+        (Ok(node), ..) => Some(node),
+        (Err(_), Some(entry), None) => entry.info.member,
+        (Err(_), Some(_), Some(_)) => {
+            let text = format!("agent: There are several nodes with name '{name}': give its id");
+            return Err(Fault::internal(text));
+        }
+        (Err(_), None, _) => None,
+    };
+    let unknown = || Fault::internal(format!("agent: No node found with name '{name}'"));
+    face.host.forget(node.ok_or_else(unknown)?).await?;
+    Ok(done())
 }
 
 /// `GET /v1/agent/metrics`, in Consul's JSON, or with `?format=prometheus` as `/metrics`.

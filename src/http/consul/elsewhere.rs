@@ -64,8 +64,3 @@ pub async fn reload() -> Fault {
 pub async fn join() -> Fault {
     Fault::not_here("Joining over HTTP is not here; start the agent with --join")
 }
-
-/// `PUT /v1/agent/force-leave/:node`: a dead member is found out by all, and cannot be declared.
-pub async fn force_leave() -> Fault {
-    Fault::not_here("Members cannot be declared gone; a dead one is found out by itself")
-}

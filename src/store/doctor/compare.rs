@@ -183,8 +183,10 @@ fn side_by_side<'a>(here: &'a [TableSum], there: &'a [TableSum]) -> BTreeMap<&'a
     both
 }
 
+/// What is deleted one of them may have forgotten.
 fn is_same((here, there): &Both<'_>) -> bool {
-    matches!((here, there), (Some(here), Some(there)) if here == there)
+    let shown = |sum: &TableSum| (sum.live, sum.fingerprint);
+    here.map(shown).unwrap_or_default() == there.map(shown).unwrap_or_default()
 }
 
 /// One of the two databases.
@@ -201,6 +203,7 @@ struct Held {
     hash: Option<u64>,
     /// Of its life and of its cells.
     stamps: Vec<Stamp>,
+    is_dead: bool,
 }
 
 /// A table as one side has it.
@@ -251,7 +254,8 @@ impl Side<'_> {
             let cells = clock.cells().filter(|(id, _)| kept(*id));
             stamps = cells.map(|(_, cell)| cell.stamp).chain([clock.life().stamp]).collect();
         }
-        Ok(Some(Held { key, hash: sum, stamps }))
+        let is_dead = clock.is_some_and(|clock| !clock.is_alive());
+        Ok(Some(Held { key, hash: sum, stamps, is_dead }))
     }
 
     /// Tells whether a row holds a write that this side has not got.
@@ -318,7 +322,9 @@ impl TableDifference {
     ) {
         let is_equal = match (left, right) {
             (Some(left), Some(right)) => left.hash.is_some() && left.hash == right.hash,
-            _ => false,
+            // The other one has forgotten it, or has not heard of it yet.
+            (Some(one), None) | (None, Some(one)) => one.is_dead,
+            (None, None) => true,
         };
         if is_equal {
             *is_run = false;
