@@ -54,7 +54,12 @@ fn pull(from: &Store, to: &mut Store, bytes_max: usize, order: u64) -> bool {
     let mut is_news = false;
     for (origin, _) in heads {
         let after = head(to, origin);
-        let piece = from.load(origin, after, bytes_max).unwrap().piece;
+        let mut extract = from.load(origin, after, bytes_max).unwrap();
+        if extract.part > 0 {
+            // Its first version is larger, and is taken whole.
+            extract = from.load(origin, after, usize::MAX).unwrap();
+        }
+        let piece = extract.piece;
         is_news |= piece.through > after;
         to.apply(NOW, &Batch { pieces: vec![piece] }).unwrap();
     }
