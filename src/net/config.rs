@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::snapshot;
+
 /// The settings of [`crate::net::Net`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Config {
@@ -19,6 +21,8 @@ pub struct Config {
     /// How long a peer may owe any answer to what was sent before its connection is given up.
     /// Looked at three times in that time. Not zero.
     pub silence: Duration,
+    /// How long a snapshot that is sent or received may make no progress before it is given up.
+    pub snapshot_stall: Duration,
 }
 
 impl Config {
@@ -30,6 +34,7 @@ impl Config {
             idle: Duration::from_secs(30 * 60),
             keep_alive: Duration::from_secs(10),
             silence: Duration::from_secs(15),
+            snapshot_stall: snapshot::STALL,
         }
     }
 

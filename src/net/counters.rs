@@ -59,6 +59,14 @@ counters! {
     datagrams_received,
     /// Datagrams dropped on the way out or in, because nobody answers or the engine is behind.
     datagrams_dropped,
+    /// Snapshots that were sent whole.
+    snapshots_sent,
+    /// Requests for a snapshot that were answered with a no.
+    snapshots_declined,
+    /// Snapshots that were begun and not sent whole: whoever asked went away, or did not read on.
+    snapshots_failed,
+    /// Bytes of snapshots given to QUIC.
+    snapshot_bytes_sent,
 }
 
 impl Counters {

@@ -15,6 +15,7 @@ use super::event::Event;
 use super::link::{self, Dialled};
 use super::outbox::Outbox;
 use super::peers::Link;
+use super::snapshot;
 use super::why::{Close, DialError, Why, connect_error, dial_error, refusal};
 use crate::types::NodeId;
 
@@ -26,7 +27,7 @@ const HANDSHAKE: Duration = Duration::from_secs(5);
 const RETRY_ABOVE: usize = 64;
 
 /// The name that TLS wants for the other side. Whom a certificate is for stands elsewhere in it.
-const SERVER_NAME: &str = "tribune";
+pub(super) const SERVER_NAME: &str = "tribune";
 
 /// Takes connections that others begin, until the node stops.
 pub(super) async fn accept(shared: Arc<Shared>) {
@@ -56,6 +57,10 @@ pub(super) async fn accept(shared: Arc<Shared>) {
 async fn accept_one(shared: Arc<Shared>, incoming: Incoming, handshake: OwnedSemaphorePermit) {
     let address = incoming.remote_address();
     let link = match shake_hands(incoming).await {
+        Ok(connection) if snapshot::is_visit(&connection) => {
+            drop(handshake);
+            return snapshot::serve(&shared, connection).await;
+        }
         Ok(connection) => link::establish(&shared, connection, None).await,
         Err(Some(why)) => Err(DialError::Stranger { address, why }),
         Err(None) => return,

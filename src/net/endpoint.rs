@@ -1,7 +1,7 @@
 //! The QUIC endpoint: its socket, and limits on what a peer can make it keep.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,6 +65,13 @@ pub(super) const HANDSHAKES_MAX: usize = 256;
 /// work as well.
 const MTU_FIRST: u16 = 1_200;
 
+/// How many bytes of a snapshot may be on their way to this node. It is nobody's member yet, and has
+/// nothing else to keep memory for; over a path of 100 ms it makes 80 MB a second.
+const SNAPSHOT_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
+
+/// After how long without a packet the connection of a visitor is gone.
+const SNAPSHOT_IDLE: Duration = Duration::from_secs(15);
+
 /// Opens the socket and makes an endpoint that listens and dials.
 pub(super) fn bind(config: &Config, identity: &Identity) -> Result<Endpoint, BindError> {
     let socket = socket(config.address).map_err(|error| bind_error(config.address, error))?;
@@ -72,6 +79,29 @@ pub(super) fn bind(config: &Config, identity: &Identity) -> Result<Endpoint, Bin
     let runtime = Arc::new(TokioRuntime);
     Endpoint::new(endpoint_config(identity), Some(server), socket, runtime)
         .map_err(|error| bind_error(config.address, error))
+}
+
+/// Makes an endpoint that only dials, for somebody who comes for a snapshot, and its settings.
+pub(super) fn visitor(
+    local: IpAddr,
+    identity: &Identity,
+) -> Result<(Endpoint, ClientConfig), BindError> {
+    let address = SocketAddr::new(local, 0);
+    let failed = |error| bind_error(address, error);
+    let socket = socket(address).map_err(failed)?;
+    let runtime = Arc::new(TokioRuntime);
+    let endpoint = Endpoint::new(EndpointConfig::default(), None, socket, runtime);
+    let tls = identity.visitor_config().map_err(|error| BindError::Tls(error.to_string()))?;
+    let crypto =
+        QuicClientConfig::try_from(tls).map_err(|error| BindError::Tls(error.to_string()))?;
+    let mut client = ClientConfig::new(Arc::new(crypto));
+    let mut transport = transport(&Config { idle: SNAPSHOT_IDLE, ..Config::new(address) });
+    transport
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .stream_receive_window(VarInt::from_u32(SNAPSHOT_WINDOW_BYTES))
+        .receive_window(VarInt::from_u32(SNAPSHOT_WINDOW_BYTES));
+    client.transport_config(Arc::new(transport));
+    Ok((endpoint.map_err(failed)?, client))
 }
 
 fn socket(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
@@ -160,6 +190,7 @@ fn transport(config: &Config) -> TransportConfig {
     transport
         .max_idle_timeout(Some(IdleTimeout::try_from(idle).expect("a day is far below 2^62 ms")))
         .max_concurrent_uni_streams(VarInt::from_u32(STREAMS_MAX))
+        // One is allowed to who comes for a snapshot, once that is known: see `snapshot/serve.rs`.
         .max_concurrent_bidi_streams(VarInt::from_u32(0))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
         .receive_window(VarInt::from_u32(RECEIVE_WINDOW_BYTES))

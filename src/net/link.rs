@@ -132,7 +132,7 @@ pub(super) async fn establish(
     })
 }
 
-fn subject(connection: &Connection) -> Option<NodeSubject> {
+pub(super) fn subject(connection: &Connection) -> Option<NodeSubject> {
     let identity = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
     peer_of(identity.first()?)
 }

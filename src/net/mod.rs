@@ -3,9 +3,11 @@
 //!
 //! Each pair of nodes shares one connection, begun by either. Over it run a stream for each lane,
 //! from each side, and datagrams for membership. A connection counts once both sides have
-//! verified the other's certificate and greeted; not a byte of a frame is read before.
+//! verified the other's certificate and greeted; not a byte of a frame is read before. Who only
+//! comes for a snapshot has a connection of another protocol, which is nobody's link.
 
 pub mod certificates;
+pub mod snapshot;
 pub mod subject;
 pub mod tls;
 
@@ -49,6 +51,7 @@ use self::endpoint::DATAGRAM_BUFFER_BYTES;
 use self::event::EventSender;
 use self::outbox::Track;
 use self::peers::{Peers, Way};
+use self::snapshot::{Maker, Office};
 use self::tls::Identity;
 use self::why::Close;
 use crate::replica::Lane;
@@ -109,6 +112,7 @@ struct Shared {
     told: Mutex<BTreeMap<(IpAddr, String), Instant>>,
     numbers: AtomicU64,
     handshakes: Arc<Semaphore>,
+    snapshots: Office,
     tasks: TaskTracker,
     stop: CancellationToken,
     /// Cancelled first: no new connections of others, while what is queued still gets out.
@@ -135,6 +139,7 @@ impl Net {
             told: Mutex::default(),
             numbers: AtomicU64::new(1),
             handshakes: Arc::new(Semaphore::new(endpoint::HANDSHAKES_MAX)),
+            snapshots: Office::default(),
             tasks: TaskTracker::new(),
             closing: stop.child_token(),
             stop: stop.clone(),
@@ -223,6 +228,12 @@ impl Net {
         self.shared.endpoint.set_server_config(Some(server));
         *self.shared.client.lock().expect("no code under this lock can panic") = client;
         Ok(())
+    }
+
+    /// From now on nodes that ask for a snapshot get what `maker` makes. Said once; before it they
+    /// are refused.
+    pub fn give_snapshots(&self, maker: Maker) {
+        self.shared.snapshots.open(maker);
     }
 
     /// Returns what was counted so far.

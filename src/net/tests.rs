@@ -8,24 +8,24 @@ use super::*;
 const LANES: [Lane; 4] = [Lane::Control, Lane::Own, Lane::Relay, Lane::Repair];
 
 /// One end with its certificate, and what it has been told but was not asked about.
-struct End {
-    net: Net,
+pub(super) struct End {
+    pub(super) net: Net,
     events: Events,
-    identity: Arc<Identity>,
+    pub(super) identity: Arc<Identity>,
 }
 
 fn id(byte: u8) -> NodeId {
     NodeId([byte; 16])
 }
 
-fn issue(ca: &Ca, root: &Ca, byte: u8) -> Arc<Identity> {
+pub(super) fn issue(ca: &Ca, root: &Ca, byte: u8) -> Arc<Identity> {
     let now = SystemTime::now();
     let request = NodeRequest { node: id(byte), name: format!("n{byte}"), days: 1 };
     let pems = ca.issue(&request, now).unwrap();
     Arc::new(Identity::from_pem(root.certificate(), &pems.certificate, &pems.key, now).unwrap())
 }
 
-fn config() -> Config {
+pub(super) fn config() -> Config {
     Config::new(([127, 0, 0, 1], 0).into())
 }
 
@@ -33,22 +33,22 @@ fn start(identity: &Arc<Identity>) -> End {
     start_with(identity, config())
 }
 
-fn start_with(identity: &Arc<Identity>, config: Config) -> End {
+pub(super) fn start_with(identity: &Arc<Identity>, config: Config) -> End {
     let (net, events) = Net::bind(config, identity).unwrap();
     End { net, events, identity: identity.clone() }
 }
 
-fn cluster<const N: usize>() -> [End; N] {
+pub(super) fn cluster<const N: usize>() -> [End; N] {
     let ca = Ca::new(SystemTime::now()).unwrap();
     std::array::from_fn(|index| start(&issue(&ca, &ca, u8::try_from(index).unwrap() + 1)))
 }
 
 impl End {
-    fn node(&self) -> NodeId {
+    pub(super) fn node(&self) -> NodeId {
         self.identity.node()
     }
 
-    fn send(&self, to: &End, lane: Lane, body: &[u8]) -> Result<(), SendError> {
+    pub(super) fn send(&self, to: &End, lane: Lane, body: &[u8]) -> Result<(), SendError> {
         self.net.send(to.node(), to.net.address(), lane, framed(&Bytes::copy_from_slice(body)))
     }
 
@@ -90,7 +90,7 @@ impl End {
         }
     }
 
-    async fn frame(&mut self) -> (NodeId, Lane, Bytes) {
+    pub(super) async fn frame(&mut self) -> (NodeId, Lane, Bytes) {
         self.wait("frame", |event| match event {
             Event::Frame { from, lane, bytes } => Some((from, lane, bytes)),
             _ => None,
@@ -98,7 +98,7 @@ impl End {
         .await
     }
 
-    async fn connected(&mut self) -> NodeId {
+    pub(super) async fn connected(&mut self) -> NodeId {
         self.wait("connection", |event| match event {
             Event::Connected { node, .. } => Some(node),
             _ => None,

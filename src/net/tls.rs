@@ -27,6 +27,9 @@ use crate::types::{ClusterId, NodeId};
 /// The protocol that nodes speak over TLS. Another number is another protocol.
 const ALPN: &[u8] = b"tribune/1";
 
+/// What is spoken on the connection of somebody who only comes for a snapshot: see `snapshot/`.
+pub(super) const SNAPSHOT_ALPN: &[u8] = b"tribune-snapshot/1";
+
 /// The three files of a node.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Files {
@@ -164,7 +167,7 @@ impl Identity {
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(verifier)
             .with_single_cert(self.chain.clone(), self.key.clone_key())?;
-        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.alpn_protocols = vec![ALPN.to_vec(), SNAPSHOT_ALPN.to_vec()];
         // No tickets: a resumed session would skip the check of the certificate's validity, and
         // with it a full handshake's third of a millisecond is all there is to gain.
         config.send_tls13_tickets = 0;
@@ -174,13 +177,22 @@ impl Identity {
 
     /// Returns the settings for connections that this node begins.
     pub(super) fn client_config(&self) -> Result<ClientConfig, rustls::Error> {
+        self.client_config_for(ALPN)
+    }
+
+    /// Returns the settings for a connection on which a snapshot is asked for.
+    pub(super) fn visitor_config(&self) -> Result<ClientConfig, rustls::Error> {
+        self.client_config_for(SNAPSHOT_ALPN)
+    }
+
+    fn client_config_for(&self, protocol: &[u8]) -> Result<ClientConfig, rustls::Error> {
         let verifier = PeerVerifier::new(self)?;
         let mut config = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous()
             .with_custom_certificate_verifier(verifier)
             .with_client_auth_cert(self.chain.clone(), self.key.clone_key())?;
-        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.alpn_protocols = vec![protocol.to_vec()];
         config.resumption = Resumption::disabled();
         config.enable_early_data = false;
         config.enable_sni = false;

@@ -69,10 +69,14 @@ pub(super) enum Close {
     WrongNode = 8,
     Itself = 9,
     Twin = 10,
+    /// Whoever came for a snapshot has all that it came for.
+    Done = 11,
+    /// Too many ask for a snapshot at the same time.
+    Crowded = 12,
 }
 
 impl Close {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 12] = [
         Self::Stopping,
         Self::Replaced,
         Self::Evicted,
@@ -83,13 +87,15 @@ impl Close {
         Self::WrongNode,
         Self::Itself,
         Self::Twin,
+        Self::Done,
+        Self::Crowded,
     ];
 
     pub fn code(self) -> VarInt {
         VarInt::from_u32(self as u32)
     }
 
-    fn from_code(code: VarInt) -> Option<Self> {
+    pub fn from_code(code: VarInt) -> Option<Self> {
         Self::ALL.into_iter().find(|close| close.code() == code)
     }
 }
@@ -102,7 +108,15 @@ pub(super) fn why(error: &ConnectionError) -> Why {
             Some(Close::Replaced) => Why::Replaced,
             Some(Close::Evicted) => Why::Evicted,
             Some(Close::Unwanted) => Why::Unwanted,
-            Some(Close::Silent | Close::Stuck | Close::Itself | Close::Twin) | None => {
+            Some(
+                Close::Silent
+                | Close::Stuck
+                | Close::Itself
+                | Close::Twin
+                | Close::Done
+                | Close::Crowded,
+            )
+            | None => {
                 Why::Lost(format!("the other node closed it: {}", shortened(&close.to_string())))
             }
             Some(Close::Fault | Close::WrongNode) => Why::Fault(shortened(&close.to_string())),

@@ -81,7 +81,7 @@ pub(super) fn forget_life(copy: &Connection) -> rusqlite::Result<()> {
 }
 
 /// Opens a data directory's database to read it, and says whose it is.
-fn open_own(data_dir: &Path) -> Result<(Connection, Identity), BackupError> {
+pub(super) fn open_own(data_dir: &Path) -> Result<(Connection, Identity), BackupError> {
     let database = data_dir.join(DATABASE_FILE);
     let path = database.display().to_string();
     if matches!(database.try_exists(), Ok(false)) {
@@ -99,7 +99,7 @@ fn open_own(data_dir: &Path) -> Result<(Connection, Identity), BackupError> {
 }
 
 /// Refuses what must not be written over: first of all the database itself.
-fn check_target(target: &Path, database: &Path, force: bool) -> Result<(), CopyError> {
+pub(super) fn check_target(target: &Path, database: &Path, force: bool) -> Result<(), CopyError> {
     let path = target.display().to_string();
     let named = target.file_name().unwrap_or_default();
     let is_beside =

@@ -3,7 +3,7 @@
 
 use std::ffi::{OsStr, OsString, c_int};
 use std::fs::{File, Metadata, OpenOptions, Permissions, TryLockError};
-use std::io;
+use std::io::{self, Seek};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -210,6 +210,21 @@ impl Partial {
         &self.path
     }
 
+    /// Returns the file, to be written from its beginning.
+    pub(super) fn writable(&self) -> Result<File, CopyError> {
+        self.file.try_clone().map_err(|source| CopyError::unwritable(&self.target, source))
+    }
+
+    /// Gives the name up, and returns the file to be read from its beginning: its room is free again
+    /// when that is closed, however the process ends.
+    pub(super) fn into_nameless(self) -> Result<File, CopyError> {
+        let file = self.writable()?;
+        let failed = |source| CopyError::write_failed(&self.target, &source);
+        (&file).rewind().map_err(failed)?;
+        std::fs::remove_file(&self.path).map_err(failed)?;
+        Ok(file)
+    }
+
     /// Makes the content durable.
     pub fn sync(&self) -> Result<(), CopyError> {
         self.file.sync_all().map_err(|source| CopyError::write_failed(&self.target, &source))
@@ -259,7 +274,7 @@ impl Partial {
         }
     }
 
-    fn open(&self) -> rusqlite::Result<Connection> {
+    pub(super) fn open(&self) -> rusqlite::Result<Connection> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_NO_MUTEX
             | OpenFlags::SQLITE_OPEN_NOFOLLOW;
@@ -273,7 +288,7 @@ impl Partial {
     }
 
     /// Sorts what SQLite said while it wrote the file.
-    fn failed(&self, error: &rusqlite::Error) -> CopyError {
+    pub(super) fn failed(&self, error: &rusqlite::Error) -> CopyError {
         let path = self.target.display().to_string();
         match error.sqlite_error_code() {
             Some(ErrorCode::DiskFull) => CopyError::Full { path },
@@ -359,6 +374,16 @@ fn open_or_create(path: &Path) -> io::Result<Option<File>> {
             std::fs::remove_file(path).map(|()| None)
         }
         opened => opened.map(Some),
+    }
+}
+
+/// Removes what copies to a target that were killed have left. The caller knows that none is under
+/// way.
+pub(super) fn remove_left(target: &Path) -> io::Result<()> {
+    let Some(name) = target.file_name() else { return Ok(()) };
+    match std::fs::remove_file(target.with_file_name(hidden(name))) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 
@@ -555,7 +580,7 @@ pub(super) fn bytes_of(path: &Path) -> u64 {
     std::fs::metadata(path).map_or(0, |metadata| metadata.len())
 }
 
-fn check_room(directory: &Path, needed: u64) -> Result<(), CopyError> {
+pub(super) fn check_room(directory: &Path, needed: u64) -> Result<(), CopyError> {
     // Where the system does not say, writing will.
     let Ok(free) = free_bytes(directory) else { return Ok(()) };
     if free < needed {

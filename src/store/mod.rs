@@ -36,6 +36,7 @@ mod power_loss;
 pub mod readers;
 pub mod restore;
 pub mod schema;
+pub mod snapshot;
 pub mod sql;
 mod statements;
 mod storage;

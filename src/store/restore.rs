@@ -18,9 +18,9 @@ use super::open::{DATABASE_FILE, LOCK_FILE, OpenError, has_log, lock_directory, 
 use crate::types::{ClusterId, NodeId, Origin};
 
 /// What makes the data another node's: it takes a name of its own at its next start.
-const FORGET_NODE: &str = "DELETE FROM __tribune_node";
+pub(super) const FORGET_NODE: &str = "DELETE FROM __tribune_node";
 /// What another node's checks do is its own business, and may be secret.
-const FORGET_CHECKS: &str = "DELETE FROM __tribune_checks";
+pub(super) const FORGET_CHECKS: &str = "DELETE FROM __tribune_checks";
 const FORGET_CLUSTER: &str = "UPDATE __tribune_node SET cluster = NULL";
 const SELECT_ORIGINS: &str = "SELECT origin FROM __tribune_origins";
 /// An origin that is heard of, and of which nothing is held.
@@ -250,7 +250,7 @@ impl Owner {
 
 /// Puts the new database in the old one's place, which never has a log beside it that is not its
 /// own: SQLite would play it into the database.
-fn put_in_place(
+pub(super) fn put_in_place(
     partial: Partial,
     target: &Path,
     discard: bool,
