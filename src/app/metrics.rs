@@ -239,6 +239,20 @@ fn of_net(net: &Net) -> Vec<Family> {
             "Membership datagrams dropped.",
             counts.datagrams_dropped,
         ),
+        Family::counters(
+            "snapshots",
+            "Requests of others for a snapshot, by what became of them.",
+            labelled(
+                "outcome",
+                [
+                    ("sent", counts.snapshots_sent),
+                    ("declined", counts.snapshots_declined),
+                    ("failed", counts.snapshots_failed),
+                ],
+            ),
+        ),
+        Family::counter("snapshots_sent", "Bytes of snapshots sent.", counts.snapshot_bytes_sent)
+            .unit("bytes"),
     ]
 }
 

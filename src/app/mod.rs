@@ -4,6 +4,7 @@
 mod identity;
 mod metrics;
 mod settings;
+mod snapshot;
 pub mod tasks;
 pub mod watchdog;
 
@@ -54,6 +55,8 @@ pub struct Options {
     /// The certificates, where they are not in files.
     pub identity: Option<Identity>,
     pub swim: swim::Config,
+    /// Cancelled when the node is asked to stop: a start that takes long is given up.
+    pub stop: CancellationToken,
 }
 
 /// A node with its faces, running.
@@ -74,7 +77,7 @@ impl App {
         let http = Http::bind(&settings::http(&agent)).map_err(StartError::of)?;
         let dns = Dns::bind(settings::dns(&agent)?).map_err(StartError::of)?;
         let identity = identity::find(&agent, options.identity)?;
-        let is_alone = agent.gossip.tls.is_none() && identity.is_own;
+        let is_own = identity.is_own;
         let identity = identity.identity;
         let name = agent.node.clone().unwrap_or_else(|| identity.name().to_owned());
         let open = OpenConfig {
@@ -85,6 +88,9 @@ impl App {
             scope: agent.gossip.scope,
             schema: agent.schema.clone(),
         };
+        if !is_own {
+            snapshot::fetch(&agent, &identity, &open, &options.stop).await?;
+        }
         let store = tokio::task::spawn_blocking(move || Store::open(&open))
             .await
             .map_err(StartError::of)?
@@ -98,6 +104,7 @@ impl App {
         };
         let (net, events) =
             Net::bind(net::Config::new(agent.gossip.listen), &identity).map_err(StartError::of)?;
+        net.give_snapshots(snapshot::maker(agent.data_dir.clone()));
         let net_face = net.clone();
         let config = node::Config {
             tagged_addresses: tagged_addresses(&local.address),
@@ -140,7 +147,7 @@ impl App {
                 pulses: pulses.clone(),
             },
         );
-        log_start(&agent, &handle, &http, &dns, is_alone);
+        log_start(&agent, &handle, &http, &dns, is_own);
         spawn_dns(&mut faces, dns, &handle, &pulses, &token);
         let further =
             own::routes(handle.clone()).merge(sql::routes(handle.clone(), Arc::clone(&queries)));

@@ -1,5 +1,6 @@
 //! `tribune agent`: this host's node, until it is told to stop.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use tracing::{info, warn};
@@ -18,15 +19,35 @@ pub(super) fn run(flags: Flags) -> Result<(), Failure> {
     let runtime = runtime()?;
     let outcome = runtime.block_on(async {
         // Signals are caught before anything is started, so that none ends the node half-way.
-        let stop = Stop::catch()?;
-        let app = App::start(agent, Options::default())
-            .await
-            .map_err(|error| Failure::Usage(error.to_string()))?;
+        let mut stop = Stop::catch()?;
+        let Some(app) = start(agent, &mut stop).await? else { return Ok(()) };
         serve(app, stop).await
     });
     // A query that still computes must not keep the process: it only reads.
     runtime.shutdown_timeout(END_WITHIN);
     outcome
+}
+
+/// Starts a node. `None`: it was asked to stop before it had.
+async fn start(agent: Agent, stop: &mut Stop) -> Result<Option<App>, Failure> {
+    let options = Options::default();
+    let asked = options.stop.clone();
+    let mut starting = pin!(App::start(agent, options));
+    let started = loop {
+        tokio::select! {
+            started = &mut starting => break started,
+            // What gets a snapshot breaks off; what opens the database goes on to its end.
+            () = stop.asked() => asked.cancel(),
+        }
+    };
+    match started {
+        Ok(app) if asked.is_cancelled() => app.stop().await,
+        Ok(app) => return Ok(Some(app)),
+        Err(_) if asked.is_cancelled() => {}
+        Err(error) => return Err(Failure::Usage(error.to_string())),
+    }
+    info!("Stopped before the start had come to its end");
+    Ok(None)
 }
 
 /// Sends the log to the standard error output.

@@ -184,7 +184,8 @@ async fn start_node(args: &Args, home: &Home, authority: &Ca, k: u8) -> Result<A
     };
     let agent = Agent::from_flags(flags)?;
     let identity = identity(authority, &name)?;
-    let options = Options { identity: Some(identity), swim: crate::swim::Config::local() };
+    let swim = crate::swim::Config::local();
+    let options = Options { identity: Some(identity), swim, ..Options::default() };
     App::start(agent, options).await.map_err(|error| Failure::Usage(error.to_string()))
 }
 

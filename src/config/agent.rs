@@ -20,6 +20,10 @@ pub const DNS_PORT: u16 = 8600;
 const WATCHDOG_LIMIT: Duration = Duration::from_secs(30);
 const WATCHDOG_LIMIT_MIN: Duration = Duration::from_secs(2);
 
+/// From how many bytes on a database is got whole by a node that has none. Below, the rows come as
+/// fast one by one: some 40,000 take a second.
+const SNAPSHOT_BYTES_MIN: u64 = 8 << 20;
+
 /// Where the database lives unless something else is said.
 pub const DATA_DIR: &str = "/var/lib/tribune";
 
@@ -56,6 +60,12 @@ pub struct Flags {
     /// Address of a member to join by, may be repeated
     #[arg(long, value_name = "ADDR", env = "TRIBUNE_JOIN", value_delimiter = ',')]
     pub join: Vec<String>,
+    /// Whether a node without a database asks a member for a snapshot of its own [default: true]
+    #[arg(long, value_name = "BOOL", env = "TRIBUNE_SNAPSHOT")]
+    pub snapshot: Option<bool>,
+    /// From how many bytes on a snapshot is worth it: for tests
+    #[arg(long, value_name = "BYTES", env = "TRIBUNE_SNAPSHOT_BYTES_MIN", hide = true)]
+    pub snapshot_bytes_min: Option<u64>,
     /// The cluster's CA certificate (PEM)
     #[arg(long, value_name = "FILE", env = "TRIBUNE_CA")]
     pub ca: Option<PathBuf>,
@@ -117,6 +127,9 @@ pub struct Gossip {
     /// What other nodes should dial.
     pub advertise: SocketAddr,
     pub join: Vec<String>,
+    /// From how many bytes on a node without a database gets a member's whole, before it starts.
+    /// `None`: never.
+    pub snapshot_bytes_min: Option<u64>,
     /// `None`: the node keeps to itself.
     pub tls: Option<Tls>,
     pub scope: Scope,
@@ -229,7 +242,16 @@ fn gossip(flags: &Flags, file: &File) -> Result<Gossip, ConfigError> {
         None => listen,
     };
     let join = first_of(flags.join.clone(), file.gossip.join.clone()).unwrap_or_default();
-    Ok(Gossip { listen, advertise, join, tls, scope: Scope(file.gossip.scope.unwrap_or_default()) })
+    let bytes_min = flags.snapshot_bytes_min.unwrap_or(SNAPSHOT_BYTES_MIN);
+    let is_wanted = flags.snapshot.or(file.gossip.snapshot).unwrap_or(true);
+    Ok(Gossip {
+        listen,
+        advertise,
+        join,
+        snapshot_bytes_min: is_wanted.then_some(bytes_min),
+        tls,
+        scope: Scope(file.gossip.scope.unwrap_or_default()),
+    })
 }
 
 /// Returns the address this host would send from to reach the outside; loopback without a
@@ -355,6 +377,18 @@ mod tests {
         assert_eq!(agent.http, ["127.0.0.1:8500".parse().unwrap()]);
         assert_eq!(agent.gossip.listen, "127.0.0.1:7401".parse().unwrap());
         assert_eq!(agent.address, "127.0.0.1");
+    }
+
+    #[test]
+    fn a_snapshot_is_asked_for_unless_somebody_says_no() {
+        let wanted = |snapshot, file: &str| {
+            let flags = Flags { snapshot, ..Flags::default() };
+            resolve(flags, file).unwrap().gossip.snapshot_bytes_min
+        };
+        assert_eq!(wanted(None, ""), Some(8 << 20));
+        assert_eq!(wanted(None, "[gossip]\nsnapshot = false"), None);
+        assert_eq!(wanted(Some(true), "[gossip]\nsnapshot = false"), Some(8 << 20));
+        assert_eq!(wanted(Some(false), ""), None);
     }
 
     #[test]

@@ -118,6 +118,9 @@ pub struct Gossip {
     pub advertise: Option<String>,
     /// Members to join by: `host:port` or `host`, any one of which is enough.
     pub join: Option<Vec<String>>,
+    /// A node that starts without a database asks the members above for a snapshot of theirs, and
+    /// gets the rest like any other node. Default true.
+    pub snapshot: Option<bool>,
     /// The cluster's CA certificate, this node's certificate and its key, as PEM files.
     pub ca: Option<PathBuf>,
     pub cert: Option<PathBuf>,

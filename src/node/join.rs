@@ -97,7 +97,8 @@ impl Join {
     }
 }
 
-async fn look_up(target: &str) -> std::io::Result<Vec<SocketAddr>> {
+/// Finds the addresses that a join target stands for: `host`, `host:port`, `[v6]:port`.
+pub async fn look_up(target: &str) -> std::io::Result<Vec<SocketAddr>> {
     let bare = target.trim_start_matches('[').trim_end_matches(']');
     if let Ok(ip) = bare.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(ip, GOSSIP_PORT)]);

@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 pub use handle::{Handle, Local, MemberState, MemberStatus, SubmitError, TransactError};
+pub use join::look_up;
 
 use self::engine::Engine;
 use self::join::Join;

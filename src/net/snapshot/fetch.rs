@@ -17,7 +17,7 @@ use super::super::dial::SERVER_NAME;
 use super::super::endpoint::{self, BindError};
 use super::super::link::subject;
 use super::super::tls::Identity;
-use super::super::why::{Close, DialError, connect_error, dial_error, why};
+use super::super::why::{Close, DialError, Why, connect_error, dial_error, why};
 use super::{Answer, CHECKSUM_BYTES, PIECE_BYTES, PIECES_WAITING_MAX, Request, STALL, checksum};
 use crate::types::NodeId;
 
@@ -255,6 +255,9 @@ async fn read_exact(stream: &mut RecvStream, bytes: &mut [u8]) -> Result<(), Fet
 fn broken(error: &ReadError) -> FetchError {
     match error {
         ReadError::ConnectionLost(error) => lost(error),
+        ReadError::Reset(code) if Close::from_code(*code) == Some(Close::Stopping) => {
+            FetchError::Lost(Why::Stopping.to_string())
+        }
         ReadError::Reset(_)
         | ReadError::ClosedStream
         | ReadError::IllegalOrderedRead

@@ -126,9 +126,21 @@ async fn answer(shared: &Shared, connection: &Connection, stage: &mut Stage) -> 
     *stage = Stage::Offered { bytes };
     saying.say(&Answer::Snapshot { bytes, format: made.format }).await?;
     let limit = TRANSFER_TIME + Duration::from_secs(bytes / TRANSFER_BYTES_PER_SECOND);
-    let sent = timeout(limit, saying.send(shared, made)).await;
+    let sent = tokio::select! {
+        sent = timeout(limit, saying.send(shared, made)) => {
+            sent.unwrap_or_else(|_| Err(format!("it took more than {limit:?}")))
+        }
+        () = shared.closing.cancelled() => Err("this node stops".to_owned()),
+    };
     drop(turn);
-    sent.map_err(|_| format!("it took more than {limit:?}"))?
+    if sent.is_err() {
+        // Before the connection is closed: while much is on its way, quinn does not get out that it
+        // is. And dropping the stream would be to say that this was all.
+        let is_stopping = shared.closing.is_cancelled();
+        let close = if is_stopping { Close::Stopping } else { Close::Unwanted };
+        let _ = stream.reset(close.code());
+    }
+    sent
 }
 
 /// Waits for a visitor's request.
