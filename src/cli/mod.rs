@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand, and how answers are shown. `agent` and `dev` run
-//! nodes, `tls`, `backup`, `restore` and `doctor` work on files; every other command is a plain
-//! client of a node's HTTP port and knows nothing of its inside.
+//! nodes, `tls`, `backup`, `restore` and `doctor` work on files, `snapshot` visits a node as another
+//! node would; every other command is a plain client of a node's HTTP port and knows nothing of its
+//! inside.
 
 mod agent;
 mod backup;
@@ -12,6 +13,7 @@ mod progress;
 mod register;
 mod schema;
 mod services;
+mod snapshot;
 mod sql;
 mod table;
 mod tls;
@@ -65,6 +67,12 @@ enum Command {
     /// of its own rows, what they bring back is withdrawn after a minute unless it is registered
     /// again.
     Restore(backup::RestoreArgs),
+    /// Get the database of a running node of the cluster, over the network, into one file
+    ///
+    /// The file is what a node that joins without a database begins with: all that the cluster
+    /// replicates, and no check definitions. `tribune restore FILE --new-node` makes it the database
+    /// of a node that does not run. For a backup of a node, use `tribune backup` on its host.
+    Snapshot(snapshot::Args),
     /// Look for what is wrong with a node's database, and say what to do
     ///
     /// Reads only, beside a running node or without one. Exit codes: 0 healthy, 1 something was
@@ -150,6 +158,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Exec(args) => as_client(sql::exec(args)),
         Command::Backup(args) => backup::run_backup(args),
         Command::Restore(args) => backup::run_restore(args),
+        Command::Snapshot(args) => snapshot::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Schema(command) => as_client(schema::run(command)),
         Command::Tls(command) => tls::run(command),

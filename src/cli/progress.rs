@@ -49,6 +49,7 @@ fn shown(progress: Progress) -> String {
     let percent = (done.min(total) * 100).checked_div(total).unwrap_or(0);
     match doing {
         Doing::Copying => format!("copying: {percent} % of {}", bytes(total)),
+        Doing::Receiving => format!("receiving: {percent} % of {}", bytes(total)),
         Doing::Checking => "checking".to_owned(),
         Doing::Comparing => format!("comparing rows: {done}"),
         Doing::Reading => format!("reading rows: {percent} % of {total}"),

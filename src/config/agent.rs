@@ -209,24 +209,11 @@ pub(super) fn parse_node_id(text: &str) -> Result<NodeId, ConfigError> {
 
 fn gossip(flags: &Flags, file: &File) -> Result<Gossip, ConfigError> {
     let pick = |flag: &Option<PathBuf>, key: &Option<PathBuf>| flag.clone().or(key.clone());
-    let files = [
+    let tls = tls([
         ("ca", pick(&flags.ca, &file.gossip.ca)),
         ("cert", pick(&flags.cert, &file.gossip.cert)),
         ("key", pick(&flags.key, &file.gossip.key)),
-    ];
-    let tls = match files {
-        [(_, None), (_, None), (_, None)] => None,
-        [(_, Some(ca)), (_, Some(cert)), (_, Some(key))] => Some(Tls { ca, cert, key }),
-        files => {
-            let missing: Vec<&str> =
-                files.iter().filter(|(_, path)| path.is_none()).map(|(name, _)| *name).collect();
-            return Err(ConfigError::new(format!(
-                "[gossip] needs ca, cert and key together; missing: {}. `tribune tls ca` and \
-                 `tribune tls node NAME` make them",
-                missing.join(", ")
-            )));
-        }
-    };
+    ])?;
     let default = if tls.is_some() { "0.0.0.0" } else { "127.0.0.1" };
     let text = flags.gossip.as_ref().or(file.gossip.listen.as_ref());
     let listen = parse::socket_address(text.map_or(default, String::as_str), GOSSIP_PORT)?;
@@ -252,6 +239,23 @@ fn gossip(flags: &Flags, file: &File) -> Result<Gossip, ConfigError> {
         tls,
         scope: Scope(file.gossip.scope.unwrap_or_default()),
     })
+}
+
+/// Takes the files of an identity together: all of them or none.
+pub(super) fn tls(files: [(&'static str, Option<PathBuf>); 3]) -> Result<Option<Tls>, ConfigError> {
+    match files {
+        [(_, None), (_, None), (_, None)] => Ok(None),
+        [(_, Some(ca)), (_, Some(cert)), (_, Some(key))] => Ok(Some(Tls { ca, cert, key })),
+        files => {
+            let missing: Vec<&str> =
+                files.iter().filter(|(_, path)| path.is_none()).map(|(name, _)| *name).collect();
+            Err(ConfigError::new(format!(
+                "[gossip] needs ca, cert and key together; missing: {}. `tribune tls ca` and \
+                 `tribune tls node NAME` make them",
+                missing.join(", ")
+            )))
+        }
+    }
 }
 
 /// Returns the address this host would send from to reach the outside; loopback without a

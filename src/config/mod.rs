@@ -8,7 +8,7 @@ pub mod parse;
 mod place;
 
 pub use agent::{Agent, Flags, Gossip, Tls};
-pub use place::{Place, PlaceFlags};
+pub use place::{MemberFlags, Place, PlaceFlags};
 
 /// A setting that cannot be used: which, why, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

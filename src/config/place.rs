@@ -1,11 +1,11 @@
-//! Where the commands that work on a node's files find them: the same directory that the agent
-//! would use.
+//! Where the commands that work on a node's files find them: the same directory, and the same
+//! certificates, that the agent would use.
 
 use std::path::PathBuf;
 
 use super::ConfigError;
-use super::agent::{DATA_DIR, parse_node_id};
-use super::file::File;
+use super::agent::{DATA_DIR, Tls, parse_node_id, tls};
+use super::file::{self, File};
 use crate::types::NodeId;
 
 /// The flags of those commands, each with the environment variable that the agent reads, too.
@@ -39,6 +39,44 @@ impl Place {
         let data_dir = flags.data_dir.or(file.data_dir).unwrap_or_else(|| DATA_DIR.into());
         let node_id = file.node_id.as_deref().map(parse_node_id).transpose()?;
         Ok(Self { data_dir, node_id, cert: file.gossip.cert })
+    }
+}
+
+/// The flags of commands that go to other nodes as this host's.
+#[derive(clap::Args, Clone, Debug, Default, PartialEq)]
+pub struct MemberFlags {
+    /// The agent's configuration file (TOML), which names its certificates
+    #[arg(long, short, value_name = "FILE", env = "TRIBUNE_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// The cluster's CA certificate (PEM)
+    #[arg(long, value_name = "FILE", env = "TRIBUNE_CA")]
+    pub ca: Option<PathBuf>,
+    /// A node's certificate (PEM), this host's or any of the cluster
+    #[arg(long, value_name = "FILE", env = "TRIBUNE_CERT")]
+    pub cert: Option<PathBuf>,
+    /// The key of that certificate (PEM)
+    #[arg(long, value_name = "FILE", env = "TRIBUNE_KEY")]
+    pub key: Option<PathBuf>,
+}
+
+impl Tls {
+    /// Lays the flags over the file that they name.
+    pub fn from_flags(flags: MemberFlags) -> Result<Self, ConfigError> {
+        let file = match &flags.config {
+            Some(path) => File::read(path)?.gossip,
+            None => file::Gossip::default(),
+        };
+        let files = tls([
+            ("ca", flags.ca.or(file.ca)),
+            ("cert", flags.cert.or(file.cert)),
+            ("key", flags.key.or(file.key)),
+        ])?;
+        files.ok_or_else(|| {
+            ConfigError::new(
+                "other nodes are spoken to under a certificate: name it with --ca, --cert and \
+                 --key, or the agent's configuration with --config",
+            )
+        })
     }
 }
 

@@ -62,6 +62,8 @@ pub struct Progress {
 pub enum Doing {
     /// Bytes.
     Copying,
+    /// Bytes.
+    Receiving,
     /// Nothing is counted.
     Checking,
     /// Rows.

@@ -41,6 +41,8 @@ const LAST_TIME: Duration = Duration::from_secs(SEND_WINDOW_BYTES / TRANSFER_BYT
 /// How far a visit has come.
 enum Stage {
     Begun,
+    /// It is being made, if it is worth it.
+    Asked,
     /// The visitor was told that there is none.
     Declined,
     /// The snapshot is on its way; the visitor says whether it has arrived.
@@ -71,6 +73,10 @@ pub(in crate::net) async fn serve(shared: &Shared, connection: Connection) {
         ended = answer(shared, &connection, &mut stage) => ended,
         error = connection.closed() => Err(why_of(&error).to_string()),
     };
+    if matches!(stage, Stage::Begun) {
+        // It has found what it wants elsewhere, perhaps.
+        return connection.close(Close::Unwanted.code(), b"nothing was asked for");
+    }
     // What was said must arrive first: the other side has the last word.
     let wait = shared.config.snapshot_stall + LAST_TIME;
     let last = timeout(wait, connection.closed()).await.ok();
@@ -98,8 +104,9 @@ async fn answer(shared: &Shared, connection: &Connection, stage: &mut Stage) -> 
     let stall = shared.config.snapshot_stall;
     connection.set_send_window(SEND_WINDOW_BYTES);
     connection.set_max_concurrent_bi_streams(VarInt::from_u32(1));
-    let asked = timeout(stall, asked(connection)).await;
+    let asked = timeout(stall, asked(shared, connection)).await;
     let (mut stream, request) = asked.map_err(|_| "it asks for nothing".to_owned())??;
+    *stage = Stage::Asked;
     let mut saying = Saying { stream: &mut stream, stall };
     let Some(maker) = shared.snapshots.maker.get() else {
         let why = "it has just begun to start".to_owned();
@@ -144,13 +151,14 @@ async fn answer(shared: &Shared, connection: &Connection, stage: &mut Stage) -> 
 }
 
 /// Waits for a visitor's request.
-async fn asked(connection: &Connection) -> Result<(SendStream, Request), Broken> {
+async fn asked(shared: &Shared, connection: &Connection) -> Result<(SendStream, Request), Broken> {
     let (out, mut stream) =
         connection.accept_bi().await.map_err(|error| why_of(&error).to_string())?;
     let request = read_request(&mut stream).await;
     match request {
         Some(request) => Ok((out, request)),
         None => {
+            Counters::one(&shared.counters.refused);
             connection.close(Close::Fault.code(), b"not a request for a snapshot");
             Err("it asks for something else".to_owned())
         }
