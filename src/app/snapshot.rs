@@ -16,6 +16,7 @@ use tracing::{debug, info, warn};
 
 use super::StartError;
 use crate::config::Agent;
+use crate::net::DialError;
 use crate::net::snapshot::{Denial, FetchError, Made, Maker, Making, Request, Visit, Visitor};
 use crate::net::tls::Identity;
 use crate::node::look_up;
@@ -34,6 +35,12 @@ const TARGETS_MAX: usize = 16;
 /// How long a node waits for members that give their snapshots to others at the moment. Then it
 /// starts without: by rows it would be as far.
 const BUSY_MAX: Duration = Duration::from_secs(30);
+
+/// How long it takes at least until who did not give a snapshot is asked again.
+const RETRY_MIN: Duration = Duration::from_millis(500);
+
+/// How often the snapshot of one member may break off.
+const BROKEN_MAX: u32 = 2;
 
 /// How often a long transfer is told of in the log.
 const TELL_EVERY: Duration = Duration::from_secs(5);
@@ -89,7 +96,10 @@ pub(super) async fn fetch(
         found = search.run(agent) => found,
         () = stop.cancelled() => return Err(StartError("asked to stop".to_owned())),
     };
-    search.visitor.close().await;
+    // The directory is free from here on; nobody waits for the goodbyes.
+    let Search { visitor, vacancy, .. } = search;
+    drop(vacancy);
+    tokio::spawn(visitor.close());
     if !found {
         info!("This node starts empty, and gets its rows from the others one by one");
     }
@@ -100,7 +110,7 @@ pub(super) async fn fetch(
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     #[error(transparent)]
-    Dial(#[from] crate::net::DialError),
+    Dial(#[from] DialError),
     #[error(transparent)]
     Fetch(#[from] FetchError),
     #[error("it has this node's own certificate")]
@@ -125,49 +135,59 @@ struct Search {
 }
 
 impl Search {
-    /// Asks one member after the other, in the order in which they answer. Returns whether there is
-    /// a database now.
+    /// Asks one member after the other, in the order in which they answer, and those who may yet
+    /// give one again. Returns whether there is a database now.
     async fn run(&self, agent: &Agent) -> bool {
-        let mut targets = targets(agent).await;
-        let begun = Instant::now();
+        let mut targets: BTreeMap<SocketAddr, u32> =
+            targets(agent).await.into_iter().map(|address| (address, 0)).collect();
+        let mut waited = Duration::ZERO;
         loop {
-            let busy = match self.round(&targets).await {
-                Ok(()) => return true,
-                Err(busy) => busy,
-            };
-            let Some(wait) = busy.values().min().copied() else { return false };
-            if begun.elapsed() + wait > BUSY_MAX {
+            let Some(after) = self.round(&mut targets).await else { return true };
+            // Members that do not answer are asked again for as long as others let it wait.
+            let Some(wait) = after.iter().min().copied() else { return false };
+            waited += wait;
+            if waited > BUSY_MAX {
                 return false;
             }
             sleep(wait).await;
-            targets = busy.into_keys().collect();
         }
     }
 
-    /// Asks each member once. The error says who can be asked again, and after what time.
-    async fn round(&self, targets: &[SocketAddr]) -> Result<(), BTreeMap<SocketAddr, Duration>> {
+    /// Asks each member once, and leaves those among the targets that may be asked again: with how
+    /// often theirs has broken off. `None`: there is a database now. Else the times after which
+    /// there may be one.
+    async fn round(&self, targets: &mut BTreeMap<SocketAddr, u32>) -> Option<Vec<Duration>> {
         let dial = async |address| (address, self.visitor.visit(address, CONNECT_WITHIN).await);
-        let mut dials: FuturesUnordered<_> = targets.iter().copied().map(dial).collect();
-        let mut busy = BTreeMap::new();
+        let addresses: Vec<SocketAddr> = targets.keys().copied().collect();
+        let mut dials: FuturesUnordered<_> = addresses.into_iter().map(dial).collect();
+        let mut after = Vec::new();
         while let Some((address, visit)) = dials.next().await {
             let got = match visit {
                 Ok(visit) => self.get(visit).await,
                 Err(error) => Err(error.into()),
             };
-            match got {
-                Ok(()) => return Ok(()),
-                Err(Failure::Fetch(FetchError::Busy { retry_after })) => {
-                    debug!(%address, ?retry_after, "A member gives its snapshot to another node");
-                    busy.insert(address, retry_after);
+            let Err(error) = got else { return None };
+            tell(address, &error);
+            match error {
+                Failure::Fetch(FetchError::Busy { retry_after }) => {
+                    after.push(retry_after.max(RETRY_MIN));
                 }
-                Err(error @ Failure::Fetch(FetchError::NotWorthIt { .. })) => {
-                    info!(%address, why = %error, "No snapshot from a member");
+                Failure::Fetch(error) if error.is_broken() => {
+                    let broken = targets.entry(address).or_default();
+                    *broken += 1;
+                    if *broken == BROKEN_MAX {
+                        targets.remove(&address);
+                    }
+                    after.push(RETRY_MIN);
                 }
-                Err(Failure::Dial(error)) => info!(why = %error, "No snapshot from a member"),
-                Err(error) => warn!(%address, why = %error, "No snapshot from a member"),
+                Failure::Dial(DialError::NoAnswer(_)) => {}
+                Failure::Dial(_) | Failure::Fetch(_) | Failure::Twin | Failure::Here(_) => {
+                    targets.remove(&address);
+                }
             }
         }
-        Err(busy)
+        // Otherwise nobody is left to be asked again.
+        if targets.is_empty() { Some(Vec::new()) } else { Some(after) }
     }
 
     /// Gets a member's snapshot and makes it this node's database.
@@ -201,6 +221,19 @@ impl Search {
             "This node begins with a snapshot of a member, and gets the rest from all"
         );
         Ok(())
+    }
+}
+
+fn tell(address: SocketAddr, error: &Failure) {
+    match error {
+        Failure::Fetch(error @ FetchError::Busy { .. }) => {
+            debug!(%address, why = %error, "No snapshot from a member yet");
+        }
+        Failure::Fetch(error @ FetchError::NotWorthIt { .. }) => {
+            info!(%address, why = %error, "No snapshot from a member");
+        }
+        Failure::Dial(error) => info!(why = %error, "No snapshot from a member"),
+        error => warn!(%address, why = %error, "No snapshot from a member"),
     }
 }
 

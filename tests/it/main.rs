@@ -14,4 +14,5 @@ mod dev;
 mod durability;
 mod hostile;
 mod schema;
+mod snapshot;
 mod sql;

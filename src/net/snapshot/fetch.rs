@@ -47,6 +47,21 @@ pub enum FetchError {
     Write(io::Error),
 }
 
+impl FetchError {
+    /// Tells whether a snapshot was begun, or about to be, and did not arrive: the same node may do
+    /// better next time.
+    pub fn is_broken(&self) -> bool {
+        match self {
+            Self::Stalled | Self::Lost(_) | Self::Cut { .. } | Self::Spoilt => true,
+            Self::NotWorthIt { .. }
+            | Self::Busy { .. }
+            | Self::Refused(_)
+            | Self::Fault
+            | Self::Write(_) => false,
+        }
+    }
+}
+
 /// Somebody who goes to nodes for a snapshot, as the node that the certificate names.
 pub struct Visitor {
     endpoint: Endpoint,
