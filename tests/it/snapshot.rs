@@ -267,3 +267,60 @@ async fn a_snapshot_is_got_as_a_file_by_whoever_has_a_certificate() {
     n1.wait_passing("web", 2).await;
     wait_equal(&cluster, &[&n1, &n2]).await;
 }
+
+/// How many rows the figures are for.
+const ROWS: usize = 1_000_000;
+
+/// Prints how long a node without a database takes to hold a million rows, with a snapshot and
+/// without: `cargo test --release --test it -- --ignored --nocapture a_join_of_a_million_rows`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "makes a million rows and measures"]
+#[allow(clippy::print_stderr, reason = "whoever runs it wants to see the figures")]
+async fn a_join_of_a_million_rows_with_a_snapshot_and_without() {
+    use tribune::store::{OpenConfig, Params, Statement, Store};
+    use tribune::types::Wall;
+
+    let cluster = Cluster::new(95);
+    assert_eq!(cluster.start(1).await.terminate().await, Some(0));
+    let data_dir = cluster.home().join("n1.data");
+    let config = OpenConfig { data_dir, name: "n1".to_owned(), ..OpenConfig::default() };
+    let mut store = Store::open(&config).expect("a store");
+    for first in (0..ROWS).step_by(10_000) {
+        let sql = format!(
+            "WITH RECURSIVE n(i) AS (SELECT {first} UNION ALL SELECT i + 1 FROM n LIMIT 10000)
+             INSERT INTO kv (key, value) SELECT 'service/' || i, randomblob(60) FROM n"
+        );
+        let mut group = store.group(Wall(1_700_000_000_000_000));
+        group.sql(&[Statement { sql, params: Params::None }], None).expect("it works");
+        group.commit().expect("it is written");
+        store.maintain().expect("a checkpoint");
+    }
+    store.checkpoint().expect("a checkpoint");
+    drop(store);
+    let n1 = cluster.start(1).await;
+    let mut held = vec![n1];
+    for (k, snapshot) in [(2, "true"), (3, "false"), (4, "true")] {
+        let begun = Instant::now();
+        let node = cluster.spawn(k, &["--snapshot", snapshot]);
+        let all = Some(ROWS as u64);
+        let mut answers = None;
+        loop {
+            if node.try_get("/v1/agent/self").await.is_some() {
+                answers = answers.or_else(|| Some(begun.elapsed()));
+                if count(&node).await == all {
+                    break;
+                }
+            }
+            assert!(begun.elapsed() < Duration::from_secs(600), "{}", node.log());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let took = begun.elapsed();
+        let log = node.whole_log();
+        let told = log.lines().find(|line| line.contains(BEGINS)).unwrap_or("");
+        eprintln!("snapshot {snapshot}: answers after {answers:?}, has all after {took:?}\n{told}");
+        held.push(node);
+    }
+    let bytes = fs::metadata(cluster.home().join("n1.data/tribune.db")).expect("a file").len();
+    eprintln!("{ROWS} rows, {} MiB; the node that sends: {}", bytes >> 20, held[0].log());
+    wait_equal(&cluster, &held.iter().collect::<Vec<_>>()).await;
+}

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use quinn::{
@@ -18,11 +18,18 @@ use super::super::endpoint::{self, BindError};
 use super::super::link::subject;
 use super::super::tls::Identity;
 use super::super::why::{Close, DialError, Why, connect_error, dial_error, why};
-use super::{Answer, CHECKSUM_BYTES, PIECE_BYTES, PIECES_WAITING_MAX, Request, STALL, checksum};
+use super::{
+    Answer, CHECKSUM_BYTES, PIECE_BYTES, PIECES_WAITING_MAX, Request, STALL, checksum,
+    transfer_time,
+};
 use crate::types::NodeId;
 
 /// The file is synced every so often, so that the end does not wait for all of it.
 const SYNC_EVERY_BYTES: u64 = 16 << 20;
+
+/// How many times as long as a transfer the making may stand still: the other node's disk has more
+/// to do.
+const MAKING_STALLS: u32 = 3;
 
 /// Why there is no snapshot from a node. The file, where one was begun, is of no use.
 #[derive(Debug, thiserror::Error)]
@@ -137,9 +144,17 @@ impl Visit {
         // A connection that is gone is told by the answer, which does not come.
         let _ = out.write_all(&request.encode()).await;
         let _ = out.finish();
+        let (mut most, mut since) = (0, Instant::now());
         loop {
             match timeout(self.stall, self.answer(&mut stream)).await {
-                Ok(Ok(Answer::Making { done, total })) => making(done, total),
+                Ok(Ok(Answer::Making { done, total })) => {
+                    if done > most {
+                        (most, since) = (done, Instant::now());
+                    } else if since.elapsed() > self.stall * MAKING_STALLS {
+                        return Err(FetchError::Stalled);
+                    }
+                    making(done, total);
+                }
                 Ok(Ok(Answer::Snapshot { bytes, format })) => {
                     let (connection, stall) = (self.connection.clone(), self.stall);
                     return Ok(Offer { bytes, format, connection, stream, stall });
@@ -200,7 +215,9 @@ impl Offer {
     ) -> Result<(), FetchError> {
         let (sender, pieces) = mpsc::channel(PIECES_WAITING_MAX);
         let writing = tokio::task::spawn_blocking(move || write(file, pieces));
-        let received = self.receive(sender, progress).await;
+        let limit = transfer_time(self.bytes);
+        let received = timeout(limit, self.receive(sender, progress)).await;
+        let received = received.unwrap_or(Err(FetchError::Stalled));
         // Also after a failure: the file may be used anew at once.
         let written = writing.await.map_err(io::Error::other);
         let sum = written.and_then(|written| written).map_err(FetchError::Write)?;

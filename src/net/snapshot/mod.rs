@@ -26,6 +26,12 @@ pub(super) use self::serve::{is_visit, serve};
 /// How long a snapshot may make no progress, on either side.
 pub const STALL: Duration = Duration::from_secs(10);
 
+/// How long a transfer may take: this, and a second for each so many bytes. A side that goes on just
+/// fast enough not to be stuck holds up the other: its start, or the turn of others and the room of
+/// a copy.
+const TRANSFER_TIME: Duration = Duration::from_secs(60);
+const TRANSFER_BYTES_PER_SECOND: u64 = 256 * 1024;
+
 /// In which pieces the file is read and written.
 const PIECE_BYTES: usize = 64 * 1024;
 
@@ -203,6 +209,11 @@ impl Answer {
             _ => return None,
         })
     }
+}
+
+/// Returns how long the transfer of so many bytes may take.
+fn transfer_time(bytes: u64) -> Duration {
+    TRANSFER_TIME + Duration::from_secs(bytes / TRANSFER_BYTES_PER_SECOND)
 }
 
 /// Adds up the checksum of a file that comes by in pieces.

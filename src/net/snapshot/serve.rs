@@ -18,7 +18,8 @@ use super::super::link::subject;
 use super::super::tls::SNAPSHOT_ALPN;
 use super::super::why::{Close, why as why_of};
 use super::{
-    Answer, Denial, Made, Maker, Making, PIECE_BYTES, PIECES_WAITING_MAX, Request, checksum,
+    Answer, Denial, Made, Maker, Making, PIECE_BYTES, PIECES_WAITING_MAX, Request,
+    TRANSFER_BYTES_PER_SECOND, checksum, transfer_time,
 };
 
 /// When a visitor who came while another is served should come back.
@@ -29,11 +30,6 @@ const TELL_EVERY: Duration = Duration::from_secs(1);
 
 /// How many bytes of a snapshot may be on their way; the rest waits on the disk.
 const SEND_WINDOW_BYTES: u64 = 8 * 1024 * 1024;
-
-/// How long a transfer may take: this, and a second for each so many bytes. A visitor that reads
-/// just fast enough not to be stuck holds the room of a copy on the disk, and the turn of others.
-const TRANSFER_TIME: Duration = Duration::from_secs(60);
-const TRANSFER_BYTES_PER_SECOND: u64 = 256 * 1024;
 
 /// How long the last of it may be on its way, beside the time in which something has to move.
 const LAST_TIME: Duration = Duration::from_secs(SEND_WINDOW_BYTES / TRANSFER_BYTES_PER_SECOND);
@@ -132,7 +128,7 @@ async fn answer(shared: &Shared, connection: &Connection, stage: &mut Stage) -> 
     let bytes = made.bytes;
     *stage = Stage::Offered { bytes };
     saying.say(&Answer::Snapshot { bytes, format: made.format }).await?;
-    let limit = TRANSFER_TIME + Duration::from_secs(bytes / TRANSFER_BYTES_PER_SECOND);
+    let limit = transfer_time(bytes);
     let sent = tokio::select! {
         sent = timeout(limit, saying.send(shared, made)) => {
             sent.unwrap_or_else(|_| Err(format!("it took more than {limit:?}")))
