@@ -1,7 +1,7 @@
 //! `tribune snapshot`: another node's database as one file, over the network.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -92,7 +92,7 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
     ))
 }
 
-async fn get(from: &str, identity: &Identity, file: &PathBuf, force: bool) -> Result<Got, Failure> {
+async fn get(from: &str, identity: &Identity, file: &Path, force: bool) -> Result<Got, Failure> {
     let visit = visit(from, identity).await?;
     let address = visit.address;
     let failed = |error: FetchError| Failure::Failed(told(&visit, &error));

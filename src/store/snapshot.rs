@@ -443,6 +443,8 @@ mod tests {
         let vacancy = Vacancy::take(&config).unwrap().expect("nothing that counts");
         assert_eq!(names(&config), ["tribune.db", "tribune.lock"]);
         assert!(matches!(Store::open(&config), Err(OpenError::InUse { .. })), "it is held");
+        let error = vacancy.begin(1 << 60).unwrap_err();
+        assert!(matches!(error, CopyError::NoRoom { .. }), "{error}");
         drop(vacancy);
         take(&config, &bytes_of(&trial)).unwrap();
         assert_eq!(rows(&Store::open(&config).unwrap(), "SELECT id FROM t"), ["1"]);

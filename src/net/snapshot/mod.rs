@@ -175,7 +175,7 @@ impl Answer {
             }
             Self::Refused { why } => {
                 let end = why.floor_char_boundary(TEXT_BYTES_MAX);
-                (4, why[..end].as_bytes().to_vec())
+                (4, why.as_bytes()[..end].to_vec())
             }
         };
         let length = u16::try_from(body.len()).expect("no answer is longer than a text may be");
