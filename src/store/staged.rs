@@ -196,3 +196,118 @@ impl Told {
         held.table = Arc::clone(&events.table);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::crdt::storage::Storage;
+    use crate::store::schema::{Mode, SchemaRequest};
+    use crate::store::trial::{NOW, T, Trial, in_memory, plain, rows, run, source};
+    use crate::types::NodeId;
+
+    const YOU: NodeId = NodeId([0x22; 16]);
+
+    /// Whole versions of another node, each a part, and the last.
+    fn parts_of(store: &Store) -> (Vec<Part>, Piece) {
+        let whole = store.load(store.origin(), Version(0), usize::MAX).unwrap().piece;
+        let parts = whole
+            .changesets
+            .iter()
+            .map(|changeset| Part { piece: Piece::of(Arc::clone(changeset)), is_cut: false });
+        (parts.collect(), Piece { changesets: Vec::new(), ..whole })
+    }
+
+    fn staged(store: &Store) -> String {
+        rows(store, "SELECT count(*) FROM __tribune_staged").remove(0)
+    }
+
+    #[test]
+    fn what_is_kept_is_kept_though_sqlite_takes_back_the_group() {
+        const ENDLESS: &str = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)
+            INSERT INTO t SELECT 1000 + max(i), 1, 1 FROM n";
+        let mut from = in_memory(YOU, T);
+        for id in 1..4 {
+            run(&mut from, &[&format!("INSERT INTO t (id) VALUES ({id})")]).unwrap();
+        }
+        let (parts, last) = parts_of(&from);
+        let mut trial = Trial::new(T);
+        let endless = [plain(ENDLESS)];
+        let soon = || Some(Instant::now() + Duration::from_millis(30));
+        let mut group = trial.store.group(NOW);
+        group.stage(Staging(1), &parts).unwrap();
+        group.stage(Staging(2), &parts).unwrap();
+        group.unstage(Staging(2)).unwrap();
+        group.sql(&endless, soon()).unwrap_err();
+        group.commit().unwrap();
+        assert_eq!(staged(&trial.store), "3");
+        let mut group = trial.store.group(NOW);
+        group.apply_staged(Staging(1), &last).unwrap();
+        group.sql(&endless, soon()).unwrap_err();
+        assert_eq!(group.commit().unwrap().len(), 1);
+        assert_eq!(staged(&trial.store), "0");
+        assert_eq!(trial.rows("SELECT id FROM t"), ["1", "2", "3"]);
+        assert_eq!(trial.store.fingerprint().unwrap(), from.fingerprint().unwrap());
+    }
+
+    #[test]
+    fn what_cannot_be_applied_stays_and_a_restart_forgets_it() {
+        let mut from = in_memory(YOU, T);
+        run(&mut from, &["INSERT INTO t (id) VALUES (1)"]).unwrap();
+        let (parts, last) = parts_of(&from);
+        let mut trial = Trial::new(T);
+        trial.store.stage(Staging(1), &parts).unwrap();
+        trial.store.conn.execute("UPDATE __tribune_staged SET part = x'ff00'", []).unwrap();
+        let before = trial.store.fingerprint().unwrap();
+        for _ in 0..2 {
+            trial.store.apply_staged(NOW, Staging(1), &last).unwrap_err();
+            assert_eq!(
+                (staged(&trial.store).as_str(), trial.store.fingerprint().unwrap()),
+                ("1", before)
+            );
+        }
+        let trial = trial.reopen();
+        assert_eq!(staged(&trial.store), "0");
+    }
+
+    #[test]
+    fn rows_find_the_tables_that_a_part_before_them_has_made() {
+        let mut from = Trial::new("");
+        let sources = vec![source("CREATE TABLE s (id INTEGER NOT NULL PRIMARY KEY, v);")];
+        let mode = Mode::Apply { allow_drop: false };
+        let mut group = from.store.group(NOW);
+        group.schema(&SchemaRequest { sources, mode, dry_run: false }).unwrap();
+        group.commit().unwrap();
+        from.write(&["INSERT INTO s VALUES (1, 'a'), (2, 'b')"]);
+        let (parts, last) = parts_of(&from.store);
+        let config = crate::store::OpenConfig { node: Some(YOU), ..Default::default() };
+        let dir = tempfile::tempdir().unwrap();
+        let config = crate::store::OpenConfig { data_dir: dir.path().join("d"), ..config };
+        let mut to = Store::open(&config).unwrap();
+        to.stage(Staging(1), &parts).unwrap();
+        let commit = to.apply_staged(NOW, Staging(1), &last).unwrap();
+        assert_eq!(rows(&to, "SELECT id, v FROM s"), ["1 'a'", "2 'b'"]);
+        assert_eq!(rows(&to, "SELECT count(*) FROM __tribune_parked"), ["0"]);
+        assert_eq!(to.fingerprint().unwrap(), from.store.fingerprint().unwrap());
+        let of_s = commit.tables.iter().find(|events| &*events.table.name == "s");
+        assert_eq!(of_s.unwrap().rows.each().len(), 2);
+    }
+
+    #[test]
+    fn a_commit_of_many_rows_tells_that_they_are_many() {
+        let fill = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 30000)
+            INSERT INTO t (id) SELECT i + ";
+        let mut from = in_memory(YOU, T);
+        for offset in [0, 30_000, 60_000] {
+            run(&mut from, &[&format!("{fill} {offset} FROM n")]).unwrap();
+        }
+        let (parts, last) = parts_of(&from);
+        let mut to = in_memory(crate::store::trial::ME, T);
+        to.stage(Staging(1), &parts).unwrap();
+        let commit = to.apply_staged(NOW, Staging(1), &last).unwrap();
+        assert_eq!(commit.tables.len(), 1);
+        assert_eq!(commit.tables[0].rows, RowEvents::Many);
+        assert_eq!(to.fingerprint().unwrap(), from.fingerprint().unwrap());
+    }
+}
