@@ -60,6 +60,7 @@ pub(super) fn replica(tombstones: &Tombstones) -> replica::Config {
         tell_every: defaults.tell_every.min(every / 10),
         tell_after: defaults.tell_after.min(every),
         forget_after,
+        alone_after: defaults.alone_after.min(every * 6),
         ..defaults
     }
 }

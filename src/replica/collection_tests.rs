@@ -13,6 +13,7 @@ fn hasty() -> Config {
         tell_every: Duration::from_secs(1),
         tell_after: Duration::from_secs(1),
         forget_after: Duration::from_secs(1_000),
+        alone_after: Duration::from_secs(20),
         settle_alone_after: Duration::from_secs(5),
         ..Config::default()
     }
@@ -255,6 +256,7 @@ fn where_members_are_missing_who_could_let_others_in_most_must_be_there() {
 #[test]
 fn who_knows_of_nobody_drops_what_it_deletes_and_does_not_settle() {
     let mut one = on(&Floor::default(), &[at(ME, 4)], &[]);
+    assert_eq!(collected(&one.wait(20_000)), None, "others may just be out of reach");
     let effects = one.wait(30_000);
     assert_eq!(collected(&effects), Some(vec![at(ME, 4)]));
     assert!(!effects.contains(&alone()));

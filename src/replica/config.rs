@@ -78,6 +78,9 @@ pub struct Config {
     /// How long a member may be away before it is forgotten, where most members are here. Until
     /// then no tombstone goes. When it returns it takes all rows anew.
     pub forget_after: Duration,
+    /// How long a process must have run without hearing of any other member before it drops
+    /// tombstones by its own word.
+    pub alone_after: Duration,
     /// How many tombstones one transaction drops.
     pub collect_rows_max: usize,
     /// How often a node that must not speak yet asks to be let in.
@@ -123,6 +126,7 @@ impl Default for Config {
             tell_every: Duration::from_secs(10),
             tell_after: Duration::from_secs(30),
             forget_after: Duration::from_secs(72 * 3_600),
+            alone_after: Duration::from_secs(3_600),
             collect_rows_max: 500,
             join_every: Duration::from_secs(1),
             settle_alone_after: Duration::from_secs(1),

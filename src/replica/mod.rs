@@ -348,7 +348,7 @@ impl Replica {
                 self.pulls.on_busy(now, &mut self.rng, (from, request), retry_after);
             }
             Message::Gone { request, floor } => self.on_gone(now, (from, request), floor),
-            Message::Join { origin, is_whole } => self.on_join(from, origin, is_whole),
+            Message::Join { origin, is_whole } => self.on_join(now, from, origin, is_whole),
             Message::Welcome { is_settled, length, heads, floor } => {
                 let welcome = Welcome { length, heads, floor };
                 self.on_welcome(now, from, is_settled.then_some(welcome));

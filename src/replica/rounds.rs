@@ -234,9 +234,10 @@ impl Rounds {
         here * 2 > self.known.iter().filter(counts).count()
     }
 
-    /// Tells whether there is no other member.
-    pub(super) fn is_lone(&self) -> bool {
-        self.members().all(|node| node == self.me)
+    /// Tells whether there is no other member, and has not been for so long.
+    pub(super) fn is_lone_for(&self, now: Time, long: Duration) -> bool {
+        let is_long = self.began_at.is_some_and(|at| now.since(at) >= long);
+        is_long && self.members().all(|node| node == self.me)
     }
 
     /// Returns how far tombstones of an origin may be missing here.

@@ -81,6 +81,9 @@ pub(super) struct Standing {
     askers: BTreeSet<NodeId>,
     /// Whether a peer that has yet to settle, too, comes before this node in doing so.
     is_second: bool,
+    /// Whether the storage is taking over a peer's rows: until it has them all, those that it holds
+    /// are not known to be.
+    has_left: bool,
     /// Peers that were refused what tombstones were dropped of.
     refused: BTreeSet<NodeId>,
     /// Peers that are taking all rows from here.
@@ -166,8 +169,8 @@ impl Replica {
     }
 
     /// Tells whether this node drops tombstones by its own word and others'.
-    fn has_a_say(&self) -> bool {
-        self.speaks() || self.rounds.is_lone()
+    fn has_a_say(&self, now: Time) -> bool {
+        self.speaks() || self.rounds.is_lone_for(now, self.config.alone_after)
     }
 
     /// Tells whether the storage is turning over: nothing is applied meanwhile.
@@ -244,7 +247,7 @@ impl Replica {
         }
     }
 
-    pub(super) fn on_join(&mut self, from: NodeId, origin: Origin, is_whole: bool) {
+    pub(super) fn on_join(&mut self, now: Time, from: NodeId, origin: Origin, is_whole: bool) {
         if origin.node != from {
             self.stats.rejected += 1;
             return;
@@ -259,6 +262,10 @@ impl Replica {
         let is_settled = self.speaks();
         if !is_settled {
             self.standing.askers.insert(from);
+            if self.rounds.is_forgotten(from) {
+                // Nor may it let this node in, whatever it says.
+                self.standing.alone_since.get_or_insert(now);
+            }
         }
         let heads = if is_settled { self.ledger.heads().collect() } else { Vec::new() };
         let floor = if is_settled { self.rounds.floors() } else { Vec::new() };
@@ -278,6 +285,7 @@ impl Replica {
 impl Replica {
     pub(super) fn begin_standing(&mut self, floor: &Floor) {
         self.standing.harmless = floor.harmless;
+        self.standing.has_left = floor.is_rejoining;
         if self.config.collect && (floor.settled != Some(self.me) || floor.is_rejoining) {
             self.standing.state = State::Seeking { is_whole: floor.is_rejoining, host: None };
         }
@@ -465,6 +473,7 @@ impl Replica {
         };
         self.me = origin;
         self.standing.harmless = Version(0);
+        self.standing.has_left = true;
         self.rounds.know(origin);
         self.ledger.restart([]);
         self.become_guest();
@@ -491,6 +500,7 @@ impl Replica {
             let join = Message::Join { origin: self.me, is_whole: false };
             self.send(vec![host], join, Lane::Control);
         }
+        self.standing.has_left = false;
         for node in std::mem::take(&mut self.standing.askers) {
             if let Some(length) = self.rounds.length().filter(|_| self.overlay.is_up(node)) {
                 let heads = self.ledger.heads().collect();
@@ -524,7 +534,7 @@ impl Replica {
             State::CatchingUp { goal, .. } | State::Rejoining { goal, .. } => {
                 reaches(|origin| self.ledger.head(origin), goal)
             }
-            State::Seeking { is_whole, .. } => !is_whole && self.may_settle_alone(now),
+            State::Seeking { is_whole, .. } => self.may_settle_alone(now, *is_whole),
             _ => false,
         };
         if is_there {
@@ -578,13 +588,16 @@ impl Replica {
 
     /// Where nobody may let anybody in, and nobody is missing who could, the cluster is new. Where
     /// most are there and nobody may, nobody may be left who could.
-    fn may_settle_alone(&self, now: Time) -> bool {
+    fn may_settle_alone(&self, now: Time, is_whole: bool) -> bool {
         let Some(since) = self.standing.alone_since else { return false };
         let quiet = now.since(since.max(self.standing.met_at));
         // One after the other: who comes second is let in by the first.
         let turn = if self.standing.is_second { 3 } else { 1 };
-        (quiet >= self.config.settle_alone_after * turn && self.rounds.are_all_up())
-            || (quiet >= self.config.settle_without_after && self.rounds.are_most_up())
+        let is_new = !is_whole && self.rounds.are_all_up();
+        (quiet >= self.config.settle_alone_after * turn && is_new)
+            || (!self.standing.has_left
+                && quiet >= self.config.settle_without_after
+                && self.rounds.are_most_up())
     }
 
     pub(super) fn standing_deadline(&self) -> Option<Time> {
@@ -640,7 +653,7 @@ impl Replica {
         let heads = || ledger.heads().collect::<Heads>();
         // What waits here is of no head yet.
         let is_ready = self.intake.is_idle() && self.rounds.has_noted_all();
-        let may_tell = self.has_a_say() && is_ready;
+        let may_tell = self.has_a_say(now) && is_ready;
         let me: Option<(Origin, &dyn Fn() -> Heads)> = may_tell.then_some((self.me, &heads));
         let action = self.rounds.run(now, &mut self.rng, me);
         if let Some(Action::Tell) = action {
@@ -649,7 +662,7 @@ impl Replica {
             self.send(to, round, Lane::Control);
         }
         self.unlearn_forgotten(now);
-        let may_collect = self.has_a_say();
+        let may_collect = self.has_a_say(now);
         let ledger = &self.ledger;
         let plan = may_collect.then(|| self.rounds.collect(|origin| ledger.head(origin)));
         if let Some(Action::Collect { heads, forgotten }) = plan.flatten() {

@@ -103,6 +103,7 @@ impl Scenario {
             tell_every: Duration::from_millis(200),
             tell_after: Duration::from_secs(1),
             forget_after: Duration::from_secs(4),
+            alone_after: Duration::from_secs(4),
             collect_rows_max: 3,
             join_every: Duration::from_millis(200),
             settle_alone_after: Duration::from_secs(1),

@@ -3,6 +3,7 @@
 //! default ports and the tests run side by side.
 
 mod support;
+mod tombstones;
 
 mod backup;
 mod bad_input;
