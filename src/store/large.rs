@@ -135,6 +135,19 @@ impl Group<'_> {
     }
 }
 
+#[cfg(test)]
+impl Store {
+    /// Takes what is small for large, over the disk, from now on, or no longer.
+    pub(super) fn take_for_large(&mut self, is_large: bool) {
+        let (held, cells) = match is_large {
+            true => (0, 0),
+            false => (super::limits::HELD_BYTES_MAX, super::limits::TRANSACTION_CELLS_MAX),
+        };
+        self.capture.hold_at_most(held);
+        self.cells_max = cells;
+    }
+}
+
 /// A row that a transaction touched, and the clock that it brought along from another key.
 type Touched = (Net, Option<crate::crdt::RowClock>);
 

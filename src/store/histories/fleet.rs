@@ -119,9 +119,16 @@ impl Play {
         let statements: Vec<_> = statements.iter().map(|sql| plain(sql)).collect();
         let store = machine.store_mut();
         let before = draw.one_in(4).then(|| store.fingerprint().unwrap());
+        // Some go the way of large ones: over the disk, and to nobody but who pulls them.
+        let is_large = self.names.len() % 4 == 3;
+        store.take_for_large(is_large);
         let mut group = store.group(NOW);
         let done = group.sql(&statements, None);
         let commits = group.commit().unwrap();
+        store.take_for_large(false);
+        if commits.iter().any(|commit| commit.large(store.origin()).is_some()) {
+            *self.told.entry("large transactions").or_default() += 1;
+        }
         if done.is_err() {
             assert!(commits.is_empty());
             assert!(before.is_none_or(|before| before == store.fingerprint().unwrap()));
