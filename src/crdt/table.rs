@@ -9,7 +9,7 @@ use imbl::{OrdMap, OrdSet};
 
 use super::change::{
     Batch, CellChange, Changeset, Class, Commit, Key, Name, OWN_BYTES_MAX, OWN_ROWS_MAX, Piece,
-    Refusal, RowChange, RowEvent, RowOp, Stamp, TableChanges, TableEvents, is_harmless,
+    Refusal, RowChange, RowEvent, RowOp, Stamp, TableChanges, TableEvents, death_of, is_harmless,
     keeps_tombstones, owns,
 };
 use super::definition::Definition;
@@ -47,6 +47,8 @@ pub struct Table {
     floor: OrdMap<Origin, Version>,
     /// See [`Floor::length`].
     length: u64,
+    /// See [`Floor::longest`].
+    longest: u64,
     forgotten: OrdMap<NodeId, Epoch>,
     members: OrdMap<NodeId, Epoch>,
     settled: Option<Origin>,
@@ -71,6 +73,7 @@ impl Table {
             graves: OrdSet::new(),
             floor: OrdMap::new(),
             length: 0,
+            longest: 0,
             forgotten: OrdMap::new(),
             members: OrdMap::new(),
             settled: None,
@@ -238,6 +241,7 @@ impl Storage for Table {
             settled: self.settled,
             is_rejoining: self.unconfirmed.is_some(),
             harmless: self.harmless(),
+            longest: self.longest.max(self.length),
         })
     }
 
@@ -777,6 +781,9 @@ impl Table {
     fn put_row(&mut self, table: &Name, key: &Key, row: Row) {
         let sheet = self.sheets.get_mut(table).expect("whoever has a row for it has the table");
         let hash = sheet.hash(table, key, &row);
+        let death = death_of(table, row.clock.life());
+        self.longest =
+            self.longest.max(Some(death).filter(|d| *d <= LENGTH_DROPPED_MAX).unwrap_or(0));
         let stamps = row.clock.stamps();
         let row = Arc::new(row);
         let old = sheet.rows.insert(Arc::clone(key), Arc::clone(&row));

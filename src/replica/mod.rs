@@ -152,7 +152,7 @@ impl Replica {
             }
             Input::Applied { id, outcome } => self.on_applied(now, id, outcome),
             Input::Loaded { id, extract } => {
-                let own = (self.me, self.said());
+                let own = (self.me, self.said(), self.is_heard_whole());
                 let floor = |peer, origin| match self.standing.is_guest(peer) {
                     true => Version(0),
                     false => self.rounds.floor(origin),
@@ -261,6 +261,7 @@ impl Replica {
             return;
         }
         self.note_own(&changeset);
+        self.rounds.note_lives(&changeset);
         let piece = Piece::of(changeset);
         let (origin, version) = (piece.origin, piece.through);
         if !self.ledger.advance(origin, version) {
@@ -378,6 +379,7 @@ impl Replica {
             self.learn(now, from, &[(origin, through)]);
             return;
         }
+        self.note_lives(&piece);
         let taken = self.intake.take(now, &self.ledger, from, piece.clone());
         let is_new = matches!(taken, Taken::Next | Taken::Early);
         self.overlay.on_push(now, from, is_new);
@@ -409,6 +411,7 @@ impl Replica {
             self.stats.rejected += 1;
             return;
         }
+        self.note_lives(&piece);
         if self.intake.take(now, &self.ledger, from, piece) == Taken::Next {
             self.digests.on_pulled(origin);
             self.reached(origin);

@@ -65,17 +65,18 @@ impl Serve {
 
     /// The storage answered. `floor` tells how far tombstones of an origin may be missing for this
     /// peer; `own` is this node's stream and its head as far as the replica was
-    /// told: nothing beyond it is given away, or a peer would seem to know more of it.
+    /// told, and whether there is no more to be told: nothing beyond it is given away, or a peer
+    /// would seem to know more of it.
     pub(super) fn on_loaded(
         &mut self,
         stats: &mut Stats,
         id: LoadId,
         extract: Option<Extract>,
-        own: (Origin, Version),
+        own: (Origin, Version, bool),
         floor: impl Fn(NodeId, Origin) -> Version,
     ) -> Option<Effect> {
         let Load { peer, request } = self.loads.remove(&id)?;
-        let Some(Extract { mut piece, head }) = extract else {
+        let Some(Extract { mut piece, mut head }) = extract else {
             return Some(busy(peer, request, RETRY_AFTER_FAILURE));
         };
         // The snapshot may be younger than the want: tombstones may have gone in between.
@@ -86,6 +87,10 @@ impl Serve {
         }
         if piece.origin == own.0 {
             cut(&mut piece, own.1);
+            if !own.2 {
+                // Whoever asked would wait for the rest before it shows any of it.
+                head = head.min(own.1);
+            }
         }
         if !fit(&mut piece) {
             stats.oversized += 1;

@@ -370,6 +370,9 @@ impl Cluster {
         } else {
             self.tally.other_bytes += sent;
         }
+        if let Message::Pulled { piece, head, .. } = &message {
+            self.truths.on_answer(&self.nodes[from.0], piece, *head);
+        }
         let message = Arc::new(message);
         for peer in to {
             let to = index_of(*peer);
