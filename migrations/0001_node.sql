@@ -32,7 +32,8 @@ CREATE TABLE __tribune_origins (
 -- * of an origin, under its ordinal: its head; all versions up to it are held;
 -- * of a table, under -1 - __tribune_tables.id: how many of its rows are dead, as 8 bytes (low first),
 --   and its part of the fingerprint, as 8 bytes for the lives of its rows, and 8 for the cells of each
---   column in the order of its numbers.
+--   column in the order of its numbers;
+-- * under the least number there is: the longest life in which a row may have died.
 CREATE TABLE __tribune_heads (
     id    INTEGER NOT NULL PRIMARY KEY,
     value NOT NULL

@@ -283,6 +283,12 @@ pub fn is_harmless(table: &str) -> bool {
     Class::of(table) == Class::Owned || keeps_tombstones(table)
 }
 
+/// Returns the longest life in which a row of a table may have died, as far as its present life
+/// tells, where that may be forgotten.
+pub fn death_of(table: &str, life: Life) -> u64 {
+    if is_harmless(table) { 0 } else { life.length & !1 }
+}
+
 /// Tells whether `writer` may write a row of an owned table with this first key column.
 ///
 /// The column holds the owner's id, or `<owner's id>/<name>` for an external node, which belongs

@@ -109,6 +109,9 @@ pub struct Floor {
     /// Of this node's own origin, the version up to which nothing is left but what is harmless (see
     /// [`crate::crdt::change::is_harmless`]): it may be told before the origin has settled.
     pub harmless: Version,
+    /// No shared row that was ever held here died in a longer life, nor did one whose tombstone was
+    /// dropped. It is a bound: it may be greater.
+    pub longest: u64,
 }
 
 /// What [`Storage::collect`] did.

@@ -9,8 +9,8 @@ use imbl::{OrdMap, OrdSet};
 
 use super::change::{
     Batch, CellChange, Changeset, Class, Commit, Key, Name, OWN_BYTES_MAX, OWN_ROWS_MAX, Piece,
-    Refusal, RowChange, RowEvent, RowEvents, RowOp, Stamp, TableChanges, TableEvents, is_harmless,
-    keeps_tombstones, owns,
+    Refusal, RowChange, RowEvent, RowEvents, RowOp, Stamp, TableChanges, TableEvents, death_of,
+    is_harmless, keeps_tombstones, owns,
 };
 use super::definition::Definition;
 use super::draft::{Draft, Write};
@@ -51,6 +51,8 @@ pub struct Table {
     floor: OrdMap<Origin, Version>,
     /// See [`Floor::length`].
     length: u64,
+    /// See [`Floor::longest`].
+    longest: u64,
     forgotten: OrdMap<NodeId, Epoch>,
     members: OrdMap<NodeId, Epoch>,
     settled: Option<Origin>,
@@ -76,6 +78,7 @@ impl Table {
             graves: OrdSet::new(),
             floor: OrdMap::new(),
             length: 0,
+            longest: 0,
             forgotten: OrdMap::new(),
             members: OrdMap::new(),
             settled: None,
@@ -287,6 +290,7 @@ impl Storage for Table {
             settled: self.settled,
             is_rejoining: self.unconfirmed.is_some(),
             harmless: self.harmless(),
+            longest: self.longest.max(self.length),
         })
     }
 
@@ -878,6 +882,9 @@ impl Table {
     fn put_row(&mut self, table: &Name, key: &Key, row: Row) {
         let sheet = self.sheets.get_mut(table).expect("whoever has a row for it has the table");
         let hash = sheet.hash(table, key, &row);
+        let death = death_of(table, row.clock.life());
+        self.longest =
+            self.longest.max(Some(death).filter(|d| *d <= LENGTH_DROPPED_MAX).unwrap_or(0));
         let stamps = row.clock.stamps();
         let row = Arc::new(row);
         let old = sheet.rows.insert(Arc::clone(key), Arc::clone(&row));

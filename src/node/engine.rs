@@ -96,6 +96,8 @@ pub(super) enum Written {
     Large {
         origin: Origin,
         head: Version,
+        /// No row of it died in a longer life.
+        longest: u64,
     },
 }
 
@@ -255,8 +257,8 @@ impl Engine {
                 for written in commits {
                     let input = match written {
                         Written::Whole(changeset) => replica::Input::Committed(changeset),
-                        Written::Large { origin, head } => {
-                            replica::Input::CommittedLarge { origin, head }
+                        Written::Large { origin, head, longest } => {
+                            replica::Input::CommittedLarge { origin, head, longest }
                         }
                     };
                     self.replica.handle(self.now(), input);

@@ -181,7 +181,7 @@ fn write_transactions(store: &mut Store, first: Transaction, listeners: &Listene
 fn conclude(group: Group<'_>, mut outcomes: Vec<Outcome>, may_define: bool, listeners: &Listeners) {
     let Listeners { feed, reports, definitions, pulse, .. } = listeners;
     pulse.beat_long("writing a group to the disk");
-    let me = group.origin();
+    let (me, longest) = (group.origin(), group.longest());
     match group.commit() {
         Ok(commits) => {
             pulse.beat("telling of what was written");
@@ -191,7 +191,7 @@ fn conclude(group: Group<'_>, mut outcomes: Vec<Outcome>, may_define: bool, list
             answer(outcomes.extract_if(.., is_epoch).collect(), None, listeners);
             commits.iter().for_each(|commit| feed.publish(commit));
             let written: Vec<Written> =
-                commits.iter().filter_map(|commit| written(commit, me)).collect();
+                commits.iter().filter_map(|commit| written(commit, me, longest)).collect();
             if !written.is_empty() {
                 report(reports, Happened::Committed(written));
             }
@@ -209,9 +209,9 @@ fn conclude(group: Group<'_>, mut outcomes: Vec<Outcome>, may_define: bool, list
 }
 
 /// Says what to tell others of a commit of this node's own.
-fn written(commit: &Commit, me: Origin) -> Option<Written> {
+fn written(commit: &Commit, me: Origin, longest: u64) -> Option<Written> {
     let whole = commit.changeset.clone().map(Written::Whole);
-    whole.or_else(|| commit.large(me).map(|head| Written::Large { origin: me, head }))
+    whole.or_else(|| commit.large(me).map(|head| Written::Large { origin: me, head, longest }))
 }
 
 /// Tells whether a job may add, change or remove the definition of a check, or its row.

@@ -178,7 +178,7 @@ fn unsettled() -> Message {
 
 #[test]
 fn a_new_origin_is_silent_until_it_has_caught_up_with_one_that_speaks() {
-    let mut one = on(&Floor::default(), &[], &[2, 3]);
+    let mut one = on(&Floor::default(), &[at(8, 1)], &[2, 3]);
     assert!(!joins(&one.wait(1_000)).is_empty());
     let effects = one.tell(written(1, "kv"));
     assert_eq!(said(&effects), [], "it keeps its commits to itself");
@@ -187,7 +187,12 @@ fn a_new_origin_is_silent_until_it_has_caught_up_with_one_that_speaks() {
     assert!(matches!(said(&one.hear(2, want.clone()))[..], [(_, Message::Busy { .. })]));
     one.hear(
         2,
-        Message::Welcome { is_settled: true, length: 0, heads: vec![at(9, 1)], floor: vec![] },
+        Message::Welcome {
+            is_settled: true,
+            length: 0,
+            heads: vec![at(8, 1), at(9, 1)],
+            floor: vec![],
+        },
     );
     let (id, batch) = batch(&one.hear(2, push(9, 1))).unwrap();
     assert!(one.done(id, &batch).contains(&alone()));
@@ -221,8 +226,9 @@ fn what_is_harmless_is_told_from_the_first_moment_on() {
     let [Effect::Load { id, .. }] = effects[..] else { panic!("{effects:?}") };
     let extract = Some(Extract { piece: piece(ME, 1, 5), head: Version(5), part: 0 });
     let answer = said(&one.tell(Input::Loaded { id, extract }));
-    let [(_, Message::Pulled { piece, .. })] = &answer[..] else { panic!("{answer:?}") };
+    let [(_, Message::Pulled { piece, head, .. })] = &answer[..] else { panic!("{answer:?}") };
     assert_eq!(piece.through, Version(3), "and nothing beyond is given away");
+    assert_eq!(*head, Version(3), "nor waited for");
     assert!(matches!(said(&one.hear(2, want(3)))[..], [(_, Message::Busy { .. })]));
     // Nor does anybody hear that there is more.
     let told = one.wait(60_000).into_iter().filter_map(|effect| match effect {
@@ -265,11 +271,21 @@ fn who_knows_of_nobody_drops_what_it_deletes_and_does_not_settle() {
 #[test]
 fn an_empty_disk_becomes_the_guest_of_who_dropped_tombstones_and_keeps_its_epoch() {
     let mut one = on(&Floor::default(), &[at(ME, 1)], &[2, 3]);
+    assert_eq!(said(&one.tell(written(2, "kv"))), []);
     let (held, floor) = (vec![at(9, 5)], vec![at(9, 4)]);
     let welcome =
         Message::Welcome { is_settled: true, length: 8, heads: held, floor: floor.clone() };
     let effects = one.hear(2, welcome.clone());
     assert_eq!(joins(&effects), [(node(2), true)]);
+    let settle = Effect::Settle { heads: floor, length: 8 };
+    assert!(effects.contains(&settle), "its rows must live longer: {effects:?}");
+    one.tell(written(3, "kv"));
+    let effects = one.tell(Input::Settled { is_done: true });
+    let tells =
+        |message: &Message| matches!(message, Message::Heads(heads) if heads.contains(&at(ME, 3)));
+    assert!(said(&effects).iter().any(|(_, message)| tells(message)), "{effects:?}");
+    assert!(!said(&one.tell(written(4, "kv"))).is_empty(), "it need not catch up first");
+    assert!(!one.replica.collection(Time(0)).is_settled);
     one.hear(2, welcome);
     assert!(one.hear(3, push(9, 1)).is_empty(), "rows come from one place alone");
     let asked = wants(&one.wait(1_000));
@@ -279,8 +295,33 @@ fn an_empty_disk_becomes_the_guest_of_who_dropped_tombstones_and_keeps_its_epoch
         Message::Pulled { request, piece: piece(9, 0, 5), head: Version(5), cut: Cut::default() };
     let (id, batch) = batch(&one.hear(2, pulled)).unwrap();
     let effects = one.done(id, &batch);
-    assert!(effects.contains(&Effect::Settle { heads: floor, length: 8 }), "{effects:?}");
+    assert!(effects.contains(&settle), "{effects:?}");
     assert_eq!((one.replica.me(), one.replica.stats().rejoins), (origin(ME), 0));
+}
+
+#[test]
+fn who_lets_others_in_says_how_long_rows_lived_that_it_holds_or_dropped() {
+    let floor = Floor { settled: Some(origin(ME)), length: 4, longest: 6, ..Floor::default() };
+    let mut one = on(&floor, &[], &[2]);
+    let welcomed = |one: &mut One| {
+        let effects = one.hear(2, Message::Join { origin: origin(2), is_whole: false });
+        match &said(&effects)[..] {
+            [(_, Message::Welcome { length, .. })] => *length,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(welcomed(&mut one), 6);
+    let stamp = Stamp { origin: origin(ME), version: Version(1) };
+    let row =
+        |length| RowChange { key: Key::from([]), life: Life { length, stamp }, cells: vec![] };
+    let tables = |name: &str, length| TableChanges {
+        table: name.into(),
+        columns: vec![],
+        rows: vec![row(length)],
+    };
+    let tables = vec![tables("kv", 9), tables("services", 99)];
+    one.tell(Input::Committed(Arc::new(Changeset { stamp, at: Wall(0), tables })));
+    assert_eq!(welcomed(&mut one), 8, "a row in its ninth life died in its eighth");
 }
 
 #[test]

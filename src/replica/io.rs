@@ -16,7 +16,8 @@ pub enum Input {
     Committed(Arc<Changeset>),
     /// This node committed a local transaction that is too large to be told whole, and it is on disk:
     /// its own origin is now held up to `head`.
-    CommittedLarge { origin: Origin, head: Version },
+    /// `longest`: no row of it died in a longer life (see [`crate::crdt::Floor::longest`]).
+    CommittedLarge { origin: Origin, head: Version, longest: u64 },
     /// A peer said something. The bytes were decoded by [`crate::wire::decode`], and the sender
     /// is known for certain.
     Received { from: NodeId, message: Message },

@@ -132,7 +132,10 @@ impl Replica {
     pub fn handle(&mut self, now: Time, input: Input) {
         match input {
             Input::Committed(changeset) => self.on_committed(now, changeset),
-            Input::CommittedLarge { origin, head } => self.on_committed_large(now, origin, head),
+            Input::CommittedLarge { origin, head, longest } => {
+                self.rounds.note_longest(longest);
+                self.on_committed_large(now, origin, head);
+            }
             Input::Received { from, message } => self.on_received(now, from, message),
             Input::PeerUp { node, round_trip } if node != self.me.node => {
                 self.rounds.on_up(node);
@@ -162,7 +165,7 @@ impl Replica {
                 }
             }
             Input::Loaded { id, extract } => {
-                let own = (self.me, self.said());
+                let own = (self.me, self.said(), self.is_heard_whole());
                 let floor = |peer, origin| match self.standing.is_guest(peer) {
                     true => Version(0),
                     false => self.rounds.floor(origin),
@@ -277,6 +280,7 @@ impl Replica {
             return;
         }
         self.note_own(&changeset);
+        self.rounds.note_lives(&changeset);
         let piece = Piece::of(changeset);
         let (origin, version) = (piece.origin, piece.through);
         if !self.ledger.advance(origin, version) {
@@ -407,6 +411,7 @@ impl Replica {
             self.learn(now, from, &[(origin, through)]);
             return;
         }
+        self.note_lives(&piece);
         let taken = self.intake.take(now, &self.ledger, from, piece.clone());
         let is_new = matches!(taken, Taken::Next | Taken::Early);
         self.overlay.on_push(now, from, is_new);
@@ -430,6 +435,7 @@ impl Replica {
     }
 
     fn on_pulled(&mut self, now: Time, answer: Answer) {
+        self.note_lives(&answer.piece);
         let origin = answer.piece.origin;
         let reached = self.intake.reached(&self.ledger, origin);
         if let Some(whole) = self.pulls.on_pulled(now, &mut self.stats, answer, reached) {

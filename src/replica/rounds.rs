@@ -22,7 +22,9 @@ use rand::RngExt;
 use rand::rngs::SmallRng;
 
 use super::Config;
-use crate::crdt::Floor;
+use crate::crdt::change::death_of;
+use crate::crdt::storage::LENGTH_DROPPED_MAX;
+use crate::crdt::{Changeset, Floor};
 use crate::ledger::Round;
 use crate::ledger::round::{Heads, Nodes, raise, reaches};
 use crate::types::{Epoch, NodeId, Origin, Time, Version};
@@ -62,6 +64,8 @@ pub(super) struct Rounds {
     retry_at: Option<Time>,
     floor: Heads,
     length: u64,
+    /// See [`Floor::longest`].
+    longest: u64,
     began_at: Option<Time>,
     /// When the present round was first heard of.
     round_at: Option<Time>,
@@ -116,6 +120,7 @@ impl Rounds {
             retry_at: None,
             floor: Heads::new(),
             length: 0,
+            longest: 0,
             began_at: None,
             round_at: None,
             next_at: None,
@@ -131,6 +136,7 @@ impl Rounds {
         raise(&mut self.floor, &floor.heads.iter().copied().collect());
         raise(&mut self.forgotten, &floor.forgotten.iter().copied().collect());
         self.length = self.length.max(floor.length);
+        self.longest = floor.longest;
         self.in_force = self.forgotten.clone();
         self.noted = floor.members.iter().copied().collect();
         raise(&mut self.known, &self.noted);
@@ -256,10 +262,24 @@ impl Rounds {
         self.length = self.length.max(length);
     }
 
-    /// Returns the longest life of a row whose tombstone was dropped; `None` while one is being
-    /// dropped.
+    /// Notes the lives of rows that were written here or came.
+    pub(super) fn note_lives(&mut self, changeset: &Changeset) {
+        for table in &changeset.tables {
+            let deaths = table.rows.iter().map(|row| death_of(&table.table, row.life));
+            let longest = deaths.filter(|length| *length <= LENGTH_DROPPED_MAX).max();
+            self.longest = self.longest.max(longest.unwrap_or(0));
+        }
+    }
+
+    /// Notes that no row of a commit died in a longer life.
+    pub(super) fn note_longest(&mut self, longest: u64) {
+        self.longest = self.longest.max(longest);
+    }
+
+    /// Returns the longest life in which a row died whose tombstone was dropped, or may be dropped
+    /// by anybody, as far as this node holds what was deleted; `None` while some are being dropped.
     pub(super) fn length(&self) -> Option<u64> {
-        (!self.is_collecting).then_some(self.length)
+        (!self.is_collecting).then_some(self.length.max(self.longest))
     }
 
     pub(super) fn round(&self) -> &Round {

@@ -67,13 +67,14 @@ impl Serve {
 
     /// The storage answered. `floor` tells how far tombstones of an origin may be missing for this
     /// peer; `own` is this node's stream and its head as far as the replica was
-    /// told: nothing beyond it is given away, or a peer would seem to know more of it.
+    /// told, and whether there is no more to be told: nothing beyond it is given away, or a peer
+    /// would seem to know more of it.
     pub(super) fn on_loaded(
         &mut self,
         stats: &mut Stats,
         id: LoadId,
         extract: Option<Extract>,
-        own: (Origin, Version),
+        own: (Origin, Version, bool),
         floor: impl Fn(NodeId, Origin) -> Version,
     ) -> Option<Effect> {
         let Load { peer, request, from } = self.loads.remove(&id)?;
@@ -88,6 +89,10 @@ impl Serve {
         }
         if extract.piece.origin == own.0 {
             cut(&mut extract, own.1);
+            if !own.2 {
+                // Whoever asked would wait for the rest before it shows any of it.
+                extract.head = extract.head.min(own.1);
+            }
         }
         if !fit(&mut extract) {
             stats.oversized += 1;

@@ -15,10 +15,15 @@
 //!   and version. A tombstone, held or dropped, is an earlier write of the same owner, and loses.
 //!   So services, checks and nodes are told at once, whatever the disk went through.
 //! * Of the schema's rows no tombstone is ever dropped.
-//! * Any other row may have been deleted, here unheard of, and live in a life that some members
-//!   still hold a tombstone of and others do not: a fresh disk does not know how long it has to
-//!   live, a restored one may change what is gone. The first version that writes such a row, and
-//!   those after it, wait until the origin has settled: what is told has no holes.
+//! * Any other row may have been deleted, here unheard of: a restored disk may change what is gone, a
+//!   fresh one insert it in a life of which some members still hold the tombstone and others do
+//!   not. The first version that writes such a row, and those after it, wait: what is told has no
+//!   holes. A restored disk tells them when it has settled.
+//! * A fresh disk holds nothing that could come back. All that it has to know is how long deleted
+//!   rows lived, which the first peer says that lets it in, of what it has dropped and of what it
+//!   holds: nobody has dropped anything else, or it would have been asked. Shared rows of this
+//!   node begin above that, those that it has already anew, and from then on all is told that it
+//!   writes ([`Clearance`]), however long it takes to catch up.
 //!
 //! A node that knows of no other is its own master and drops its tombstones, but does not settle: it
 //! is not known what those will hold that it meets. Where all members are new (a first start, or
@@ -35,7 +40,7 @@ use super::io::CollectOutcome;
 use super::rounds::Action;
 use super::{Effect, Lane, Replica, serve};
 use crate::crdt::change::is_harmless;
-use crate::crdt::{Changeset, Floor};
+use crate::crdt::{Changeset, Floor, Piece};
 use crate::ledger::Round;
 use crate::ledger::round::{Heads, reaches};
 use crate::types::{NodeId, Origin, Time, Version};
@@ -81,6 +86,7 @@ pub(super) struct Standing {
     askers: BTreeSet<NodeId>,
     /// Whether a peer that has yet to settle, too, comes before this node in doing so.
     is_second: bool,
+    clearance: Clearance,
     /// Whether the storage is taking over a peer's rows: until it has them all, those that it holds
     /// are not known to be.
     has_left: bool,
@@ -106,6 +112,18 @@ enum State {
     Rejoining { host: NodeId, goal: Heads },
     /// The storage was asked to note that it may speak.
     Settling { before: Box<State> },
+}
+
+/// Whether an origin on a disk that was empty may tell all that it writes, though it has yet to catch
+/// up: it holds nothing that was deleted, and once it knows how long deleted rows lived its own live
+/// longer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum Clearance {
+    #[default]
+    None,
+    /// The storage was asked to note how long they lived.
+    Asked,
+    Done,
 }
 
 impl Standing {
@@ -136,7 +154,16 @@ impl Replica {
     /// Returns how far this node's own stream may leave it.
     pub(super) fn said(&self) -> Version {
         let head = self.ledger.head(self.me);
-        if self.speaks() { head } else { head.min(self.standing.harmless) }
+        if self.is_heard_whole() { head } else { head.min(self.standing.harmless) }
+    }
+
+    /// Tells whether all that this node writes may leave it at once.
+    pub(super) fn is_heard_whole(&self) -> bool {
+        self.speaks() || self.standing.clearance == Clearance::Done
+    }
+
+    pub(super) fn note_lives(&mut self, piece: &Piece) {
+        piece.changesets.iter().for_each(|changeset| self.rounds.note_lives(changeset));
     }
 
     /// Tells whether a peer's want may be looked at.
@@ -149,7 +176,7 @@ impl Replica {
 
     /// Leaves out of heads what may not be told.
     pub(super) fn without_unsaid(&self, heads: &mut Vec<(Origin, Version)>) {
-        if self.speaks() {
+        if self.is_heard_whole() {
             return;
         }
         let said = self.said();
@@ -330,6 +357,7 @@ impl Replica {
     /// This node writes under a new origin.
     pub(super) fn on_new_origin(&mut self) {
         self.standing.harmless = Version(0);
+        self.standing.clearance = Clearance::None;
         if !self.config.collect {
             return;
         }
@@ -403,6 +431,12 @@ impl Replica {
         let holds = |origin: Origin| theirs.get(&origin).copied().unwrap_or_default();
         // Alone it dropped tombstones of what its peer has never heard of.
         let is_ahead = self.rounds.floors().iter().any(|(origin, floor)| holds(*origin) < *floor);
+        let is_new = matches!(self.standing.state, State::Seeking { is_whole: false, .. });
+        if is_new && !is_ahead && self.is_empty() && self.standing.clearance == Clearance::None {
+            self.standing.clearance = Clearance::Asked;
+            self.rounds.raise_floor(&floor, length);
+            self.effects.push_back(Effect::Settle { heads: floor.clone(), length });
+        }
         match &self.standing.state {
             State::Seeking { .. } if is_ahead => self.leave(from, heads, length),
             State::Seeking { is_whole: false, .. } if !floor.is_empty() && self.is_empty() => {
@@ -473,6 +507,7 @@ impl Replica {
         };
         self.me = origin;
         self.standing.harmless = Version(0);
+        self.standing.clearance = Clearance::None;
         self.standing.has_left = true;
         self.rounds.know(origin);
         self.ledger.restart([]);
@@ -489,7 +524,9 @@ impl Replica {
     }
 
     pub(super) fn on_settled(&mut self, now: Time, is_done: bool) {
-        let State::Settling { before } = &mut self.standing.state else { return };
+        let State::Settling { before } = &mut self.standing.state else {
+            return self.on_cleared(now, is_done);
+        };
         let before = std::mem::take(before);
         self.standing.state = State::Settled;
         if !is_done {
@@ -509,7 +546,21 @@ impl Replica {
                 self.send(vec![node], welcome, Lane::Control);
             }
         }
-        // What it kept to itself nobody was pushed.
+        self.tell_own(now);
+    }
+
+    fn on_cleared(&mut self, now: Time, is_done: bool) {
+        if self.standing.clearance != Clearance::Asked {
+            return;
+        }
+        self.standing.clearance = if is_done { Clearance::Done } else { Clearance::None };
+        if is_done {
+            self.tell_own(now);
+        }
+    }
+
+    /// Tells everybody of what this node kept to itself, which nobody was pushed.
+    fn tell_own(&mut self, now: Time) {
         self.digests.on_pulled(self.me);
         self.digests.at_once(now);
     }
@@ -537,7 +588,7 @@ impl Replica {
             State::Seeking { is_whole, .. } => self.may_settle_alone(now, *is_whole),
             _ => false,
         };
-        if is_there {
+        if is_there && self.standing.clearance != Clearance::Asked {
             let before = Box::new(std::mem::take(&mut self.standing.state));
             self.standing.state = State::Settling { before };
             let (heads, length) = self.standing.host_floor.clone();

@@ -636,7 +636,7 @@ fn parts_whose_rest_nobody_offers_any_more_are_forgotten_in_the_end() {
 fn a_large_commit_is_told_to_the_neighbours_by_its_head() {
     let mut one = One::with_neighbours(&[2, 3]);
     let (origin, head) = (origin(ME), Version(1));
-    let effects = one.tell(Input::CommittedLarge { origin, head });
+    let effects = one.tell(Input::CommittedLarge { origin, head, longest: 1 });
     let to = vec![node(2), node(3)];
     let message = Message::Heads(vec![(origin, head)]);
     assert_eq!(effects, [Effect::Send { to, message, lane: Lane::Own }]);

@@ -29,6 +29,9 @@ pub(super) struct Truths {
     born: BTreeMap<Value, (Origin, Version)>,
     /// The versions in which such rows were deleted.
     died: BTreeMap<Value, Vec<(Origin, Version)>>,
+    /// Versions of origins that have yet to settle, which told of themselves up to here: what they
+    /// wrote once more since is missing.
+    cut: BTreeSet<(Origin, Version)>,
     /// When each version was committed, for the report.
     committed_at: BTreeMap<(Origin, Version), Time>,
 }
@@ -63,6 +66,13 @@ impl Truths {
             }
         }
         Ok(())
+    }
+
+    /// A node answers a pull.
+    pub(super) fn on_answer(&mut self, node: &VirtualNode, piece: &Piece, head: Version) {
+        if piece.origin.node == node.id && head < node.head(piece.origin) {
+            self.cut.insert((piece.origin, head));
+        }
     }
 
     /// Returns how many deletes there were of rows that are born once only.
@@ -152,7 +162,7 @@ impl Truths {
         for (origin, head) in heads {
             let owner = origin.node;
             let Some(history) = self.histories.get(&(*origin, *head)) else { continue };
-            if node.is_rejoining() {
+            if node.is_rejoining() || self.cut.contains(&(*origin, *head)) {
                 continue;
             }
             if !self.split_owners.contains(&owner) && owned_rows(node, owner) != *history {

@@ -12,7 +12,8 @@ use std::time::Duration;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::crdt::storage::Bookmark;
+use crate::crdt::change::death_of;
+use crate::crdt::storage::{Bookmark, LENGTH_DROPPED_MAX};
 use crate::crdt::{Begun, Commit, RowOp, Stamp, Storage, Table};
 use crate::replica::{ApplyOutcome, CollectOutcome, Effect, Input, LoadId, Replica};
 use crate::types::{Epoch, Origin, Time, Version};
@@ -255,7 +256,9 @@ impl Cluster {
                         self.truths.on_acknowledged(stamp.origin, stamp.version);
                     }
                 }
-                if let Input::CommittedLarge { origin, head } = &input {
+                if let Input::CommittedLarge { origin, head, .. } = &input
+                    && self.nodes[node.0].head(*origin) >= *head
+                {
                     self.truths.on_acknowledged(*origin, *head);
                 }
                 self.tell(node, input)
@@ -388,6 +391,9 @@ impl Cluster {
             self.tally.push_bytes += sent;
         } else {
             self.tally.other_bytes += sent;
+        }
+        if let Message::Pulled { piece, head, .. } = &message {
+            self.truths.on_answer(&self.nodes[from.0], piece, *head);
         }
         let message = Arc::new(message);
         for peer in to {
@@ -569,7 +575,11 @@ impl Cluster {
             return Some(Input::Committed(changeset));
         }
         self.tally.large += 1;
-        Some(Input::CommittedLarge { origin, head })
+        let tables = changeset.tables.iter();
+        let deaths =
+            tables.flat_map(|table| table.rows.iter().map(|row| death_of(&table.table, row.life)));
+        let longest = deaths.filter(|length| *length <= LENGTH_DROPPED_MAX).max().unwrap_or(0);
+        Some(Input::CommittedLarge { origin, head, longest })
     }
 
     /// A node wrote on its own account.

@@ -236,6 +236,11 @@ impl<'a> Group<'a> {
         self.store.now.origin
     }
 
+    /// Returns a life that no row died in a longer one of (see [`crate::crdt::Floor::longest`]).
+    pub fn longest(&self) -> u64 {
+        self.store.sums.longest().max(self.store.now.length)
+    }
+
     /// Tells whether a large transaction is in the group: no other caller's work may follow it, since
     /// nobody could do it again.
     pub fn is_large(&self) -> bool {

@@ -3,18 +3,24 @@
 
 use std::collections::BTreeMap;
 
-use rusqlite::Connection;
 use rusqlite::types::Type;
+use rusqlite::{Connection, OptionalExtension};
 
 use super::changes::Reader;
 use super::clocks;
 use super::origins::Origins;
 use super::tables::{Entry, TableId, Tables};
+use crate::crdt::change::death_of;
 use crate::crdt::fingerprint::clock_hash;
+use crate::crdt::storage::LENGTH_DROPPED_MAX;
 use crate::crdt::{ColumnId, Key, RowClock};
 use crate::types::Value;
 
-const SELECT: &str = "SELECT -1 - id, value FROM __tribune_heads WHERE id < 0";
+const SELECT: &str = "SELECT -1 - id, value FROM __tribune_heads
+    WHERE id < 0 AND id > -9223372036854775808";
+const SELECT_LONGEST: &str = "SELECT value FROM __tribune_heads WHERE id = -9223372036854775808";
+const UPSERT_LONGEST: &str =
+    "REPLACE INTO __tribune_heads (id, value) VALUES (-9223372036854775808, ?1)";
 const SELECT_CLOCKS: &str = "SELECT key, clock FROM __tribune_rows WHERE tbl = ?1";
 const UPDATE: &str = "UPDATE __tribune_heads SET value = ?2 WHERE id = -1 - ?1";
 const INSERT: &str = "INSERT INTO __tribune_heads (id, value) VALUES (-1 - ?1, ?2)";
@@ -22,6 +28,9 @@ const INSERT: &str = "INSERT INTO __tribune_heads (id, value) VALUES (-1 - ?1, ?
 /// How many rows of a table are dead, the sum of the others' lives, then those of its columns' cells
 /// by number.
 type Parts = Vec<u64>;
+
+/// The bound of lives is raised by so much: it is written less often than it is reached.
+const LONGEST_STEP: u64 = 16;
 
 /// The places of a table's parts.
 const DEAD: usize = 0;
@@ -34,12 +43,18 @@ pub struct Sums {
     held: BTreeMap<TableId, Parts>,
     /// What was added since the last [`Sums::settle`].
     added: Vec<Delta>,
+    /// No row died in a longer life (see [`Floor::longest`](crate::crdt::Floor::longest)), and what
+    /// the database says of it. What is rolled back leaves it as it is: it is a bound.
+    longest: u64,
+    saved_longest: u64,
 }
 
 /// What a caller's writes add to the sums.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Delta {
     tables: BTreeMap<TableId, Parts>,
+    /// The longest life in which a row may have died.
+    longest: u64,
 }
 
 impl Sums {
@@ -60,6 +75,10 @@ impl Sums {
             let parts = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
             sums.held.insert(row.get(0)?, parts);
         }
+        let longest: Option<i64> =
+            conn.query_row(SELECT_LONGEST, [], |row| row.get(0)).optional()?;
+        sums.saved_longest = longest.unwrap_or(0).cast_unsigned();
+        sums.longest = sums.saved_longest;
         Ok(sums)
     }
 
@@ -100,7 +119,7 @@ impl Sums {
         let held = self.held.get(&id).map(Vec::as_slice).unwrap_or_default();
         parts.resize(parts.len().max(held.len()), 0);
         parts.iter_mut().zip(held).for_each(|(part, held)| *part = part.wrapping_sub(*held));
-        self.add(Delta { tables: BTreeMap::from([(id, parts)]) });
+        self.add(Delta { tables: BTreeMap::from([(id, parts)]), ..Delta::default() });
         Ok(())
     }
 
@@ -110,7 +129,15 @@ impl Sums {
         parts.and_then(|parts| parts.get(DEAD)).copied().unwrap_or(0)
     }
 
+    /// See [`Floor::longest`](crate::crdt::Floor::longest).
+    pub fn longest(&self) -> u64 {
+        self.longest
+    }
+
     pub fn add(&mut self, delta: Delta) {
+        if delta.longest > self.longest {
+            self.longest = delta.longest.next_multiple_of(LONGEST_STEP);
+        }
         if !delta.tables.is_empty() {
             self.turn(&delta, u64::wrapping_add);
             self.added.push(delta);
@@ -142,12 +169,16 @@ impl Sums {
                 conn.prepare_cached(INSERT)?.execute((table, &bytes))?;
             }
         }
+        if self.longest > self.saved_longest {
+            conn.prepare_cached(UPSERT_LONGEST)?.execute([self.longest.cast_signed()])?;
+        }
         Ok(())
     }
 
     /// Notes that what [`Sums::save`] wrote is committed.
     pub fn settle(&mut self) {
         self.added.clear();
+        self.saved_longest = self.longest;
     }
 
     fn turn(&mut self, delta: &Delta, step: impl Fn(u64, u64) -> u64) {
@@ -169,6 +200,13 @@ impl Delta {
         before: Option<(&RowClock, impl Fn(ColumnId) -> &'v Value)>,
         after: Option<(&RowClock, impl Fn(ColumnId) -> &'v Value)>,
     ) {
+        if let Some((clock, _)) = &after
+            && clock.life().length > self.longest
+        {
+            let death = death_of(&table.name, clock.life());
+            self.longest =
+                self.longest.max(Some(death).filter(|d| *d <= LENGTH_DROPPED_MAX).unwrap_or(0));
+        }
         let is_dead = |clock: Option<&RowClock>| clock.is_some_and(|clock| !clock.is_alive());
         let was_dead = is_dead(before.as_ref().map(|(clock, _)| *clock));
         let is_dead = is_dead(after.as_ref().map(|(clock, _)| *clock));

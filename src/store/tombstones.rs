@@ -126,6 +126,7 @@ impl Store {
             conn.prepare_cached(SELECT_COLLECTION)?.query_row([], |row| row.get(1))?;
         floor.settled = settled.and_then(|bytes| Origin::from_bytes(&bytes));
         (floor.length, floor.is_rejoining) = (self.now.length, self.now.is_rejoining);
+        floor.longest = self.sums.longest().max(floor.length);
         let me = self.now.origin;
         let is_settled = floor.settled == Some(me);
         floor.harmless = if is_settled { self.origins.head(me) } else { self.harmless_until(me)? };

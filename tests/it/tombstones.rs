@@ -91,7 +91,8 @@ async fn deleted_rows_are_forgotten_by_all_and_do_not_come_back_with_who_was_awa
     assert_eq!(refused.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("the node is up"), "{refused:?}");
     assert_eq!(forget(&n1, "nobody").status.code(), Some(1));
-    wait_for("n3 may be forgotten", async || forget(&n1, "n3").status.success().then_some(())).await;
+    wait_for("n3 may be forgotten", async || forget(&n1, "n3").status.success().then_some(()))
+        .await;
     wait_forgotten(&[&n1, &n2]).await;
 
     // Meanwhile it wrote, alone, to what is deleted, to what is there, and a row of its own.
