@@ -236,6 +236,8 @@ impl Replica {
         }
         match message {
             Message::Join { .. } | Message::Neighbour(_) | Message::Forgotten { .. } => true,
+            // Whom it let in has to look for somebody else.
+            Message::Welcome { is_settled, .. } => !is_settled,
             Message::Hello { origin, .. } => {
                 let forgotten = Message::Forgotten { origin: *origin };
                 self.send(vec![from], forgotten, Lane::Control);

@@ -35,7 +35,7 @@ pub use disk::DiskConfig;
 pub use faults::Fault;
 pub use network::NetworkConfig;
 pub use report::{Failure, Report};
-pub use scenario::Scenario;
+pub use scenario::{Mutation, Scenario};
 
 use agenda::Agenda;
 use check::{Checked, Truths};
@@ -356,6 +356,10 @@ impl Cluster {
                 let storage = &self.nodes[node.0].storage;
                 let settled = storage.floor().map_err(|error| error.to_string())?.settled;
                 self.tally.is_grown_apart |= settled != Some(storage.origin());
+                let heads = match self.scenario.mutation {
+                    Some(Mutation::TombstonesGoEarly) => storage.heads().unwrap_or_default(),
+                    Some(Mutation::TheDeletedStay) | None => heads,
+                };
                 self.add_job(node, Job::Collect { heads, forgotten, rows_max });
                 Ok(())
             }
@@ -545,7 +549,12 @@ impl Cluster {
             }
             Job::Rejoin { .. } if is_failing => Some(Input::Rejoined { begun: None }),
             Job::Rejoin { held, length } => {
-                let begun = this.storage.rejoin(now, &held, length);
+                let begun = match self.scenario.mutation {
+                    Some(Mutation::TheDeletedStay) => this.storage.begin_epoch(now, Epoch(0)),
+                    Some(Mutation::TombstonesGoEarly) | None => {
+                        this.storage.rejoin(now, &held, length)
+                    }
+                };
                 let Begun { origin, commits, .. } = begun.map_err(|error| error.to_string())?;
                 this.heads.clear();
                 self.tell_soon(node, Input::Rejoined { begun: Some(origin) });

@@ -41,9 +41,20 @@ pub struct Scenario {
     /// Whether rows are inserted and deleted over and over, and every tombstone must be gone in the
     /// end.
     pub is_churn: bool,
+    /// What is done wrongly, to see that it is noticed.
+    pub mutation: Option<Mutation>,
     /// Whether messages go through their bytes, and owned rows are compared with their history:
     /// truths that cost too much for large clusters.
     pub is_thorough: bool,
+}
+
+/// A mistake that storages could make.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mutation {
+    /// A node drops the tombstones of all that it holds itself, whatever others hold.
+    TombstonesGoEarly,
+    /// A node that was away keeps the rows that the others do not have.
+    TheDeletedStay,
 }
 
 impl Scenario {
@@ -63,6 +74,7 @@ impl Scenario {
             faults: Vec::new(),
             converge_within: Duration::from_secs(10),
             is_churn: false,
+            mutation: None,
             is_thorough: true,
         }
     }

@@ -6,7 +6,7 @@ use std::fmt;
 use crate::types::Time;
 
 /// How many events are kept in words.
-const WORDS_MAX: usize = 20000;
+const WORDS_MAX: usize = 100;
 
 /// FNV-1a, which is the same everywhere and always.
 #[derive(Clone, Copy, Debug)]

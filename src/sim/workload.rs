@@ -94,6 +94,17 @@ pub(super) fn draw_churn(rng: &mut SmallRng, me: NodeId, serial: i64) -> Vec<Row
             let matching = recent(rng);
             vec![RowOp::Set { table: "kv", matching, set: vec![("flags", serial.into())] }]
         }
+        // Rows that are born and die again and again, anywhere.
+        (_, 3..8) => {
+            let key = format!("r{}", rng.random_range(0..4));
+            match rng.random_bool(0.5) {
+                true => vec![put_kv(key, "again", serial)],
+                false => {
+                    let matching = vec![("key", Value::from(key))];
+                    vec![RowOp::Delete { table: "kv", matching, except: None }]
+                }
+            }
+        }
         _ => draw(rng, me, serial),
     }
 }

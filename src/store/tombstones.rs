@@ -328,12 +328,40 @@ mod tests {
 
     fn collect(store: &mut Store) {
         let heads = store.heads().unwrap();
-        while !store.collect(&heads, &[], 30).unwrap().is_done {}
+        while !store.collect(&heads, &[], 500).unwrap().is_done {}
         assert_eq!(store.tombstones().unwrap(), 0);
     }
 
     fn number(store: &Store, sql: &str) -> i64 {
         store.conn.query_row(sql, [], |row| row.get(0)).unwrap()
+    }
+
+    /// `TRIBUNE_CHURN=2000000 cargo test --release --lib millions_of_deletes -- --ignored --nocapture`
+    #[test]
+    #[ignore = "takes minutes; it prints how large the file is as it goes on"]
+    fn millions_of_deletes_leave_the_file_as_large_as_one_round_of_them() {
+        const ROUND: u64 = 10_000;
+        let deletes = std::env::var("TRIBUNE_CHURN").ok().and_then(|text| text.parse().ok());
+        let rounds = deletes.unwrap_or(2_000_000_u64) / ROUND;
+        let mut trial = Trial::new(T);
+        let mut bytes = Vec::new();
+        for round in 0..rounds {
+            let first = round * ROUND;
+            let insert = format!(
+                "WITH RECURSIVE n(i) AS (SELECT {first} UNION ALL SELECT i + 1 FROM n
+                    WHERE i < {first} + {ROUND} - 1)
+                INSERT INTO t SELECT i * 7919 % 1000003, 'some words', 'others' FROM n"
+            );
+            trial.write(&[&insert]);
+            trial.write(&["DELETE FROM t"]);
+            collect(&mut trial.store);
+            trial.store.maintain().unwrap();
+            if (round + 1) % (rounds / 10).max(1) == 0 {
+                bytes.push(number(&trial.store, "PRAGMA page_count") * 4_096);
+                println!("{:>9} deletes: {:>9} bytes", (round + 1) * ROUND, bytes[bytes.len() - 1]);
+            }
+        }
+        assert!(bytes[bytes.len() - 1] <= bytes[0], "{bytes:?}");
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use tribune::sim::{Fault, NodeIndex, Report, Scenario, run};
+use tribune::sim::{Fault, Mutation, NodeIndex, Report, Scenario, run};
 use tribune::types::Time;
 
 fn from_environment(name: &str) -> Option<u64> {
@@ -45,6 +45,19 @@ fn what_was_deleted_stays_deleted_though_its_tombstones_go() {
         dropped += report.tombstones_dropped;
     }
     println!("{seeds} seeds: {dropped} tombstones dropped, {rejoins} rejoined");
+}
+
+#[test]
+fn a_mistake_with_tombstones_is_noticed() {
+    for mistake in [Mutation::TombstonesGoEarly, Mutation::TheDeletedStay] {
+        let noticed = (0..20).find_map(|seed| {
+            let scenario = Scenario { mutation: Some(mistake), ..Scenario::churn(seed) };
+            let failure = run(scenario).err()?;
+            Some((seed, failure.what))
+        });
+        let (seed, what) = noticed.unwrap_or_else(|| panic!("{mistake:?} was not noticed"));
+        println!("{mistake:?}: seed {seed}, {what}");
+    }
 }
 
 #[test]
