@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::crdt::storage::Storage;
+use crate::crdt::suite::catch_up;
 use crate::crdt::{Batch, Commit, Piece};
 use crate::store::trial::{NOW, Trial, changes, events, rows, run, source};
 use crate::store::{OpenConfig, Store};
@@ -53,15 +54,7 @@ fn pull(from: &Store, to: &mut Store, bytes_max: usize, order: u64) -> bool {
     heads.rotate_left(usize::try_from(order).unwrap() % count);
     let mut is_news = false;
     for (origin, _) in heads {
-        let after = head(to, origin);
-        let mut extract = from.load(origin, after, bytes_max).unwrap();
-        if extract.part > 0 {
-            // Its first version is larger, and is taken whole.
-            extract = from.load(origin, after, usize::MAX).unwrap();
-        }
-        let piece = extract.piece;
-        is_news |= piece.through > after;
-        to.apply(NOW, &Batch { pieces: vec![piece] }).unwrap();
+        is_news |= catch_up(to, from, origin, bytes_max).is_some();
     }
     is_news
 }
