@@ -220,13 +220,20 @@ impl Truths {
 /// Rows that are written together are never seen apart.
 ///
 /// An exception: what another origin overwrites, a later epoch of the same owner too, between two
-/// parts of a pull is missing in the second. It comes with the other origin.
-pub(super) fn twins_change_together(truths: &Truths, node: NodeIndex, commit: &Commit) -> Checked {
+/// parts of a pull is missing in the second. It comes with the other origin. Where pieces are so small
+/// that every transaction travels in parts (`cuts_all`), that may befall any rows that nodes share.
+pub(super) fn twins_change_together(
+    truths: &Truths,
+    cuts_all: bool,
+    node: NodeIndex,
+    commit: &Commit,
+) -> Checked {
     for table in &commit.tables {
         let name = &*table.table.name;
         for event in table.rows.each() {
             let Some(twin) = workload::twin_of(name, &event.key) else { continue };
-            if commit.changeset.is_none() && truths.has_split(&event.key) {
+            let may_be_cut = truths.has_split(&event.key) || (cuts_all && name == "kv");
+            if commit.changeset.is_none() && may_be_cut {
                 continue;
             }
             let twin = table.rows.each().iter().find(|other| other.key == twin);

@@ -95,6 +95,10 @@ impl Scenario {
             scenario.replica.round_every = Duration::from_millis(50);
             scenario.replica.tell_every = Duration::from_millis(40);
         }
+        if scenario.replica.piece_bytes_max < LARGE_BYTES {
+            // Who takes all rows anew gets every large version in small pieces, one after the other.
+            scenario.converge_within *= 4;
+        }
         scenario
     }
 
