@@ -150,8 +150,9 @@ impl Scenario {
         // Of 20 % loss everything is left to luck and to the next half minute.
         let is_lossy = scenario.network.loss > 0.1;
         let loss = Duration::from_secs(if is_lossy { 120 } else { 40 });
-        // And a large version in small pieces comes through one after the other, each at its third try.
-        let is_slow = is_lossy && scenario.replica.piece_bytes_max < LARGE_BYTES;
+        // A large version in small pieces comes one after the other, each through the disk perhaps,
+        // and with such loss at its third try.
+        let is_slow = scenario.replica.piece_bytes_max < LARGE_BYTES;
         scenario.converge_within += if is_slow { loss * 5 } else { loss };
         scenario
     }
