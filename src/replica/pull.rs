@@ -26,8 +26,12 @@ const SOURCES_MAX: usize = 4;
 /// How often a peer may disappoint before it is no longer a source.
 const MISSES_MAX: u32 = 3;
 
-/// How long a source that disappointed is left alone: the first time, doubling.
+/// How often it may that sent a part of a version: with any other source that version begins again.
+const MISSES_BEGUN_MAX: u32 = 8;
+
+/// How long a source that disappointed is left alone: the first time, doubling a few times.
 const MISS_DELAY: Duration = Duration::from_millis(250);
+const MISS_DOUBLINGS_MAX: u32 = 4;
 
 /// The range of pauses that a busy peer may ask for.
 const BUSY_MIN: Duration = Duration::from_millis(50);
@@ -662,9 +666,12 @@ impl Pulls {
         if let Some(want) = self.wants.get_mut(&origin)
             && let Some(source) = want.sources.get_mut(&peer)
         {
+            let begun = want.staged.as_ref().filter(|staged| staged.end.part > 0);
+            let has_begun = begun.is_some_and(|staged| staged.is_counted && staged.source == peer);
+            let misses_max = if has_begun { MISSES_BEGUN_MAX } else { MISSES_MAX };
             source.misses += 1;
-            source.not_before = now + MISS_DELAY * 2_u32.pow(source.misses);
-            if source.misses >= MISSES_MAX {
+            source.not_before = now + MISS_DELAY * 2_u32.pow(source.misses.min(MISS_DOUBLINGS_MAX));
+            if source.misses >= misses_max {
                 want.sources.remove(&peer);
             }
         }
