@@ -106,11 +106,10 @@ impl Handle {
         local: Local,
         feed: Arc<Feed>,
         (readers, own_readers): (Arc<Readers>, Arc<Readers>),
-        mailbox: Arc<Mailbox>,
+        (mailbox, engine): (Arc<Mailbox>, Reports),
         definitions: Arc<watch::Sender<u64>>,
         members: Arc<ArcSwap<Vec<MemberStatus>>>,
         counts: Counts,
-        engine: Reports,
     ) -> Self {
         let key = key_of(local.id);
         Self {

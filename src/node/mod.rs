@@ -145,7 +145,7 @@ impl Node {
             config.local.clone(),
             Arc::clone(&feed),
             (readers, own_readers),
-            Arc::clone(&mailbox),
+            (Arc::clone(&mailbox), reports.clone()),
             Arc::clone(&definitions),
             members,
             Counts {
@@ -153,7 +153,6 @@ impl Node {
                 tombstones: store.tombstones_held(),
                 stats: Arc::clone(&stats),
             },
-            reports.clone(),
         );
         let pulse = pulses.add("writer");
         let listeners = Listeners {

@@ -361,7 +361,8 @@ mod tests {
                 println!("{:>9} deletes: {:>9} bytes", (round + 1) * ROUND, bytes[bytes.len() - 1]);
             }
         }
-        assert!(bytes[bytes.len() - 1] <= bytes[0], "{bytes:?}");
+        // Where pages are split is a matter of chance.
+        assert!(bytes[bytes.len() - 1] <= bytes[0] * 11 / 10, "{bytes:?}");
     }
 
     #[test]
