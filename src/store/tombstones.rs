@@ -315,7 +315,9 @@ mod tests {
     use crate::crdt::RowOp;
     use crate::crdt::storage::Storage;
     use crate::store::Store;
+    use crate::store::schema::{Mode, SchemaRequest, Source};
     use crate::store::trial::{NOW, T, Trial};
+    use crate::types::Scope;
 
     fn churn(store: &mut Store, ids: std::ops::Range<i64>) {
         for id in ids {
@@ -363,6 +365,70 @@ mod tests {
         }
         // Where pages are split is a matter of chance.
         assert!(bytes[bytes.len() - 1] <= bytes[0] * 11 / 10, "{bytes:?}");
+    }
+
+    #[test]
+    fn the_schema_remembers_what_was_dropped() {
+        let mut trial = Trial::new("");
+        let apply = |store: &mut Store, sql: &str| {
+            let sources = vec![Source { file: "t.sql".to_owned(), sql: sql.to_owned() }];
+            let mode = Mode::Apply { allow_drop: true };
+            let mut group = store.group(NOW);
+            group.schema(&SchemaRequest { sources, mode, dry_run: false }).unwrap();
+            group.commit().unwrap();
+        };
+        apply(&mut trial.store, "CREATE TABLE u (id INTEGER NOT NULL PRIMARY KEY, v);");
+        trial.write(&["INSERT INTO u VALUES (1, 1), (2, 2)", "DELETE FROM u WHERE id = 1"]);
+        apply(&mut trial.store, "DROP TABLE u;");
+        let store = &mut trial.store;
+        let before = store.tombstones().unwrap();
+        assert!(before >= 2, "the table's row and its columns': {before}");
+        let heads = store.heads().unwrap();
+        while !store.collect(&heads, &[], 500).unwrap().is_done {}
+        assert_eq!(store.tombstones().unwrap(), before);
+        apply(&mut trial.store, "CREATE TABLE u (id INTEGER NOT NULL PRIMARY KEY, v);");
+        assert_eq!(trial.rows("SELECT count(*) FROM u"), ["0"]);
+        let generation = "SELECT max(length) FROM __tribune_names WHERE tbl = 'u'";
+        assert_eq!(number(&trial.store, generation), 3, "it is another one");
+    }
+
+    #[test]
+    fn a_row_that_was_told_of_last_is_not_found_under_its_dropped_clock() {
+        let mut trial = Trial::new(T);
+        trial.write(&["INSERT INTO t (id) VALUES (1)"]);
+        trial.write(&["DELETE FROM t"]);
+        collect(&mut trial.store);
+        // Its clock was the last that was written, and is in memory.
+        let life = |store: &Store| store.inspect("t", &[1.into()]).unwrap().unwrap().life.length;
+        trial.write(&["INSERT INTO t (id) VALUES (1)"]);
+        assert_eq!(life(&trial.store), 3, "above what was dropped");
+        trial.write(&["UPDATE t SET v = 7"]);
+        let trial = trial.reopen();
+        assert_eq!(life(&trial.store), 3);
+        assert_eq!(trial.store.floor().unwrap().length, 2, "the next process knows it, too");
+    }
+
+    #[test]
+    fn a_disk_that_is_taken_at_its_word_stays_settled_and_a_copy_does_not() {
+        let mut trial = Trial::new(T);
+        trial.write(&["INSERT INTO t (id) VALUES (1)"]);
+        Storage::settle(&mut trial.store, NOW, &[], 0).unwrap();
+        let settled = |trial: &Trial| {
+            let floor = trial.store.floor().unwrap();
+            floor.settled == Some(trial.store.origin())
+        };
+        let first = trial.store.origin();
+        let trial = trial.reopen();
+        assert!(settled(&trial));
+        // Its stream has another name from now on, and what it holds is the same.
+        let mut trial = trial;
+        trial.config.scope = Scope(7);
+        let trial = trial.reopen();
+        assert!(trial.store.origin() > first && settled(&trial));
+        let second = trial.store.origin();
+        trial.store.conn.execute("UPDATE __tribune_node SET file = x'00'", []).unwrap();
+        let trial = trial.reopen();
+        assert!(trial.store.origin() > second && !settled(&trial));
     }
 
     #[test]
