@@ -426,7 +426,7 @@ mod tests {
         let trial = trial.reopen();
         assert!(trial.store.origin() > first && settled(&trial));
         let second = trial.store.origin();
-        trial.store.conn.execute("UPDATE __tribune_node SET file = x'00'", []).unwrap();
+        trial.store.conn.execute("UPDATE __tribune_node SET file = zeroblob(16)", []).unwrap();
         let trial = trial.reopen();
         assert!(trial.store.origin() > second && !settled(&trial));
     }
