@@ -119,7 +119,8 @@ impl Sums {
         let held = self.held.get(&id).map(Vec::as_slice).unwrap_or_default();
         parts.resize(parts.len().max(held.len()), 0);
         parts.iter_mut().zip(held).for_each(|(part, held)| *part = part.wrapping_sub(*held));
-        self.add(Delta { tables: BTreeMap::from([(id, parts)]), ..Delta::default() });
+        counted.tables.insert(id, parts);
+        self.add(counted);
         Ok(())
     }
 
