@@ -270,6 +270,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_member_is_forgotten_by_its_name_or_id() {
+        let bench = bench();
+        let me = bench.host.local.id;
+        let unknown = bench.put("/v1/agent/force-leave/nobody", "").await;
+        assert_eq!(unknown.status, 500);
+        assert_eq!(unknown.text, "agent: No node found with name 'nobody'");
+        assert!(bench.host.forgotten.lock().unwrap().is_empty());
+        assert_eq!(bench.put("/v1/agent/force-leave/n1", "").await.status, 200);
+        // One that the catalog has never heard of may be waited for, too.
+        let id = crate::types::NodeId([7; 16]);
+        assert_eq!(bench.put(&format!("/v1/agent/force-leave/{id}"), "").await.status, 200);
+        assert_eq!(*bench.host.forgotten.lock().unwrap(), [me, id]);
+    }
+
+    #[tokio::test]
     async fn metrics_come_as_text_and_as_consuls_json() {
         let bench = bench();
         let stats = std::sync::Arc::clone(&bench.face.stats);
