@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
@@ -27,7 +26,7 @@ use crate::crdt::content::Sight;
 use crate::crdt::storage::{Extract, Settled, StorageError};
 use crate::crdt::{Changeset, Key, Name, Staging, pack};
 use crate::live::Feed;
-use crate::net::{self, Net, SendError};
+use crate::net::{self, Net, Parcel, SendError};
 use crate::replica::{self, ApplyOutcome, BatchId, CollectOutcome, LoadId, LookId, Replica};
 use crate::swim::{self, Identity, Swim};
 use crate::telemetry::Pulse;
@@ -191,6 +190,14 @@ pub(super) fn shown_key(key: &[u8]) -> String {
 
 /// How much of a key is shown.
 const KEY_CHARS_MAX: usize = 200;
+
+/// Commits of one origin reach a peer in their order.
+fn series_of(message: &wire::Message) -> u64 {
+    let wire::Message::Push { piece, .. } = message else { return 0 };
+    let Origin { node, epoch, .. } = piece.origin;
+    let folded = u128::from_be_bytes(node.0);
+    (folded as u64 ^ (folded >> 64) as u64).wrapping_add(u64::from(epoch.0)).max(1)
+}
 
 /// Everything the loop needs.
 pub(super) struct Engine {
@@ -467,12 +474,14 @@ impl Engine {
             net::Event::Connected { node, name, address, round_trip } => {
                 debug!(%node, name, %address, ?round_trip, "Connected");
                 self.swim.handle(now, swim::Input::RoundTrip { node, round_trip });
+                self.measured(memory, node, round_trip);
             }
             net::Event::Answered { node, address } => {
                 self.swim.handle(now, swim::Input::Found { node, address });
             }
             net::Event::RoundTrip { node, round_trip } => {
                 self.swim.handle(now, swim::Input::RoundTrip { node, round_trip });
+                self.measured(memory, node, round_trip);
             }
             net::Event::Disconnected { node, why } => {
                 debug!(%node, ?why, "Disconnected");
@@ -490,6 +499,14 @@ impl Engine {
                  one of them"
             ),
             net::Event::EndpointLost => memory.is_net_lost = true,
+        }
+    }
+
+    /// The overlay chooses neighbours by their round trips.
+    fn measured(&mut self, memory: &Memory, node: NodeId, round_trip: Duration) {
+        if memory.addresses.contains_key(&node) {
+            let up = replica::Input::PeerUp { node, round_trip: Some(round_trip) };
+            self.replica.handle(self.now(), up);
         }
     }
 
@@ -570,10 +587,10 @@ impl Engine {
         }
     }
 
-    fn send(&mut self, memory: &Memory, peer: NodeId, lane: replica::Lane, frame: Bytes) {
+    fn send(&mut self, memory: &Memory, peer: NodeId, lane: replica::Lane, parcel: Parcel) {
         // A peer that has just gone down has no address any more.
         let Some(address) = memory.addresses.get(&peer) else { return };
-        match self.net.send(peer, *address, lane, frame) {
+        match self.net.send(peer, *address, lane, parcel) {
             Ok(()) => {}
             Err(SendError::Overrun | SendError::Unreachable) => {
                 self.replica.handle(self.now(), replica::Input::Overrun(peer));
@@ -598,8 +615,9 @@ impl Engine {
         match effect {
             replica::Effect::Send { to, message, lane } => {
                 let frame = wire::frame::encode_frame(&message);
+                let parcel = Parcel::new(frame, series_of(&message));
                 for peer in to {
-                    self.send(memory, peer, lane, frame.clone());
+                    self.send(memory, peer, lane, parcel.clone());
                 }
             }
             replica::Effect::Apply { id, batch } => self.mailbox.push(Job::Apply { id, batch }),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::change::{read_piece, write_piece};
 use super::codec::{DecodeError, Reader, Writer};
 use super::content::{read_mark, read_seen, read_stretch, write_mark, write_seen, write_stretch};
-use super::{BucketSet, Cut, Message, Neighbour, PROTOCOL_VERSION, RequestId};
+use super::{BucketSet, Cut, Message, Neighbour, Offer, PROTOCOL_VERSION, RequestId};
 use crate::crdt::Part;
 use crate::ledger::round::Nodes;
 use crate::ledger::{BUCKETS, Round};
@@ -33,8 +33,10 @@ mod kind {
     pub const WELCOME: u8 = 13;
     pub const ROUND: u8 = 14;
     pub const FORGOTTEN: u8 = 15;
-    pub const LOOK: u8 = 20;
-    pub const SEEN: u8 = 21;
+    pub const OFFER: u8 = 16;
+    pub const TAKE: u8 = 17;
+    pub const LOOK: u8 = 18;
+    pub const SEEN: u8 = 19;
 }
 
 mod neighbour {
@@ -63,6 +65,19 @@ pub fn encode(message: &Message) -> Vec<u8> {
             writer.byte(kind::PUSH);
             writer.byte(*hops);
             write_piece(&mut writer, piece);
+        }
+        Message::Offer(offers) => {
+            writer.byte(kind::OFFER);
+            writer.count(offers.len());
+            for Offer { origin, version, bytes } in offers {
+                writer.origin(*origin);
+                writer.varint(version.0);
+                writer.varint(*bytes);
+            }
+        }
+        Message::Take(versions) => {
+            writer.byte(kind::TAKE);
+            write_heads(&mut writer, versions);
         }
         Message::Heads(heads) => {
             writer.byte(kind::HEADS);
@@ -157,6 +172,8 @@ fn read_body(reader: &mut Reader<'_>) -> Result<Message, DecodeError> {
         kind::KNOWN => Message::Known { origin: reader.origin()?, head: reader.version()? },
         kind::NEIGHBOUR => Message::Neighbour(read_neighbour(reader)?),
         kind::PUSH => Message::Push { hops: reader.byte()?, piece: read_piece(reader, false)? },
+        kind::OFFER => Message::Offer(reader.list(HEAD_BYTES_MIN + 1, read_offer)?),
+        kind::TAKE => Message::Take(read_heads(reader)?),
         kind::HEADS => Message::Heads(read_heads(reader)?),
         kind::BUCKETS => Message::Buckets(read_buckets(reader)?),
         kind::BUCKET_HEADS => {
@@ -249,6 +266,10 @@ fn write_heads(writer: &mut Writer, heads: &[(Origin, Version)]) {
 
 fn read_heads(reader: &mut Reader<'_>) -> Result<Vec<(Origin, Version)>, DecodeError> {
     reader.list(HEAD_BYTES_MIN, |reader| Ok((reader.origin()?, reader.version()?)))
+}
+
+fn read_offer(reader: &mut Reader<'_>) -> Result<Offer, DecodeError> {
+    Ok(Offer { origin: reader.origin()?, version: reader.version()?, bytes: reader.number()? })
 }
 
 fn read_bool(reader: &mut Reader<'_>) -> Result<bool, DecodeError> {
@@ -392,6 +413,9 @@ mod tests {
         check(&Message::Known { origin, head }, &format!("01 02 {ORIGIN_7} 05"));
         check(&Message::Neighbour(Neighbour::Ask { urgent: true }), "01 03 01");
         check(&Message::Heads(vec![(origin, head)]), &format!("01 05 01 {ORIGIN_7} 05"));
+        let offer = Offer { origin, version: head, bytes: 300 };
+        check(&Message::Offer(vec![offer]), &format!("01 10 01 {ORIGIN_7} 05 ac02"));
+        check(&Message::Take(vec![(origin, head)]), &format!("01 11 01 {ORIGIN_7} 05"));
         let request = RequestId(9);
         check(
             &Message::Want { request, origin, after: Version(130), part: 3 },
@@ -599,6 +623,15 @@ mod tests {
                 }
             ),
             heads().prop_map(Message::Heads),
+            heads().prop_map(Message::Take),
+            heads().prop_map(|heads| {
+                let offers = heads.into_iter().map(|(origin, version)| Offer {
+                    origin,
+                    version,
+                    bytes: version.0 / 3,
+                });
+                Message::Offer(offers.collect())
+            }),
             (any::<[u8; 32]>(), heads()).prop_map(|(buckets, heads)| Message::BucketHeads {
                 buckets: BucketSet(buckets),
                 heads
