@@ -2,13 +2,16 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Value as Json, json};
 
 use super::client::{list, text};
 use super::progress::{Line, bytes};
 use super::{Client, Failure, Remote, say, table};
+use crate::app::own_certificate;
 use crate::config::{Place, PlaceFlags};
+use crate::net::tls::validity_in;
 use crate::store::copy::Watch;
 use crate::store::doctor::{
     Comparison, Diagnosis, DoctorError, Finding, Request, Subject, Weight, examine,
@@ -53,10 +56,15 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         }
         None => None,
     };
-    let subject = match args.file {
-        Some(file) => Subject::File(file),
-        None => Subject::DataDir(Place::from_flags(args.place)?.data_dir),
+    let (subject, certificate) = match args.file {
+        Some(file) => (Subject::File(file), None),
+        None => {
+            let Place { data_dir, cert, .. } = Place::from_flags(args.place)?;
+            let own = Some(own_certificate(&data_dir)).filter(|own| own.exists());
+            (Subject::DataDir(data_dir), cert.or(own))
+        }
     };
+    let certificate = certificate.map(|file| Certificate::look(file, SystemTime::now()));
     let request = Request { subject, full: args.full, compare: args.compare };
     let diagnosis = {
         let mut line = Line::new();
@@ -68,20 +76,25 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let complaints = complaints.unwrap_or_default();
     if args.json {
         let mut told = told(&diagnosis);
+        told["certificate"] = certificate.as_ref().map_or(Json::Null, Certificate::told);
         told["running"] = running.map_or(Json::Null, |(mut ready, replication)| {
             ready["comparison"] = replication["comparison"].clone();
             ready
         });
         say(&format!("{told:#}"))?;
     } else {
-        say(&shown(&diagnosis))?;
+        let certificate = certificate.as_ref().and_then(Certificate::shown);
+        let parts = [Some(shown(&diagnosis)), certificate];
+        say(&parts.into_iter().flatten().collect::<Vec<_>>().join("\n\n"))?;
         if let Some((ready, _)) = &running {
             say(&format!("\n{}", running_summary(ready)))?;
             complaints.iter().try_for_each(|text| say(&format!("PROBLEM: {text}")))?;
         }
     }
     let count = diagnosis.findings.iter().filter(|finding| is_problem(finding)).count();
-    let count = count + complaints.len();
+    let count = count
+        + complaints.len()
+        + usize::from(certificate.is_some_and(|certificate| certificate.is_problem));
     match count {
         0 => Ok(()),
         1 => Err(Failure::Failed("1 thing is wrong".to_owned())),
@@ -131,6 +144,55 @@ fn complaints(ready: &Json, replication: &Json) -> Vec<String> {
         format!("what {origin} wrote cannot be written here, and is left alone for a while")
     }));
     all
+}
+
+/// This node's certificate, as far as it concerns how long it counts.
+struct Certificate {
+    file: PathBuf,
+    left: Option<Duration>,
+    /// What to do something about.
+    note: Option<String>,
+    is_problem: bool,
+}
+
+impl Certificate {
+    fn look(file: PathBuf, now: SystemTime) -> Self {
+        match validity_in(&file) {
+            Ok(validity) => {
+                let (left, note) = (validity.left(now), validity.note(now));
+                // A week is time enough to be told as a note.
+                let is_problem = validity.urgency(now) > 1;
+                let note = note.map(|note| format!("{}: {note}", file.display()));
+                Self { file, left, note, is_problem }
+            }
+            Err(error) => {
+                Self { file, left: None, note: Some(error.to_string()), is_problem: true }
+            }
+        }
+    }
+
+    fn shown(&self) -> Option<String> {
+        let sign = if self.is_problem { "PROBLEM" } else { "note" };
+        self.note.as_ref().map(|note| {
+            format!(
+                "{sign}: {note}.\n  Make a new one with `tribune tls node NAME --id ID`, put it in \
+                 its place and send the agent a SIGHUP."
+            )
+        })
+    }
+
+    fn told(&self) -> Json {
+        json!({
+            "file": self.file,
+            "seconds_left": self.left.map(|left| left.as_secs()),
+            "severity": match (&self.note, self.is_problem) {
+                (None, _) => Json::Null,
+                (Some(_), true) => "problem".into(),
+                (Some(_), false) => "note".into(),
+            },
+            "what": self.note,
+        })
+    }
 }
 
 fn is_problem(finding: &Finding) -> bool {

@@ -1,5 +1,7 @@
 //! `tribune members`: who is in the cluster, as this node sees it.
 
+use serde_json::Value as Json;
+
 use super::client::{list, text};
 use super::{Client, Failure, Remote, say, table};
 
@@ -18,8 +20,8 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let rows: Vec<Vec<String>> = list(&members)
         .iter()
         .map(|member| {
-            let round_trip = member.pointer("/round_trip_ms").and_then(serde_json::Value::as_f64);
-            let behind = member.pointer("/versions_behind").and_then(serde_json::Value::as_u64);
+            let round_trip = member.pointer("/round_trip_ms").and_then(Json::as_f64);
+            let behind = member.pointer("/versions_behind").and_then(Json::as_u64);
             vec![
                 text(member, "/name").to_owned(),
                 text(member, "/address").to_owned(),
@@ -33,17 +35,37 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         })
         .collect();
     let heads = ["NAME", "ADDRESS", "STATE", "RTT", "BEHIND", "ROWS", "VERSION", "ID"];
-    say(&table::layout(&heads, &rows))?;
+    let mut text = table::layout(&heads, &rows);
     let standing = client.get_whatever("/v1/status/ready").await?;
-    let reasons = standing.get("reasons").map_or(&[][..], list);
-    reasons.iter().try_for_each(|reason| say(&format!("NOT READY: {}", text(reason, "/text"))))
+    let reasons = standing.get("reasons").map_or(&[][..], list).iter();
+    let reasons = reasons.map(|reason| format!("NOT READY: {}", self::text(reason, "/text")));
+    let notes: Vec<String> = list(&members).iter().flat_map(notes_of).chain(reasons).collect();
+    if !notes.is_empty() {
+        text.push_str(&format!("\n\n{}", notes.join("\n")));
+    }
+    say(&text)
 }
 
 /// Says whether a member that holds the same has the same rows.
-fn rows_of(member: &serde_json::Value) -> &'static str {
-    match member.pointer("/diverged").and_then(serde_json::Value::as_bool) {
+fn rows_of(member: &Json) -> &'static str {
+    match member.pointer("/diverged").and_then(Json::as_bool) {
         Some(true) => "DIFFER",
         Some(false) => "ok",
         None => "-",
     }
+}
+
+/// Says what somebody should do something about, a line each.
+fn notes_of(member: &Json) -> Vec<String> {
+    let notes = member.pointer("/notes").map_or(&[][..], list);
+    let name = match text(member, "/name") {
+        "" => text(member, "/id"),
+        name => name,
+    };
+    let shown = |note: &str| {
+        // Another node's name or release may be in it.
+        let note: String = note.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+        format!("{name}: {note}")
+    };
+    notes.iter().filter_map(Json::as_str).map(shown).collect()
 }

@@ -22,7 +22,7 @@ use crate::crdt::{Commit, RowEvent, RowEvents, TableEvents, TableInfo};
 use crate::health::ReportError;
 use crate::live::Feed;
 use crate::node::handle::{MemberState, MemberStatus};
-use crate::node::{Local, Standing, SubmitError};
+use crate::node::{Local, Relation, Standing, SubmitError};
 use crate::types::{Hlc, NodeId, Seq, Value};
 
 /// The catalog's rows at one moment: table and key to the row.
@@ -171,6 +171,7 @@ impl Host for FakeHost {
             round_trip: None,
             versions_behind: 0,
             is_unequal: false,
+            relation: Relation::default(),
         }]
     }
 

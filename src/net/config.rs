@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::snapshot;
+use crate::wire::Versions;
 
 /// The settings of [`crate::net::Net`].
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -24,6 +25,9 @@ pub struct Config {
     /// How many bytes a second are sent of other nodes' changes, to all peers together: relays and
     /// answers to pulls, of which four seconds' worth may go at once. Not zero.
     pub send_bytes_per_second: u64,
+    /// The versions of the protocol that this node speaks. Others than those of the release are for
+    /// tests.
+    pub versions: Versions,
     /// How long a snapshot that is sent or received may make no progress before it is given up.
     pub snapshot_stall: Duration,
 }
@@ -38,6 +42,7 @@ impl Config {
             keep_alive: Duration::from_secs(10),
             silence: Duration::from_secs(15),
             send_bytes_per_second: 8 * 1024 * 1024,
+            versions: Versions::SPOKEN,
             snapshot_stall: snapshot::STALL,
         }
     }

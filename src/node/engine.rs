@@ -8,30 +8,32 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
-use super::join::Join;
+use super::join::{Join, Known};
 use super::loader::{Loads, Looks};
 use super::mailbox::{Job, Mailbox};
+use super::relations::{Relation, Relations, Verdict};
 use super::writer::wall_now;
-use super::{MemberState, MemberStatus, Standing};
+use super::{Heard, MemberState, MemberStatus, Standing};
+use crate::catalog::View;
 use crate::catalog::model::key_of;
 use crate::catalog::view::Liveness;
 use crate::crdt::content::Sight;
 use crate::crdt::storage::{Extract, Settled, StorageError};
 use crate::crdt::{Changeset, Key, Name, Staging, pack};
 use crate::live::Feed;
-use crate::net::{self, Net, Parcel, SendError};
+use crate::net::{self, DialError, Net, Parcel, SendError};
 use crate::replica::{self, ApplyOutcome, BatchId, CollectOutcome, LoadId, LookId, Replica};
 use crate::swim::{self, Identity, Swim};
 use crate::telemetry::Pulse;
 use crate::types::{Epoch, NodeId, Origin, Time, Version, Wall};
-use crate::wire;
+use crate::wire::{self, DecodeError};
 
 /// How many reports of the writer and the loader may wait. The engine empties the queue whenever
 /// it runs; a full one slows the writer down.
@@ -199,6 +201,39 @@ fn series_of(message: &wire::Message) -> u64 {
     (folded as u64 ^ (folded >> 64) as u64).wrapping_add(u64::from(epoch.0)).max(1)
 }
 
+impl Heard {
+    /// Reads a message; what cannot be read is counted and dropped, never an error: what it should
+    /// have brought comes another way.
+    fn read(&mut self, from: NodeId, bytes: &[u8]) -> Option<wire::Message> {
+        let count = match wire::read(bytes) {
+            Ok((message, left)) => {
+                self.extended += u64::from(left > 0);
+                return Some(message);
+            }
+            Err(error) => {
+                debug!(%from, %error, "A message that cannot be read was dropped");
+                match error {
+                    DecodeError::UnknownKind(_) => &mut self.unknown_kind,
+                    DecodeError::UnknownVersion(_) => &mut self.unknown_version,
+                    _ => &mut self.unreadable,
+                }
+            }
+        };
+        *count += 1;
+        None
+    }
+}
+
+/// Lists where the catalog says that members are, but for those who have left.
+fn addresses_in(view: &View, swim: &Swim) -> Vec<SocketAddr> {
+    let is_there =
+        |node: NodeId| swim.member(node).is_none_or(|member| member.state != swim::State::Left);
+    view.nodes()
+        .filter(|entry| entry.info.member.is_some_and(is_there))
+        .filter_map(|entry| entry.info.node.gossip.parse().ok())
+        .collect()
+}
+
 /// Everything the loop needs.
 pub(super) struct Engine {
     pub(super) me: NodeId,
@@ -213,6 +248,7 @@ pub(super) struct Engine {
     pub(super) feed: Arc<Feed>,
     pub(super) members: Arc<ArcSwap<Vec<MemberStatus>>>,
     pub(super) join: Join,
+    pub(super) relations: Relations,
     pub(super) stats: Arc<ArcSwap<super::Stats>>,
     pub(super) leave: mpsc::Receiver<oneshot::Sender<()>>,
     pub(super) pulse: Pulse,
@@ -240,6 +276,7 @@ struct Memory {
     cut_off_since: Option<Instant>,
     /// Members that hold the same and have other rows, as they were told of.
     unequal: BTreeSet<NodeId>,
+    heard: Heard,
 }
 
 impl From<swim::State> for MemberState {
@@ -270,6 +307,7 @@ impl Engine {
             apply_error: None,
             cut_off_since: None,
             unequal: BTreeSet::new(),
+            heard: Heard::default(),
         };
         loop {
             let wake = self.wake_at(&memory);
@@ -329,7 +367,9 @@ impl Engine {
 
     /// Returns when the loop has to run again at the latest.
     fn wake_at(&self, memory: &Memory) -> Instant {
-        let deadlines = [self.swim.deadline(), self.replica.deadline()];
+        // Membership stands still while this process stands aside.
+        let swim = self.swim.deadline().filter(|_| !self.relations.is_aside());
+        let deadlines = [swim, self.replica.deadline()];
         let machines = deadlines
             .into_iter()
             .flatten()
@@ -465,14 +505,14 @@ impl Engine {
             net::Event::Datagram { from, bytes } => {
                 self.swim.handle(now, swim::Input::Datagram { from, bytes });
             }
-            net::Event::Frame { from, lane: _, bytes } => match wire::decode(&bytes) {
-                Ok(message) => {
+            net::Event::Frame { from, lane: _, bytes } => {
+                if let Some(message) = memory.heard.read(from, &bytes) {
                     self.replica.handle(now, replica::Input::Received { from, message });
                 }
-                Err(error) => debug!(%from, %error, "A message that cannot be read was dropped"),
-            },
-            net::Event::Connected { node, name, address, round_trip } => {
-                debug!(%node, name, %address, ?round_trip, "Connected");
+            }
+            net::Event::Connected { node, name, address, round_trip, version, certificate } => {
+                debug!(%node, name, %address, ?round_trip, version, "Connected");
+                self.relations.connected(node, version, certificate);
                 self.swim.handle(now, swim::Input::RoundTrip { node, round_trip });
                 self.measured(memory, node, round_trip);
             }
@@ -487,17 +527,24 @@ impl Engine {
                 debug!(%node, ?why, "Disconnected");
                 self.replica.handle(now, replica::Input::Overrun(node));
             }
+            net::Event::DialFailed { address, error: DialError::Twin { process, .. }, .. }
+            | net::Event::Twin { address, process } => self.meet_twin(address, process),
             net::Event::DialFailed { address, node: None, error } => {
-                self.join.failed(address, &error.to_string());
+                if let DialError::Itself(_) = error {
+                    self.join.is_me(address);
+                }
+                if self.relations.is_gone(address) {
+                    self.net.stand_aside(false);
+                    self.swim.handle(now, swim::Input::Prevail);
+                }
+                if !self.relations.is_aside() {
+                    self.join.failed(address, &error.to_string());
+                }
             }
             net::Event::DialFailed { address, node: Some(node), error } => {
                 debug!(%node, %address, %error, "A member could not be reached");
+                self.relations.failed(node, &error);
             }
-            net::Event::Twin { address } => error!(
-                %address,
-                "Another process runs with this node's certificate: a copied data directory. Stop \
-                 one of them"
-            ),
             net::Event::EndpointLost => memory.is_net_lost = true,
         }
     }
@@ -512,7 +559,9 @@ impl Engine {
 
     fn tick(&mut self, memory: &mut Memory) {
         let now = self.now();
-        self.swim.handle(now, swim::Input::Tick);
+        if !self.relations.is_aside() {
+            self.swim.handle(now, swim::Input::Tick);
+        }
         self.replica.handle(now, replica::Input::Tick);
         if memory.settles_at.is_some_and(|at| at <= Instant::now()) {
             memory.settles_at = None;
@@ -525,16 +574,56 @@ impl Engine {
             memory.epoch_retry = None;
             self.mailbox.push(Job::BeginEpoch { above });
         }
-        for address in self.join.due(Instant::now(), memory.addresses.is_empty()) {
-            self.net.dial(address);
-        }
+        self.look_around(memory);
         if memory.survey_at <= Instant::now() {
             memory.survey_at = Instant::now() + SURVEY_EVERY;
             self.pin_neighbours(memory);
             self.tell_of_refused_epochs(memory);
             self.tell_of_unequal(memory);
+            self.look_at_relations();
             self.survey(memory);
         }
+    }
+
+    /// Dials those to join by, and the other process under this node's id, when it is time.
+    fn look_around(&mut self, memory: &Memory) {
+        let now = Instant::now();
+        if self.relations.is_aside() {
+            if let Some(rival) = self.relations.look_for(now) {
+                self.net.dial(rival);
+            }
+            return;
+        }
+        let (feed, swim) = (&self.feed, &self.swim);
+        let known = Known {
+            is_alone: memory.addresses.is_empty(),
+            members: &|| memory.addresses.values().copied().collect(),
+            catalog: &|| addresses_in(&feed.view(), swim),
+        };
+        for address in self.join.due(now, &known) {
+            self.net.dial(address);
+        }
+    }
+
+    /// Another process at an address runs with this node's certificate.
+    fn meet_twin(&mut self, address: SocketAddr, twin: net::Process) {
+        let mine = self.net.process();
+        match self.relations.meet_twin(Instant::now(), address, twin, mine) {
+            Verdict::GiveWay => self.net.stand_aside(true),
+            Verdict::Prevail => {
+                self.net.stand_aside(false);
+                self.swim.handle(self.now(), swim::Input::Prevail);
+            }
+            Verdict::AsBefore => {}
+        }
+    }
+
+    fn look_at_relations(&mut self) {
+        let swim = &self.swim;
+        self.relations.retain(|node| swim.member(node).is_some());
+        self.relations.look_at_names(&self.feed.view());
+        let (now, wall) = (Instant::now(), SystemTime::now());
+        self.relations.look_at_certificate(now, wall, self.net.validity());
     }
 
     /// Carries out all that the two machines ask for.
@@ -579,11 +668,10 @@ impl Engine {
             swim::Effect::Rejoined(identity) => {
                 info!(?identity, "The cluster had taken this node for dead; it has joined again");
             }
-            swim::Effect::Conflict { address } => error!(
-                %address,
-                "Another node runs under this node's id: a copied data directory or certificate. \
-                 Stop one of them; `tribune tls node` makes a certificate of its own for it"
-            ),
+            swim::Effect::Conflict { address } => {
+                self.relations.rumour(Instant::now(), address);
+                self.net.dial(address);
+            }
         }
     }
 
@@ -765,6 +853,8 @@ impl Engine {
 
     /// Renews what `members` and metrics show.
     fn survey(&self, memory: &mut Memory) {
+        let (view, wall, own) = (self.feed.view(), SystemTime::now(), self.net.validity());
+        let relation = |node, ring| self.relations.of(node, ring, wall, &view, own);
         let mut list = vec![MemberStatus {
             id: self.me,
             gossip: self.swim.me().address,
@@ -772,6 +862,7 @@ impl Engine {
             round_trip: None,
             versions_behind: 0,
             is_unequal: false,
+            relation: relation(self.me, None),
         }];
         let unequal = &self.replica.findings().unequal;
         let behind = self.replica.behind_of();
@@ -784,8 +875,14 @@ impl Engine {
                 round_trip: member.round_trip,
                 versions_behind: behind.get(&node).copied().unwrap_or(0),
                 is_unequal: unequal.contains_key(&node),
+                relation: match member.state.is_active() {
+                    true => relation(node, member.ring),
+                    // That it does not answer is its state.
+                    false => Relation::default(),
+                },
             });
         }
+        let (name_conflicts, id_conflicts) = self.relations.conflicts();
         self.members.store(Arc::new(list));
         self.stats.store(Arc::new(super::Stats {
             replica: *self.replica.stats(),
@@ -799,6 +896,11 @@ impl Engine {
             members: self.swim.active_count() + 1,
             neighbours: self.replica.neighbours().count(),
             health: self.swim.health(),
+            held_back: self.swim.held_back(),
+            name_conflicts,
+            id_conflicts,
+            is_aside: self.relations.is_aside(),
+            heard: memory.heard,
         }));
     }
 

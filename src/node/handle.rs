@@ -11,6 +11,7 @@ use tracing::warn;
 
 use super::engine::{Happened, Replication};
 use super::mailbox::{Job, Mailbox, Reports, Transaction};
+use super::relations::Relation;
 use super::standing::Standing;
 use super::writer::LONG_RUN_MAX;
 use crate::catalog::model::key_of;
@@ -316,6 +317,7 @@ pub struct MemberStatus {
     pub versions_behind: u64,
     /// It holds the same versions as this node, and has other rows.
     pub is_unequal: bool,
+    pub relation: Relation,
 }
 
 /// What SWIM holds of a member.

@@ -260,8 +260,6 @@ impl World {
     }
 
     fn perform(&mut self, node: NodeIndex, effect: Effect, packets: &mut BTreeSet<NodeIndex>) {
-        let done = |heads: Vec<(Origin, Version)>| heads;
-        let _ = done;
         match effect {
             Effect::Send { to, message, lane: _ } => {
                 let bytes = encode(&message).len() + 4;
@@ -299,8 +297,14 @@ impl World {
             Effect::Withdraw => {
                 self.add_job(node, Job::Answer(Input::Withdrawn { is_done: true }));
             }
+            // There are no rows to be held against others'.
+            Effect::Look { id, .. } => {
+                self.add_job(node, Job::Answer(Input::Sighted { id, sight: None }));
+            }
             // Nobody forgets anything here, nor loses a disk.
             Effect::Unstage(_)
+            | Effect::Mend(_)
+            | Effect::Recount
             | Effect::BeginEpoch { .. }
             | Effect::Collect { .. }
             | Effect::Rejoin { .. }
