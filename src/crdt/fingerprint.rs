@@ -12,7 +12,7 @@
 
 use super::change::{Life, Stamp};
 use super::merge::CellClock;
-use crate::types::Value;
+use crate::types::{Origin, Value, Version};
 
 /// Returns a live row's part of the fingerprint. `key` is the packed key; `cells` are all cells that
 /// have a clock, in any order.
@@ -27,6 +27,12 @@ pub fn row_hash<'a>(
         .into_iter()
         .map(|(column, clock, value)| row.cell(NameHash::of(column), clock_hash(clock), value));
     cells.fold(row.life(life), u64::wrapping_add)
+}
+
+/// Returns a hash of heads, whatever their order.
+pub fn heads_hash(heads: impl IntoIterator<Item = (Origin, Version)>) -> u64 {
+    let hash = |(origin, version)| Hasher::default().stamp(Stamp { origin, version }).finish();
+    heads.into_iter().map(hash).fold(0, u64::wrapping_add)
 }
 
 /// The hash of a table's or a column's name: whoever hashes many rows makes it once.
@@ -136,7 +142,7 @@ fn fold(a: u64, b: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{NodeId, Origin, Version};
+    use crate::types::NodeId;
 
     fn stamp(version: u64) -> Stamp {
         let origin = Origin { node: NodeId([1; 16]), ..Origin::default() };

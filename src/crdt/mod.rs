@@ -2,9 +2,11 @@
 //! Nothing here knows how changes are stored on disk or travel between nodes.
 
 pub mod change;
+pub mod content;
 pub mod definition;
 mod draft;
 pub mod fingerprint;
+mod mending;
 pub mod merge;
 pub mod pack;
 pub mod record;

@@ -143,7 +143,7 @@ impl Sheet {
         row_hash(table, key, row.clock.life(), row.clock.cells().map(cell))
     }
 
-    fn name(&self, id: ColumnId) -> &Name {
+    pub(super) fn name(&self, id: ColumnId) -> &Name {
         &self.columns[usize::from(id.0)]
     }
 

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::change::{Batch, Commit, Life, Name, Piece, Refusal, RowOp};
+use super::content::{Look, Mend, Mended, Sight};
 use super::merge::CellClock;
 use crate::types::{Epoch, NodeId, Origin, Value, Version, Wall};
 
@@ -296,4 +297,19 @@ pub trait Storage {
     /// Returns how many rows of received pieces were left out since the storage was opened:
     /// those of a foreign owner, and those whose key is none.
     fn refusals(&self) -> u64;
+
+    /// Looks at rows, to hold them against another node's: see [`super::content`].
+    fn look(&self, look: &Look) -> Result<Sight, StorageError>;
+
+    /// Merges whole rows as others have them, in one transaction, and removes those that are gone
+    /// elsewhere. Heads stay.
+    ///
+    /// A row that names a version that is not held here is left out: it would show a part of it.
+    /// Where a cell has the same clock and another value, [`Trust`](super::content::Trust) decides. A
+    /// row goes only if the floor covers all that it names: then every member held it once, and
+    /// whoever lacks it dropped its tombstone.
+    fn mend(&mut self, now: Wall, mend: &Mend) -> Result<Mended, StorageError>;
+
+    /// Adds the fingerprint up anew, from the rows as they are.
+    fn recount(&mut self) -> Result<(), StorageError>;
 }

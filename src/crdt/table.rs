@@ -12,6 +12,7 @@ use super::change::{
     Refusal, RowChange, RowEvent, RowEvents, RowOp, Stamp, TableChanges, TableEvents, death_of,
     is_harmless, keeps_tombstones, owns,
 };
+use super::content::{self, Look, Mend, Mended, Sight};
 use super::definition::Definition;
 use super::draft::{Draft, Write};
 use super::fingerprint::NameHash;
@@ -30,25 +31,25 @@ const ENTRY_BYTES: usize = 16;
 /// All replicated tables of one node, in memory. A clone shares what neither side changes.
 #[derive(Clone, Debug)]
 pub struct Table {
-    origin: Origin,
+    pub(super) origin: Origin,
     /// How far the origin was held when the storage was opened.
     trusted: Version,
     seq: Seq,
     at: Hlc,
-    heads: OrdMap<Origin, Version>,
-    sheets: OrdMap<Name, Sheet>,
+    pub(super) heads: OrdMap<Origin, Version>,
+    pub(super) sheets: OrdMap<Name, Sheet>,
     /// Each row under each of its [`RowClock::stamps`].
     index: OrdSet<(Stamp, Name, Key)>,
     /// When the commits in the index were made, where that is known.
     times: OrdMap<Stamp, Wall>,
     /// The sum of all rows' hashes.
-    fingerprint: u64,
+    pub(super) fingerprint: u64,
     refusals: u64,
     /// Parts of pulls that wait for their rest.
     staged: OrdMap<Staging, Vec<Part>>,
     /// Every dead row, under its only stamp.
     graves: OrdSet<(Stamp, Name, Key)>,
-    floor: OrdMap<Origin, Version>,
+    pub(super) floor: OrdMap<Origin, Version>,
     /// See [`Floor::length`].
     length: u64,
     /// See [`Floor::longest`].
@@ -413,18 +414,36 @@ impl Storage for Table {
     fn refusals(&self) -> u64 {
         self.refusals
     }
+
+    fn look(&self, look: &Look) -> Result<Sight, StorageError> {
+        content::look(self, look)
+    }
+
+    fn mend(&mut self, now: Wall, mend: &Mend) -> Result<Mended, StorageError> {
+        Ok(self.mend_rows(now, mend))
+    }
+
+    fn recount(&mut self) -> Result<(), StorageError> {
+        self.recount_rows();
+        Ok(())
+    }
 }
 
 /// Rows that a commit wrote, each with what it was before, in the order in which they were
 /// written first.
 #[derive(Default)]
-struct Touched {
+pub(super) struct Touched {
     order: Vec<(Name, Key)>,
     before: BTreeMap<(Name, Key), Option<Vec<Value>>>,
 }
 
 impl Touched {
-    fn note(&mut self, table: &Name, key: &Key, before: impl FnOnce() -> Option<Vec<Value>>) {
+    pub(super) fn note(
+        &mut self,
+        table: &Name,
+        key: &Key,
+        before: impl FnOnce() -> Option<Vec<Value>>,
+    ) {
         let place = (Arc::clone(table), Arc::clone(key));
         let order = &mut self.order;
         self.before.entry(place.clone()).or_insert_with(|| {
@@ -480,7 +499,7 @@ impl Table {
         self.put_row(&write.table, &write.key, row);
     }
 
-    fn events(&self, touched: Touched) -> Vec<TableEvents> {
+    pub(super) fn events(&self, touched: Touched) -> Vec<TableEvents> {
         let mut tables: Vec<TableEvents> = Vec::new();
         let Touched { order, mut before } = touched;
         for place in order {
@@ -502,7 +521,7 @@ impl Table {
         tables
     }
 
-    fn conclude(
+    pub(super) fn conclude(
         &mut self,
         now: Wall,
         tables: Vec<TableEvents>,
@@ -514,7 +533,7 @@ impl Table {
         Commit { seq: self.seq, at: self.at, tables, changeset, heads }
     }
 
-    fn head(&self, origin: Origin) -> Version {
+    pub(super) fn head(&self, origin: Origin) -> Version {
         self.heads.get(&origin).copied().unwrap_or_default()
     }
 }
@@ -685,7 +704,7 @@ impl Table {
     }
 
     /// Forgets a row, and all that is derived from it.
-    fn remove_row(&mut self, table: &Name, key: &Key) {
+    pub(super) fn remove_row(&mut self, table: &Name, key: &Key) {
         let sheet = self.sheets.get_mut(table).expect("whoever has a row for it has the table");
         let Some(row) = sheet.rows.remove(key) else { return };
         let hash = sheet.hash(table, key, &row);
@@ -795,7 +814,12 @@ impl Table {
 
 /// Tells whether a change by `origin` may make a row of this key. Except for the number of key
 /// columns, which a parked table learns later, all nodes decide alike.
-fn may_write(origin: Origin, table: &str, key: &Key, key_columns: Option<usize>) -> bool {
+pub(super) fn may_write(
+    origin: Origin,
+    table: &str,
+    key: &Key,
+    key_columns: Option<usize>,
+) -> bool {
     let Ok(columns) = pack::unpack(key) else { return false };
     let is_key = key_columns.is_none_or(|count| count == columns.len());
     let is_owner = match Class::of(table) {
@@ -879,7 +903,7 @@ impl Table {
     }
 
     /// Keeps a row, and all that is derived from rows in line with it.
-    fn put_row(&mut self, table: &Name, key: &Key, row: Row) {
+    pub(super) fn put_row(&mut self, table: &Name, key: &Key, row: Row) {
         let sheet = self.sheets.get_mut(table).expect("whoever has a row for it has the table");
         let hash = sheet.hash(table, key, &row);
         let death = death_of(table, row.clock.life());

@@ -17,17 +17,18 @@ use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
 use super::join::Join;
-use super::loader::Loads;
+use super::loader::{Loads, Looks};
 use super::mailbox::{Job, Mailbox};
 use super::writer::wall_now;
 use super::{MemberState, MemberStatus};
 use crate::catalog::model::key_of;
 use crate::catalog::view::Liveness;
+use crate::crdt::content::Sight;
 use crate::crdt::storage::{Extract, Settled, StorageError};
-use crate::crdt::{Changeset, Staging};
+use crate::crdt::{Changeset, Key, Name, Staging, pack};
 use crate::live::Feed;
 use crate::net::{self, Net, SendError};
-use crate::replica::{self, ApplyOutcome, BatchId, CollectOutcome, LoadId, Replica};
+use crate::replica::{self, ApplyOutcome, BatchId, CollectOutcome, LoadId, LookId, Replica};
 use crate::swim::{self, Identity, Swim};
 use crate::telemetry::Pulse;
 use crate::types::{Epoch, NodeId, Origin, Time, Version};
@@ -82,6 +83,15 @@ pub(super) enum Happened {
     Rejoined(Result<Origin, StorageError>),
     /// It is noted that this node may speak.
     Settled(Result<Settled, StorageError>),
+    /// Rows were looked at.
+    Sighted {
+        id: LookId,
+        sight: Option<Sight>,
+    },
+    /// Rows of a table were mended.
+    Mended(Name, Result<Vec<(Key, Origin)>, StorageError>),
+    /// The fingerprint was added up anew.
+    Recounted(Result<(), StorageError>),
     /// The operator says that a node will not return.
     Forget(NodeId),
     /// The writer's thread has ended: nothing becomes true any more.
@@ -117,6 +127,32 @@ fn tell_of_settled(result: &Result<Settled, StorageError>) {
     }
 }
 
+fn tell_of_mended(table: &str, result: &Result<Vec<(Key, Origin)>, StorageError>) {
+    match result {
+        Ok(rows) => {
+            for (key, origin) in rows {
+                error!(
+                    table = table.replace('\0', "#"), key = shown_key(key), %origin,
+                    "A row of this node was not what the others have, though it held all that was \
+                     written to it. It was mended; see `tribune doctor`"
+                );
+            }
+        }
+        Err(error) => warn!(%error, "Rows that differ from the others' could not be mended"),
+    }
+}
+
+/// Shows a packed key as the values of its columns.
+pub(super) fn shown_key(key: &[u8]) -> String {
+    let values = pack::unpack(key).unwrap_or_default();
+    let values: Vec<String> = values.iter().map(ToString::to_string).collect();
+    let shown: String = values.join(", ").chars().take(KEY_CHARS_MAX).collect();
+    shown.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// How much of a key is shown.
+const KEY_CHARS_MAX: usize = 200;
+
 /// Everything the loop needs.
 pub(super) struct Engine {
     pub(super) me: NodeId,
@@ -127,6 +163,7 @@ pub(super) struct Engine {
     pub(super) reports: mpsc::Receiver<Happened>,
     pub(super) mailbox: Arc<Mailbox>,
     pub(super) loads: Loads,
+    pub(super) looks: Looks,
     pub(super) feed: Arc<Feed>,
     pub(super) members: Arc<ArcSwap<Vec<MemberStatus>>>,
     pub(super) join: Join,
@@ -328,6 +365,18 @@ impl Engine {
                 tell_of_settled(&result);
                 replica::Input::Settled { is_done: result.is_ok() }
             }
+            Happened::Sighted { id, sight } => replica::Input::Sighted { id, sight },
+            Happened::Mended(table, result) => {
+                tell_of_mended(&table, &result);
+                replica::Input::Mended { rows: result.ok() }
+            }
+            Happened::Recounted(result) => {
+                match result {
+                    Ok(()) => info!("The fingerprint was added up anew from the rows"),
+                    Err(error) => warn!(%error, "The fingerprint could not be added up anew"),
+                }
+                replica::Input::Recounted
+            }
             Happened::Forget(node) => {
                 warn!(
                     %node, name = self.name_of(node),
@@ -528,6 +577,9 @@ impl Engine {
             replica::Effect::Settle { heads, length } => {
                 self.mailbox.push(Job::Settle { heads, length });
             }
+            replica::Effect::Look { id, look } => self.looks.ask(id, look),
+            replica::Effect::Mend(mend) => self.mailbox.push(Job::Mend(mend)),
+            replica::Effect::Recount => self.mailbox.push(Job::Recount),
         }
     }
 

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::engine::Happened;
+use crate::crdt::content::Mend;
 use crate::crdt::{Batch, Part, Piece, RowOp, Staging};
 use crate::node::{SubmitError, TransactError};
 use crate::replica::BatchId;
@@ -88,6 +89,10 @@ pub(super) enum Job {
         heads: Vec<(Origin, Version)>,
         length: u64,
     },
+    /// Rows are not what others have.
+    Mend(Mend),
+    /// Add the fingerprint up anew.
+    Recount,
 }
 
 /// A user's transaction: it may take as long as it is let.

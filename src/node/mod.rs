@@ -133,6 +133,8 @@ impl Node {
             mailbox: Arc::clone(&mailbox),
             loads: loader::Loads::start(Loader::open(&database)?, reports.clone())
                 .map_err(thread_failed)?,
+            looks: loader::Looks::start(Loader::open(&database)?, reports.clone())
+                .map_err(thread_failed)?,
             feed: Arc::clone(&feed),
             members: Arc::clone(&members),
             join: Join::new(config.join.clone(), config.local.gossip),

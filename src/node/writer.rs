@@ -18,7 +18,7 @@ use super::mailbox::{GROUP_JOBS_MAX, Job, Mailbox, Reports, Transaction, Turn};
 use super::{SubmitError, TransactError};
 use crate::catalog::rows;
 use crate::crdt::storage::{Settled, StorageError};
-use crate::crdt::{Commit, Refusal, RowOp, Staging};
+use crate::crdt::{Commit, Key, Name, Refusal, RowOp, Staging};
 use crate::live::Feed;
 use crate::replica::{BatchId, CollectOutcome};
 use crate::store::schema::{SchemaChange, SchemaError};
@@ -51,6 +51,8 @@ enum Outcome {
     Collected(Result<CollectOutcome, StorageError>),
     Rejoined(Result<Origin, StorageError>),
     Settled(Result<Settled, StorageError>),
+    Mended(Name, Result<Vec<(Key, Origin)>, StorageError>),
+    Recounted(Result<(), StorageError>),
 }
 
 /// Whom the writer tells of what became true.
@@ -144,6 +146,15 @@ fn write_jobs(store: &mut Store, jobs: Vec<Job>, listeners: &Listeners) {
                 listeners.pulse.beat_long("dropping rows that were deleted elsewhere");
                 Outcome::Settled(group.settle(&heads, length))
             }
+            Job::Mend(mend) => {
+                listeners.pulse.beat_long("mending rows");
+                let mended = group.mend(&mend);
+                Outcome::Mended(mend.table, mended)
+            }
+            Job::Recount => {
+                listeners.pulse.beat_long("adding the fingerprint up anew");
+                Outcome::Recounted(group.recount())
+            }
             Job::Schema { request, reply } => {
                 listeners.pulse.beat_long("changing the schema");
                 Outcome::Schema(reply, group.schema(&request))
@@ -234,7 +245,9 @@ fn may_define(job: &Job) -> bool {
         | Job::Meet { .. }
         | Job::Collect { .. }
         | Job::Rejoin { .. }
-        | Job::Settle { .. } => false,
+        | Job::Settle { .. }
+        | Job::Mend(_)
+        | Job::Recount => false,
     }
 }
 
@@ -300,6 +313,12 @@ fn answer(outcomes: Vec<Outcome>, group: Option<&StorageError>, listeners: &List
             }
             Outcome::Rejoined(result) => report(reports, Happened::Rejoined(all(result, group))),
             Outcome::Settled(result) => report(reports, Happened::Settled(all(result, group))),
+            Outcome::Mended(table, result) => {
+                report(reports, Happened::Mended(table, all(result, group)));
+            }
+            Outcome::Recounted(result) => {
+                report(reports, Happened::Recounted(all(result, group)));
+            }
         }
     }
     send(replies, &listeners.runtime);

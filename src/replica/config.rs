@@ -36,6 +36,8 @@ pub struct Config {
     pub compare_every: Duration,
     /// How soon that is done again after a difference was found.
     pub compare_again_after: Duration,
+    /// How often a stretch of rows is held against those of a member by lot.
+    pub audit_every: Duration,
     /// How often one link by lot is exchanged, so that the overlay stays a random one.
     pub shuffle_every: Duration,
     /// How many duplicates in a row make a neighbour superfluous.
@@ -110,6 +112,7 @@ impl Default for Config {
             piece_bytes_max: 256 * 1024,
             compare_every: Duration::from_secs(30),
             compare_again_after: Duration::from_secs(5),
+            audit_every: Duration::from_secs(10),
             shuffle_every: Duration::from_secs(60),
             duplicates_max: 16,
             batch_bytes_max: 1024 * 1024,

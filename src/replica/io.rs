@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::audit::LookId;
+use crate::crdt::content::{Look, Mend, Sight};
 use crate::crdt::storage::{Bookmark, Collected, Extract};
-use crate::crdt::{Batch, Changeset, Part, Piece, Staging};
+use crate::crdt::{Batch, Changeset, Key, Part, Piece, Staging};
 use crate::types::{Epoch, NodeId, Origin, Version};
 use crate::wire::Message;
 
@@ -50,6 +52,13 @@ pub enum Input {
     Rejoined { begun: Option<Origin> },
     /// The answer to [`Effect::Settle`]: it is done, or nothing was written.
     Settled { is_done: bool },
+    /// The answer to [`Effect::Look`]; `None` when the storage failed.
+    Sighted { id: LookId, sight: Option<Sight> },
+    /// The answer to [`Effect::Mend`]: the rows that are others now, each with the origin that gave
+    /// it life; `None`: nothing was written.
+    Mended { rows: Option<Vec<(Key, Origin)>> },
+    /// The answer to [`Effect::Recount`]: it is done, or failed.
+    Recounted,
     /// The deadline has come. Every other input does this one's work too.
     Tick,
 }
@@ -113,6 +122,15 @@ pub enum Effect {
     /// Call [`crate::crdt::storage::Storage::settle`], and answer [`Input::Settled`], whatever
     /// happens, after an [`Input::Committed`] for each of its commits that has a changeset.
     Settle { heads: Vec<(Origin, Version)>, length: u64 },
+    /// Call [`crate::crdt::storage::Storage::look`], and answer [`Input::Sighted`], whatever happens.
+    /// There are never more than three outstanding.
+    Look { id: LookId, look: Look },
+    /// Rows of this node are not what others have: call [`crate::crdt::storage::Storage::mend`], and
+    /// answer [`Input::Mended`], whatever happens. There is never more than one outstanding.
+    Mend(Mend),
+    /// Call [`crate::crdt::storage::Storage::recount`], and answer [`Input::Recounted`], whatever
+    /// happens.
+    Recount,
 }
 
 /// Which of a connection's queues a message waits in, most urgent first.

@@ -19,6 +19,7 @@ use crate::ledger::Ledger;
 use crate::types::{Epoch, NodeId, Origin, Time, Version};
 use crate::wire::Message;
 
+pub mod audit;
 mod compare;
 pub mod config;
 mod intake;
@@ -31,10 +32,12 @@ mod serve;
 mod standing;
 pub mod stats;
 
+pub use audit::{Findings, LookId};
 pub use config::Config;
 pub use io::{ApplyOutcome, BatchId, CollectOutcome, Effect, Input, Lane, LoadId};
 pub use stats::{Behind, Collection, Stats};
 
+use audit::Audit;
 use compare::Digests;
 use intake::{Intake, Lost, Outgoing, Taken};
 use overlay::{Event, Overlay};
@@ -72,6 +75,7 @@ pub struct Replica {
     pulls: Pulls,
     serve: Serve,
     digests: Digests,
+    audit: Audit,
     /// The epoch that the storage was asked to go beyond.
     epoch_asked: Option<Epoch>,
     epoch_again_at: Option<Time>,
@@ -105,6 +109,7 @@ impl Replica {
             rounds: Rounds::new(me, config.clone()),
             standing: Standing::default(),
             digests: Digests::new(config.clone()),
+            audit: Audit::new(config.audit_every),
             config,
             epoch_asked: None,
             epoch_again_at: None,
@@ -147,6 +152,7 @@ impl Replica {
                 self.overlay.on_peer_down(now, node);
                 self.pulls.on_peer_down(now, node);
                 self.digests.on_peer_down(node);
+                self.audit.on_peer_down(node);
                 self.confirmed.remove(&node);
                 self.rounds.on_down(now, node);
                 self.on_host_down(now, node);
@@ -181,6 +187,11 @@ impl Replica {
             Input::Collected { outcome } => self.on_collected(now, outcome),
             Input::Rejoined { begun } => self.on_rejoined(now, begun),
             Input::Settled { is_done } => self.on_settled(now, is_done),
+            Input::Sighted { id, sight } => {
+                self.audit.on_sight(now, &mut self.rng, &self.overlay, (id, sight));
+            }
+            Input::Mended { rows } => self.audit.on_mended(now, rows),
+            Input::Recounted => self.audit.on_recounted(),
             Input::Tick => {}
         }
         self.run(now);
@@ -202,6 +213,7 @@ impl Replica {
             (self.intake.deadline().filter(|_| !self.is_leaving()), "apply what waits"),
             (self.rounds_deadline(), "ask what all members hold"),
             (self.standing_deadline(), "ask to be let in"),
+            (self.audit.deadline(), "hold rows against others'"),
             (self.returned.deadline(), "withdraw what came back"),
         ];
         all.into_iter().filter_map(|(at, why)| Some((at?, why))).min()
@@ -256,6 +268,11 @@ impl Replica {
             is_settled: self.speaks(),
             is_rejoining: self.is_rejoining(),
         }
+    }
+
+    /// Returns what came of holding this node's rows against others'.
+    pub fn findings(&self) -> &Findings {
+        self.audit.findings()
     }
 
     /// Returns the peers that this node pushes to, and they to it.
@@ -359,7 +376,21 @@ impl Replica {
             }
             Message::Round(round) => self.on_round(now, from, &round),
             Message::Forgotten { origin } => self.on_forgotten(now, from, origin),
+            Message::Look { request, stretch, wants_rows, .. } => {
+                if self.may_audit(now) {
+                    self.audit.on_look((from, request), (stretch, wants_rows));
+                }
+            }
+            Message::Seen { request, seen } => self.audit.on_seen(now, from, request, *seen),
         }
+    }
+
+    /// Tells whether this node's rows may be held against others': it knows of nothing that it has
+    /// missed for long, and its rows are no mixture.
+    fn may_audit(&self, now: Time) -> bool {
+        let since = self.behind().since;
+        let is_behind = since.is_some_and(|since| now.since(since) > audit::BEHIND_MAX);
+        self.speaks() && !is_behind && !self.returned.is_pending()
     }
 
     fn on_hello(&mut self, now: Time, from: NodeId, origin: Origin, head: Version) {
@@ -533,6 +564,9 @@ impl Replica {
         self.stats.stagings += stores.iter().filter(is_stage).count() as u64;
         self.effects.extend(stores);
         self.effects.extend(self.intake.take_unstaged().into_iter().map(Effect::Unstage));
+        let may_audit = self.may_audit(now);
+        self.audit.run(now, &mut self.rng, may_audit);
+        self.effects.extend(self.audit.take_effects());
         self.tell(now);
     }
 
@@ -689,7 +723,9 @@ impl Replica {
             | Message::Join { .. }
             | Message::Welcome { .. }
             | Message::Round(_)
-            | Message::Forgotten { .. } => false,
+            | Message::Forgotten { .. }
+            | Message::Look { .. }
+            | Message::Seen { .. } => false,
         };
         if !to.is_empty() && !says_nothing {
             self.effects.push_back(Effect::Send { to, message, lane });

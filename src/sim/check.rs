@@ -375,6 +375,13 @@ pub(super) fn equal_heads_have_equal_contents(nodes: &[VirtualNode]) -> Checked 
     }
 }
 
+/// Says in which row two nodes differ, or that what they keep of their rows does.
+pub(super) fn first_difference(nodes: &[VirtualNode]) -> Option<String> {
+    let differs = |node: &VirtualNode| node.storage.first_difference(&nodes[0].storage);
+    let kept = || equal_heads_have_equal_contents(nodes).err();
+    nodes.iter().find_map(differs).or_else(kept)
+}
+
 /// All nodes are up, hold the same, and know it.
 pub(super) fn has_converged(nodes: &[VirtualNode]) -> bool {
     let first = nodes[0].heads_hash();

@@ -6,6 +6,7 @@ use std::time::Duration;
 use rand::RngExt;
 use rand::rngs::SmallRng;
 
+use crate::crdt::content::Mend;
 use crate::crdt::{Batch, Part, Piece, RowOp, Staging};
 use crate::replica::BatchId;
 use crate::types::{Epoch, NodeId, Origin, Version};
@@ -48,6 +49,8 @@ pub(super) enum Job {
     Collect { heads: Vec<(Origin, Version)>, forgotten: Vec<(NodeId, Epoch)>, rows_max: usize },
     Rejoin { held: Vec<(Origin, Version)>, length: u64 },
     Settle { heads: Vec<(Origin, Version)>, length: u64 },
+    Mend(Mend),
+    Recount,
 }
 
 /// The one writer of a node and what waits for it. A job becomes true, whole and durable, at the

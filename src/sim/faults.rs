@@ -35,6 +35,9 @@ pub enum Fault {
     DiskFails(NodeIndex),
     /// The disk works again.
     DiskWorks(NodeIndex),
+    /// A row changes on the disk past all that writes: one value of it, or it is gone. `is_kept`: the
+    /// fingerprint that is kept follows, as if a merge had gone wrong.
+    Damage { node: NodeIndex, nth: usize, loses_row: bool, is_kept: bool },
 }
 
 /// Draws a schedule of trouble for a cluster of `nodes`, all of it over by `end`.

@@ -13,9 +13,10 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::crdt::change::death_of;
+use crate::crdt::content::Look;
 use crate::crdt::storage::{Bookmark, LENGTH_DROPPED_MAX};
 use crate::crdt::{Begun, Commit, RowOp, Stamp, Storage, Table};
-use crate::replica::{ApplyOutcome, CollectOutcome, Effect, Input, LoadId, Replica};
+use crate::replica::{ApplyOutcome, CollectOutcome, Effect, Input, LoadId, LookId, Replica};
 use crate::types::{Epoch, Origin, Time, Version};
 use crate::wire::{Message, changeset_bytes, decode, encode};
 
@@ -50,6 +51,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// How long a cluster that has converged is listened to: it must be silent.
 const LISTEN_FOR: Duration = Duration::from_secs(10);
 
+/// How long a row may be another one than the others have.
+const MENDED_WITHIN: Duration = Duration::from_secs(600);
+
 /// A node's number, counted from 0.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct NodeIndex(pub usize);
@@ -81,6 +85,7 @@ enum Event {
     Tell { node: NodeIndex, life: u32, input: Input },
     DiskDone { node: NodeIndex, life: u32 },
     DiskRead { node: NodeIndex, life: u32, id: LoadId, asked: (Origin, Bookmark, usize) },
+    DiskLook { node: NodeIndex, life: u32, id: LookId, look: Look },
     Learn { node: NodeIndex, life: u32, other: NodeIndex },
     Write { node: NodeIndex, serial: i64 },
     Trouble(Fault),
@@ -117,6 +122,9 @@ struct Tally {
     tombstones_dropped: u64,
     collected_after: Duration,
     rejoins: u64,
+    mended: u64,
+    damaged: u64,
+    mended_after: Duration,
     /// Whether a node that knew of no other dropped tombstones: those that it meets have not heard
     /// of what it deleted.
     is_grown_apart: bool,
@@ -170,6 +178,9 @@ impl Cluster {
         let quiet_from = self.scenario.quiet_from();
         self.play_until(quiet_from)?;
         let converged_after = self.converge(quiet_from)?;
+        if self.tally.damaged > 0 {
+            self.await_mending()?;
+        }
         check::equal_heads_have_equal_contents(&self.nodes)?;
         self.listen()?;
         if self.scenario.is_churn {
@@ -210,6 +221,21 @@ impl Cluster {
             return Err(format!("the nodes held the same; then {}", self.who_differs()));
         }
         Ok(())
+    }
+
+    /// A row that is not what the others have is found, named and mended.
+    fn await_mending(&mut self) -> Checked {
+        let from = self.now;
+        while let Some(what) = check::first_difference(&self.nodes) {
+            if self.now >= from + MENDED_WITHIN {
+                return Err(format!("a damaged row was not mended: {what}"));
+            }
+            self.play_until(self.now + Duration::from_secs(1))?;
+        }
+        self.tally.mended_after = self.now.since(from);
+        let found = self.nodes.iter().filter_map(|node| node.replica.as_ref());
+        let found: usize = found.map(|replica| replica.findings().last.len()).sum();
+        if found == 0 { Err("nobody names the row that was damaged".to_owned()) } else { Ok(()) }
     }
 
     /// Once all hold the same, every tombstone goes.
@@ -275,6 +301,12 @@ impl Cluster {
                 let extract = disk_works.then(load).flatten();
                 self.tell(node, Input::Loaded { id, extract })
             }
+            Event::DiskLook { node, life, id, look } if self.lives(node, life) => {
+                let this = &self.nodes[node.0];
+                let works = !this.disk.is_failing;
+                let sight = works.then(|| this.storage.look(&look).ok()).flatten();
+                self.tell(node, Input::Sighted { id, sight })
+            }
             Event::Learn { node, life, other } if self.lives(node, life) => {
                 match membership::learn(&mut self.nodes, &self.network, node, other) {
                     Some(input) => {
@@ -293,6 +325,7 @@ impl Cluster {
             | Event::Tell { .. }
             | Event::DiskDone { .. }
             | Event::DiskRead { .. }
+            | Event::DiskLook { .. }
             | Event::Learn { .. } => Ok(()),
         }
     }
@@ -379,6 +412,21 @@ impl Cluster {
                 self.add_job(node, Job::Settle { heads, length });
                 Ok(())
             }
+            Effect::Look { id, look } => {
+                let at = self.now + self.scenario.disk.draw_read(&mut self.rng);
+                let life = self.nodes[node.0].life;
+                self.agenda.enter(at, Event::DiskLook { node, life, id, look });
+                Ok(())
+            }
+            Effect::Mend(mend) => {
+                self.note(node, "mends rows", None, mend.rows.len() as u64);
+                self.add_job(node, Job::Mend(mend));
+                Ok(())
+            }
+            Effect::Recount => {
+                self.add_job(node, Job::Recount);
+                Ok(())
+            }
             Effect::BeginEpoch { above } => {
                 self.note(node, "must begin an epoch", None, u64::from(above.0));
                 check::epoch_is_needed(&self.nodes[node.0])?;
@@ -439,7 +487,9 @@ impl Cluster {
             | Message::Join { .. }
             | Message::Welcome { .. }
             | Message::Round(_)
-            | Message::Forgotten { .. } => {}
+            | Message::Forgotten { .. }
+            | Message::Look { .. }
+            | Message::Seen { .. } => {}
         }
         let from = self.nodes[from.0].id;
         self.tell(to, Input::Received { from, message: Arc::unwrap_or_clone(message) })
@@ -564,6 +614,19 @@ impl Cluster {
                 self.committed(node, commits)?;
                 self.excuse();
                 None
+            }
+            Job::Mend(_) if is_failing => Some(Input::Mended { rows: None }),
+            Job::Mend(mend) => {
+                let mended = this.storage.mend(now, &mend).map_err(|error| error.to_string())?;
+                // It is no transaction of anybody's.
+                let rows = mended.rows;
+                self.tally.mended += rows.len() as u64;
+                Some(Input::Mended { rows: Some(rows) })
+            }
+            Job::Recount if is_failing => Some(Input::Recounted),
+            Job::Recount => {
+                this.storage.recount().map_err(|error| error.to_string())?;
+                Some(Input::Recounted)
             }
             Job::Settle { .. } if is_failing => Some(Input::Settled { is_done: false }),
             Job::Settle { heads, length } => {
@@ -743,6 +806,11 @@ impl Cluster {
                 self.note(node, "its disk fails", None, 0);
                 self.nodes[node.0].disk.is_failing = true;
             }
+            Fault::Damage { node, nth, loses_row, is_kept } => {
+                let damaged = self.nodes[node.0].storage.damage(nth, loses_row, is_kept);
+                self.tally.damaged += u64::from(damaged.is_some());
+                self.note(node, "a row is damaged", None, nth as u64);
+            }
             Fault::DiskWorks(node) => {
                 self.note(node, "its disk works", None, 0);
                 self.nodes[node.0].disk.is_failing = false;
@@ -875,6 +943,8 @@ impl Cluster {
             tombstones_dropped: tally.tombstones_dropped,
             collected_after: tally.collected_after,
             rejoins: tally.rejoins,
+            mended: tally.mended,
+            mended_after: tally.mended_after,
             lasted: self.now.since(Time(0)),
         }
     }
@@ -901,5 +971,7 @@ fn describe(message: &Message) -> (&'static str, u64) {
         Message::Welcome { is_settled, .. } => ("is let in by", u64::from(*is_settled)),
         Message::Round(round) => ("hears a round from", round.number),
         Message::Forgotten { .. } => ("was forgotten by", 0),
+        Message::Look { stretch, .. } => ("is shown rows by", stretch.ranges.len() as u64),
+        Message::Seen { seen, .. } => ("was compared by", seen.differing.len() as u64),
     }
 }

@@ -44,6 +44,10 @@ pub struct Report {
     pub collected_after: Duration,
     /// How often a node took all rows anew.
     pub rejoins: u64,
+    /// Rows that were not what others had, and were mended.
+    pub mended: u64,
+    /// How long it took from then on until all rows were the same again.
+    pub mended_after: Duration,
     /// Virtual time in all.
     pub lasted: Duration,
 }

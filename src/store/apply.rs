@@ -17,9 +17,11 @@ use super::sums::Sums;
 use super::tables::{Table, TableId, Tables};
 use super::values::{check, excerpt};
 use crate::crdt::change::owns;
+use crate::crdt::content::{RowState, Trust, is_covered};
+use crate::crdt::merge::CellClock;
 use crate::crdt::{
-    Batch, CellChange, Class, ColumnId, Fate, Incoming, Key, Part, Piece, RowChange, RowClock,
-    RowEvent, Stamp, TableChanges, TableEvents, pack,
+    Batch, CellChange, Class, ColumnId, Fate, Incoming, Key, Name, Part, Piece, RowChange,
+    RowClock, RowEvent, Stamp, TableChanges, TableEvents, pack,
 };
 use crate::types::{Origin, Value, Version};
 
@@ -253,6 +255,55 @@ impl<'a> Merge<'a> {
         Ok(events)
     }
 
+    /// Merges a row as another node has it, with all of its clocks. Returns whether it is another
+    /// one now. What names versions that are not held here is left alone.
+    pub fn state(
+        &mut self,
+        table: &Name,
+        trust: Trust,
+        theirs: &RowState,
+    ) -> rusqlite::Result<bool> {
+        let is_dropped = self.tables.names().is_table_dropped(table);
+        if is_dropped || !is_covered(theirs, |origin| self.origins.head(origin)) {
+            return Ok(false);
+        }
+        let id = self.tables.number_table(self.conn, table)?;
+        let mut cells = Vec::with_capacity(theirs.cells.len());
+        for (column, clock, value) in &theirs.cells {
+            if self.tables.names().is_column_dropped(table, column) {
+                continue;
+            }
+            let column = self.tables.number_column(self.conn, id, column)?;
+            cells.extend(column.map(|column| (column, *clock, value)));
+        }
+        let change = RowChange { key: theirs.key.clone(), life: theirs.life, cells: Vec::new() };
+        if !theirs.stamps().iter().all(|stamp| self.may_write(stamp.origin, id, &change)) {
+            return Ok(false);
+        }
+        let place = self.touch(id, &theirs.key)?;
+        let class = Class::of(table);
+        let row = &mut self.rows[place];
+        let mut disputed = Vec::new();
+        cells.retain(|(column, clock, value)| {
+            let is_same = row.clock.as_ref().and_then(|held| held.cell(*column)) == Some(*clock);
+            let held = row.value()(*column);
+            if is_same && held != *value && trust.replaces(self.me.node, clock.stamp, held, value) {
+                disputed.push((*column, *clock, *value));
+            }
+            !is_same
+        });
+        for stamp in theirs.stamps() {
+            let of_stamp = cells.iter().filter(|(_, clock, _)| clock.stamp == stamp);
+            let cells = of_stamp.map(|(column, clock, value)| (*column, clock.count, *value));
+            let cells = cells.collect();
+            row.merge(&Incoming { class, stamp, life: theirs.life, cells });
+        }
+        for (column, clock, value) in disputed {
+            row.settle(column, clock, value);
+        }
+        Ok(row.clock != row.held || row.row != row.before || row.parked != row.parked_before)
+    }
+
     fn close(&mut self) -> rusqlite::Result<()> {
         let notes = std::mem::take(&mut self.notes);
         notes.close(self.conn, self.origins, (self.sums, self.sweeper), &self.times)
@@ -402,6 +453,17 @@ impl Row {
                 (Some(place), Some(row)) => row[place] = value.clone(),
                 _ => drop(parked.insert(id, value.clone())),
             }
+        }
+    }
+
+    /// Puts a value in the place of another one under the same clock.
+    fn settle(&mut self, column: ColumnId, clock: CellClock, value: &Value) {
+        if self.clock.as_ref().and_then(|held| held.cell(column)) != Some(clock) {
+            return;
+        }
+        match (self.place(column), self.row.as_mut()) {
+            (Some(place), Some(row)) => row[place] = value.clone(),
+            _ => drop(self.parked.insert(column, value.clone())),
         }
     }
 

@@ -48,6 +48,17 @@ impl Loader {
         from: impl Into<Bookmark>,
         bytes_max: usize,
     ) -> Result<Extract, StorageError> {
+        self.within_snapshot(origin, |snapshot, tables, origins| {
+            load((snapshot, tables, origins), origin, from.into(), bytes_max).map_err(failed)
+        })
+    }
+
+    /// Begins a snapshot, in which the names and the head of an origin are known.
+    pub(super) fn within_snapshot<T>(
+        &mut self,
+        origin: Origin,
+        work: impl FnOnce(&Connection, &Tables, &Origins) -> Result<T, StorageError>,
+    ) -> Result<T, StorageError> {
         let Self { conn, tables, schema, origins } = self;
         let snapshot = conn.unchecked_transaction().map_err(failed)?;
         let now = schema_of(&snapshot).map_err(failed)?;
@@ -56,7 +67,7 @@ impl Loader {
             *schema = Some(now);
         }
         origins.renew(&snapshot, origin).map_err(failed)?;
-        load((&snapshot, tables, origins), origin, from.into(), bytes_max).map_err(failed)
+        work(&snapshot, tables, origins)
     }
 
     /// Returns the held head of every origin, from one snapshot.

@@ -20,6 +20,7 @@ use super::ops;
 use super::schema::{self, Mode, SCHEMA_TABLE, SchemaChange, SchemaError, SchemaRequest};
 use super::sql::{Statement, Transacted};
 use super::statements::{self, SqlError};
+use crate::crdt::content::Mend;
 use crate::crdt::storage::StorageError;
 use crate::crdt::{Batch, Commit, Part, Piece, Refusal, RowOp, Staging, Stamp};
 use crate::types::{Epoch, NodeId, Origin, Seq, Version, Wall};
@@ -73,6 +74,8 @@ pub(super) enum Done {
         heads: Vec<(Origin, Version)>,
         length: u64,
     },
+    Mended(Mend),
+    Recounted,
 }
 
 impl<'a> Group<'a> {
@@ -351,6 +354,8 @@ impl<'a> Group<'a> {
                 Done::Settled { heads, length } => {
                     self.settle_down(heads, *length).map(drop).map_err(failed)
                 }
+                Done::Mended(mend) => self.mend_rows(mend).map(drop).map_err(failed),
+                Done::Recounted => self.recount_all().map_err(failed),
             };
             again.map_err(|error| error.to_string())?;
         }

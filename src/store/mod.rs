@@ -8,6 +8,7 @@ mod bind;
 mod capture;
 pub mod changes;
 mod clocks;
+mod content;
 pub mod copy;
 mod database;
 pub mod doctor;

@@ -242,7 +242,7 @@ impl Store {
         Ok(())
     }
 
-    fn remove_row(
+    pub(super) fn remove_row(
         &mut self,
         (table, key): (TableId, &Key),
         clock: &RowClock,

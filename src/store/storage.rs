@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use super::changes::load;
 use super::clocks;
+use super::content::Rows;
 use super::database::{Store, failed};
+use crate::crdt::content::{self, Look, Mend, Mended, Sight};
 use crate::crdt::storage::{
     Begun, Bookmark, Collected, Extract, Floor, Inspected, Settled, Storage, StorageError,
 };
@@ -143,6 +145,27 @@ impl Storage for Store {
 
     fn refusals(&self) -> u64 {
         self.now.refusals
+    }
+
+    fn look(&self, look: &Look) -> Result<Sight, StorageError> {
+        // No transaction is needed: this connection is the only one that writes.
+        content::look(
+            &Rows { conn: &self.conn, tables: &self.tables, origins: &self.origins },
+            look,
+        )
+    }
+
+    fn mend(&mut self, now: Wall, mend: &Mend) -> Result<Mended, StorageError> {
+        let mut group = self.group(now);
+        let rows = group.mend(mend)?;
+        let commit = group.commit()?.pop().expect("each mending makes a commit");
+        Ok(Mended { commit: Arc::unwrap_or_clone(commit), rows })
+    }
+
+    fn recount(&mut self) -> Result<(), StorageError> {
+        let mut group = self.group(Wall(0));
+        group.recount()?;
+        group.commit().map(drop)
     }
 }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::change::{read_piece, write_piece};
 use super::codec::{DecodeError, Reader, Writer};
+use super::content::{read_mark, read_seen, read_stretch, write_mark, write_seen, write_stretch};
 use super::{BucketSet, Cut, Message, Neighbour, PROTOCOL_VERSION, RequestId};
 use crate::crdt::Part;
 use crate::ledger::round::Nodes;
@@ -32,6 +33,8 @@ mod kind {
     pub const WELCOME: u8 = 13;
     pub const ROUND: u8 = 14;
     pub const FORGOTTEN: u8 = 15;
+    pub const LOOK: u8 = 20;
+    pub const SEEN: u8 = 21;
 }
 
 mod neighbour {
@@ -119,6 +122,18 @@ pub fn encode(message: &Message) -> Vec<u8> {
             writer.byte(kind::FORGOTTEN);
             writer.origin(*origin);
         }
+        Message::Look { request, mark, stretch, wants_rows } => {
+            writer.byte(kind::LOOK);
+            writer.varint(request.0);
+            write_mark(&mut writer, *mark);
+            writer.byte(u8::from(*wants_rows));
+            write_stretch(&mut writer, stretch);
+        }
+        Message::Seen { request, seen } => {
+            writer.byte(kind::SEEN);
+            writer.varint(request.0);
+            write_seen(&mut writer, seen);
+        }
     }
     writer.into_bytes()
 }
@@ -171,6 +186,16 @@ fn read_body(reader: &mut Reader<'_>) -> Result<Message, DecodeError> {
         },
         kind::ROUND => Message::Round(Box::new(read_round(reader)?)),
         kind::FORGOTTEN => Message::Forgotten { origin: reader.origin()? },
+        kind::LOOK => Message::Look {
+            request: RequestId(reader.number()?),
+            mark: read_mark(reader)?,
+            wants_rows: read_bool(reader)?,
+            stretch: read_stretch(reader)?,
+        },
+        kind::SEEN => {
+            let request = RequestId(reader.number()?);
+            Message::Seen { request, seen: Box::new(read_seen(reader)?) }
+        }
         unknown => return Err(DecodeError::UnknownKind(unknown)),
     })
 }
@@ -307,6 +332,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::crdt::content::{Mark, Range, RowState, Seen, Stretch};
+    use crate::crdt::merge::CellClock;
     use crate::crdt::{CellChange, Changeset, Life, Piece, RowChange, Stamp, TableChanges};
     use crate::types::{Epoch, NodeId, Scope, Value, Wall};
     use crate::wire::piece_bytes;
@@ -394,6 +421,34 @@ mod tests {
             &format!("01 0d 01 08 01 {ORIGIN_7} 05 01 {ORIGIN_7} 03"),
         );
         check(&Message::Forgotten { origin }, &format!("01 0f {ORIGIN_7}"));
+    }
+
+    #[test]
+    fn looks_at_rows_are_written_so() {
+        let (request, mark) = (RequestId(9), Mark { heads: 1, fingerprint: 2 });
+        let marked = "0000000000000001 0000000000000002";
+        let key = |text: &str| Arc::<[u8]>::from(text.as_bytes());
+        let ranges = vec![Range { to: Some(key("k")), hash: 3 }, Range { to: None, hash: 4 }];
+        let stretch = Stretch { table: Arc::from("kv"), after: key("a"), ranges };
+        check(
+            &Message::Look { request, mark, stretch, wants_rows: true },
+            &format!(
+                "01 14 09 {marked} 01 02 6b76 01 61
+                 02 01 6b 0000000000000003 00 0000000000000004"
+            ),
+        );
+        let stamp = Stamp { origin: origin(7), version: Version(5) };
+        let life = Life { length: 1, stamp: Stamp { version: Version(4), ..stamp } };
+        let cell = (Arc::from("v"), CellClock { count: 2, stamp }, Value::Integer(-1));
+        let rows = vec![RowState { key: key("k"), life, cells: vec![cell] }];
+        let seen = Seen { mark, looked: 2, differing: vec![1], rows, cut: Some(key("k")) };
+        check(
+            &Message::Seen { request, seen: Box::new(seen) },
+            &format!(
+                "01 15 09 {marked} 02 01 01 01 6b 01 01 76 02 {ORIGIN_7} 04 {ORIGIN_7} 05
+                 01 01 6b 01 00 01 00 02 01 04 01"
+            ),
+        );
     }
 
     #[test]
@@ -589,7 +644,7 @@ mod tests {
 
         #[test]
         fn bytes_of_any_kind_are_read_or_refused(
-            kind in 0..17_u8, bytes in proptest::collection::vec(any::<u8>(), 0..300)
+            kind in 0..24_u8, bytes in proptest::collection::vec(any::<u8>(), 0..300)
         ) {
             let bytes = [&[PROTOCOL_VERSION, kind], &bytes[..]].concat();
             if let Ok(message) = decode(&bytes) {

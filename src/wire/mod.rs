@@ -4,11 +4,13 @@
 use std::time::Duration;
 
 use crate::crdt::Piece;
+use crate::crdt::content::{Mark, Seen, Stretch};
 use crate::ledger::{BUCKETS, Round};
 use crate::types::{Origin, Version};
 
 pub mod change;
 pub mod codec;
+mod content;
 pub mod frame;
 pub mod message;
 
@@ -76,6 +78,12 @@ pub enum Message {
     /// "Your node was taken for gone up to this epoch: what you write under it is not heard. Take
     /// all my rows."
     Forgotten { origin: Origin },
+    /// "My rows of this stretch come to these sums, and all that I hold to this mark." Answered by
+    /// [`Message::Seen`], or by nothing where the receiver has better things to do.
+    /// `wants_rows`: with the rows of ranges that differ.
+    Look { request: RequestId, mark: Mark, stretch: Stretch, wants_rows: bool },
+    /// The answer to a look.
+    Seen { request: RequestId, seen: Box<Seen> },
 }
 
 /// The handshake by which two nodes become neighbours, and cease to be: a link that pushes is

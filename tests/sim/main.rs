@@ -131,3 +131,25 @@ fn a_node_whose_disk_was_rolled_back_begins_a_new_epoch_before_it_writes() {
     ];
     must(scenario);
 }
+
+#[test]
+fn a_damaged_row_is_found_named_and_mended() {
+    let seeds = from_environment("SIM_SEEDS").unwrap_or(6);
+    let first = from_environment("SIM_SEED").unwrap_or(0);
+    for seed in first..first + seeds {
+        for (loses_row, is_kept) in [(false, false), (false, true), (true, false), (true, true)] {
+            let nodes = 3 + seed as usize % 4;
+            let mut scenario = Scenario::calm(seed, nodes, 60);
+            let node = NodeIndex(seed as usize % nodes);
+            let nth = seed as usize * 7;
+            let damage = Fault::Damage { node, nth, loses_row, is_kept };
+            scenario.faults = vec![(Time(12_000_000), damage)];
+            let report = must(scenario);
+            println!(
+                "seed {seed}, row lost {loses_row}, fingerprint follows {is_kept}: mended {} in {:?}",
+                report.mended, report.mended_after
+            );
+            assert!(report.mended >= 1, "{report}");
+        }
+    }
+}

@@ -16,6 +16,7 @@ use rusqlite::{Connection, ErrorCode};
 pub use self::compare::{Comparison, HeadDifference, KeyRange, TableDifference};
 pub use self::finding::{Finding, Kind, Weight};
 pub use self::walk::TableSum;
+pub(super) use self::walk::hash as row_hash;
 
 use self::hold::{Hold, Look};
 use self::walk::Walk;

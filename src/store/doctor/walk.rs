@@ -428,7 +428,7 @@ fn judge(found: &Found<'_>, clock: &RowClock) -> Option<Kind> {
 
 /// Returns a row's part of the fingerprint, which is made of those columns that are `kept`. Its
 /// clock names no column that has no name.
-pub(super) fn hash(
+pub(in super::super) fn hash(
     table: &Entry,
     key: &[u8],
     clock: &RowClock,
