@@ -143,6 +143,52 @@ fn of_replica(stats: &Stats) -> Vec<Family> {
             "Origins of which something is missing.",
             count(stats.behind.origins),
         ),
+        Family::gauge(
+            "lag",
+            "For how long the oldest version that is missing here has been known to exist.",
+            stats.standing.lag.as_secs_f64(),
+        )
+        .unit("seconds"),
+        Family::gauge(
+            "cut_off",
+            "Whether fewer than half of the neighbours that there should be are heard.",
+            count(usize::from(stats.standing.is_cut_off)),
+        ),
+        Family::gauge(
+            "links_heard",
+            "Neighbours that said something of late.",
+            count(stats.standing.links_heard),
+        ),
+        Family::gauge(
+            "diverged_members",
+            "Members that hold the same versions as this node and have other rows.",
+            count(stats.standing.unequal),
+        ),
+        Family::gauge(
+            "origins_set_aside",
+            "Origins left alone for a while, since what they wrote could not be written here.",
+            count(stats.standing.set_aside),
+        ),
+        Family::gauge(
+            "apply_failing",
+            "Whether no change of another node could be written for some seconds.",
+            count(usize::from(stats.standing.apply_error.is_some())),
+        ),
+        Family::counter(
+            "mended_rows",
+            "Rows of this node that were not what the others had, and were mended.",
+            stats.findings.mended,
+        ),
+        Family::counter(
+            "content_looks",
+            "Stretches of rows held against another member's.",
+            stats.findings.looks,
+        ),
+        Family::counter(
+            "content_passes",
+            "Times all rows were held against other members'.",
+            stats.findings.passes,
+        ),
         Family::gauge("neighbours", "Peers that this node pushes to.", count(stats.neighbours)),
         Family::gauge("waiting", "Changes that wait to be written.", count(stats.waiting_bytes.0))
             .unit("bytes"),

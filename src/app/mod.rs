@@ -148,8 +148,8 @@ impl App {
         );
         log_start(&agent, &handle, &http, &dns, is_own);
         spawn_dns(&mut faces, dns, &handle, &pulses, &token);
-        let further =
-            own::routes(handle.clone()).merge(sql::routes(handle.clone(), Arc::clone(&queries)));
+        let further = own::routes(handle.clone(), agent.gossip.ready_lag_max)
+            .merge(sql::routes(handle.clone(), Arc::clone(&queries)));
         faces.spawn_once(
             Task::Http,
             http.run(Arc::new(handle), Arc::new(health), metrics, further, token.clone()),

@@ -42,6 +42,13 @@ impl Client {
         self.json(response).await
     }
 
+    /// Gets JSON that is answered at once, whatever the status.
+    pub(super) async fn get_whatever(&self, path: &str) -> Result<Json, Failure> {
+        let request = self.http.get(self.url(path)).timeout(ANSWER_WITHIN);
+        let response = request.send().await.map_err(|error| self.unreachable(&error))?;
+        self.json(response).await
+    }
+
     /// Gets JSON, and the index to watch from, waiting up to `wait` for the index to pass.
     pub(super) async fn get_after(
         &self,

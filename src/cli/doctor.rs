@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use serde_json::{Value as Json, json};
 
+use super::client::{list, text};
 use super::progress::{Line, bytes};
-use super::{Failure, say, table};
+use super::{Client, Failure, Remote, say, table};
 use crate::config::{Place, PlaceFlags};
 use crate::store::copy::Watch;
 use crate::store::doctor::{
@@ -27,6 +28,10 @@ pub(super) struct Args {
     /// rows differ although both hold all that was written to them
     #[arg(long, value_name = "FILE")]
     compare: Option<PathBuf>,
+    /// Ask the running node at this address, too: how far behind it is, whom it hears, and whether
+    /// its rows are those of the others
+    #[arg(long, value_name = "URL")]
+    http_addr: Option<String>,
     /// Print JSON for programs
     #[arg(long)]
     json: bool,
@@ -38,7 +43,16 @@ impl From<DoctorError> for Failure {
     }
 }
 
-pub(super) fn run(args: Args) -> Result<(), Failure> {
+pub(super) async fn run(args: Args) -> Result<(), Failure> {
+    let running = match &args.http_addr {
+        Some(url) => {
+            let remote = Remote { http_addr: url.clone(), json: args.json };
+            let client = Client::new(&remote)?;
+            let ready = client.get_whatever("/v1/status/ready").await?;
+            Some((ready, client.get("/v1/replication").await?))
+        }
+        None => None,
+    };
     let subject = match args.file {
         Some(file) => Subject::File(file),
         None => Subject::DataDir(Place::from_flags(args.place)?.data_dir),
@@ -50,13 +64,73 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
         // It only reads, so a signal may end it anywhere.
         examine(&request, &mut Watch { progress, is_cancelled: Arc::default() })?
     };
-    say(&if args.json { format!("{:#}", told(&diagnosis)) } else { shown(&diagnosis) })?;
+    let complaints = running.as_ref().map(|(ready, replication)| complaints(ready, replication));
+    let complaints = complaints.unwrap_or_default();
+    if args.json {
+        let mut told = told(&diagnosis);
+        told["running"] = running.map_or(Json::Null, |(mut ready, replication)| {
+            ready["comparison"] = replication["comparison"].clone();
+            ready
+        });
+        say(&format!("{told:#}"))?;
+    } else {
+        say(&shown(&diagnosis))?;
+        if let Some((ready, _)) = &running {
+            say(&format!("\n{}", running_summary(ready)))?;
+            complaints.iter().try_for_each(|text| say(&format!("PROBLEM: {text}")))?;
+        }
+    }
     let count = diagnosis.findings.iter().filter(|finding| is_problem(finding)).count();
+    let count = count + complaints.len();
     match count {
         0 => Ok(()),
         1 => Err(Failure::Failed("1 thing is wrong".to_owned())),
         _ => Err(Failure::Failed(format!("{count} things are wrong"))),
     }
+}
+
+/// Says in one line how the running node stands.
+fn running_summary(ready: &Json) -> String {
+    let number = |name: &str| ready.get(name).and_then(Json::as_f64).unwrap_or_default();
+    format!(
+        "The running node: {}; {} versions behind for {:.1} s; hears {} of {} neighbours; {} rows mended",
+        if ready["ready"] == json!(true) { "ready" } else { "NOT READY" },
+        number("versions_behind"),
+        number("lag_seconds"),
+        number("links_heard"),
+        number("links_wanted"),
+        number("mended_rows"),
+    )
+}
+
+/// Lists what the running node says is wrong.
+fn complaints(ready: &Json, replication: &Json) -> Vec<String> {
+    let mut all: Vec<String> = ready
+        .get("reasons")
+        .map_or(&[][..], list)
+        .iter()
+        .map(|reason| text(reason, "/text").to_owned())
+        .collect();
+    let diverged = replication.pointer("/comparison/diverged").map_or(&[][..], list);
+    all.extend(diverged.iter().map(|member| {
+        let (name, id) = (text(member, "/name"), text(member, "/id"));
+        format!("{name} ({id}) holds the same versions and has other rows")
+    }));
+    let mended = replication.pointer("/comparison/last_mended").map_or(&[][..], list);
+    all.extend(mended.iter().map(|row| {
+        let key = row.get("key").map(Json::to_string).unwrap_or_default();
+        let (table, origin) = (text(row, "/table"), text(row, "/origin"));
+        format!(
+            "row {key} of {table}, which {origin} wrote, was not what others have, and was mended: \
+             look after this host's disk and memory"
+        )
+    }));
+    let set_aside = replication.get("origins").map_or(&[][..], list);
+    all.extend(set_aside.iter().filter(|one| one["set_aside_seconds"].is_number()).map(|one| {
+        let origin = text(one, "/origin");
+        format!("what {origin} wrote cannot be written here, and is left alone for a while")
+    }));
+    all
 }
 
 fn is_problem(finding: &Finding) -> bool {

@@ -10,7 +10,8 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
-    let members = Client::new(&args.remote)?.get("/v1/members").await?;
+    let client = Client::new(&args.remote)?;
+    let members = client.get("/v1/members").await?;
     if args.remote.json {
         return say(&format!("{members:#}"));
     }
@@ -25,10 +26,24 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
                 text(member, "/state").to_owned(),
                 round_trip.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1} ms")),
                 behind.map_or_else(|| "-".to_owned(), |count| count.to_string()),
+                rows_of(member).to_owned(),
                 text(member, "/version").to_owned(),
                 text(member, "/id").to_owned(),
             ]
         })
         .collect();
-    say(&table::layout(&["NAME", "ADDRESS", "STATE", "RTT", "BEHIND", "VERSION", "ID"], &rows))
+    let heads = ["NAME", "ADDRESS", "STATE", "RTT", "BEHIND", "ROWS", "VERSION", "ID"];
+    say(&table::layout(&heads, &rows))?;
+    let standing = client.get_whatever("/v1/status/ready").await?;
+    let reasons = standing.get("reasons").map_or(&[][..], list);
+    reasons.iter().try_for_each(|reason| say(&format!("NOT READY: {}", text(reason, "/text"))))
+}
+
+/// Says whether a member that holds the same has the same rows.
+fn rows_of(member: &serde_json::Value) -> &'static str {
+    match member.pointer("/diverged").and_then(serde_json::Value::as_bool) {
+        Some(true) => "DIFFER",
+        Some(false) => "ok",
+        None => "-",
+    }
 }

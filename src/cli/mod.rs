@@ -176,7 +176,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Backup(args) => backup::run_backup(args),
         Command::Restore(args) => backup::run_restore(args),
         Command::Snapshot(args) => snapshot::run(args),
-        Command::Doctor(args) => doctor::run(args),
+        Command::Doctor(args) => as_client(doctor::run(args)),
         Command::Schema(command) => as_client(schema::run(command)),
         Command::Tls(command) => tls::run(command),
         Command::Completions { shell } => {

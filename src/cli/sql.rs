@@ -15,6 +15,13 @@ pub(super) struct QueryArgs {
     /// Give up after so many seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     timeout: u64,
+    /// Wait until the node holds what a write answered with: the token that `tribune exec --json`
+    /// prints, on whichever node
+    #[arg(long, value_name = "TOKEN")]
+    wait_for: Option<String>,
+    /// For how long, such as 5s; a minute at most
+    #[arg(long, value_name = "TIME", default_value = "5s")]
+    wait_timeout: String,
     #[command(flatten)]
     remote: Remote,
 }
@@ -39,7 +46,11 @@ pub(super) struct ExecArgs {
 
 pub(super) async fn query(args: QueryArgs) -> Result<(), Failure> {
     let client = Client::new(&args.remote)?;
-    let path = format!("/v1/queries?timeout={}", args.timeout);
+    let mut path = format!("/v1/queries?timeout={}", args.timeout);
+    if let Some(token) = &args.wait_for {
+        let (token, limit) = (Client::segment(token), Client::segment(&args.wait_timeout));
+        path.push_str(&format!("&wait_for={token}&wait_timeout={limit}"));
+    }
     let response = client.post(&path, &json!([args.sql, values(&args.params)])).await?;
     let body = client.body(response).await?;
     let mut columns = Vec::new();

@@ -141,7 +141,12 @@ pub struct Gossip {
     /// `None`: the node keeps to itself.
     pub tls: Option<Tls>,
     pub scope: Scope,
+    /// How far behind the node may be and be ready.
+    pub ready_lag_max: Duration,
 }
+
+/// How far behind a node may be and be ready, unless said otherwise: a restart catches up in less.
+const READY_LAG_MAX: Duration = Duration::from_secs(30);
 
 /// The files of the cluster's identity.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -255,6 +260,7 @@ fn gossip(flags: &Flags, file: &File) -> Result<Gossip, ConfigError> {
         snapshot_bytes_min: is_wanted.then_some(bytes_min),
         tls,
         scope: Scope(file.gossip.scope.unwrap_or_default()),
+        ready_lag_max: file.gossip.ready_lag_max.map_or(READY_LAG_MAX, |span| span.0),
     })
 }
 

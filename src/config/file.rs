@@ -142,6 +142,9 @@ pub struct Gossip {
     pub key: Option<PathBuf>,
     /// The number of this node's region. Default 0.
     pub scope: Option<u16>,
+    /// How long a change may be known to exist, and be missing here, until `/v1/status/ready` answers
+    /// 503. Default `30s`.
+    pub ready_lag_max: Option<Span>,
 }
 
 #[derive(Clone, PartialEq, Debug, Default, Deserialize)]

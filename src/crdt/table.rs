@@ -1201,6 +1201,20 @@ mod tests {
         fn refusals(&self) -> u64 {
             self.0.refusals()
         }
+
+        fn look(&self, look: &Look) -> Result<Sight, StorageError> {
+            self.0.look(look)
+        }
+
+        fn mend(&mut self, now: Wall, mend: &Mend) -> Result<Mended, StorageError> {
+            let mended = self.0.mend(now, mend);
+            self.check();
+            mended
+        }
+
+        fn recount(&mut self) -> Result<(), StorageError> {
+            self.0.recount()
+        }
     }
 
     fn put(id: i64, w: &str) -> RowOp {

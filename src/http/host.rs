@@ -9,7 +9,7 @@ use crate::catalog::{Command, Status};
 use crate::health::{Health, ReportError};
 use crate::live::Feed;
 use crate::node::handle::MemberStatus;
-use crate::node::{Handle, Local, SubmitError};
+use crate::node::{Handle, Local, Standing, SubmitError};
 use crate::types::NodeId;
 
 /// The node behind this face.
@@ -22,6 +22,9 @@ pub trait Host: Send + Sync {
 
     /// Lists the members it knows, itself first.
     fn members(&self) -> Vec<MemberStatus>;
+
+    /// Returns how it stands to the others; see [`Handle::standing`].
+    fn standing(&self) -> Standing;
 
     /// Carries out a command; see [`Handle::submit`].
     fn submit(&self, command: Command) -> BoxFuture<'_, Result<(), SubmitError>>;
@@ -41,6 +44,10 @@ impl Host for Handle {
 
     fn members(&self) -> Vec<MemberStatus> {
         Handle::members(self)
+    }
+
+    fn standing(&self) -> Standing {
+        Handle::standing(self)
     }
 
     fn submit(&self, command: Command) -> BoxFuture<'_, Result<(), SubmitError>> {

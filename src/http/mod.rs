@@ -6,6 +6,7 @@ mod bind;
 mod body;
 pub mod consul;
 mod error;
+mod freshness;
 mod guard;
 mod host;
 pub mod own;
@@ -125,7 +126,12 @@ impl Http {
             script_checks: self.script_checks,
         });
         let guard = guard::Guard { stats: Arc::clone(&self.stats), hosts: self.hosts };
-        let router = routes::router(face, further, guard);
+        let fresh = freshness::Freshness {
+            host: Arc::clone(&face.host),
+            stats: Arc::clone(&self.stats),
+            stopping: stopping.clone(),
+        };
+        let router = routes::router(face, further, (guard, fresh));
         serve::serve(self.listeners, router, self.limits, self.stats, stopping).await;
     }
 }

@@ -15,6 +15,7 @@ use tower_http::compression::predicate::SizeAbove;
 use super::Face;
 use super::consul::{agent, agent_check, agent_service, catalog, elsewhere, health, status};
 use super::error::Fault;
+use super::freshness::{Freshness, fresh};
 use super::guard::{Guard, guard, moved_to};
 use crate::telemetry::metrics;
 
@@ -27,13 +28,14 @@ type Methods = MethodRouter<Arc<Face>>;
 /// Builds the router of the whole face.
 ///
 /// `further` are routes with a state of their own. They stand past compression, since they stream.
-pub fn router(face: Arc<Face>, further: Router, shared: Guard) -> Router {
+pub fn router(face: Arc<Face>, further: Router, (shared, freshness): (Guard, Freshness)) -> Router {
     let compression = CompressionLayer::new().compress_when(SizeAbove::new(GZIP_BYTES_MIN));
     consul()
         .layer(compression)
         .with_state(face)
         .merge(further)
         .fallback(|| async { Fault::not_found("") })
+        .layer(axum::middleware::from_fn_with_state(freshness, fresh))
         .layer(axum::middleware::from_fn_with_state(shared, guard))
 }
 

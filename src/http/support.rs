@@ -12,6 +12,7 @@ use http_body_util::BodyExt;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
+use super::freshness::Freshness;
 use super::guard::Guard;
 use super::{Face, Host, Reports, routes};
 use crate::catalog::model::{Check, Node, Service, key_of};
@@ -21,7 +22,7 @@ use crate::crdt::{Commit, RowEvent, RowEvents, TableEvents, TableInfo};
 use crate::health::ReportError;
 use crate::live::Feed;
 use crate::node::handle::{MemberState, MemberStatus};
-use crate::node::{Local, SubmitError};
+use crate::node::{Local, Standing, SubmitError};
 use crate::types::{Hlc, NodeId, Seq, Value};
 
 /// The catalog's rows at one moment: table and key to the row.
@@ -142,6 +143,7 @@ pub struct FakeHost {
     pub commands: Mutex<Vec<Command>>,
     /// What the next commands meet.
     pub refusal: Mutex<Option<SubmitError>>,
+    pub standing: Mutex<Standing>,
     /// Whom it was told to forget.
     pub forgotten: Mutex<Vec<NodeId>>,
     /// Reports as they came in; only TTL checks named here take any.
@@ -168,7 +170,12 @@ impl Host for FakeHost {
             state: MemberState::Alive,
             round_trip: None,
             versions_behind: 0,
+            is_unequal: false,
         }]
+    }
+
+    fn standing(&self) -> Standing {
+        self.standing.lock().unwrap().clone()
     }
 
     fn submit(&self, command: Command) -> BoxFuture<'_, Result<(), SubmitError>> {
@@ -233,6 +240,7 @@ impl Bench {
             feed: Arc::new(Feed::new(view)),
             commands: Mutex::default(),
             refusal: Mutex::default(),
+            standing: Mutex::default(),
             forgotten: Mutex::default(),
             reports: Mutex::default(),
             registered: Mutex::default(),
@@ -248,7 +256,12 @@ impl Bench {
             script_checks: false,
         });
         let guard = Guard { stats: Arc::clone(&face.stats), hosts: Arc::new([]) };
-        let router = routes::router(Arc::clone(&face), Router::new(), guard);
+        let fresh = Freshness {
+            host: Arc::clone(&face.host),
+            stats: Arc::clone(&face.stats),
+            stopping: face.stopping.clone(),
+        };
+        let router = routes::router(Arc::clone(&face), Router::new(), (guard, fresh));
         Self { router, host, face, rows: Arc::new(Mutex::new((rows, 1))) }
     }
 

@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::{Notify, broadcast};
 use tokio::time::Instant;
 
-use super::lock;
+use super::{Versions, lock};
 use crate::catalog::view::Liveness;
 use crate::catalog::{Topic, View};
 use crate::crdt::Commit;
@@ -27,6 +27,7 @@ pub struct Feed {
     fold: Mutex<()>,
     waiters: Mutex<BTreeMap<Topic, Waiters>>,
     commits: broadcast::Sender<Arc<Commit>>,
+    versions: Versions,
 }
 
 impl Feed {
@@ -37,6 +38,7 @@ impl Feed {
             fold: Mutex::new(()),
             waiters: Mutex::default(),
             commits: broadcast::Sender::new(FOLLOWER_COMMITS_MAX),
+            versions: Versions::default(),
         }
     }
 
@@ -61,6 +63,12 @@ impl Feed {
         self.fold(|view| view.fold(commit));
         // An error says that nobody follows.
         let _ = self.commits.send(Arc::clone(commit));
+        self.versions.reach(&commit.heads);
+    }
+
+    /// Returns how far each origin is held, for those who wait for a version.
+    pub fn versions(&self) -> &Versions {
+        &self.versions
     }
 
     /// Publishes what membership found out. Nothing of it is ever written to the database.

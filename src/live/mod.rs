@@ -4,9 +4,11 @@
 pub mod feed;
 pub mod query;
 pub mod rows;
+pub mod versions;
 
 pub use feed::Feed;
 pub use query::{Queries, Subscription};
+pub use versions::Versions;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

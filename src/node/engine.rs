@@ -20,7 +20,7 @@ use super::join::Join;
 use super::loader::{Loads, Looks};
 use super::mailbox::{Job, Mailbox};
 use super::writer::wall_now;
-use super::{MemberState, MemberStatus};
+use super::{MemberState, MemberStatus, Standing};
 use crate::catalog::model::key_of;
 use crate::catalog::view::Liveness;
 use crate::crdt::content::Sight;
@@ -31,7 +31,7 @@ use crate::net::{self, Net, SendError};
 use crate::replica::{self, ApplyOutcome, BatchId, CollectOutcome, LoadId, LookId, Replica};
 use crate::swim::{self, Identity, Swim};
 use crate::telemetry::Pulse;
-use crate::types::{Epoch, NodeId, Origin, Time, Version};
+use crate::types::{Epoch, NodeId, Origin, Time, Version, Wall};
 use crate::wire;
 
 /// How many reports of the writer and the loader may wait. The engine empties the queue whenever
@@ -50,6 +50,14 @@ const SURVEY_EVERY: Duration = Duration::from_secs(1);
 
 /// How long a new epoch that could not be begun is left alone before it is tried again.
 const EPOCH_RETRY: Duration = Duration::from_secs(1);
+
+/// How long too few neighbours must not have been heard, beyond the silence that each is allowed,
+/// before this node says that it is cut off.
+const CUT_OFF_FOR: Duration = Duration::from_secs(2);
+
+/// How long changes of other nodes cannot be written before this node says so: a write that fails is
+/// tried again soon.
+const FAILING_FOR: Duration = Duration::from_secs(3);
 
 /// How long the goodbyes and the last changes may take to leave the host.
 const FAREWELL: Duration = Duration::from_millis(300);
@@ -94,8 +102,39 @@ pub(super) enum Happened {
     Recounted(Result<(), StorageError>),
     /// The operator says that a node will not return.
     Forget(NodeId),
+    /// Somebody asks how far each origin is held.
+    Describe(oneshot::Sender<Replication>),
     /// The writer's thread has ended: nothing becomes true any more.
     WriterEnded,
+}
+
+/// How far each origin is held, and how this node stands to the others.
+#[derive(Clone, Debug, Default)]
+pub struct Replication {
+    pub origins: Vec<HeldOrigin>,
+    pub standing: Standing,
+    pub findings: replica::Findings,
+    /// When that was, as the times in the findings count.
+    pub now: Time,
+}
+
+/// How far an origin is held.
+#[derive(Clone, Debug)]
+pub struct HeldOrigin {
+    pub origin: Origin,
+    pub held: Version,
+    /// The latest version that somebody is known to hold.
+    pub heard: Version,
+    /// For how long the next one has been missing.
+    pub behind_for: Option<Duration>,
+    /// Whom it can be had from.
+    pub sources: Vec<NodeId>,
+    /// Nobody is known to have it any more.
+    pub is_lost: bool,
+    /// When its latest change that came here was made, by its own clock.
+    pub made_at: Option<Wall>,
+    /// For how long it is left alone, since what it wrote cannot be written here.
+    pub set_aside_for: Option<Duration>,
 }
 
 /// What a commit of this node's own changed.
@@ -188,6 +227,12 @@ struct Memory {
     epoch_above: Epoch,
     /// How many were refused when it was last told.
     epochs_refused: u64,
+    /// Since when no change of another node could be written, and why.
+    apply_error: Option<(Instant, String)>,
+    /// Since when too few neighbours are heard.
+    cut_off_since: Option<Instant>,
+    /// Members that hold the same and have other rows, as they were told of.
+    unequal: BTreeSet<NodeId>,
 }
 
 impl From<swim::State> for MemberState {
@@ -215,6 +260,9 @@ impl Engine {
             epoch_retry: None,
             epoch_above: Epoch::default(),
             epochs_refused: 0,
+            apply_error: None,
+            cut_off_since: None,
+            unequal: BTreeSet::new(),
         };
         loop {
             let wake = self.wake_at(&memory);
@@ -311,8 +359,14 @@ impl Engine {
             Happened::Loaded { id, extract } => replica::Input::Loaded { id, extract },
             Happened::Applied { id, result } => {
                 let outcome = match result {
-                    Ok(heads) => ApplyOutcome::Done { heads },
+                    Ok(heads) => {
+                        memory.apply_error = None;
+                        ApplyOutcome::Done { heads }
+                    }
                     Err(error) => {
+                        let text = error.to_string();
+                        let since = memory.apply_error.take().map(|(since, _)| since);
+                        memory.apply_error = Some((since.unwrap_or_else(Instant::now), text));
                         warn!(%error, "Changes from other nodes could not be written; trying again");
                         ApplyOutcome::Failed
                     }
@@ -376,6 +430,11 @@ impl Engine {
                     Err(error) => warn!(%error, "The fingerprint could not be added up anew"),
                 }
                 replica::Input::Recounted
+            }
+            Happened::Describe(reply) => {
+                // Whoever asked may have gone away.
+                let _ = reply.send(self.describe(memory));
+                return;
             }
             Happened::Forget(node) => {
                 warn!(
@@ -456,7 +515,8 @@ impl Engine {
             memory.survey_at = Instant::now() + SURVEY_EVERY;
             self.pin_neighbours(memory);
             self.tell_of_refused_epochs(memory);
-            self.survey();
+            self.tell_of_unequal(memory);
+            self.survey(memory);
         }
     }
 
@@ -477,7 +537,7 @@ impl Engine {
                 let identity = member.identity;
                 info!(node = %identity.node, name = self.name_of(identity.node), address = %identity.address, "A member is up");
                 self.is_up(memory, &member);
-                self.survey();
+                self.survey(memory);
             }
             swim::Effect::Renewed(member) => {
                 let gone = replica::Input::PeerDown(member.identity.node);
@@ -492,7 +552,7 @@ impl Engine {
                 self.net.disconnect(node);
                 self.feed.publish_liveness(wall_now(), Liveness::Down(node));
                 self.replica.handle(self.now(), replica::Input::PeerDown(node));
-                self.survey();
+                self.survey(memory);
             }
             swim::Effect::Guard { on: true } => warn!(
                 "Many members seem to have failed at once; more likely this node is cut off. None \
@@ -606,15 +666,96 @@ impl Engine {
         }
     }
 
+    /// Tells once of each member that holds the same and has other rows, and once that it is over.
+    fn tell_of_unequal(&self, memory: &mut Memory) {
+        let now: BTreeSet<NodeId> = self.replica.findings().unequal.keys().copied().collect();
+        for node in now.difference(&memory.unequal) {
+            error!(
+                %node, name = self.name_of(*node),
+                "This node and another one hold the same versions and have other rows; looking \
+                 which ones"
+            );
+        }
+        for node in memory.unequal.difference(&now) {
+            info!(%node, name = self.name_of(*node), "This node and another one have the same rows again");
+        }
+        memory.unequal = now;
+    }
+
+    /// Sums up how this node stands to the others.
+    fn standing(&self, memory: &mut Memory) -> Standing {
+        let now = self.now();
+        let collection = self.replica.collection(now);
+        let others = self.swim.members().filter(|member| {
+            let is_gone = matches!(member.state, swim::State::Left);
+            !is_gone && !collection.forgotten.contains(&member.identity.node)
+        });
+        let links_wanted = self.replica.links_wanted(others.count());
+        let links_heard = self.replica.links_heard(now);
+        if Standing::are_few(links_heard, links_wanted) {
+            memory.cut_off_since.get_or_insert_with(Instant::now);
+        } else {
+            memory.cut_off_since = None;
+        }
+        let is_long = |since: Option<Instant>, long| since.is_some_and(|at| at.elapsed() >= long);
+        let behind = self.replica.behind();
+        let failing = memory.apply_error.as_ref().filter(|(at, _)| at.elapsed() >= FAILING_FOR);
+        Standing {
+            lag: self.replica.lag(now),
+            versions_behind: behind.versions,
+            origins_behind: behind.origins,
+            links_heard,
+            links_wanted,
+            is_cut_off: is_long(memory.cut_off_since, CUT_OFF_FOR),
+            is_rejoining: collection.is_rejoining,
+            unequal: self.replica.findings().unequal.len(),
+            mended: self.replica.findings().mended,
+            apply_error: failing.map(|(_, text)| text.clone()),
+            set_aside: self.replica.set_aside(now).len(),
+        }
+    }
+
+    /// Describes how far each origin is held, for who asks.
+    fn describe(&self, memory: &mut Memory) -> Replication {
+        let now = self.now();
+        let mut lags: BTreeMap<Origin, replica::OriginLag> =
+            self.replica.lags().into_iter().map(|lag| (lag.origin, lag)).collect();
+        let heads: BTreeMap<Origin, Version> = self.replica.ledger().heads().collect();
+        let all: BTreeSet<Origin> = heads.keys().chain(lags.keys()).copied().collect();
+        let aside: BTreeMap<Origin, Time> = self.replica.set_aside(now).into_iter().collect();
+        let origins = all.into_iter().map(|origin| {
+            let held = heads.get(&origin).copied().unwrap_or_default();
+            let lag = lags.remove(&origin);
+            HeldOrigin {
+                origin,
+                held,
+                heard: lag.as_ref().map_or(held, |lag| lag.heard.max(held)),
+                behind_for: lag.as_ref().and_then(|lag| lag.since).map(|since| now.since(since)),
+                sources: lag.as_ref().map(|lag| lag.sources.clone()).unwrap_or_default(),
+                is_lost: lag.is_some_and(|lag| lag.is_lost),
+                made_at: self.replica.made_at(origin),
+                set_aside_for: aside.get(&origin).map(|until| until.since(now)),
+            }
+        });
+        Replication {
+            origins: origins.collect(),
+            standing: self.standing(memory),
+            findings: self.replica.findings().clone(),
+            now,
+        }
+    }
+
     /// Renews what `members` and metrics show.
-    fn survey(&self) {
+    fn survey(&self, memory: &mut Memory) {
         let mut list = vec![MemberStatus {
             id: self.me,
             gossip: self.swim.me().address,
             state: MemberState::Alive,
             round_trip: None,
             versions_behind: 0,
+            is_unequal: false,
         }];
+        let unequal = &self.replica.findings().unequal;
         let behind = self.replica.behind_of();
         for member in self.swim.members() {
             let Identity { node, address, .. } = member.identity;
@@ -624,6 +765,7 @@ impl Engine {
                 state: member.state.into(),
                 round_trip: member.round_trip,
                 versions_behind: behind.get(&node).copied().unwrap_or(0),
+                is_unequal: unequal.contains_key(&node),
             });
         }
         self.members.store(Arc::new(list));
@@ -632,6 +774,9 @@ impl Engine {
             collection: self.replica.collection(self.now()),
             swim: self.swim.counters(),
             behind: self.replica.behind(),
+            standing: self.standing(memory),
+            findings: self.replica.findings().clone(),
+            at: Some(Instant::now()),
             waiting_bytes: self.replica.waiting_bytes(),
             members: self.swim.active_count() + 1,
             neighbours: self.replica.neighbours().count(),

@@ -9,8 +9,9 @@ use arc_swap::ArcSwap;
 use tokio::sync::{oneshot, watch};
 use tracing::warn;
 
-use super::engine::Happened;
+use super::engine::{Happened, Replication};
 use super::mailbox::{Job, Mailbox, Reports, Transaction};
+use super::standing::Standing;
 use super::writer::LONG_RUN_MAX;
 use crate::catalog::model::key_of;
 use crate::catalog::{CheckDefinition, Command, NodeKey, View, rows};
@@ -25,6 +26,9 @@ use crate::types::NodeId;
 /// The longest that a user's transaction may wait and run. Of this it may run for
 /// [`super::writer::RUN_MAX`].
 const TRANSACTION_MAX: Duration = Duration::from_secs(10);
+
+/// How old the engine's last look around may be.
+const SURVEY_LATE: Duration = Duration::from_secs(5);
 
 /// A node, as its faces and sources hold it. Cloning is cheap; all clones are the same node.
 #[derive(Clone)]
@@ -225,6 +229,26 @@ impl Handle {
         self.shared.counts.stats.load().collection.clone()
     }
 
+    /// Returns how this node stands to the others, as of a second ago at most. Where the engine has
+    /// stood still for longer, the lag says so.
+    pub fn standing(&self) -> Standing {
+        let stats = self.shared.counts.stats.load();
+        let mut standing = stats.standing.clone();
+        let age = stats.at.map_or(Duration::ZERO, |at| at.elapsed());
+        if age > SURVEY_LATE {
+            standing.lag = standing.lag.max(age);
+        }
+        standing
+    }
+
+    /// Describes how far each origin is held.
+    pub async fn replication(&self) -> Result<Replication, SubmitError> {
+        let (reply, answer) = oneshot::channel();
+        let asked = self.shared.engine.send(Happened::Describe(reply)).await;
+        asked.map_err(|_| SubmitError::Stopping)?;
+        answer.await.map_err(|_| SubmitError::Stopping)
+    }
+
     /// Declares that a node will not return. No tombstone is kept for it from now on, on no node;
     /// should it return, it takes over all rows of another one. Returns once the engine has heard
     /// of it.
@@ -290,6 +314,8 @@ pub struct MemberStatus {
     pub round_trip: Option<Duration>,
     /// How many versions of other nodes this node knows of and does not hold yet.
     pub versions_behind: u64,
+    /// It holds the same versions as this node, and has other rows.
+    pub is_unequal: bool,
 }
 
 /// What SWIM holds of a member.

@@ -7,6 +7,7 @@ pub mod handle;
 mod join;
 mod loader;
 mod mailbox;
+pub mod standing;
 mod writer;
 
 use std::collections::BTreeMap;
@@ -19,8 +20,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tracing::warn;
 
+pub use engine::{HeldOrigin, Replication};
 pub use handle::{Handle, Local, MemberState, MemberStatus, SubmitError, TransactError};
 pub use join::look_up;
+pub use standing::Standing;
 
 use self::engine::Engine;
 use self::handle::Counts;
@@ -71,6 +74,12 @@ pub struct Stats {
     pub swim: swim::Counters,
     /// What is known to exist and is not held.
     pub behind: replica::Behind,
+    /// How this node stands to the others.
+    pub standing: Standing,
+    /// What came of holding rows against others'.
+    pub findings: replica::Findings,
+    /// When the engine looked last; `None`: it has not.
+    pub at: Option<Instant>,
     /// Bytes that wait to be applied: those in order, and those that came too early.
     pub waiting_bytes: (usize, usize),
     /// Members that can be spoken to, this node among them.
@@ -109,6 +118,7 @@ impl Node {
         let own_readers = Readers::open(&database, OWN_READERS).map_err(reader_failed)?;
         let own_readers = Arc::new(own_readers);
         let feed = Arc::new(Feed::new(first_view(&config.local, &readers)?));
+        feed.versions().restart(store.heads()?);
         let mailbox = Arc::new(Mailbox::default());
         let (reports, reported) = mpsc::channel(engine::REPORTS_MAX);
         let (leave, leaving) = mpsc::channel(1);

@@ -199,7 +199,18 @@ fn conclude(group: Group<'_>, mut outcomes: Vec<Outcome>, may_define: bool, list
             // A new epoch is heard of before what is written under it.
             let is_epoch =
                 |outcome: &mut Outcome| matches!(outcome, Outcome::Epoch(_) | Outcome::Rejoined(_));
-            answer(outcomes.extract_if(.., is_epoch).collect(), None, listeners);
+            let epochs: Vec<Outcome> = outcomes.extract_if(.., is_epoch).collect();
+            for outcome in &epochs {
+                match outcome {
+                    Outcome::Epoch(Ok((_, (ended, head)))) => {
+                        feed.versions().set_back(*ended, *head)
+                    }
+                    // It takes all versions anew.
+                    Outcome::Rejoined(Ok(_)) => feed.versions().restart([]),
+                    _ => {}
+                }
+            }
+            answer(epochs, None, listeners);
             commits.iter().for_each(|commit| feed.publish(commit));
             let written: Vec<Written> =
                 commits.iter().filter_map(|commit| written(commit, me, longest)).collect();

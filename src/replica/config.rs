@@ -36,6 +36,11 @@ pub struct Config {
     pub compare_every: Duration,
     /// How soon that is done again after a difference was found.
     pub compare_again_after: Duration,
+    /// How often a neighbour is greeted: who is silent for longer than
+    /// [`Config::link_silence`](Config) is not heard.
+    pub greet_every: Duration,
+    /// How long a neighbour may be silent.
+    pub link_silence: Duration,
     /// How often a stretch of rows is held against those of a member by lot.
     pub audit_every: Duration,
     /// How often one link by lot is exchanged, so that the overlay stays a random one.
@@ -112,6 +117,8 @@ impl Default for Config {
             piece_bytes_max: 256 * 1024,
             compare_every: Duration::from_secs(30),
             compare_again_after: Duration::from_secs(5),
+            greet_every: Duration::from_secs(4),
+            link_silence: Duration::from_secs(10),
             audit_every: Duration::from_secs(10),
             shuffle_every: Duration::from_secs(60),
             duplicates_max: 16,

@@ -303,6 +303,12 @@ impl Intake {
         Some(self.retry_at.unwrap_or(Time(0)))
     }
 
+    /// Lists the origins that are set aside, and until when.
+    pub(super) fn set_aside_now(&self, now: Time) -> Vec<(Origin, Time)> {
+        let aside = self.aside.iter().filter(|(_, aside)| aside.until > now);
+        aside.map(|(origin, aside)| (*origin, aside.until)).collect()
+    }
+
     /// Tells whether there is room for what is pulled, with some left for what is pushed.
     pub(super) fn has_room(&self) -> bool {
         self.ready_bytes <= self.config.ready_bytes_max / 2

@@ -10,13 +10,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rand::SeedableRng;
 use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
 
 use crate::crdt::storage::Bookmark;
 use crate::crdt::{Changeset, Floor, Piece};
 use crate::ledger::Ledger;
-use crate::types::{Epoch, NodeId, Origin, Time, Version};
+use crate::types::{Epoch, NodeId, Origin, Time, Version, Wall};
 use crate::wire::Message;
 
 pub mod audit;
@@ -35,7 +35,7 @@ pub mod stats;
 pub use audit::{Findings, LookId};
 pub use config::Config;
 pub use io::{ApplyOutcome, BatchId, CollectOutcome, Effect, Input, Lane, LoadId};
-pub use stats::{Behind, Collection, Stats};
+pub use stats::{Behind, Collection, OriginLag, Stats};
 
 use audit::Audit;
 use compare::Digests;
@@ -76,6 +76,11 @@ pub struct Replica {
     serve: Serve,
     digests: Digests,
     audit: Audit,
+    /// When the peers that said anything of late said it.
+    heard_at: BTreeMap<NodeId, Time>,
+    greet_at: Option<Time>,
+    /// When the latest change of each origin that came here was made, by its origin's clock.
+    made_at: BTreeMap<Origin, Wall>,
     /// The epoch that the storage was asked to go beyond.
     epoch_asked: Option<Epoch>,
     epoch_again_at: Option<Time>,
@@ -110,6 +115,9 @@ impl Replica {
             standing: Standing::default(),
             digests: Digests::new(config.clone()),
             audit: Audit::new(config.audit_every),
+            heard_at: BTreeMap::new(),
+            greet_at: None,
+            made_at: BTreeMap::new(),
             config,
             epoch_asked: None,
             epoch_again_at: None,
@@ -153,6 +161,7 @@ impl Replica {
                 self.pulls.on_peer_down(now, node);
                 self.digests.on_peer_down(node);
                 self.audit.on_peer_down(node);
+                self.heard_at.remove(&node);
                 self.confirmed.remove(&node);
                 self.rounds.on_down(now, node);
                 self.on_host_down(now, node);
@@ -213,6 +222,7 @@ impl Replica {
             (self.intake.deadline().filter(|_| !self.is_leaving()), "apply what waits"),
             (self.rounds_deadline(), "ask what all members hold"),
             (self.standing_deadline(), "ask to be let in"),
+            (self.greet_at, "greet the neighbours"),
             (self.audit.deadline(), "hold rows against others'"),
             (self.returned.deadline(), "withdraw what came back"),
         ];
@@ -242,6 +252,41 @@ impl Replica {
     /// Returns how many versions each peer is known to hold that this node does not.
     pub fn behind_of(&self) -> BTreeMap<NodeId, u64> {
         self.pulls.behind_of(|origin| self.ledger.head(origin))
+    }
+
+    /// Lists what this node knows of and does not hold, origin by origin.
+    pub fn lags(&self) -> Vec<OriginLag> {
+        self.pulls.lags(|origin| self.ledger.head(origin))
+    }
+
+    /// Returns for how long the oldest version that is missing has been missing.
+    pub fn lag(&self, now: Time) -> Duration {
+        let lags = self.lags().into_iter().filter(|lag| !lag.is_lost && lag.held < lag.heard);
+        let oldest = lags.filter_map(|lag| lag.since).min();
+        oldest.map_or(Duration::ZERO, |since| now.since(since))
+    }
+
+    /// Returns when the latest change of an origin that came here was made, by its clock.
+    pub fn made_at(&self, origin: Origin) -> Option<Wall> {
+        self.made_at.get(&origin).copied()
+    }
+
+    /// Lists the origins whose changes could not be written, and until when they are left alone.
+    pub fn set_aside(&self, now: Time) -> Vec<(Origin, Time)> {
+        self.intake.set_aside_now(now)
+    }
+
+    /// Returns how many neighbours have said something of late.
+    pub fn links_heard(&self, now: Time) -> usize {
+        let silence = self.config.link_silence;
+        let is_heard =
+            |node: &NodeId| self.heard_at.get(node).is_some_and(|at| now.since(*at) <= silence);
+        self.overlay.eager().filter(is_heard).count()
+    }
+
+    /// Returns how many neighbours this node should have, where there are so many other members.
+    pub fn links_wanted(&self, others: usize) -> usize {
+        self.config.eager_target.min(others)
     }
 
     /// Returns how many peers confirmed that they know no more of this node's stream than it does
@@ -329,6 +374,7 @@ impl Replica {
             self.stats.unheard += 1;
             return;
         }
+        self.heard_at.insert(from, now);
         match message {
             Message::Hello { origin, head } => self.on_hello(now, from, origin, head),
             Message::Known { origin, head } => self.on_known(now, from, origin, head),
@@ -443,6 +489,7 @@ impl Replica {
             return;
         }
         self.note_lives(&piece);
+        self.note_made(&piece);
         let taken = self.intake.take(now, &self.ledger, from, piece.clone());
         let is_new = matches!(taken, Taken::Next | Taken::Early);
         self.overlay.on_push(now, from, is_new);
@@ -467,6 +514,7 @@ impl Replica {
 
     fn on_pulled(&mut self, now: Time, answer: Answer) {
         self.note_lives(&answer.piece);
+        self.note_made(&answer.piece);
         let origin = answer.piece.origin;
         let reached = self.intake.reached(&self.ledger, origin);
         if let Some(whole) = self.pulls.on_pulled(now, &mut self.stats, answer, reached) {
@@ -564,6 +612,7 @@ impl Replica {
         self.stats.stagings += stores.iter().filter(is_stage).count() as u64;
         self.effects.extend(stores);
         self.effects.extend(self.intake.take_unstaged().into_iter().map(Effect::Unstage));
+        self.greet(now);
         let may_audit = self.may_audit(now);
         self.audit.run(now, &mut self.rng, may_audit);
         self.effects.extend(self.audit.take_effects());
@@ -633,6 +682,26 @@ impl Replica {
             self.send(to, Message::Heads(heads), Lane::Control);
         }
         self.digests.on_told(now, more);
+    }
+
+    /// Says hello to the neighbours now and then: it tells them of this node's head, and each that it
+    /// is heard.
+    fn greet(&mut self, now: Time) {
+        let every = self.config.greet_every;
+        let at = *self.greet_at.get_or_insert(now + every);
+        if at > now {
+            return;
+        }
+        self.greet_at = Some(now + every.mul_f64(self.rng.random_range(0.8..1.2)));
+        self.heard_at.retain(|_, at| now.since(*at) <= 2 * self.config.link_silence);
+        self.say_hello();
+    }
+
+    fn note_made(&mut self, piece: &Piece) {
+        if let Some(changeset) = piece.changesets.last() {
+            let made_at = self.made_at.entry(piece.origin).or_default();
+            *made_at = (*made_at).max(changeset.at);
+        }
     }
 
     /// Begins a comparison of ledgers with a peer, which tells it all that this node holds.

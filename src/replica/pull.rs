@@ -10,7 +10,7 @@ use rand::rngs::SmallRng;
 use super::Config;
 use super::io::Effect;
 use super::overlay::Overlay;
-use super::stats::{Behind, Stats};
+use super::stats::{Behind, OriginLag, Stats};
 use crate::crdt::storage::Bookmark;
 use crate::crdt::{Part, Piece, Staging};
 use crate::types::{NodeId, Origin, Time, Version};
@@ -430,6 +430,18 @@ impl Pulls {
             behind.since = Some(behind.since.map_or(want.since, |since| since.min(want.since)));
         }
         behind
+    }
+
+    /// Lists what is missing, origin by origin.
+    pub(super) fn lags(&self, held: impl Fn(Origin) -> Version) -> Vec<OriginLag> {
+        let lag = |(origin, want): (&Origin, &Want)| {
+            let held = held(*origin);
+            let since = (want.target > held).then_some(want.since);
+            let sources = want.sources.keys().copied().collect();
+            let is_lost = want.orphaned.is_some();
+            OriginLag { origin: *origin, held, heard: want.goal, since, sources, is_lost }
+        };
+        self.wants.iter().map(lag).collect()
     }
 
     /// Returns how many versions each peer is known to hold and this node does not.

@@ -321,7 +321,7 @@ impl Replica {
     }
 
     /// Tells the neighbours of this node's origin, and has them say what they know of it.
-    fn say_hello(&mut self) {
+    pub(super) fn say_hello(&mut self) {
         let hello = Message::Hello { origin: self.me, head: self.said() };
         let to: Vec<NodeId> = self.overlay.eager().collect();
         self.send(to, hello, Lane::Control);

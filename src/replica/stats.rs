@@ -98,6 +98,23 @@ pub struct Collection {
     pub is_rejoining: bool,
 }
 
+/// How far a node is behind one origin, of which it knows that there is more.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct OriginLag {
+    pub origin: crate::types::Origin,
+    /// The version up to which this node holds it.
+    pub held: crate::types::Version,
+    /// The latest version that a peer is known to hold.
+    pub heard: crate::types::Version,
+    /// Since when the next one that is waited for is missing; `None`: more has only just been heard
+    /// of.
+    pub since: Option<crate::types::Time>,
+    /// Whom it can be had from.
+    pub sources: Vec<crate::types::NodeId>,
+    /// Nobody is known to have it any more.
+    pub is_lost: bool,
+}
+
 /// How far a node is behind what it has heard of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Behind {

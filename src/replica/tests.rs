@@ -116,7 +116,10 @@ fn sent(effects: &[Effect]) -> Vec<(Vec<NodeId>, &Message)> {
         | Effect::Meet { .. }
         | Effect::Collect { .. }
         | Effect::Rejoin { .. }
-        | Effect::Settle { .. } => None,
+        | Effect::Settle { .. }
+        | Effect::Look { .. }
+        | Effect::Mend(_)
+        | Effect::Recount => None,
     });
     sent.collect()
 }
@@ -134,7 +137,10 @@ fn batch(effects: &[Effect]) -> Option<(BatchId, Batch)> {
         | Effect::Meet { .. }
         | Effect::Collect { .. }
         | Effect::Rejoin { .. }
-        | Effect::Settle { .. } => None,
+        | Effect::Settle { .. }
+        | Effect::Look { .. }
+        | Effect::Mend(_)
+        | Effect::Recount => None,
     })
 }
 

@@ -216,3 +216,75 @@ impl Group<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crdt::content::{Place, Range, Seen, Stretch, Trust};
+    use crate::crdt::storage::Storage;
+    use crate::store::Store;
+    use crate::store::trial::{NOW, T, Trial};
+
+    fn everything() -> Stretch {
+        let ranges = vec![Range { to: None, hash: 1 }];
+        Stretch { table: Name::from("t"), after: Key::default(), ranges }
+    }
+
+    fn seen(store: &Store) -> Seen {
+        let look = Look::Against { stretch: everything(), wants_rows: true };
+        match store.look(&look).unwrap() {
+            Sight::Against(seen) => seen,
+            Sight::Own { .. } => panic!("it was asked for a comparison"),
+        }
+    }
+
+    /// Changes the database behind the store's back, and has it mended from what it was before.
+    fn damage(sql: &[&str]) -> (usize, u64, u64) {
+        let mut trial = Trial::new(T);
+        trial.write(&["INSERT INTO t (id, v) VALUES (1, 'a'), (2, 'b'), (3, 'c')"]);
+        let before = seen(&trial.store);
+        let fingerprint = trial.store.fingerprint().unwrap();
+        for sql in sql {
+            trial.store.conn.execute_batch(sql).unwrap();
+        }
+        assert_ne!(seen(&trial.store).rows, before.rows);
+        let rows = before.rows.iter().map(|row| (Trust::Two, row.clone())).collect();
+        let mend = Mend { table: Name::from("t"), rows, gone: Vec::new() };
+        let mended = trial.store.mend(NOW, &mend).unwrap();
+        assert_eq!(seen(&trial.store).rows, before.rows);
+        trial.store.recount().unwrap();
+        (mended.rows.len(), trial.store.fingerprint().unwrap(), fingerprint)
+    }
+
+    #[test]
+    fn a_value_that_the_disk_changed_is_mended() {
+        let (mended, after, before) = damage(&["UPDATE t SET v = 'zz' WHERE id = 2"]);
+        assert_eq!((mended, after), (1, before));
+    }
+
+    #[test]
+    fn a_row_that_the_disk_lost_is_mended_whatever_is_left_of_it() {
+        let clock = "DELETE FROM __tribune_rows WHERE tbl = (SELECT id FROM __tribune_tables \
+                     WHERE name = 't')";
+        let row = "DELETE FROM t WHERE id = 3";
+        assert_eq!(damage(&[row]).0, 1);
+        assert_eq!(damage(&[clock]).0, 3);
+        let (mended, after, before) = damage(&[row, clock]);
+        assert_eq!((mended, after), (3, before));
+    }
+
+    #[test]
+    fn a_loader_sees_what_the_writer_does() {
+        let mut trial = Trial::new(T);
+        trial.write(&["INSERT INTO t (id, v) VALUES (1, 'a'), (2, 'b')"]);
+        let mut loader = Loader::open(trial.store.path().unwrap()).unwrap();
+        let from = Place { table: Name::from(""), key: Key::default() };
+        for look in [
+            Look::Survey { from, rows_max: 1 },
+            Look::Rows { table: Name::from("t"), after: Key::default(), to: None },
+            Look::Against { stretch: everything(), wants_rows: true },
+        ] {
+            assert_eq!(loader.look(&look).unwrap(), trial.store.look(&look).unwrap());
+        }
+    }
+}

@@ -3,10 +3,12 @@
 
 pub mod id;
 pub mod time;
+pub mod token;
 pub mod value;
 pub mod version;
 
 pub use id::{ClusterId, NodeId, Origin, ParseIdError, Scope};
 pub use time::{Hlc, Time, Wall};
+pub use token::{ParseTokenError, Token};
 pub use value::Value;
 pub use version::{Epoch, Seq, Version};

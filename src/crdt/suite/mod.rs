@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "this is test code, though other crates' tests may use it")]
 
+pub mod content;
 pub mod graves;
 pub mod histories;
 pub mod laws;
@@ -126,6 +127,10 @@ macro_rules! storage_suite {
             graves::tombstones_go_as_far_as_the_floor_covers_them,
             graves::a_tombstone_of_an_impossible_life_stays,
             graves::an_origin_settles_and_another_one_has_to_again,
+            content::a_look_is_the_same_everywhere,
+            content::what_is_missing_is_merged_whole,
+            content::of_two_values_under_one_clock_two_of_three_are_right,
+            content::a_row_that_others_lack_goes_below_the_floor_alone,
         }
     };
     (@tests $bench:expr, $($room:ident :: $case:ident,)+) => {

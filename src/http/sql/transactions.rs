@@ -45,7 +45,13 @@ async fn work(
         state.handle.transact(statements, deadline).await
     };
     match done {
-        Ok(done) => Ok(JsonBody(answer(&done, begun.elapsed(), me)).into_response()),
+        Ok(done) => {
+            let mut answer = answer(&done, begun.elapsed(), me);
+            // An extension: what a read on any node can wait for.
+            let newest = state.handle.feed().versions().newest_of(me);
+            answer["token"] = json!(newest.map(|token| token.to_string()));
+            Ok(JsonBody(answer).into_response())
+        }
         Err(error) => Err(failed(status_of(&error), &error.to_string(), me)),
     }
 }
