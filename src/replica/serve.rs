@@ -56,7 +56,10 @@ impl Serve {
             let pulled = Message::Pulled { request, piece, head: held, cut: Cut::default() };
             return send(peer, pulled, Lane::Control);
         }
-        if self.loads.len() >= self.config.loads_max {
+        // One peer may not take the places of all others.
+        let of_peer = self.loads.values().filter(|load| load.peer == peer).count();
+        let is_full = self.loads.len() >= self.config.loads_max;
+        if is_full || of_peer >= self.config.pulls_per_peer_max {
             stats.refused_busy += 1;
             return busy(peer, request, RETRY_AFTER);
         }

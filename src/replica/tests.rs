@@ -648,3 +648,52 @@ fn a_large_commit_is_told_to_the_neighbours_by_its_head() {
     assert_eq!(effects, [Effect::Send { to, message, lane: Lane::Own }]);
     assert_eq!(one.held(ME), 1);
 }
+
+#[test]
+fn a_node_knows_for_how_long_it_has_been_behind_and_of_whom() {
+    let mut one = One::with_neighbours(&[2, 3]);
+    one.wait(2_000);
+    assert_eq!(one.replica.lag(one.now), Duration::ZERO);
+    one.hear(2, heads(4, 7));
+    // Nobody answers its wants.
+    one.wait(3_000);
+    assert_eq!(one.replica.lag(one.now), Duration::from_secs(3));
+    let lag = &one.replica.lags()[0];
+    assert_eq!((lag.origin, lag.held, lag.heard), (origin(4), Version(0), Version(7)));
+    assert_eq!((&lag.sources[..], lag.is_lost), (&[node(2)][..], false));
+    let wants = wants(&one.wait(2_000));
+    assert!(!wants.is_empty(), "it still asks");
+    let effects = one.hear(2, pulled(wants[0].1, piece(4, 0, 7), 7));
+    let (id, batch) = batch(&effects).expect("what was pulled is applied");
+    one.done(id, &batch);
+    assert_eq!((one.replica.lag(one.now), one.replica.lags().len()), (Duration::ZERO, 0));
+}
+
+#[test]
+fn a_neighbour_that_is_silent_is_not_heard_any_more() {
+    let mut one = One::with_neighbours(&[2, 3]);
+    assert_eq!(one.replica.links_heard(one.now), 2);
+    for _ in 0..6 {
+        one.wait(2_000);
+        one.hear(2, Message::Known { origin: origin(ME), head: Version(0) });
+    }
+    assert_eq!(one.replica.links_heard(one.now), 1);
+    one.wait(11_000);
+    assert_eq!(one.replica.links_heard(one.now), 0);
+    assert_eq!((one.replica.links_wanted(0), one.replica.links_wanted(900)), (0, 5));
+}
+
+#[test]
+fn one_peer_does_not_take_all_places_of_those_who_pull() {
+    let mut one = One::with_neighbours(&[2, 3]);
+    one.tell(Input::Committed(changeset(ME, 1)));
+    let want = |request| Message::Want {
+        request: RequestId(request), origin: origin(ME), after: Version(0), part: 0,
+    };
+    let loads = |effects: &[Effect]| {
+        effects.iter().filter(|effect| matches!(effect, Effect::Load { .. })).count()
+    };
+    let of_one: usize = (0..20).map(|request| loads(&one.hear(2, want(request)))).sum();
+    assert_eq!(of_one, Config::default().pulls_per_peer_max);
+    assert_eq!(loads(&one.hear(3, want(1))), 1);
+}
