@@ -50,6 +50,9 @@ const SUSPECTS_MAX: usize = 16;
 /// How many looks of others are answered at a time. Above that they get no answer, and ask another.
 const SERVED_MAX: usize = 2;
 
+/// How soon a member gets another answer: one in a hurry asks once a second.
+const LOOKS_APART: Duration = Duration::from_millis(250);
+
 /// How soon the fingerprint is added up anew once more, and how soon all is looked at in a hurry.
 const RECOUNT_EVERY: Duration = Duration::from_secs(600);
 
@@ -104,6 +107,8 @@ pub(super) struct Audit {
     pass: Pass,
     recount_at: Option<Time>,
     served: BTreeMap<LookId, (NodeId, RequestId)>,
+    /// When members last had a look answered.
+    looked_at: BTreeMap<NodeId, Time>,
     effects: Vec<Effect>,
     findings: Findings,
     every: Duration,
@@ -191,6 +196,7 @@ impl Audit {
             pass: Pass::default(),
             recount_at: None,
             served: BTreeMap::new(),
+            looked_at: BTreeMap::new(),
             effects: Vec::new(),
             findings: Findings::default(),
             every,
@@ -208,6 +214,7 @@ impl Audit {
     pub(super) fn on_peer_down(&mut self, node: NodeId) {
         self.findings.unequal.remove(&node);
         self.served.retain(|_, (peer, _)| *peer != node);
+        self.looked_at.remove(&node);
     }
 
     pub(super) fn deadline(&self) -> Option<Time> {
@@ -330,12 +337,16 @@ impl Audit {
     /// A member wants its rows held against this node's.
     pub(super) fn on_look(
         &mut self,
+        now: Time,
         (from, request): (NodeId, RequestId),
         (stretch, wants_rows): (Stretch, bool),
     ) {
-        if self.served.len() >= SERVED_MAX {
+        let last = self.looked_at.get(&from);
+        let is_early = last.is_some_and(|last| now.since(*last) < LOOKS_APART);
+        if self.served.len() >= SERVED_MAX || is_early {
             return;
         }
+        self.looked_at.insert(from, now);
         self.look = LookId(self.look.0 + 1);
         self.served.insert(self.look, (from, request));
         let look = Look::Against { stretch, wants_rows };
@@ -353,9 +364,9 @@ impl Audit {
             return;
         };
         self.findings.looks += 1;
-        self.compare_marks(now, from, own.mark, seen.mark);
+        let has_begun_anew = self.compare_marks(now, from, own.mark, seen.mark);
         match task {
-            Task::Survey => self.on_survey(now, from, &own, &seen),
+            Task::Survey => self.on_survey(now, from, (&own, &seen), has_begun_anew),
             Task::Narrow(part) => self.on_narrow(now, part, own, seen),
             Task::Confirm(suspect) => self.on_confirm(from, &suspect, &own, seen),
         }
@@ -365,23 +376,32 @@ impl Audit {
         }
     }
 
-    fn compare_marks(&mut self, now: Time, peer: NodeId, ours: Mark, theirs: Mark) {
+    /// Returns whether all rows are looked at from the beginning now, in a hurry.
+    fn compare_marks(&mut self, now: Time, peer: NodeId, ours: Mark, theirs: Mark) -> bool {
         if ours.heads != theirs.heads {
-            return;
+            return false;
         }
         if ours.fingerprint == theirs.fingerprint {
             self.findings.unequal.remove(&peer);
-            return;
+            return false;
         }
         self.findings.unequal.entry(peer).or_insert(now);
         let is_calm = self.recount_at.is_none_or(|at| at <= now);
-        if !self.pass.is_hurried && is_calm {
+        let begins = !self.pass.is_hurried && is_calm;
+        if begins {
             self.pass = Pass { is_hurried: true, ..Pass::default() };
             self.cursor = beginning();
         }
+        begins
     }
 
-    fn on_survey(&mut self, now: Time, peer: NodeId, own: &Own, seen: &Seen) {
+    fn on_survey(
+        &mut self,
+        now: Time,
+        peer: NodeId,
+        (own, seen): (&Own, &Seen),
+        has_begun_anew: bool,
+    ) {
         let looked = seen.looked.min(own.stretch.ranges.len());
         for index in &seen.differing {
             let Some((after, to)) = own.stretch.bounds(usize::from(*index)) else { continue };
@@ -390,6 +410,9 @@ impl Audit {
                 let table = own.stretch.table.clone();
                 self.narrow.push_back(Part { peer, table, after, to });
             }
+        }
+        if has_begun_anew {
+            return;
         }
         let next = match looked.checked_sub(1) {
             Some(last) if looked < own.stretch.ranges.len() => {

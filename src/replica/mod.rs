@@ -424,7 +424,7 @@ impl Replica {
             Message::Forgotten { origin } => self.on_forgotten(now, from, origin),
             Message::Look { request, stretch, wants_rows, .. } => {
                 if self.may_audit(now) {
-                    self.audit.on_look((from, request), (stretch, wants_rows));
+                    self.audit.on_look(now, (from, request), (stretch, wants_rows));
                 }
             }
             Message::Seen { request, seen } => self.audit.on_seen(now, from, request, *seen),

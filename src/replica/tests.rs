@@ -688,7 +688,10 @@ fn one_peer_does_not_take_all_places_of_those_who_pull() {
     let mut one = One::with_neighbours(&[2, 3]);
     one.tell(Input::Committed(changeset(ME, 1)));
     let want = |request| Message::Want {
-        request: RequestId(request), origin: origin(ME), after: Version(0), part: 0,
+        request: RequestId(request),
+        origin: origin(ME),
+        after: Version(0),
+        part: 0,
     };
     let loads = |effects: &[Effect]| {
         effects.iter().filter(|effect| matches!(effect, Effect::Load { .. })).count()

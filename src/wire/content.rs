@@ -13,6 +13,9 @@ const STAMP_BYTES_MIN: usize = Origin::BYTES + 1;
 const ROW_BYTES_MIN: usize = 4;
 const CELL_BYTES_MIN: usize = 4;
 
+/// How many ranges one look has at most: nobody asks about half as many.
+const RANGES_MAX: usize = 4_096;
+
 pub(super) fn write_mark(writer: &mut Writer, mark: Mark) {
     writer.raw(&mark.heads.to_be_bytes());
     writer.raw(&mark.fingerprint.to_be_bytes());
@@ -38,6 +41,9 @@ pub(super) fn read_stretch(reader: &mut Reader<'_>) -> Result<Stretch, DecodeErr
     let ranges = reader.list(RANGE_BYTES_MIN, |reader| {
         Ok(Range { to: read_end(reader)?, hash: u64::from_be_bytes(reader.array()?) })
     })?;
+    if ranges.len() > RANGES_MAX {
+        return Err(DecodeError::Impossible("a look at more than 4,096 ranges"));
+    }
     let mut last = Some(&after);
     for range in &ranges {
         let rises = last.is_some_and(|last| range.to.as_ref().is_none_or(|to| to > last));

@@ -80,7 +80,8 @@ async fn a_version_that_does_not_come_is_named() {
     let (origin, version) = token.split_once('@').expect("a token");
     let version: u64 = version.parse().expect("a number");
     let begun = Instant::now();
-    let later = format!("/v1/catalog/services?wait_for={origin}@{}&wait_timeout=200ms", version + 5);
+    let later =
+        format!("/v1/catalog/services?wait_for={origin}@{}&wait_timeout=200ms", version + 5);
     let (status, text) = n1.send("GET", &later, "").await;
     let answer: Json = serde_json::from_str(&text).expect("JSON");
     assert_eq!((status, &answer["missing"], &answer["held"]), (504, &json!(5), &json!(version)));
