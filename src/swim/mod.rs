@@ -272,6 +272,7 @@ impl Swim {
                 }
                 self.forget_verdicts_if_alone();
                 self.note_answer(&header);
+                self.note_addressee(now, header.dst);
                 members.iter().for_each(|member| self.note_claim(now, member));
                 self.feed(now, body, header.src);
             }
@@ -307,6 +308,15 @@ impl Swim {
         self.repeat = None;
         let applied = self.foca.apply_many(left.into_iter(), false, &mut self.requests);
         debug_assert!(applied.is_ok(), "members that were known can be encoded: {applied:?}");
+    }
+
+    /// What came here may be meant for another life of this node, and foca drops it: connections
+    /// are with a node, whoever else goes under its id.
+    fn note_addressee(&mut self, now: Time, addressee: Identity) {
+        let me = self.me();
+        if addressee.node == me.node && addressee != me {
+            self.on_rival(now, addressee);
+        }
     }
 
     fn note_answer(&mut self, header: &foca::Header<Identity>) {
