@@ -144,9 +144,8 @@ impl Heard {
 
 /// Lists where the catalog says that members are, but for those who have left.
 fn addresses_in(view: &View, swim: &Swim) -> Vec<SocketAddr> {
-    let is_there = |node: NodeId| {
-        swim.member(node).is_none_or(|member| member.state != swim::State::Left)
-    };
+    let is_there =
+        |node: NodeId| swim.member(node).is_none_or(|member| member.state != swim::State::Left);
     view.nodes()
         .filter(|entry| entry.info.member.is_some_and(is_there))
         .filter_map(|entry| entry.info.node.gossip.parse().ok())

@@ -481,7 +481,10 @@ impl Swim {
         let bytes = codec::seal(packet);
         let is_ping = matches!(
             codec::open(&bytes),
-            Ok((Datagram::Gossip { header: foca::Header { message: Message::Ping(_), .. }, .. }, _))
+            Ok((
+                Datagram::Gossip { header: foca::Header { message: Message::Ping(_), .. }, .. },
+                _
+            ))
         );
         if is_ping {
             let due = now + self.config.probe_timeout / 2;
