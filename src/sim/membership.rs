@@ -21,7 +21,8 @@ pub(super) fn reaches(
     node: NodeIndex,
     other: NodeIndex,
 ) -> bool {
-    nodes[other.0].replica.is_some() && network.connects(node, other)
+    let answers = nodes[other.0].replica.is_some() && !nodes[other.0].is_frozen;
+    answers && network.connects(node, other)
 }
 
 /// Lists the pairs in which the first has to learn something of the second, and after how long.
