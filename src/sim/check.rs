@@ -7,7 +7,7 @@ use super::node::VirtualNode;
 use super::trace::Fnv;
 use super::{NodeIndex, workload};
 use crate::crdt::change::owns;
-use crate::crdt::{Commit, Piece, Storage};
+use crate::crdt::{Commit, Piece};
 use crate::replica::Config;
 use crate::types::{NodeId, Origin, Time, Value, Version};
 use crate::wire::{Message, encode};
