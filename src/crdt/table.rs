@@ -117,6 +117,17 @@ impl Table {
         Some(format!("{} {key:?}: {ours} and {theirs}", place.0))
     }
 
+    /// Takes a change of a row whoever may write it. For a simulation of storages that make this
+    /// mistake.
+    pub(crate) fn force(&mut self, stamp: Stamp, changes: &TableChanges) {
+        let sheet = self.sheets.entry(Arc::clone(&changes.table)).or_default();
+        let ids: Vec<Option<ColumnId>> =
+            changes.columns.iter().map(|column| sheet.column_or_new(column)).collect();
+        for change in &changes.rows {
+            self.apply_row(stamp, &changes.table, &ids, change);
+        }
+    }
+
     /// Forgets what a process forgets when it ends: the counters. Rows and heads stay.
     pub fn restart(&mut self) {
         self.seq = Seq::default();

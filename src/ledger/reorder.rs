@@ -116,6 +116,11 @@ impl Reorder {
         self.bytes
     }
 
+    /// Returns how many bytes wait of the origin with the most.
+    pub fn origin_bytes(&self) -> usize {
+        self.origins.values().copied().max().unwrap_or(0)
+    }
+
     /// Tells whether nothing waits.
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()

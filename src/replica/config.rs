@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::{pull, serve};
+
 /// How a replica behaves. The defaults suit a cluster of one to some thousand nodes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Config {
@@ -91,6 +93,25 @@ pub struct Config {
     /// How long where most members are up and none may: in a cluster that was restored, but for some
     /// of its nodes.
     pub settle_without_after: Duration,
+}
+
+/// What follows from the settings: how much may be sent at most, whatever fails.
+impl Config {
+    /// Returns how often a process sends one version on its own account: once to each neighbour.
+    /// Where the disk refuses it and its origin is set aside, so often again, should it come by as
+    /// a push once more.
+    pub fn pushes_max(&self) -> usize {
+        self.eager_max
+    }
+
+    /// Returns how often a process asks for one origin in vain: so often in a row, and then so
+    /// often a second. Of an origin a few peers are known as sources; each may disappoint a few
+    /// times, and one that is busy is asked again after its pause at the soonest.
+    pub fn wants_max(&self) -> (f64, f64) {
+        let sources = pull::SOURCES_MAX as f64;
+        let in_a_row = sources * f64::from(pull::MISSES_BEGUN_MAX);
+        (in_a_row, sources / serve::RETRY_AFTER.as_secs_f64())
+    }
 }
 
 impl Default for Config {

@@ -313,6 +313,11 @@ impl Intake {
         (self.ready_bytes, self.early.bytes())
     }
 
+    /// Returns how many bytes of the origin with the most wait too early.
+    pub(super) fn early_origin_bytes(&self) -> usize {
+        self.early.origin_bytes()
+    }
+
     fn line_up(&mut self, from: NodeId, mut piece: Piece, bytes: usize, reached: Version) {
         if piece.after < reached {
             piece.after = reached;

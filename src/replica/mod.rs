@@ -33,7 +33,7 @@ pub mod stats;
 
 pub use config::Config;
 pub use io::{ApplyOutcome, BatchId, CollectOutcome, Effect, Input, Lane, LoadId};
-pub use stats::{Behind, Collection, Stats};
+pub use stats::{Behind, Collection, Queues, Stats};
 
 use compare::Digests;
 use intake::{Intake, Lost, Outgoing, Taken};
@@ -272,6 +272,21 @@ impl Replica {
     /// origin with the most.
     pub fn staged_bytes(&self) -> (usize, usize) {
         self.pulls.staged_bytes()
+    }
+
+    /// Returns what waits at present. Each of it has its limit in [`Config`].
+    pub fn queues(&self) -> Queues {
+        let (ready_bytes, early_bytes) = self.intake.waiting_bytes();
+        let (staged_bytes, staged_origin_bytes) = self.pulls.staged_bytes();
+        Queues {
+            ready_bytes,
+            early_bytes,
+            early_origin_bytes: self.intake.early_origin_bytes(),
+            staged_bytes,
+            staged_origin_bytes,
+            pulls: self.pulls.open(),
+            loads: self.serve.loads(),
+        }
     }
 
     fn on_committed(&mut self, now: Time, changeset: Arc<Changeset>) {

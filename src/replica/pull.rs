@@ -21,13 +21,13 @@ use crate::wire::{Cut, Message, RequestId, piece_bytes};
 const WANTS_MAX: usize = 65_536;
 
 /// How many peers are remembered as holding more of one origin.
-const SOURCES_MAX: usize = 4;
+pub(super) const SOURCES_MAX: usize = 4;
 
 /// How often a peer may disappoint before it is no longer a source.
 const MISSES_MAX: u32 = 3;
 
 /// How often it may that sent a part of a version: with any other source that version begins again.
-const MISSES_BEGUN_MAX: u32 = 8;
+pub(super) const MISSES_BEGUN_MAX: u32 = 8;
 
 /// How long a source that disappointed is left alone: the first time, doubling a few times.
 const MISS_DELAY: Duration = Duration::from_millis(250);
@@ -412,6 +412,11 @@ impl Pulls {
         let has_room = self.open.len() < self.config.pulls_max;
         let due = has_room.then(|| self.queue.first().map(|(due, _)| *due)).flatten();
         [timeout, due].into_iter().flatten().min()
+    }
+
+    /// Returns how many requests are on their way.
+    pub(super) fn open(&self) -> usize {
+        self.open.len()
     }
 
     /// Returns what is staged in memory: in all, and of the origin with the most.

@@ -14,7 +14,7 @@ use crate::wire::frame::CHANGESET_BYTES_MAX;
 use crate::wire::{Cut, Message, RequestId};
 
 /// When a peer may come back that found all places taken: a load takes a few milliseconds.
-const RETRY_AFTER: Duration = Duration::from_millis(100);
+pub(super) const RETRY_AFTER: Duration = Duration::from_millis(100);
 
 /// When a peer may come back after the storage failed.
 const RETRY_AFTER_FAILURE: Duration = Duration::from_secs(2);
@@ -40,6 +40,11 @@ struct Load {
 impl Serve {
     pub(super) fn new(config: Config) -> Self {
         Self { loads: BTreeMap::new(), load: LoadId(0), config }
+    }
+
+    /// Returns how many wants are being answered.
+    pub(super) fn loads(&self) -> usize {
+        self.loads.len()
     }
 
     /// Answers a want at once, or begins to load what was asked for. `held` is the origin's head

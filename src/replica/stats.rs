@@ -78,6 +78,25 @@ pub struct Stats {
     pub unheard: u64,
 }
 
+/// What waits in a replica at present.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Queues {
+    /// Bytes that wait to be applied, but for those that are being written.
+    pub ready_bytes: usize,
+    /// Bytes that came before what they follow.
+    pub early_bytes: usize,
+    /// Those of the origin with the most.
+    pub early_origin_bytes: usize,
+    /// Bytes of pulls that are not whole yet, in memory.
+    pub staged_bytes: usize,
+    /// Those of the origin with the most.
+    pub staged_origin_bytes: usize,
+    /// Wants that were sent and not answered.
+    pub pulls: usize,
+    /// Wants of others that are being answered.
+    pub loads: usize,
+}
+
 /// How the collection of tombstones stands.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Collection {

@@ -1,5 +1,13 @@
-//! What must be true: one function a truth. Those of the first part hold at every commit of every
-//! node, those of the second when the trouble is over.
+//! What must be true: one function a truth, each with the number of the promise that it holds. Those
+//! of the first part hold at every commit of every node, those of the second when the trouble is
+//! over.
+//!
+//! P1 what was acknowledged is on disk and stays · P2 a name denotes one content, for ever, and what
+//! begins an epoch has a reason · P3 a transaction is seen whole · P4 owned rows are as their owner
+//! had them after some version, which only rises, and its last word stays · P5 equal heads are
+//! equal rows, and all come to hold the same · P9 nothing becomes a storm (`budget`) · P10 every queue
+//! has its limit · P20 a replica believes to hold what its disk holds · P22 what is not known yet
+//! is parked and shown later · P25 what was deleted stays deleted, though its tombstone goes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,16 +15,17 @@ use super::node::VirtualNode;
 use super::trace::Fnv;
 use super::{NodeIndex, workload};
 use crate::crdt::change::owns;
-use crate::crdt::{Commit, Piece};
+use crate::crdt::fingerprint::{NameHash, clock_hash};
+use crate::crdt::merge::CellClock;
+use crate::crdt::{Changeset, Commit, Piece, TableChanges};
 use crate::replica::Config;
 use crate::types::{NodeId, Origin, Time, Value, Version};
-use crate::wire::{Message, encode};
 
 /// What all nodes together have seen.
 #[derive(Debug, Default)]
 pub(super) struct Truths {
     /// The content of each name, as it was committed.
-    names: BTreeMap<(Origin, Version), u64>,
+    names: BTreeMap<(Origin, Version), Content>,
     /// The content of whoever held so many versions, which were all there were.
     contents: BTreeMap<u64, u64>,
     /// The rows of each owner after each of its versions, as long as it had one origin only.
@@ -36,7 +45,36 @@ pub(super) struct Truths {
     committed_at: BTreeMap<(Origin, Version), Time>,
 }
 
-/// A truth that was found not to be one, in words.
+/// What a version says, as hashes: the whole of it, and each cell.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+struct Content {
+    whole: u64,
+    cells: BTreeSet<u64>,
+}
+
+impl Content {
+    fn of(changeset: &Changeset) -> Self {
+        let mut content = Self::default();
+        for TableChanges { table, columns, rows } in &changeset.tables {
+            let (table, columns) = (NameHash::of(table), columns.iter().map(|c| NameHash::of(c)));
+            let columns: Vec<NameHash> = columns.collect();
+            for row in rows {
+                let place = table.row(&row.key);
+                content.whole = content.whole.wrapping_add(place.life(row.life));
+                for cell in &row.cells {
+                    let clock = CellClock { count: cell.count, stamp: changeset.stamp };
+                    let column = columns[usize::from(cell.column)];
+                    let hash = place.cell(column, clock_hash(clock), &cell.value);
+                    content.whole = content.whole.wrapping_add(hash);
+                    content.cells.insert(hash);
+                }
+            }
+        }
+        content
+    }
+}
+
+/// A truth that was found not to be one, in words: first which promise it was.
 pub(super) type Checked = Result<(), String>;
 
 impl Truths {
@@ -48,16 +86,15 @@ impl Truths {
         commit: &Commit,
     ) -> Checked {
         let Some(changeset) = &commit.changeset else {
-            return Err(format!("{} committed something without a changeset", node.index));
+            return Err(format!("P3: {} committed something without a changeset", node.index));
         };
         let name = (changeset.stamp.origin, changeset.stamp.version);
-        let bytes = encode(&Message::Push { hops: 0, piece: Piece::of(changeset.clone()) });
-        self.name_has_one_content(name, &bytes)?;
+        self.name_has_one_content(name, Content::of(changeset))?;
         self.committed_at.insert(name, now);
         if name.0.epoch.0 > 1 {
             self.split_owners.insert(node.id);
         }
-        self.histories.insert(name, owned_rows(node, node.id));
+        self.histories.insert(name, node.shown.of(node.id));
         for (key, existed, exists) in unique_rows(commit) {
             match (existed, exists) {
                 (false, true) => drop(self.born.insert(key.clone(), name)),
@@ -80,7 +117,7 @@ impl Truths {
         self.died.values().map(Vec::len).sum()
     }
 
-    /// What was deleted is gone everywhere, and what nobody deleted is there.
+    /// P25: what was deleted is gone everywhere, and what nobody deleted is there.
     pub(super) fn only_the_deleted_is_gone(&self, nodes: &[VirtualNode]) -> Checked {
         let is_held = |(origin, version): &(Origin, Version)| nodes[0].head(*origin) >= *version;
         for (key, born) in &self.born {
@@ -90,10 +127,10 @@ impl Truths {
                 let is_shown = held.is_some_and(|inspected| inspected.row.is_some());
                 let was_deleted = died.is_some_and(|died| died.iter().any(is_held));
                 if is_shown && was_deleted && !self.is_reborn(node, key) {
-                    return Err(format!("{} shows {key}, which was deleted", node.index));
+                    return Err(format!("P25: {} shows {key}, which was deleted", node.index));
                 }
                 if !is_shown && died.is_none() && is_held(born) {
-                    return Err(format!("{} lacks {key}, which nobody deleted", node.index));
+                    return Err(format!("P25: {} lacks {key}, which nobody deleted", node.index));
                 }
             }
         }
@@ -124,18 +161,61 @@ impl Truths {
         self.split_owners.iter().any(|owner| owns(*owner, &key[0]))
     }
 
-    /// No name denotes two contents, ever.
-    fn name_has_one_content(&mut self, name: (Origin, Version), bytes: &[u8]) -> Checked {
-        let content = Fnv::of(bytes);
-        match self.names.insert(name, content) {
-            Some(before) if before != content => {
-                Err(format!("{} version {} was committed twice, with two contents", name.0, name.1))
+    /// P2: no name denotes two contents, ever.
+    fn name_has_one_content(&mut self, name: (Origin, Version), content: Content) -> Checked {
+        let (origin, version) = name;
+        match self.names.get(&name) {
+            Some(before) if *before != content => {
+                Err(format!("P2: {origin} version {version} was committed twice, differently"))
             }
-            Some(_) | None => Ok(()),
+            Some(_) => Ok(()),
+            None => {
+                self.names.insert(name, content);
+                Ok(())
+            }
         }
     }
 
-    /// Nodes that hold everything there is have equal rows and clocks, also while others do not.
+    /// P2: what travels under a name is what was committed under it: fresh, all of it; later, what
+    /// nobody has overwritten. Nothing is told that was not committed.
+    pub(super) fn what_travels_was_committed(
+        &self,
+        from: NodeIndex,
+        piece: &Piece,
+        is_fresh: bool,
+    ) -> Checked {
+        for changeset in &piece.changesets {
+            let (origin, version) = (changeset.stamp.origin, changeset.stamp.version);
+            let sent = Content::of(changeset);
+            let is_said = self.names.get(&(origin, version)).is_some_and(|committed| {
+                let is_whole = committed.whole == sent.whole;
+                is_whole || (!is_fresh && sent.cells.is_subset(&committed.cells))
+            });
+            if !is_said {
+                return Err(format!(
+                    "P2: {from} tells of {origin} version {version} what was not committed there"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// P1: what a process acknowledged is on its disk when the next one starts there.
+    pub(super) fn what_was_acknowledged_is_on_disk(&self, node: &VirtualNode) -> Checked {
+        let origin = node.storage.origin();
+        let acknowledged = self.acknowledged.get(&origin).copied().unwrap_or_default();
+        let head = node.head(origin);
+        // A disk that was set back has lost something, and is told by its peers.
+        if head < acknowledged && node.image.is_none() {
+            return Err(format!(
+                "P1: {} starts with version {head}, but acknowledged {acknowledged}",
+                node.index
+            ));
+        }
+        Ok(())
+    }
+
+    /// P5: nodes that hold everything there is have equal rows and clocks, also while others do not.
     ///
     /// Of nodes that hold less this is not true: a piece that was pulled lacks the cells that were
     /// overwritten where it came from, perhaps by an origin that its receiver has yet to hear of.
@@ -147,17 +227,19 @@ impl Truths {
         let content = node.storage.fingerprint().map_err(|error| error.to_string())?;
         match self.contents.insert(held, content) {
             Some(before) if before != content => {
-                Err(format!("{} holds all, but not the same as somebody else", node.index))
+                Err(format!("P5: {} holds all, but not the same as somebody else", node.index))
             }
             Some(_) | None => Ok(()),
         }
     }
 
-    /// The rows that a node owns are, on every node, those it had after some version.
+    /// P4: the rows that a node owns are, on every node, those it had after some version. What is
+    /// compared is what commits told, and where `is_thorough` what the storage has, too.
     pub(super) fn owned_rows_are_a_prefix(
         &self,
         node: &VirtualNode,
         heads: &[(Origin, Version)],
+        is_thorough: bool,
     ) -> Checked {
         for (origin, head) in heads {
             let owner = origin.node;
@@ -165,9 +247,13 @@ impl Truths {
             if node.is_rejoining() || self.cut.contains(&(*origin, *head)) {
                 continue;
             }
-            if !self.split_owners.contains(&owner) && owned_rows(node, owner) != *history {
+            if self.split_owners.contains(&owner) {
+                continue;
+            }
+            let is_told = node.shown.of(owner) == *history;
+            if !is_told || (is_thorough && Shown::read(node, owner) != *history) {
                 return Err(format!(
-                    "{} shows rows of {owner} that it did not have after version {head}",
+                    "P4: {} shows rows of {owner} that it did not have after version {head}",
                     node.index
                 ));
             }
@@ -175,14 +261,14 @@ impl Truths {
         Ok(())
     }
 
-    /// What was acknowledged is on every node.
+    /// P1: what was acknowledged is on every node.
     pub(super) fn nothing_acknowledged_is_lost(&self, nodes: &[VirtualNode]) -> Checked {
         for node in nodes {
             for (origin, version) in &self.acknowledged {
                 let head = node.head(*origin);
                 if head < *version {
                     return Err(format!(
-                        "{} holds {origin} up to {head}, but {version} was acknowledged",
+                        "P1: {} holds {origin} up to {head}, but {version} was acknowledged",
                         node.index
                     ));
                 }
@@ -194,7 +280,7 @@ impl Truths {
 
 /// Rows that are born once only.
 impl Truths {
-    /// A row that is born once only and that a disk has seen die does not show there again, unless
+    /// P25: a row that is born once only and that a disk has seen die does not show there again, unless
     /// who gave it life did not know of its death and begins it again.
     pub(super) fn the_dead_stay_dead(&self, node: &mut VirtualNode, commit: &Commit) -> Checked {
         for (key, _, exists) in unique_rows(commit) {
@@ -204,7 +290,7 @@ impl Truths {
                 node.buried.insert(key.clone());
             }
             if exists && node.buried.contains(key) && !self.is_reborn(node, key) {
-                return Err(format!("{} shows {key} again, which was deleted", node.index));
+                return Err(format!("P25: {} shows {key} again, which was deleted", node.index));
             }
         }
         Ok(())
@@ -217,7 +303,7 @@ impl Truths {
     }
 }
 
-/// Rows that are written together are never seen apart.
+/// P3: rows that are written together are never seen apart.
 ///
 /// An exception: what another origin overwrites, a later epoch of the same owner too, between two
 /// parts of a pull is missing in the second. It comes with the other origin. Where pieces are so small
@@ -244,7 +330,7 @@ pub(super) fn twins_change_together(
             if !is_alike {
                 let heads = &commit.heads;
                 return Err(format!(
-                    "{node} sees half a transaction: {name} {event:?} and {twin:?}, with {heads:?}"
+                    "P3: {node} sees half a transaction: {name} {event:?} and {twin:?}, with {heads:?}"
                 ));
             }
         }
@@ -261,13 +347,13 @@ fn unique_rows(commit: &Commit) -> impl Iterator<Item = (&Value, bool, bool)> {
     })
 }
 
-/// While a process lives, no head goes down.
+/// P4: while a process lives, no head goes down.
 pub(super) fn heads_only_rise(node: &VirtualNode, heads: &[(Origin, Version)]) -> Checked {
     for (origin, head) in heads {
         let before = node.head(*origin);
         if *head < before {
             return Err(format!(
-                "{}: the head of {origin} fell from {before} to {head}",
+                "P4: {}: the head of {origin} fell from {before} to {head}",
                 node.index
             ));
         }
@@ -275,15 +361,15 @@ pub(super) fn heads_only_rise(node: &VirtualNode, heads: &[(Origin, Version)]) -
     Ok(())
 }
 
-/// Only a node whose disk went back has a reason to begin an epoch.
+/// P2: only a node whose disk went back has a reason to begin an epoch.
 pub(super) fn epoch_is_needed(node: &VirtualNode) -> Checked {
     match node.image {
         Some(_) => Ok(()),
-        None => Err(format!("{} begins an epoch, though its disk lost nothing", node.index)),
+        None => Err(format!("P2: {} begins an epoch, though its disk lost nothing", node.index)),
     }
 }
 
-/// Only a node that was forgotten or never settled, or whose disk went back, takes all rows anew: for
+/// P25: only a node that was forgotten or never settled, or whose disk went back, takes all rows anew: for
 /// all others their peers keep the tombstones that they need.
 pub(super) fn rejoin_is_needed(node: &VirtualNode, nodes: &[VirtualNode]) -> Checked {
     let origin = node.storage.origin();
@@ -295,23 +381,23 @@ pub(super) fn rejoin_is_needed(node: &VirtualNode, nodes: &[VirtualNode]) -> Che
             || on_disk.iter().any(|(forgotten, _)| *forgotten == node.id)
     };
     if has_settled && node.image.is_none() && !nodes.iter().any(has_forgotten) {
-        return Err(format!("{} takes all rows anew, though all waited for it", node.index));
+        return Err(format!("P25: {} takes all rows anew, though all waited for it", node.index));
     }
     Ok(())
 }
 
-/// What a node withdraws are rows that it did not write in this life.
+/// P4: what a node withdraws are rows that it did not write in this life.
 pub(super) fn only_strangers_are_withdrawn(node: &VirtualNode) -> Checked {
     for key in node.own.keys() {
         let held = node.storage.inspect("services", key).ok().flatten();
         if held.is_none_or(|inspected| inspected.row.is_none()) {
-            return Err(format!("{} has withdrawn {key:?}, which it had claimed", node.index));
+            return Err(format!("P4: {} has withdrawn {key:?}, which it had claimed", node.index));
         }
     }
     Ok(())
 }
 
-/// Every node shows of every owner the rows that the owner last wrote, and no others.
+/// P4: every node shows of every owner the rows that the owner last wrote, and no others.
 pub(super) fn owners_have_the_last_word(nodes: &[VirtualNode]) -> Checked {
     for (node, owner) in nodes.iter().flat_map(|node| nodes.iter().map(move |o| (node, o))) {
         for key in workload::owned_keys(owner.id) {
@@ -320,7 +406,7 @@ pub(super) fn owners_have_the_last_word(nodes: &[VirtualNode]) -> Checked {
             let written = owner.own.get(&key[..]);
             if shown.as_ref() != written {
                 return Err(format!(
-                    "{} shows {shown:?} where {} last wrote {written:?}",
+                    "P4: {} shows {shown:?} where {} last wrote {written:?}",
                     node.index, owner.index
                 ));
             }
@@ -329,7 +415,7 @@ pub(super) fn owners_have_the_last_word(nodes: &[VirtualNode]) -> Checked {
     Ok(())
 }
 
-/// The replica's ledger holds nothing that is not on disk; at rest, all that is.
+/// P20: the replica's ledger holds nothing that is not on disk; at rest, all that is.
 pub(super) fn ledger_is_honest(node: &VirtualNode, is_at_rest: bool) -> Checked {
     let Some(replica) = &node.replica else { return Ok(()) };
     if !is_at_rest && node.is_rejoining() {
@@ -339,35 +425,52 @@ pub(super) fn ledger_is_honest(node: &VirtualNode, is_at_rest: bool) -> Checked 
     for (origin, head) in replica.ledger().heads() {
         // Of an own origin that was set back it hears in a moment.
         if head > node.head(origin) && (is_at_rest || origin.node != node.id) {
-            return Err(format!("{} believes it holds {origin} up to {head}", node.index));
+            return Err(format!("P20: {} believes it holds {origin} up to {head}", node.index));
         }
     }
     let is_whole = replica.ledger().heads().eq(node.heads.iter().map(|(origin, v)| (*origin, *v)));
     if is_at_rest && !is_whole {
-        return Err(format!("{}: ledger and storage differ at rest", node.index));
+        return Err(format!("P20: {}: ledger and storage differ at rest", node.index));
     }
     Ok(())
 }
 
-/// What is kept in memory of pulls that are not whole yet has its limit, however large they are.
-pub(super) fn staged_memory_is_bounded(node: &VirtualNode, config: &Config) -> Checked {
+/// P10: all that waits in a replica has its limit, whatever comes and however large it is. What is
+/// taken in is measured in bytes on the wire; the limits say at which point nothing more is taken, so
+/// a queue may be one thing above its limit.
+pub(super) fn queues_are_bounded(node: &VirtualNode, config: &Config) -> Checked {
     let Some(replica) = &node.replica else { return Ok(()) };
+    let queues = replica.queues();
     // On the wire a small row is estimated at some times its weight in the storage.
-    let piece = 4 * config.piece_bytes_max + 2_000;
-    let limit = config.staged_origin_bytes_max.max(config.stage_bytes_max) + piece;
-    let (all, most) = replica.staged_bytes();
-    if most > limit || all > config.staged_bytes_max + piece {
-        return Err(format!("{} keeps {most} bytes of a pull in memory, {all} in all", node.index));
+    let piece = 4 * config.piece_bytes_max + 4_000;
+    // What waited too early follows what it waited for; a batch that failed comes back; and what
+    // was asked for before there was no room comes still.
+    let comes_late = config.early_origin_bytes_max + config.batch_bytes_max;
+    let ready_max = config.ready_bytes_max + comes_late + piece * (1 + config.pulls_max);
+    let staged_max = config.staged_origin_bytes_max.max(config.stage_bytes_max) + piece;
+    let limits = [
+        ("ready bytes", queues.ready_bytes, ready_max),
+        ("early bytes", queues.early_bytes, config.early_bytes_max),
+        ("early bytes of an origin", queues.early_origin_bytes, config.early_origin_bytes_max),
+        ("staged bytes", queues.staged_bytes, config.staged_bytes_max + piece),
+        ("staged bytes of an origin", queues.staged_origin_bytes, staged_max),
+        ("pulls", queues.pulls, config.pulls_max),
+        ("loads", queues.loads, config.loads_max),
+    ];
+    match limits.into_iter().find(|(_, held, most)| held > most) {
+        Some((what, held, most)) => {
+            Err(format!("P10: {} has {held} {what}, and may have {most}", node.index))
+        }
+        None => Ok(()),
     }
-    Ok(())
 }
 
-/// Nodes with equal heads that miss nothing have equal rows and clocks.
+/// P5: nodes with equal heads that miss nothing have equal rows and clocks.
 pub(super) fn equal_heads_have_equal_contents(nodes: &[VirtualNode]) -> Checked {
     let content = |node: &VirtualNode| node.storage.fingerprint().ok();
     match nodes.iter().find(|node| content(node) != content(&nodes[0])) {
         Some(node) => Err(format!(
-            "{} has other rows than n0, with the same heads: {}",
+            "P5: {} has other rows than n0, with the same heads: {}",
             node.index,
             node.storage.first_difference(&nodes[0].storage).unwrap_or_default()
         )),
@@ -390,14 +493,94 @@ pub(super) fn has_converged(nodes: &[VirtualNode]) -> bool {
     })
 }
 
-fn owned_rows(node: &VirtualNode, owner: NodeId) -> u64 {
-    let mut hash = Fnv::default();
-    for key in workload::owned_keys(owner) {
-        let row = node.storage.inspect("services", &key).ok().flatten();
-        match row.and_then(|inspected| inspected.row) {
-            Some(row) => row.iter().for_each(|value| hash.add(value.to_string().as_bytes())),
-            None => hash.add(b"-"),
+/// P22: once all have the same schema, they show what came before it alike.
+pub(super) fn all_show_what_was_parked(nodes: &[VirtualNode]) -> Checked {
+    for key in workload::note_keys() {
+        let shown = |node: &VirtualNode| {
+            let held = node.storage.inspect("notes", std::slice::from_ref(&key)).ok().flatten();
+            held.and_then(|inspected| inspected.row)
+        };
+        let first = shown(&nodes[0]);
+        if let Some(node) = nodes.iter().find(|node| shown(node) != first) {
+            return Err(format!(
+                "P22: {} shows {:?} where n0 shows {first:?}",
+                node.index,
+                shown(node)
+            ));
         }
     }
-    hash.value()
+    Ok(())
+}
+
+/// The owned rows that a node's commits told of, as a sum of hashes for each owner.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Shown {
+    /// The hash of each row by that of its key.
+    rows: BTreeMap<u64, u64>,
+    /// The sum of each owner's, by the hash of its name.
+    sums: BTreeMap<u64, u64>,
+}
+
+impl Shown {
+    /// Returns the sum of an owner's rows.
+    pub(super) fn of(&self, owner: NodeId) -> u64 {
+        let owner = Fnv::of(owner.to_string().as_bytes());
+        self.sums.get(&owner).copied().unwrap_or(0)
+    }
+
+    /// Reads the same from a storage.
+    pub(super) fn read(node: &VirtualNode, owner: NodeId) -> u64 {
+        let mut shown = Self::default();
+        for key in workload::owned_keys(owner) {
+            let row = node.storage.inspect("services", &key).ok().flatten();
+            shown.set(&key, row.and_then(|inspected| inspected.row).as_deref());
+        }
+        shown.of(owner)
+    }
+
+    /// Reads all owners' rows from a storage, as a process does when it starts.
+    pub(super) fn read_all(node: &VirtualNode, owners: impl Iterator<Item = NodeId>) -> Self {
+        let mut shown = Self::default();
+        for key in owners.flat_map(workload::owned_keys) {
+            let row = node.storage.inspect("services", &key).ok().flatten();
+            if let Some(row) = row.and_then(|inspected| inspected.row) {
+                shown.set(&key, Some(&row));
+            }
+        }
+        shown
+    }
+
+    /// Takes over what a commit tells. Told twice, it is the same.
+    pub(super) fn note(&mut self, commit: &Commit) {
+        for table in commit.tables.iter().filter(|table| &*table.table.name == "services") {
+            for event in table.rows.each() {
+                self.set(&event.key, event.row.as_deref());
+            }
+        }
+    }
+
+    fn set(&mut self, key: &[Value], row: Option<&[Value]>) {
+        let hash = |values: &[Value]| {
+            let mut hash = Fnv::default();
+            for value in values {
+                match value.as_text() {
+                    Some(text) => hash.add(text.as_bytes()),
+                    None => hash.add(value.to_string().as_bytes()),
+                }
+                hash.add(b"|");
+            }
+            hash.value()
+        };
+        let owner = Fnv::of(key[0].as_text().unwrap_or_default().as_bytes());
+        let place = hash(key);
+        let sum = self.sums.entry(owner).or_default();
+        if let Some(old) = self.rows.remove(&place) {
+            *sum = sum.wrapping_sub(old);
+        }
+        if let Some(row) = row {
+            let new = hash(row);
+            *sum = sum.wrapping_add(new);
+            self.rows.insert(place, new);
+        }
+    }
 }

@@ -52,11 +52,17 @@ pub(super) enum Job {
 }
 
 /// The one writer of a node and what waits for it. A job becomes true, whole and durable, at the
-/// moment it ends; before that a crash leaves no trace of it.
+/// moment it ends; before that a crash leaves no trace of it. What ended is there after any crash,
+/// whether the process was told or not: a commit that nobody has heard of may well be true.
 #[derive(Debug, Default)]
 pub(super) struct Disk {
     jobs: VecDeque<Job>,
+    /// It fails everything.
     pub(super) is_failing: bool,
+    /// It refuses what is to be written, and can be read.
+    pub(super) is_full: bool,
+    /// How many times as long as usual it takes; 0 counts as 1.
+    pub(super) slowness: u32,
 }
 
 impl Disk {
@@ -78,6 +84,15 @@ impl Disk {
     /// Tells whether nothing waits that anybody could see.
     pub(super) fn is_at_rest(&self) -> bool {
         self.jobs.iter().all(|job| matches!(job, Job::Collect { .. } | Job::Meet { .. }))
+    }
+
+    pub(super) fn refuses_writes(&self) -> bool {
+        self.is_failing || self.is_full
+    }
+
+    /// It is as good as new.
+    pub(super) fn mend(&mut self) {
+        (self.is_failing, self.is_full, self.slowness) = (false, false, 1);
     }
 
     /// Forgets all jobs. Returns what the writer was in the midst of.

@@ -200,7 +200,8 @@ pub(super) fn reaches(
     node: NodeIndex,
     other: NodeIndex,
 ) -> bool {
-    nodes[other.0].replica.is_some() && network.connects(node, other)
+    let answers = nodes[other.0].replica.is_some() && !nodes[other.0].is_frozen;
+    answers && network.connects(node, other)
 }
 
 /// Brings a node's view of another up to date. `None`: it changed back meanwhile.

@@ -19,22 +19,26 @@ use crate::crdt::storage::{Bookmark, LENGTH_DROPPED_MAX};
 use crate::crdt::{Begun, Commit, RowOp, Stamp};
 use crate::replica::{ApplyOutcome, CollectOutcome, Effect, Input, LoadId, Replica};
 use crate::swim;
-use crate::types::{Epoch, Origin, Time, Version};
+use crate::types::{Epoch, NodeId, Origin, Time, Version};
 use crate::wire::{Message, changeset_bytes, decode, encode};
 
 mod agenda;
+mod budget;
 mod check;
 mod disk;
 mod faults;
 pub mod library;
+mod links;
 pub mod medium;
 mod membership;
+mod mistakes;
 mod network;
 mod node;
 pub mod report;
 mod scenario;
 mod trace;
 mod traffic;
+mod trouble;
 mod twins;
 mod workload;
 
@@ -42,19 +46,22 @@ pub use disk::DiskConfig;
 pub use faults::Fault;
 pub use medium::{InMemory, Media, Medium};
 pub use membership::{Joining, Membership, Oracle};
+pub use mistakes::Mutation;
 pub use network::NetworkConfig;
 pub use report::{Failure, Members, Report};
-pub use scenario::{Mutation, Scenario};
+pub use scenario::Scenario;
 pub use traffic::Traffic;
 pub use twins::SideBySide;
 
 use agenda::Agenda;
+use budget::Budget;
 use check::{Checked, Truths};
 use disk::Job;
 use membership::{Society, Verdicts};
 use network::Network;
 use node::{Image, OwnRows, VirtualNode, first_origin, index_of};
 use trace::{Note, Trace};
+use trouble::Troubles;
 
 /// How often it is looked whether all nodes hold the same.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -117,6 +124,8 @@ enum Event {
     Datagram { to: NodeIndex, life: u32, from: NodeIndex, bytes: Bytes },
     Look,
     Write { node: NodeIndex, serial: i64 },
+    Repeat { node: NodeIndex, life: u32, to: NodeId, message: Arc<Message> },
+    Synced { node: NodeIndex, life: u32 },
     Trouble(Fault),
 }
 
@@ -131,6 +140,8 @@ struct Cluster<'a> {
     network: Network,
     society: Society,
     truths: Truths,
+    budget: Budget,
+    troubles: Troubles,
     trace: Trace,
     rng: SmallRng,
     tally: Tally,
@@ -183,12 +194,14 @@ impl<'a> Cluster<'a> {
         watch: &'a mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Self, String> {
         let mut rng = SmallRng::seed_from_u64(scenario.seed);
-        let definitions = workload::definitions();
+        let definitions = workload::definitions(workload::Schema::Old);
         let nodes = (0..scenario.nodes).map(|index| {
             let index = NodeIndex(index);
             let storage = media.create(first_origin(index), &definitions)?;
             // Clocks are up to an hour apart: they are for people, not for merging.
-            Ok(VirtualNode::new(index, storage.into(), rng.random_range(0..3_600_000_000)))
+            let day = 24 * 3_600_000_000;
+            let ahead = day + rng.random_range(0..3_600_000_000);
+            Ok(VirtualNode::new(index, storage.into(), ahead))
         });
         let nodes = nodes.collect::<Result<_, String>>()?;
         let society = Society::new(&scenario.membership, scenario.nodes, &mut rng);
@@ -202,6 +215,8 @@ impl<'a> Cluster<'a> {
             network: Network::new(scenario.network.clone(), scenario.nodes),
             society,
             truths: Truths::default(),
+            budget: Budget::default(),
+            troubles: Troubles::default(),
             trace: Trace::default(),
             rng,
             tally: Tally::default(),
@@ -210,6 +225,9 @@ impl<'a> Cluster<'a> {
     }
 
     fn play(&mut self) -> Result<Report, String> {
+        for index in (0..self.scenario.nodes).map(NodeIndex) {
+            self.nodes[index.0].schema = self.first_schema(index);
+        }
         self.begin()?;
         let span = self.scenario.writes_from.0..self.scenario.writes_until.0;
         let count = self.scenario.writes as u64;
@@ -241,6 +259,7 @@ impl<'a> Cluster<'a> {
         self.truths.nothing_acknowledged_is_lost(&self.nodes)?;
         check::owners_have_the_last_word(&self.nodes)?;
         self.truths.only_the_deleted_is_gone(&self.nodes)?;
+        check::all_show_what_was_parked(&self.nodes)?;
         for node in &self.nodes {
             check::ledger_is_honest(node, true)?;
         }
@@ -263,13 +282,18 @@ impl<'a> Cluster<'a> {
     fn listen(&mut self) -> Checked {
         self.play_until(self.now + Duration::from_secs(5))?;
         let before = (self.tally.pushes, self.tally.wants);
+        let sent = self.budget.sent();
         self.play_until(self.now + LISTEN_FOR)?;
+        if !self.scenario.is_churn {
+            // Where tombstones are asked about many times a second that is not silence.
+            self.budget.idle_is_cheap(&sent, LISTEN_FOR)?;
+        }
         let after = (self.tally.pushes, self.tally.wants);
         if before != after {
-            return Err("something is still sent, though all hold the same".to_owned());
+            return Err("P9: something is still sent, though all hold the same".to_owned());
         }
         if !check::has_converged(&self.nodes) {
-            return Err(format!("the nodes held the same; then {}", self.who_differs()));
+            return Err(format!("P5: the nodes held the same; then {}", self.who_differs()));
         }
         Ok(())
     }
@@ -282,7 +306,7 @@ impl<'a> Cluster<'a> {
             if self.now >= from + within {
                 let collection = node.replica.as_ref().map(|replica| replica.collection(Time(0)));
                 let (index, left) = (node.index, left(node));
-                return Err(format!("{index} holds {left} tombstones still: {collection:?}"));
+                return Err(format!("P25: {index} holds {left} tombstones still: {collection:?}"));
             }
             self.play_until(self.now + LOOK_EVERY)?;
         }
@@ -308,6 +332,7 @@ impl<'a> Cluster<'a> {
     }
 
     fn step(&mut self, event: Event) -> Checked {
+        let Some(event) = self.unless_frozen(event) else { return Ok(()) };
         match event {
             Event::Wake { node, life } => {
                 if self.lives(node, life) && self.nodes[node.0].wake_at == Some(self.now) {
@@ -363,7 +388,17 @@ impl<'a> Cluster<'a> {
                 Ok(())
             }
             Event::Trouble(fault) => self.trouble(fault),
+            Event::Repeat { node, life, to, message } if self.lives(node, life) => {
+                self.send(node, &[to], Arc::unwrap_or_clone(message))
+            }
+            Event::Synced { node, life } => {
+                if self.nodes[node.0].life == life {
+                    self.nodes[node.0].unsynced = None;
+                }
+                Ok(())
+            }
             Event::Deliver { .. }
+            | Event::Repeat { .. }
             | Event::Tell { .. }
             | Event::DiskDone { .. }
             | Event::DiskRead { .. }
@@ -384,10 +419,10 @@ impl<'a> Cluster<'a> {
         let deadline = replica.deadline();
         let this = &mut self.nodes[node.0];
         this.replica = Some(replica);
-        check::staged_memory_is_bounded(this, &self.scenario.replica)?;
+        check::queues_are_bounded(this, &self.scenario.replica)?;
         let Some((at, why)) = deadline else { return Ok(()) };
         if at < self.now {
-            return Err(format!("{node} has a deadline in the past: {why}"));
+            return Err(format!("P9: {node} has a deadline in the past: {why}"));
         }
         if this.wake_at.is_none_or(|wake_at| at < wake_at) {
             this.wake_at = Some(at);
@@ -405,7 +440,8 @@ impl<'a> Cluster<'a> {
                 Ok(())
             }
             Effect::Load { id, origin, from, bytes_max } => {
-                let at = self.now + self.scenario.disk.draw_read(&mut self.rng);
+                let slowness = self.nodes[node.0].disk.slowness.max(1);
+                let at = self.now + self.scenario.disk.draw_read(&mut self.rng) * slowness;
                 let life = self.nodes[node.0].life;
                 let asked = (origin, from, bytes_max);
                 self.agenda.enter(at, Event::DiskRead { node, life, id, asked });
@@ -438,7 +474,7 @@ impl<'a> Cluster<'a> {
                 self.tally.is_grown_apart |= settled != Some(storage.origin());
                 let heads = match self.scenario.mutation {
                     Some(Mutation::TombstonesGoEarly) => storage.heads().unwrap_or_default(),
-                    Some(Mutation::TheDeletedStay) | None => heads,
+                    _ => heads,
                 };
                 self.add_job(node, Job::Collect { heads, forgotten, rows_max });
                 Ok(())
@@ -456,6 +492,11 @@ impl<'a> Cluster<'a> {
                 self.add_job(node, Job::Settle { heads, length });
                 Ok(())
             }
+            Effect::BeginEpoch { .. }
+                if self.scenario.mutation == Some(Mutation::VersionReused) =>
+            {
+                Ok(())
+            }
             Effect::BeginEpoch { above } => {
                 self.note(node, "must begin an epoch", None, u64::from(above.0));
                 check::epoch_is_needed(&self.nodes[node.0])?;
@@ -465,11 +506,16 @@ impl<'a> Cluster<'a> {
         }
     }
 
-    fn send(&mut self, from: NodeIndex, to: &[crate::types::NodeId], message: Message) -> Checked {
+    fn send(&mut self, from: NodeIndex, to: &[NodeId], mut message: Message) -> Checked {
+        if self.scenario.forger.is_none() {
+            self.what_is_told_is_true(from, &message)?;
+        }
+        self.forge(from, &mut message);
         let bytes = encode(&message);
         if self.scenario.is_thorough && decode(&bytes).as_ref() != Ok(&message) {
             return Err(format!("{from} sends what does not survive its bytes: {message:?}"));
         }
+        self.is_within_budget(from, &message, bytes.len(), to.len())?;
         let sent = (bytes.len() * to.len()) as u64;
         let (kind, (on_wire, ack)) =
             (traffic::kind_of(&message), traffic::message_bytes(bytes.len()));
@@ -489,17 +535,27 @@ impl<'a> Cluster<'a> {
             let life = self.nodes[to.0].life;
             let fate = self.network.send(&mut self.rng, from, to);
             if fate[0].is_none() && self.network.loss_is_noticed() {
-                let at = self.now + Duration::from_millis(10);
-                let life = self.nodes[from.0].life;
-                let input = Input::Overrun(*peer);
-                self.agenda.enter(at, Event::Tell { node: from, life, input });
+                self.overruns(from, *peer);
+            }
+            if fate[0].is_none() {
+                self.repeat_without_budget(from, *peer, &message);
             }
             for delay in fate.into_iter().flatten() {
                 let message = Arc::clone(&message);
-                self.agenda.enter(self.now + delay, Event::Deliver { to, life, from, message });
+                let event = Event::Deliver { to, life, from, message };
+                if let Some(event) = self.over_link(from, to, event) {
+                    self.agenda.enter(self.now + delay, event);
+                }
             }
         }
         Ok(())
+    }
+
+    /// A sender learns, a moment later, that something was lost.
+    fn overruns(&mut self, from: NodeIndex, peer: NodeId) {
+        let at = self.now + Duration::from_millis(10);
+        let life = self.nodes[from.0].life;
+        self.agenda.enter(at, Event::Tell { node: from, life, input: Input::Overrun(peer) });
     }
 
     fn deliver(&mut self, from: NodeIndex, to: NodeIndex, message: Arc<Message>) -> Checked {
@@ -508,7 +564,10 @@ impl<'a> Cluster<'a> {
         match &*message {
             Message::Push { .. } => self.tally.pushes += 1,
             Message::Want { .. } => self.tally.wants += 1,
-            Message::Pulled { piece, .. } => self.tally.pulled += piece.changesets.len() as u64,
+            Message::Pulled { piece, .. } => {
+                self.tally.pulled += piece.changesets.len() as u64;
+                self.note_answer(to, piece);
+            }
             Message::Hello { .. }
             | Message::Known { .. }
             | Message::Neighbour(_)
@@ -522,6 +581,7 @@ impl<'a> Cluster<'a> {
             | Message::Round(_)
             | Message::Forgotten { .. } => {}
         }
+        self.apply_out_of_order(to, &message);
         let from = self.nodes[from.0].id;
         self.tell(to, Input::Received { from, message: Arc::unwrap_or_clone(message) })
     }
@@ -537,7 +597,11 @@ impl<'a> Cluster<'a> {
             return;
         }
         let draw = if self.scenario.is_churn { workload::draw_churn } else { workload::draw };
-        let ops: Vec<RowOp> = draw(&mut self.rng, this.id, serial);
+        let note = match self.scenario.is_skewed {
+            true => workload::draw_note(&mut self.rng, this.schema, serial),
+            false => None,
+        };
+        let ops: Vec<RowOp> = note.unwrap_or_else(|| draw(&mut self.rng, this.id, serial));
         self.add_job(node, Job::Commit(ops));
     }
 
@@ -548,7 +612,8 @@ impl<'a> Cluster<'a> {
     }
 
     fn set_to_work(&mut self, node: NodeIndex) {
-        let at = self.now + self.scenario.disk.draw_write(&mut self.rng);
+        let slowness = self.nodes[node.0].disk.slowness.max(1);
+        let at = self.now + self.scenario.disk.draw_write(&mut self.rng) * slowness;
         let life = self.nodes[node.0].life;
         self.agenda.enter(at, Event::DiskDone { node, life });
     }
@@ -557,11 +622,13 @@ impl<'a> Cluster<'a> {
     fn disk_done(&mut self, node: NodeIndex) -> Checked {
         let this = &mut self.nodes[node.0];
         let Some(job) = this.disk.take_done() else { return Ok(()) };
-        let is_failing = this.disk.is_failing;
+        let is_failing = this.disk.refuses_writes();
         let now = this.wall(self.now);
         let input = match job {
             Job::Commit(_) if is_failing => None,
             Job::Commit(ops) => {
+                self.put_off_sync(node, None);
+                let this = &mut self.nodes[node.0];
                 let commit = this.storage.commit(now, &ops).map_err(|error| error.to_string())?;
                 let Some(commit) = commit else { return self.next_job(node) };
                 self.on_own_commit(node, &commit)?;
@@ -590,7 +657,13 @@ impl<'a> Cluster<'a> {
                 Some(Input::Applied { id, outcome: ApplyOutcome::Done { heads: commit.heads } })
             }
             Job::Apply { id, batch } => {
+                self.put_off_sync(node, Some(&batch));
+                let this = &mut self.nodes[node.0];
+                let batch = mistakes::misread(self.scenario.mutation, this, batch);
                 let commit = this.storage.apply(now, &batch).map_err(|error| error.to_string())?;
+                if self.scenario.mutation == Some(Mutation::ForeignOwnerAccepted) {
+                    mistakes::take_foreign_rows(&mut this.storage, &batch);
+                }
                 self.became_true(node, &commit)?;
                 Some(Input::Applied { id, outcome: ApplyOutcome::Done { heads: commit.heads } })
             }
@@ -635,9 +708,7 @@ impl<'a> Cluster<'a> {
             Job::Rejoin { held, length } => {
                 let begun = match self.scenario.mutation {
                     Some(Mutation::TheDeletedStay) => this.storage.begin_epoch(now, Epoch(0)),
-                    Some(Mutation::TombstonesGoEarly) | None => {
-                        this.storage.rejoin(now, &held, length)
-                    }
+                    _ => this.storage.rejoin(now, &held, length),
                 };
                 let Begun { origin, commits, .. } = begun.map_err(|error| error.to_string())?;
                 this.heads.clear();
@@ -678,6 +749,7 @@ impl<'a> Cluster<'a> {
     /// A node wrote on its own account.
     fn on_own_commit(&mut self, node: NodeIndex, commit: &Commit) -> Checked {
         self.nodes[node.0].note_own(commit);
+        self.nodes[node.0].shown.note(commit);
         self.truths.on_own_commit(self.now, &self.nodes[node.0], commit)?;
         self.became_true(node, commit)
     }
@@ -714,6 +786,7 @@ impl<'a> Cluster<'a> {
     /// A commit, own or not, is on a node's disk: everything about it must be right.
     fn became_true(&mut self, node: NodeIndex, commit: &Commit) -> Checked {
         let cuts_all = self.scenario.replica.piece_bytes_max < SMALL_BYTES;
+        self.nodes[node.0].shown.note(commit);
         check::twins_change_together(&self.truths, cuts_all, node, commit)?;
         self.truths.the_dead_stay_dead(&mut self.nodes[node.0], commit)?;
         let tombstones = self.nodes[node.0].storage.tombstones().unwrap_or_default();
@@ -740,8 +813,9 @@ impl<'a> Cluster<'a> {
         }
         self.truths.whoever_holds_all_holds_the_same(this)?;
         check::ledger_is_honest(this, false)?;
-        if self.scenario.is_thorough && commit.changeset.is_none() {
-            self.truths.owned_rows_are_a_prefix(this, &commit.heads)?;
+        if commit.changeset.is_none() {
+            let is_thorough = self.scenario.is_thorough;
+            self.truths.owned_rows_are_a_prefix(this, &commit.heads, is_thorough)?;
         }
         Ok(())
     }
@@ -764,11 +838,15 @@ impl<'a> Cluster<'a> {
     fn trouble(&mut self, fault: Fault) -> Checked {
         let fault = match fault {
             Fault::Restore(node) | Fault::Wipe(node)
-                if self.scenario.is_churn && self.is_only_copy(node) =>
+                if self.scenario.keeps_only_copies && self.is_only_copy(node) =>
             {
                 Fault::Restart(node)
             }
             fault => fault,
+        };
+        let Some(fault) = self.trouble_of_one(fault) else {
+            self.spread_news();
+            return Ok(());
         };
         match fault {
             Fault::Crash(node) => self.crash(node),
@@ -782,6 +860,9 @@ impl<'a> Cluster<'a> {
             Fault::Restore(node) if self.nodes[node.0].replica.is_none() => {
                 let above = self.epoch_by_the_clock();
                 self.roll_back(node)?;
+                if self.scenario.mutation == Some(Mutation::VersionReused) {
+                    return self.start(node);
+                }
                 let now = self.nodes[node.0].wall(self.now);
                 let begun = self.nodes[node.0].storage.begin_epoch(now, above);
                 let begun = begun.map_err(|error| error.to_string())?;
@@ -793,7 +874,8 @@ impl<'a> Cluster<'a> {
             Fault::Wipe(node) if self.nodes[node.0].replica.is_none() => {
                 let epoch = self.epoch_by_the_clock();
                 let origin = Origin { epoch, ..first_origin(node) };
-                let empty = self.media.create(origin, &workload::definitions())?;
+                let empty =
+                    self.media.create(origin, &workload::definitions(workload::Schema::Old))?;
                 let empty = empty.copy()?.into();
                 let (own, buried) = (OwnRows::new(), BTreeSet::new());
                 self.nodes[node.0].image = Some(Image { storage: empty, own, buried });
@@ -822,6 +904,7 @@ impl<'a> Cluster<'a> {
                 self.note(NodeIndex(0), "and others: the network is whole", None, 0);
                 self.society.is_redivided = true;
                 self.network.heal();
+                self.heal_links();
             }
             Fault::DiskFails(node) => {
                 self.note(node, "its disk fails", None, 0);
@@ -829,8 +912,10 @@ impl<'a> Cluster<'a> {
             }
             Fault::DiskWorks(node) => {
                 self.note(node, "its disk works", None, 0);
-                self.nodes[node.0].disk.is_failing = false;
+                self.nodes[node.0].disk.mend();
             }
+            // Carried out already.
+            _ => {}
         }
         self.spread_news();
         Ok(())
@@ -840,6 +925,7 @@ impl<'a> Cluster<'a> {
         if self.nodes[node.0].replica.is_some() {
             return Ok(());
         }
+        self.define(node);
         let seed = self.rng.random();
         self.society.changed.push(node);
         let this = &mut self.nodes[node.0];
@@ -848,8 +934,9 @@ impl<'a> Cluster<'a> {
         let opened = this.storage.restart(torn.as_ref());
         opened.map_err(|fault| format!("{node} does not start again: {fault}"))?;
         this.read_heads();
+        self.truths.what_was_acknowledged_is_on_disk(this)?;
         let heads = this.heads.clone();
-        let mut config = self.scenario.replica.clone();
+        let mut config = mistakes::settings(self.scenario.mutation, &self.scenario.replica);
         // Long enough for some writes to come first.
         config.withdraw_after = Duration::from_secs(2);
         let floor = this.storage.floor().expect("the storage in memory does not fail");
@@ -859,6 +946,7 @@ impl<'a> Cluster<'a> {
         this.wake_at = Some(self.now);
         self.agenda.enter(self.now, Event::Wake { node, life });
         self.note(node, "starts", None, u64::from(life));
+        self.read_shown(node);
         self.start_swim(node);
         Ok(())
     }
@@ -870,7 +958,11 @@ impl<'a> Cluster<'a> {
         self.society.changed.push(node);
         self.end_swim(node);
         let left = trace::Fnv::of(&self.now.0.to_be_bytes()) as u16;
+        self.bury_frozen(node);
         let this = &mut self.nodes[node.0];
+        if let Some(left) = this.unsynced.take() {
+            (this.storage, this.own, this.buried) = (left.storage, left.own, left.buried);
+        }
         this.replica = None;
         this.torn = this.disk.crash().map(|work| medium::Torn { work, left });
         this.up.clear();
@@ -944,7 +1036,7 @@ impl<'a> Cluster<'a> {
 
     /// Says which heads differ, for a failure.
     fn who_differs(&self) -> String {
-        let mut words = "the nodes did not come to hold the same in time:".to_owned();
+        let mut words = "P5: the nodes did not come to hold the same in time:".to_owned();
         for node in self.nodes.iter().take(20) {
             let heads: Vec<String> = node
                 .heads

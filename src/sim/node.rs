@@ -4,10 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::NodeIndex;
+use super::check::Shown;
 use super::disk::Disk;
 use super::medium::{AnyMedium, Torn};
 use super::membership::{Dialler, Swimmer};
+use super::mistakes::OldCells;
 use super::trace::Fnv;
+use super::workload::Schema;
 use crate::crdt::{Commit, Life, pack};
 use crate::replica::Replica;
 use crate::types::{Epoch, NodeId, Origin, Scope, Time, Value, Version, Wall};
@@ -61,6 +64,16 @@ pub(super) struct VirtualNode {
     pub(super) confirmations_needed: usize,
     /// How far its wall clock is ahead, in microseconds.
     pub(super) clock_ahead: u64,
+    /// What its commits told of owned rows.
+    pub(super) shown: Shown,
+    /// Which tables it has.
+    pub(super) schema: Schema,
+    /// Its process is stopped.
+    pub(super) is_frozen: bool,
+    /// What a crash leaves of the disk; `None`: all of it.
+    pub(super) unsynced: Option<Box<Image>>,
+    /// For a mistake: cells that should be forgotten.
+    pub(super) old_cells: OldCells,
 }
 
 impl VirtualNode {
@@ -87,6 +100,11 @@ impl VirtualNode {
             told_at: Time(0),
             confirmations_needed: 0,
             clock_ahead,
+            shown: Shown::default(),
+            schema: Schema::Whole,
+            is_frozen: false,
+            unsynced: None,
+            old_cells: OldCells::new(),
         }
     }
 

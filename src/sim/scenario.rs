@@ -9,6 +9,7 @@ use super::NodeIndex;
 use super::disk::DiskConfig;
 use super::faults::{self, Fault};
 use super::membership::Membership;
+use super::mistakes::Mutation;
 use super::network::NetworkConfig;
 use crate::replica::Config;
 use crate::types::Time;
@@ -50,18 +51,18 @@ pub struct Scenario {
     pub measure_from: Time,
     /// What is done wrongly, to see that it is noticed.
     pub mutation: Option<Mutation>,
+    /// A node that adds rows of others to what it tells: everybody leaves them out.
+    pub forger: Option<NodeIndex>,
+    /// Whether some nodes begin without a table, or without one of its columns, that others write.
+    /// They get it by [`Fault::SchemaGrows`].
+    pub is_skewed: bool,
+    /// Whether a disk is lost or set back only while others hold all that it holds. What overwrote
+    /// a shared cell may be gone for good otherwise, while some hold the version that it took the
+    /// cell from: see "Decisions" in ARCHITECTURE.md.
+    pub keeps_only_copies: bool,
     /// Whether messages go through their bytes, and owned rows are compared with their history:
     /// truths that cost too much for large clusters.
     pub is_thorough: bool,
-}
-
-/// A mistake that storages could make.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Mutation {
-    /// A node drops the tombstones of all that it holds itself, whatever others hold.
-    TombstonesGoEarly,
-    /// A node that was away keeps the rows that the others do not have.
-    TheDeletedStay,
 }
 
 impl Scenario {
@@ -85,6 +86,9 @@ impl Scenario {
             verdicts_are_right: false,
             measure_from: Time(3_000_000),
             mutation: None,
+            forger: None,
+            is_skewed: false,
+            keeps_only_copies: false,
             is_thorough: true,
         }
     }
@@ -95,6 +99,7 @@ impl Scenario {
         let mut scenario = Self::drawn(seed);
         let mut rng = SmallRng::seed_from_u64(seed ^ 0x00c0_11ec);
         scenario.is_churn = true;
+        scenario.keeps_only_copies = true;
         scenario.nodes = rng.random_range(3..7);
         scenario.writes = rng.random_range(100..300);
         scenario.writes_until = Time(20_000_000);
@@ -205,6 +210,46 @@ impl Scenario {
         }
         self.membership = membership;
         self
+    }
+
+    /// A cluster of any size that many write to, with trouble of all kinds: each seed draws which
+    /// kinds there are at all, then how much of each. It is what every change is held against.
+    pub fn mixed(seed: u64, nodes: usize) -> Self {
+        let mut rng = SmallRng::seed_from_u64(seed ^ 0x5eed_3142);
+        let mut scenario = Self::calm(seed, nodes, rng.random_range(nodes / 2..=nodes));
+        let until = Time(10_000_000);
+        scenario.writes_from = Time(1_000_000);
+        scenario.writes_until = until;
+        scenario.is_thorough = false;
+        scenario.keeps_only_copies = true;
+        let network = &mut scenario.network;
+        network.loss = [0.0, 0.0, 0.01, 0.05, 0.2][rng.random_range(0..5)];
+        network.loss_is_noticed = rng.random_bool(0.5);
+        network.duplication = [0.0, 0.02][rng.random_range(0..2)];
+        network.jitter = Duration::from_millis([1, 5, 50, 200][rng.random_range(0..4)]);
+        network.regions = [1, 3, 5][rng.random_range(0..3)];
+        scenario.disk.write_max = Duration::from_millis([1, 5, 30][rng.random_range(0..3)]);
+        scenario.disk.attention_max = Duration::from_millis([1, 1, 300][rng.random_range(0..3)]);
+        scenario.faults = faults::draw_mixed(&mut rng, nodes, (Time(500_000), Time(12_000_000)));
+        if rng.random_bool(0.3) {
+            scenario.is_skewed = true;
+            let ends = (0..nodes).map(|node| {
+                let at = Time(rng.random_range(2_000_000..12_000_000));
+                (at, Fault::SchemaGrows(NodeIndex(node)))
+            });
+            scenario.faults.extend(ends);
+            scenario.faults.sort_by_key(|(at, _)| *at);
+        }
+        scenario.forger = rng.random_bool(0.2).then(|| NodeIndex(rng.random_range(0..nodes)));
+        if rng.random_bool(0.5) {
+            scenario.replica = draw_caps(&mut rng);
+        }
+        scenario.large_bytes = if rng.random_bool(0.5) { LARGE_BYTES } else { usize::MAX };
+        let is_lossy = scenario.network.loss > 0.1;
+        let is_slow = scenario.replica.piece_bytes_max < LARGE_BYTES;
+        let lasts = Duration::from_secs(if is_lossy { 120 } else { 60 });
+        scenario.converge_within = if is_slow { lasts * 5 } else { lasts };
+        scenario
     }
 
     /// Returns when nothing new goes wrong any more and nobody writes any more.

@@ -20,17 +20,64 @@ const SHARED_PAIRS: u8 = 2;
 /// How many keys of `kv` all nodes write without any order.
 const FREE_KEYS: u8 = 6;
 
-/// The tables of the simulation: one whose rows have owners, one that is shared.
-pub(super) fn definitions() -> [Definition; 2] {
+/// How many rows of `notes` there are.
+const NOTES: u8 = 8;
+
+/// The columns of `kv`, in their order.
+pub(super) const KV_COLUMNS: [&str; 3] = ["key", "value", "flags"];
+
+/// Which tables a node has.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Schema {
+    /// All but `notes`.
+    Old,
+    /// `notes` too, but for its column `mark`.
+    Half,
+    /// All.
+    Whole,
+}
+
+/// The tables of the simulation: one whose rows have owners, one that is shared, and another shared
+/// one that nodes may get later than others.
+pub(super) fn definitions(schema: Schema) -> Vec<Definition> {
     let text = |name| (name, Value::from(""));
     let number = |name| (name, Value::Integer(0));
     let services = [text("node_id"), text("id"), text("name"), number("port")];
-    let kv = [text("key"), text("value"), number("flags")];
-    [
+    let kv = KV_COLUMNS.map(|name| if name == "flags" { number(name) } else { text(name) });
+    let notes = [text("key"), text("note"), number("mark")];
+    let notes = if schema == Schema::Half { &notes[..2] } else { &notes[..] };
+    let mut definitions = vec![
         Definition::new("services", &services, &["node_id", "id"]),
         Definition::new("kv", &kv, &["key"]),
-    ]
-    .map(|definition| definition.expect("the definitions above are sound"))
+    ];
+    if schema > Schema::Old {
+        definitions.push(Definition::new("notes", notes, &["key"]));
+    }
+    let definitions = definitions.into_iter();
+    definitions.map(|definition| definition.expect("the definitions above are sound")).collect()
+}
+
+/// The keys of `notes`.
+pub(super) fn note_keys() -> impl Iterator<Item = Value> {
+    (0..NOTES).map(|note| Value::from(format!("n{note}")))
+}
+
+/// Draws a transaction that writes what only nodes of this schema know; `None`: another one.
+pub(super) fn draw_note(rng: &mut SmallRng, schema: Schema, serial: i64) -> Option<Vec<RowOp>> {
+    if schema == Schema::Old || rng.random_bool(0.7) {
+        return None;
+    }
+    let key = Value::from(format!("n{}", rng.random_range(0..NOTES)));
+    if rng.random_bool(0.2) {
+        let matching = vec![("key", key)];
+        return Some(vec![RowOp::Delete { table: "notes", matching, except: None }]);
+    }
+    let note = Value::from(format!("v{}", rng.random_range(0..3)));
+    let mut row = vec![("key", key), ("note", note)];
+    if schema == Schema::Whole {
+        row.push(("mark", Value::Integer(serial)));
+    }
+    Some(vec![RowOp::Put { table: "notes", row, keep: &[] }])
 }
 
 /// Draws one transaction of a node. `serial` makes its values differ from all others.

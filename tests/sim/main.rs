@@ -1,11 +1,15 @@
 //! Clusters in virtual time: fixed seeds in seconds, more on request.
 //!
 //! `SIM_SEED=7 cargo test --test sim` plays one seed of the drawn scenarios, with `SIM_SEEDS=5000`
-//! so many from there on; `SIM_NODES=1000` plays the large one with so many nodes.
+//! so many from there on; `SIM_NODES=1000` plays the large one with so many nodes. `mixed` plays the
+//! mixture of all trouble, `mutants` has mistakes made and noticed.
 
 use std::time::Duration;
 
-use tribune::sim::{Fault, Mutation, NodeIndex, Report, Scenario, run};
+mod mixed;
+mod mutants;
+
+use tribune::sim::{Fault, NodeIndex, Report, Scenario, run};
 use tribune::types::Time;
 
 fn from_environment(name: &str) -> Option<u64> {
@@ -45,19 +49,6 @@ fn what_was_deleted_stays_deleted_though_its_tombstones_go() {
         dropped += report.tombstones_dropped;
     }
     println!("{seeds} seeds: {dropped} tombstones dropped, {rejoins} rejoined");
-}
-
-#[test]
-fn a_mistake_with_tombstones_is_noticed() {
-    for mistake in [Mutation::TombstonesGoEarly, Mutation::TheDeletedStay] {
-        let noticed = (0..20).find_map(|seed| {
-            let scenario = Scenario { mutation: Some(mistake), ..Scenario::churn(seed) };
-            let failure = run(scenario).err()?;
-            Some((seed, failure.what))
-        });
-        let (seed, what) = noticed.unwrap_or_else(|| panic!("{mistake:?} was not noticed"));
-        println!("{mistake:?}: seed {seed}, {what}");
-    }
 }
 
 #[test]
