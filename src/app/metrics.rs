@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 
@@ -164,6 +164,23 @@ fn of_replica(stats: &Stats) -> Vec<Family> {
             replica.batches_failed,
         ),
         Family::counter("rejected", "What peers said and cannot be.", replica.rejected),
+        Family::counters(
+            "skipped",
+            "Messages that were not read, by the reason.",
+            labelled(
+                "why",
+                [
+                    ("kind", stats.heard.unknown_kind),
+                    ("version", stats.heard.unknown_version),
+                    ("unreadable", stats.heard.unreadable),
+                ],
+            ),
+        ),
+        Family::counter(
+            "extended",
+            "Messages of which the last fields were passed over: a later release has added them.",
+            stats.heard.extended,
+        ),
         Family::counter("overruns", "Times a peer's queue was full.", replica.overruns),
         Family::counter(
             "epochs_refused",
@@ -248,15 +265,46 @@ fn of_swim(stats: &Stats) -> Vec<Family> {
         Family::counter("suspected", "Times this node had to defend itself.", swim.suspected),
         Family::counter("rejoins", "Times the cluster had declared this node dead.", swim.rejoins),
         Family::counter("stalls", "Times this node came more than a second late.", swim.stalls),
+        Family::counter(
+            "unknown",
+            "Membership datagrams of a kind or version that this release does not know.",
+            swim.unknown,
+        ),
+        Family::gauge(
+            "held_back",
+            "Members that do not answer and are kept in answers, since too many do not.",
+            count(stats.held_back),
+        ),
+        Family::gauges(
+            "conflicts",
+            "Nodes that are up under one name with another; processes under this node's id.",
+            [("name", stats.name_conflicts), ("id", stats.id_conflicts)]
+                .map(|(of, number)| (vec![("of", of.to_owned())], count(number))),
+        ),
+        Family::gauge(
+            "aside",
+            "1 while this process stands aside for another one under its id.",
+            count(usize::from(stats.is_aside)),
+        ),
     ]
 }
 
 fn of_net(net: &Net) -> Vec<Family> {
     let counts = net.counts();
+    let failures = net.failures().into_iter();
+    let failures = failures.map(|(why, number)| (vec![("why", why.to_owned())], number));
+    let left = net.validity().left(SystemTime::now()).unwrap_or_default().as_secs_f64();
     vec![
         Family::gauge("connections", "Connections to other nodes.", counts.links as f64),
         Family::counter("dials", "Connections begun by this node.", counts.dials),
         Family::counter("dials_failed", "Of these, those that failed.", counts.dials_failed),
+        Family::counters(
+            "failures",
+            "Connections, begun by either side, that did not come about, by the reason.",
+            failures,
+        ),
+        Family::gauge("certificate_left", "How long this node's certificate, and its CA's, counts.", left)
+            .unit("seconds"),
         Family::counter("accepted", "Connections of others taken.", counts.accepted),
         Family::counter("refused", "Connections of others refused.", counts.refused),
         Family::counter("evicted", "Connections closed to make room.", counts.evicted),
@@ -275,6 +323,16 @@ fn of_net(net: &Net) -> Vec<Family> {
             counts.frame_bytes_received,
         )
         .unit("bytes"),
+        Family::counter("packets_sent", "Packets of UDP sent.", counts.packets_sent),
+        Family::counter("packets_received", "Packets of UDP received.", counts.packets_received),
+        Family::counter("packets_sent", "Bytes of UDP sent.", counts.packet_bytes_sent).unit("bytes"),
+        Family::counter("packets_received", "Bytes of UDP received.", counts.packet_bytes_received)
+            .unit("bytes"),
+        Family::counter(
+            "streams_unknown",
+            "Streams of a kind that this release does not know.",
+            counts.streams_unknown,
+        ),
         Family::counter("datagrams_sent", "Membership datagrams sent.", counts.datagrams_sent),
         Family::counter(
             "datagrams_received",

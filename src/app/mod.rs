@@ -11,7 +11,7 @@ pub mod watchdog;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -33,6 +33,7 @@ use crate::node::{self, Handle, Local, Node};
 use crate::store::{OpenConfig, Store};
 use crate::swim;
 use crate::telemetry::{Metrics, Pulses};
+use crate::types::ClusterId;
 
 /// How long the faces may take to finish what they are answering.
 const DRAIN_WITHIN: Duration = Duration::from_secs(3);
@@ -61,6 +62,11 @@ pub struct Options {
 /// A node with its faces, running.
 pub struct App {
     node: Node,
+    agent: Agent,
+    net: Net,
+    cluster: ClusterId,
+    /// Whether its certificates are in files.
+    is_renewable: bool,
     queries: Arc<Queries>,
     faces: Tasks,
     engine: Tasks,
@@ -75,9 +81,12 @@ impl App {
     pub async fn start(agent: Agent, options: Options) -> Result<Self, StartError> {
         let http = Http::bind(&settings::http(&agent)).map_err(StartError::of)?;
         let dns = Dns::bind(settings::dns(&agent)?).map_err(StartError::of)?;
+        let is_renewable = options.identity.is_none();
         let identity = identity::find(&agent, options.identity)?;
         let is_own = identity.is_own;
         let identity = identity.identity;
+        identity.warnings().iter().for_each(|warning| warn!("{warning}"));
+        let cluster = identity.cluster();
         let name = agent.node.clone().unwrap_or_else(|| identity.name().to_owned());
         let open = OpenConfig {
             data_dir: agent.data_dir.clone(),
@@ -86,6 +95,7 @@ impl App {
             cluster: Some(identity.cluster()),
             scope: agent.gossip.scope,
             schema: agent.schema.clone(),
+            first_epoch: None,
         };
         if !is_own {
             snapshot::fetch(&agent, &identity, &open, &options.stop).await?;
@@ -104,7 +114,7 @@ impl App {
         let (net, events) =
             Net::bind(net::Config::new(agent.gossip.listen), &identity).map_err(StartError::of)?;
         net.give_snapshots(snapshot::maker(agent.data_dir.clone()));
-        let net_face = net.clone();
+        let (net_face, kept_net) = (net.clone(), net.clone());
         let config = node::Config {
             tagged_addresses: tagged_addresses(&local.address),
             meta: agent.node_meta.clone(),
@@ -157,6 +167,10 @@ impl App {
         let watchdog = Watchdog::start(pulses, agent.watchdog_limit).map_err(StartError::of)?;
         Ok(Self {
             node,
+            agent,
+            net: kept_net,
+            cluster,
+            is_renewable,
             queries,
             faces,
             engine: engine_task,
@@ -169,6 +183,33 @@ impl App {
     /// Returns the node's handle.
     pub fn handle(&self) -> &Handle {
         self.node.handle()
+    }
+
+    /// Reads the certificates again, and takes them into use for connections to come; those that
+    /// there are live on. When this fails, everything stays as it was.
+    ///
+    /// # Errors
+    /// The files cannot be used, or are another node's.
+    pub fn renew_certificates(&self) -> Result<(), StartError> {
+        if !self.is_renewable {
+            return Ok(());
+        }
+        let identity = identity::find(&self.agent, None)?.identity;
+        if (identity.node(), identity.cluster()) != (self.handle().local().id, self.cluster) {
+            return Err(StartError(format!(
+                "the certificate is now that of node {} of cluster {}: this process stays node {} \
+                 of cluster {}",
+                identity.node(),
+                identity.cluster(),
+                self.handle().local().id,
+                self.cluster
+            )));
+        }
+        identity.warnings().iter().for_each(|warning| warn!("{warning}"));
+        self.net.renew(&identity).map_err(StartError::of)?;
+        let left = identity.validity().left(SystemTime::now()).unwrap_or_default();
+        info!(left = %net::tls::words(left), "The certificates were read again, and are in use");
+        Ok(())
     }
 
     /// Waits until a part ends without which the node cannot go on, and names it.

@@ -277,13 +277,20 @@ impl View {
 
     /// Finds a node by name (compared without case) or by its key, which is its id.
     ///
-    /// An id goes before a name, so that no node can pose as another by its name. Where two nodes
-    /// have one name, the one with the lowest key has it.
+    /// An id goes before a name, so that no node can pose as another by its name. Where several nodes
+    /// have one name, the one with the lowest key of those that are up has it, on every node alike.
     pub fn node(&self, name_or_id: &str) -> Option<&Arc<NodeEntry>> {
         self.nodes.get(name_or_id).or_else(|| {
             let keys = self.names.get(lower(name_or_id).as_ref())?;
-            self.nodes.get(keys.first()?)
+            let mut nodes = keys.iter().filter_map(|key| self.nodes.get(key));
+            nodes.clone().find(|node| node.info.is_up).or_else(|| nodes.next())
         })
+    }
+
+    /// Lists the nodes that share a name with others, those of one name together.
+    pub fn namesakes(&self) -> impl Iterator<Item = Vec<&Arc<NodeEntry>>> {
+        let shared = self.names.values().filter(|keys| keys.len() > 1);
+        shared.map(|keys| keys.iter().filter_map(|key| self.nodes.get(key)).collect())
     }
 
     /// Finds a node by its key.

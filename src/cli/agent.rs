@@ -3,7 +3,8 @@
 use std::pin::pin;
 use std::time::Duration;
 
-use tracing::{info, warn};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::{error, info, warn};
 
 use super::Failure;
 use crate::app::{App, Options};
@@ -20,8 +21,9 @@ pub(super) fn run(flags: Flags) -> Result<(), Failure> {
     let outcome = runtime.block_on(async {
         // Signals are caught before anything is started, so that none ends the node half-way.
         let mut stop = Stop::catch()?;
+        let renewal = signal(SignalKind::hangup()).map_err(not_caught)?;
         let Some(app) = start(agent, &mut stop).await? else { return Ok(()) };
-        serve(app, stop).await
+        serve(app, stop, renewal).await
     });
     // A query that still computes must not keep the process: it only reads.
     runtime.shutdown_timeout(END_WITHIN);
@@ -66,10 +68,17 @@ pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
         .map_err(|error| Failure::Failed(format!("cannot start the runtime: {error}")))
 }
 
-async fn serve(mut app: App, mut stop: Stop) -> Result<(), Failure> {
-    let ended = tokio::select! {
-        () = stop.asked() => None,
-        task = app.fatal() => Some(task),
+async fn serve(mut app: App, mut stop: Stop, mut renewal: Signal) -> Result<(), Failure> {
+    let ended = loop {
+        tokio::select! {
+            () = stop.asked() => break None,
+            task = app.fatal() => break Some(task),
+            _ = renewal.recv() => {
+                if let Err(error) = app.renew_certificates() {
+                    error!(%error, "The certificates were not taken over; the old ones stay in use");
+                }
+            }
+        }
     };
     info!("Stopping: leaving the cluster and finishing what was begun");
     let stopped = tokio::select! {
@@ -93,18 +102,19 @@ async fn serve(mut app: App, mut stop: Stop) -> Result<(), Failure> {
 
 /// SIGINT and SIGTERM.
 pub(super) struct Stop {
-    interrupt: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+fn not_caught(error: std::io::Error) -> Failure {
+    Failure::Failed(format!("cannot catch signals: {error}"))
 }
 
 impl Stop {
     pub(super) fn catch() -> Result<Self, Failure> {
-        use tokio::signal::unix::{SignalKind, signal};
-
-        let failed = |error| Failure::Failed(format!("cannot catch signals: {error}"));
         Ok(Self {
-            interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
-            terminate: signal(SignalKind::terminate()).map_err(failed)?,
+            interrupt: signal(SignalKind::interrupt()).map_err(not_caught)?,
+            terminate: signal(SignalKind::terminate()).map_err(not_caught)?,
         })
     }
 

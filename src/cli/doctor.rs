@@ -2,12 +2,15 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Value as Json, json};
 
 use super::progress::{Line, bytes};
 use super::{Failure, say, table};
+use crate::app::own_certificate;
 use crate::config::{Place, PlaceFlags};
+use crate::net::tls::validity_in;
 use crate::store::copy::Watch;
 use crate::store::doctor::{
     Comparison, Diagnosis, DoctorError, Finding, Request, Subject, Weight, examine,
@@ -39,10 +42,15 @@ impl From<DoctorError> for Failure {
 }
 
 pub(super) fn run(args: Args) -> Result<(), Failure> {
-    let subject = match args.file {
-        Some(file) => Subject::File(file),
-        None => Subject::DataDir(Place::from_flags(args.place)?.data_dir),
+    let (subject, certificate) = match args.file {
+        Some(file) => (Subject::File(file), None),
+        None => {
+            let Place { data_dir, cert, .. } = Place::from_flags(args.place)?;
+            let own = Some(own_certificate(&data_dir)).filter(|own| own.exists());
+            (Subject::DataDir(data_dir), cert.or(own))
+        }
     };
+    let certificate = certificate.map(|file| Certificate::look(file, SystemTime::now()));
     let request = Request { subject, full: args.full, compare: args.compare };
     let diagnosis = {
         let mut line = Line::new();
@@ -50,12 +58,69 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
         // It only reads, so a signal may end it anywhere.
         examine(&request, &mut Watch { progress, is_cancelled: Arc::default() })?
     };
-    say(&if args.json { format!("{:#}", told(&diagnosis)) } else { shown(&diagnosis) })?;
-    let count = diagnosis.findings.iter().filter(|finding| is_problem(finding)).count();
+    say(&if args.json {
+        let mut told = told(&diagnosis);
+        told["certificate"] = certificate.as_ref().map_or(Json::Null, Certificate::told);
+        format!("{told:#}")
+    } else {
+        let certificate = certificate.as_ref().and_then(Certificate::shown);
+        [Some(shown(&diagnosis)), certificate].into_iter().flatten().collect::<Vec<_>>().join("\n\n")
+    })?;
+    let count = diagnosis.findings.iter().filter(|finding| is_problem(finding)).count()
+        + usize::from(certificate.is_some_and(|certificate| certificate.is_problem));
     match count {
         0 => Ok(()),
         1 => Err(Failure::Failed("1 thing is wrong".to_owned())),
         _ => Err(Failure::Failed(format!("{count} things are wrong"))),
+    }
+}
+
+/// This node's certificate, as far as it concerns how long it counts.
+struct Certificate {
+    file: PathBuf,
+    left: Option<Duration>,
+    /// What to do something about.
+    note: Option<String>,
+    is_problem: bool,
+}
+
+impl Certificate {
+    fn look(file: PathBuf, now: SystemTime) -> Self {
+        match validity_in(&file) {
+            Ok(validity) => {
+                let (left, note) = (validity.left(now), validity.note(now));
+                // A week is time enough to be told as a note.
+                let is_problem = validity.urgency(now) > 1;
+                let note = note.map(|note| format!("{}: {note}", file.display()));
+                Self { file, left, note, is_problem }
+            }
+            Err(error) => {
+                Self { file, left: None, note: Some(error.to_string()), is_problem: true }
+            }
+        }
+    }
+
+    fn shown(&self) -> Option<String> {
+        let sign = if self.is_problem { "PROBLEM" } else { "note" };
+        self.note.as_ref().map(|note| {
+            format!(
+                "{sign}: {note}.\n  Make a new one with `tribune tls node NAME --id ID`, put it in \
+                 its place and send the agent a SIGHUP."
+            )
+        })
+    }
+
+    fn told(&self) -> Json {
+        json!({
+            "file": self.file,
+            "seconds_left": self.left.map(|left| left.as_secs()),
+            "severity": match (&self.note, self.is_problem) {
+                (None, _) => Json::Null,
+                (Some(_), true) => "problem".into(),
+                (Some(_), false) => "note".into(),
+            },
+            "what": self.note,
+        })
     }
 }
 

@@ -1,5 +1,7 @@
 //! `tribune members`: who is in the cluster, as this node sees it.
 
+use serde_json::Value as Json;
+
 use super::client::{list, text};
 use super::{Client, Failure, Remote, say, table};
 
@@ -17,8 +19,8 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let rows: Vec<Vec<String>> = list(&members)
         .iter()
         .map(|member| {
-            let round_trip = member.pointer("/round_trip_ms").and_then(serde_json::Value::as_f64);
-            let behind = member.pointer("/versions_behind").and_then(serde_json::Value::as_u64);
+            let round_trip = member.pointer("/round_trip_ms").and_then(Json::as_f64);
+            let behind = member.pointer("/versions_behind").and_then(Json::as_u64);
             vec![
                 text(member, "/name").to_owned(),
                 text(member, "/address").to_owned(),
@@ -30,5 +32,26 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
             ]
         })
         .collect();
-    say(&table::layout(&["NAME", "ADDRESS", "STATE", "RTT", "BEHIND", "VERSION", "ID"], &rows))
+    let heads = ["NAME", "ADDRESS", "STATE", "RTT", "BEHIND", "VERSION", "ID"];
+    let mut text = table::layout(&heads, &rows);
+    let notes: Vec<String> = list(&members).iter().flat_map(notes_of).collect();
+    if !notes.is_empty() {
+        text.push_str(&format!("\n\n{}", notes.join("\n")));
+    }
+    say(&text)
+}
+
+/// Says what somebody should do something about, a line each.
+fn notes_of(member: &Json) -> Vec<String> {
+    let notes = member.pointer("/notes").map_or(&[][..], list);
+    let name = match text(member, "/name") {
+        "" => text(member, "/id"),
+        name => name,
+    };
+    let shown = |note: &str| {
+        // Another node's name or release may be in it.
+        let note: String = note.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+        format!("{name}: {note}")
+    };
+    notes.iter().filter_map(Json::as_str).map(shown).collect()
 }

@@ -31,7 +31,10 @@ async fn members(State(handle): State<Handle>) -> JsonBody<Json> {
             "address": member.gossip.to_string(),
             "state": state(member.state),
             "round_trip_ms": member.round_trip.map(|time| time.as_secs_f64() * 1_000.0),
+            "ring": member.relation.ring,
             "versions_behind": member.versions_behind,
+            "protocol": member.relation.protocol,
+            "notes": member.relation.notes,
             "version": entry.map_or("", |entry| &entry.info.node.version),
         })
     });

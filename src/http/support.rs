@@ -21,7 +21,7 @@ use crate::crdt::{Commit, RowEvent, RowEvents, TableEvents, TableInfo};
 use crate::health::ReportError;
 use crate::live::Feed;
 use crate::node::handle::{MemberState, MemberStatus};
-use crate::node::{Local, SubmitError};
+use crate::node::{Local, Relation, SubmitError};
 use crate::types::{Hlc, NodeId, Seq, Value};
 
 /// The catalog's rows at one moment: table and key to the row.
@@ -168,6 +168,7 @@ impl Host for FakeHost {
             state: MemberState::Alive,
             round_trip: None,
             versions_behind: 0,
+            relation: Relation::default(),
         }]
     }
 

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::snapshot;
+use crate::wire::Versions;
 
 /// The settings of [`crate::net::Net`].
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -21,6 +22,9 @@ pub struct Config {
     /// How long a peer may owe any answer to what was sent before its connection is given up.
     /// Looked at three times in that time. Not zero.
     pub silence: Duration,
+    /// The versions of the protocol that this node speaks. Others than those of the release are for
+    /// tests.
+    pub versions: Versions,
     /// How long a snapshot that is sent or received may make no progress before it is given up.
     pub snapshot_stall: Duration,
 }
@@ -34,6 +38,7 @@ impl Config {
             idle: Duration::from_secs(30 * 60),
             keep_alive: Duration::from_secs(10),
             silence: Duration::from_secs(15),
+            versions: Versions::SPOKEN,
             snapshot_stall: snapshot::STALL,
         }
     }

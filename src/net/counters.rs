@@ -39,6 +39,18 @@ counters! {
     refused,
     /// Handshakes that had to prove their address first, because many were pending.
     retries,
+    /// Connections, begun by either side, of nodes without a common version of the protocol.
+    versions_apart,
+    /// Packets of UDP given to the kernel.
+    packets_sent,
+    /// Bytes of these, without the headers of UDP and IP.
+    packet_bytes_sent,
+    /// Packets of UDP taken from the kernel.
+    packets_received,
+    /// Bytes of these.
+    packet_bytes_received,
+    /// Streams of a kind that this release does not know.
+    streams_unknown,
     /// Connections closed to make room for others.
     evicted,
     /// Frames written to a stream.

@@ -85,13 +85,21 @@ async fn shake_hands(incoming: Incoming) -> Result<Connection, Option<String>> {
 }
 
 fn on_refused(shared: &Shared, address: SocketAddr, error: &DialError) {
+    shared.note_failure(error);
     match error {
         DialError::Itself(_) => {}
-        DialError::Twin(_) => {
+        DialError::Twin { process, .. } => {
             if shared.is_news(address.ip(), "twin") {
-                shared.events.tell(Event::Twin { address });
+                shared.events.tell(Event::Twin { address, process: *process });
             }
         }
+        DialError::Versions { node, .. } => {
+            let node = Some(*node);
+            Counters::one(&shared.counters.versions_apart);
+            shared.events.tell(Event::DialFailed { address, node, error: error.clone() });
+        }
+        // Nobody is to speak to this process at present.
+        DialError::Aside(_) => {}
         DialError::NoAnswer(_)
         | DialError::WrongNode { .. }
         | DialError::Stranger { .. }
@@ -177,6 +185,10 @@ async fn dial(
 
 fn on_failed(shared: &Shared, node: Option<NodeId>, address: SocketAddr, error: DialError) {
     Counters::one(&shared.counters.dials_failed);
+    shared.note_failure(&error);
+    if let DialError::Versions { .. } = &error {
+        Counters::one(&shared.counters.versions_apart);
+    }
     shared.events.tell(Event::DialFailed { address, node, error });
 }
 
@@ -198,7 +210,15 @@ fn install(shared: &Shared, link: &Arc<Link>, dialled: Option<SocketAddr>) -> Ar
     if installed.is_new {
         let (name, address) = (link.name.clone(), link.connection.remote_address());
         let round_trip = link.connection.rtt();
-        shared.events.tell(Event::Connected { node, name, address, round_trip });
+        let (version, certificate) = (link.version, link.validity);
+        shared.events.tell(Event::Connected {
+            node,
+            name,
+            address,
+            round_trip,
+            version,
+            certificate,
+        });
     }
     if let Some(address) = dialled {
         shared.events.tell(Event::Answered { node, address });
@@ -219,7 +239,7 @@ async fn serve(shared: &Arc<Shared>, link: &Link, outbox: &Outbox) {
     let seen = link::serve(shared, link, outbox).await;
     let why = link.closed_for().unwrap_or(seen);
     let mut peers = shared.peers();
-    if peers.remove(link) {
+    if peers.remove(link, &why, rand::random(), Instant::now()) {
         shared.events.tell(Event::Disconnected { node: link.node, why });
     }
 }

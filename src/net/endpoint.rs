@@ -8,12 +8,14 @@ use std::time::Duration;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{
     ClientConfig, ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, IdleTimeout,
-    ServerConfig, TokioRuntime, TransportConfig, VarInt,
+    Runtime, ServerConfig, TokioRuntime, TransportConfig, VarInt,
 };
 use ring::hmac;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::config::Config;
+use super::counters::Counters;
+use super::socket::Counted;
 use super::tls::Identity;
 
 /// Why the node cannot listen for gossip.
@@ -73,12 +75,19 @@ const SNAPSHOT_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 const SNAPSHOT_IDLE: Duration = Duration::from_secs(15);
 
 /// Opens the socket and makes an endpoint that listens and dials.
-pub(super) fn bind(config: &Config, identity: &Identity) -> Result<Endpoint, BindError> {
-    let socket = socket(config.address).map_err(|error| bind_error(config.address, error))?;
+pub(super) fn bind(
+    config: &Config,
+    identity: &Identity,
+    counters: Arc<Counters>,
+) -> Result<Endpoint, BindError> {
+    let failed = |error| bind_error(config.address, error);
+    let socket = socket(config.address).map_err(failed)?;
     let server = server_config(config, identity).map_err(BindError::Tls)?;
     let runtime = Arc::new(TokioRuntime);
-    Endpoint::new(endpoint_config(identity), Some(server), socket, runtime)
-        .map_err(|error| bind_error(config.address, error))
+    let socket = runtime.wrap_udp_socket(socket).map_err(failed)?;
+    let socket = Arc::new(Counted::new(socket, counters));
+    Endpoint::new_with_abstract_socket(endpoint_config(identity), Some(server), socket, runtime)
+        .map_err(failed)
 }
 
 /// Makes an endpoint that only dials, for somebody who comes for a snapshot, and its settings.

@@ -7,6 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
+use crate::net::link::Process;
+use crate::net::subject::Validity;
 use crate::net::why::{DialError, Why};
 use crate::replica::Lane;
 use crate::types::NodeId;
@@ -18,12 +20,22 @@ use crate::types::NodeId;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Event {
     /// There is a connection to a node of this cluster, whoever began it.
-    Connected { node: NodeId, name: String, address: SocketAddr, round_trip: Duration },
+    Connected {
+        node: NodeId,
+        name: String,
+        address: SocketAddr,
+        round_trip: Duration,
+        /// Of the protocol: the newest that both speak.
+        version: u8,
+        /// From when until when the other side's certificate counts.
+        certificate: Option<Validity>,
+    },
     /// There is none any more. Frames that were queued or on their way are lost.
     Disconnected { node: NodeId, why: Why },
     /// A [`crate::net::Net::dial`] found this node.
     Answered { node: NodeId, address: SocketAddr },
-    /// A connection could not be made. `node` is whom it was for, if that was known.
+    /// A connection could not be made, or was refused by this side. `node` is whom it was for, if
+    /// that was known.
     DialFailed { address: SocketAddr, node: Option<NodeId>, error: DialError },
     /// A membership datagram came. Its sender is whom the certificate names.
     Datagram { from: NodeId, bytes: Bytes },
@@ -32,9 +44,9 @@ pub enum Event {
     /// A connection in use measured its round trip; at most three times within
     /// [`crate::net::Config::silence`].
     RoundTrip { node: NodeId, round_trip: Duration },
-    /// Another process uses this node's certificate: a copied data directory. At most once a
-    /// minute for each address.
-    Twin { address: SocketAddr },
+    /// Another process uses this node's certificate, and has dialled this one: a copied data
+    /// directory. At most once a minute for each address.
+    Twin { address: SocketAddr, process: Process },
     /// The endpoint broke down; nothing more will be received. The node should stop.
     EndpointLost,
 }

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use quinn::{Connection, ConnectionError, RecvStream, SendStream, WriteError};
+use quinn::{
+    Connection, ConnectionError, ReadExactError, RecvStream, SendStream, VarInt, WriteError,
+};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
@@ -18,14 +20,20 @@ use super::endpoint::STREAMS_MAX;
 use super::event::Event;
 use super::outbox::{Outbox, Track};
 use super::peers::{Claim, Link};
-use super::subject::NodeSubject;
+use super::subject::{NodeSubject, Validity, shortened, subject_of};
 use super::tls::peer_of;
 use super::why::{Close, DialError, Why, dial_error, why};
 use crate::types::NodeId;
-use crate::wire::FrameReader;
+use crate::wire::{FrameReader, Versions};
 
 /// How long the two greetings may take.
 const GREETING: Duration = Duration::from_secs(5);
+
+/// How long it is waited for the other side to have our greeting, before it is refused.
+const HEAR_OUT: Duration = Duration::from_secs(1);
+
+/// What this release is called.
+const RELEASE: &str = env!("CARGO_PKG_VERSION");
 
 /// How long a replaced connection is still listened to, for what is on its way.
 const RETIREMENT: Duration = Duration::from_secs(5);
@@ -45,34 +53,75 @@ const FRAME_TIME: Duration = Duration::from_secs(60);
 
 /// The first thing each side says, on a stream of its own. Until both have said it, the dialler
 /// does not know whether the other side has accepted its certificate.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Greeting {
-    /// Drawn at random by each process.
-    instance: u64,
+///
+/// ```text
+/// greeting  tag u8 = 0x10 | length u16 | versions u8 u8 | instance u64 | attempt u64 |
+///           started u64 | length u8, release | what later releases add
+/// ```
+///
+/// It stays readable whatever the versions are: it is how two releases find out that they have none
+/// in common.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Greeting {
+    pub versions: Versions,
+    /// Which process this is.
+    pub process: Process,
     /// How many connections the dialler has begun; 0 from the other side.
-    attempt: u64,
+    pub attempt: u64,
+    /// For people: what to upgrade where no version is common.
+    pub release: String,
+}
+
+/// A process, among those with one certificate. The one that started first is the smaller one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Process {
+    /// By its host's clock, in milliseconds since 1970.
+    pub started: u64,
+    /// Drawn at random by each process.
+    pub instance: u64,
 }
 
 impl Greeting {
     const TAG: u8 = 0x10;
-    const VERSION: u8 = 1;
-    const BYTES: usize = 18;
+    /// Tag and length.
+    const HEAD_BYTES: usize = 3;
+    /// Without the release, and what is to come.
+    const BODY_BYTES_MIN: usize = 2 + 3 * 8 + 1;
+    const BODY_BYTES_MAX: usize = 1_024;
 
-    fn encode(self) -> [u8; Self::BYTES] {
-        let mut bytes = [0; Self::BYTES];
-        bytes[..2].copy_from_slice(&[Self::TAG, Self::VERSION]);
-        bytes[2..10].copy_from_slice(&self.instance.to_be_bytes());
-        bytes[10..].copy_from_slice(&self.attempt.to_be_bytes());
-        bytes
+    pub fn encode(&self) -> Vec<u8> {
+        let release = &self.release.as_bytes()[..self.release.len().min(64)];
+        let mut body = vec![self.versions.min, self.versions.max];
+        for number in [self.process.instance, self.attempt, self.process.started] {
+            body.extend_from_slice(&number.to_be_bytes());
+        }
+        body.push(u8::try_from(release.len()).expect("it was cut to 64"));
+        body.extend_from_slice(release);
+        let length = u16::try_from(body.len()).expect("it is below the maximum");
+        [&[Self::TAG][..], &length.to_be_bytes(), &body].concat()
     }
 
-    fn decode(bytes: &[u8; Self::BYTES]) -> Option<Self> {
-        if bytes[..2] != [Self::TAG, Self::VERSION] {
-            return None;
-        }
-        let instance = u64::from_be_bytes(bytes[2..10].try_into().ok()?);
-        let attempt = u64::from_be_bytes(bytes[10..].try_into().ok()?);
-        Some(Self { instance, attempt })
+    /// Reads how many bytes follow; `None`: it is no greeting.
+    fn decode_head(head: [u8; Self::HEAD_BYTES]) -> Option<usize> {
+        let length = usize::from(u16::from_be_bytes([head[1], head[2]]));
+        let is_sound = (Self::BODY_BYTES_MIN..=Self::BODY_BYTES_MAX).contains(&length);
+        (head[0] == Self::TAG && is_sound).then_some(length)
+    }
+
+    fn decode_body(body: &[u8]) -> Option<Self> {
+        let ([min, max], rest) = body.split_first_chunk()?;
+        let (instance, rest) = rest.split_first_chunk()?;
+        let (attempt, rest) = rest.split_first_chunk()?;
+        let (started, rest) = rest.split_first_chunk()?;
+        let (length, rest) = rest.split_first()?;
+        let release = shortened(&String::from_utf8_lossy(rest.get(..usize::from(*length))?));
+        let process = Process {
+            started: u64::from_be_bytes(*started),
+            instance: u64::from_be_bytes(*instance),
+        };
+        let versions = Versions { min: *min, max: *max };
+        let attempt = u64::from_be_bytes(*attempt);
+        (min <= max).then_some(Self { versions, process, attempt, release })
     }
 }
 
@@ -102,42 +151,78 @@ pub(super) async fn establish(
         return Err(DialError::WrongNode { address, wanted, found, name });
     }
     let attempt = dialled.map_or(0, |dialled| dialled.attempt);
-    let mine = Greeting { instance: shared.instance, attempt };
-    let theirs = match timeout(GREETING, greet(&connection, mine)).await {
-        Ok(Ok(theirs)) => theirs,
+    let (versions, process) = (shared.config.versions, shared.process);
+    let mine = Greeting { versions, process, attempt, release: RELEASE.to_owned() };
+    let (theirs, said) = match timeout(GREETING, greet(&connection, &mine)).await {
+        Ok(Ok(greeted)) => greeted,
         Ok(Err(error)) => return Err(dial_error(address, &error)),
         Err(_) => return Err(DialError::NoAnswer(address)),
     };
-    if theirs.instance == shared.instance {
+    if theirs.process.instance == process.instance {
         connection.close(Close::Itself.code(), b"this node itself");
         return Err(DialError::Itself(address));
     }
     if subject.node == shared.me {
+        hear_out(said).await;
         connection.close(Close::Twin.code(), b"a certificate in use by another process");
-        return Err(DialError::Twin(address));
+        return Err(DialError::Twin { address, process: theirs.process });
+    }
+    let Some(version) = versions.common(theirs.versions) else {
+        hear_out(said).await;
+        connection.close(Close::Versions.code(), b"no version of the protocol in common");
+        let (node, name) = (subject.node, subject.name);
+        let (theirs, release) = (theirs.versions, theirs.release);
+        return Err(DialError::Versions { address, node, name, theirs, release, ours: versions });
+    };
+    if shared.is_aside() {
+        connection.close(Close::Aside.code(), b"another process runs with this node's certificate");
+        return Err(DialError::Aside(address));
     }
     let (dialer, attempt) = match dialled {
         Some(dialled) => (shared.me, dialled.attempt),
         None => (subject.node, theirs.attempt),
     };
-    let claim = Claim { dialer, attempt, instance: theirs.instance, since: Instant::now() };
+    let instance = theirs.process.instance;
+    let claim = Claim { dialer, attempt, instance, since: Instant::now() };
+    let validity = validity(&connection);
+
     Ok(Link {
         id: shared.next_number(),
         node: subject.node,
         name: subject.name,
         connection,
         claim,
+        version,
+        validity,
         retired: shared.stop.child_token(),
         closed_for: OnceLock::new(),
     })
 }
 
 pub(super) fn subject(connection: &Connection) -> Option<NodeSubject> {
-    let identity = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
-    peer_of(identity.first()?)
+    peer_of(&certificate(connection)?)
 }
 
-async fn greet(connection: &Connection, mine: Greeting) -> Result<Greeting, ConnectionError> {
+fn certificate(connection: &Connection) -> Option<CertificateDer<'static>> {
+    let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    chain.first().cloned()
+}
+
+/// Reads from when until when the other side's certificate counts.
+fn validity(connection: &Connection) -> Option<Validity> {
+    subject_of(&certificate(connection)?).ok().map(|(_, validity)| validity)
+}
+
+/// Waits until the other side has our greeting, before the connection is closed: it is to judge by
+/// the same words.
+async fn hear_out(said: SendStream) {
+    let _ = timeout(HEAR_OUT, said.stopped()).await;
+}
+
+async fn greet(
+    connection: &Connection,
+    mine: &Greeting,
+) -> Result<(Greeting, SendStream), ConnectionError> {
     let fault = || {
         connection.close(Close::Fault.code(), b"no greeting");
         connection.close_reason().unwrap_or(ConnectionError::LocallyClosed)
@@ -146,11 +231,19 @@ async fn greet(connection: &Connection, mine: Greeting) -> Result<Greeting, Conn
     out.write_all(&mine.encode()).await.map_err(|_| fault())?;
     out.finish().map_err(|_| fault())?;
     let mut stream = connection.accept_uni().await?;
-    let mut bytes = [0; Greeting::BYTES];
-    match stream.read_exact(&mut bytes).await {
-        Ok(()) => Greeting::decode(&bytes).ok_or_else(fault),
-        Err(_) => Err(connection.close_reason().unwrap_or_else(fault)),
-    }
+    let greeting = read_greeting(&mut stream).await.ok();
+    let greeting = greeting.ok_or_else(|| connection.close_reason().unwrap_or_else(fault))?;
+    Ok((greeting.ok_or_else(fault)?, out))
+}
+
+/// Reads a greeting; `None`: it is none.
+async fn read_greeting(stream: &mut RecvStream) -> Result<Option<Greeting>, ReadExactError> {
+    let mut head = [0; Greeting::HEAD_BYTES];
+    stream.read_exact(&mut head).await?;
+    let Some(length) = Greeting::decode_head(head) else { return Ok(None) };
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await?;
+    Ok(Greeting::decode_body(&body))
 }
 
 /// Serves a connection until it ends, and says why it did.
@@ -226,7 +319,12 @@ async fn read_stream(shared: &Shared, link: &Link, mut stream: RecvStream) -> Re
         return Ok(());
     }
     let fault = |text: &str| Err(Why::Fault(text.to_owned()));
-    let Some(track) = Track::from_tag(tag[0]) else { return fault("an unknown kind of stream") };
+    let Some(track) = Track::from_tag(tag[0]) else {
+        // What a later release says beside all that this one knows.
+        Counters::one(&shared.counters.streams_unknown);
+        let _ = stream.stop(VarInt::from_u32(0));
+        return Ok(());
+    };
     let mut reader = FrameReader::default();
     let mut room = None;
     loop {
@@ -406,14 +504,47 @@ impl Pulse {
 mod tests {
     use super::*;
 
+    fn greeting() -> Greeting {
+        Greeting {
+            versions: Versions { min: 1, max: 2 },
+            process: Process { started: 1_700_000_000_000, instance: 0x0102_0304_0506_0708 },
+            attempt: 9,
+            release: "0.1.0".to_owned(),
+        }
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Greeting> {
+        let (head, body) = bytes.split_first_chunk()?;
+        assert_eq!(Greeting::decode_head(*head)?, body.len());
+        Greeting::decode_body(body)
+    }
+
     #[test]
     fn a_greeting_is_read_as_it_was_written_and_nothing_else_is() {
-        let greeting = Greeting { instance: 0x0102_0304_0506_0708, attempt: 9 };
-        let bytes = greeting.encode();
-        assert_eq!(bytes[..10], [0x10, 1, 1, 2, 3, 4, 5, 6, 7, 8]);
-        assert_eq!(Greeting::decode(&bytes), Some(greeting));
-        let mut other = bytes;
-        other[1] = 2;
-        assert_eq!(Greeting::decode(&other), None);
+        let bytes = greeting().encode();
+        assert_eq!(decode(&bytes), Some(greeting()));
+        assert_eq!(Greeting::decode_head([0x11, 0, 40]), None, "something else");
+        assert_eq!(Greeting::decode_head([0x10, 0, 20]), None, "too short");
+        assert_eq!(Greeting::decode_head([0x10, 9, 0]), None, "too long");
+        let mut backwards = bytes.clone();
+        backwards[3] = 3;
+        assert_eq!(decode(&backwards), None, "versions 3 to 2");
+        let mut cut = bytes;
+        *cut.last_chunk_mut::<6>().unwrap() = [200, 0, 0, 0, 0, 0];
+        assert_eq!(decode(&cut), None, "a release that is not all there");
+    }
+
+    #[test]
+    fn what_a_later_release_adds_to_a_greeting_is_passed_over() {
+        let mut bytes = greeting().encode();
+        bytes.extend_from_slice(b"more");
+        bytes[2] += 4;
+        assert_eq!(decode(&bytes), Some(greeting()));
+    }
+
+    #[test]
+    fn a_golden_greeting_is_read_and_written_as_it_was() {
+        let samples = [("greeting", greeting())];
+        crate::wire::golden::hold("net", &samples, Greeting::encode, |b| decode(b).unwrap());
     }
 }

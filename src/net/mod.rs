@@ -19,19 +19,22 @@ mod event;
 mod link;
 mod outbox;
 mod peers;
+mod socket;
 mod why;
 
 #[cfg(test)]
 mod membership_tests;
+#[cfg(test)]
+mod storm_tests;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use quinn::{ClientConfig, Endpoint};
@@ -44,6 +47,8 @@ pub use self::config::Config;
 pub use self::counters::Counts;
 pub use self::endpoint::BindError;
 pub use self::event::{Event, Events};
+pub use self::link::Process;
+pub use self::subject::Validity;
 pub use self::why::{DialError, Why};
 
 use self::counters::Counters;
@@ -100,16 +105,22 @@ pub struct Net {
 /// What the network's tasks share.
 struct Shared {
     me: NodeId,
-    /// Drawn at random: which process this is, among those with the same certificate.
-    instance: u64,
+    /// Which process this is, among those with the same certificate.
+    process: Process,
+    /// Whether another process with the same certificate is the one that counts.
+    is_aside: AtomicBool,
     config: Config,
     endpoint: Endpoint,
     client: Mutex<ClientConfig>,
     peers: Mutex<Peers>,
     events: EventSender,
     long_frames: Arc<Semaphore>,
-    counters: Counters,
+    counters: Arc<Counters>,
     told: Mutex<BTreeMap<(IpAddr, String), Instant>>,
+    /// Connections that did not come about, begun by either side, by the kind of reason.
+    failures: Mutex<BTreeMap<&'static str, u64>>,
+    /// This node's certificate's.
+    validity: Mutex<Validity>,
     numbers: AtomicU64,
     handshakes: Arc<Semaphore>,
     snapshots: Office,
@@ -122,21 +133,25 @@ struct Shared {
 impl Net {
     /// Listens, and starts the network's tasks on the current tokio runtime.
     pub fn bind(config: Config, identity: &Identity) -> Result<(Self, Events), BindError> {
-        let endpoint = endpoint::bind(&config, identity)?;
+        let counters = Arc::new(Counters::default());
+        let endpoint = endpoint::bind(&config, identity, Arc::clone(&counters))?;
         let client = endpoint::client_config(&config, identity).map_err(BindError::Tls)?;
         let (sender, events) = event::channel();
         let stop = CancellationToken::new();
         let shared = Arc::new(Shared {
             me: identity.node(),
-            instance: rand::random(),
+            process: Process { started: wall_millis(), instance: rand::random() },
+            is_aside: AtomicBool::new(false),
             peers: Mutex::new(Peers::new(config.links_max, Instant::now())),
             config,
             endpoint,
             client: Mutex::new(client),
             events: sender,
             long_frames: Arc::new(Semaphore::new(LONG_FRAMES_MAX)),
-            counters: Counters::default(),
+            counters,
             told: Mutex::default(),
+            failures: Mutex::default(),
+            validity: Mutex::new(identity.validity()),
             numbers: AtomicU64::new(1),
             handshakes: Arc::new(Semaphore::new(endpoint::HANDSHAKES_MAX)),
             snapshots: Office::default(),
@@ -197,13 +212,35 @@ impl Net {
     }
 
     /// Finds out which node is at an address: a join target. Answered by [`Event::Answered`] or
-    /// [`Event::DialFailed`]. It is tried once; trying again is the caller's business.
-    pub fn dial(&self, address: SocketAddr) {
+    /// [`Event::DialFailed`]. It is tried once; trying again is the caller's business. Returns
+    /// whether it is tried: who has not answered before shares a budget with others like it.
+    pub fn dial(&self, address: SocketAddr) -> bool {
         let linked = self.shared.peers().link_to(address);
         if let Some(link) = linked {
-            return self.shared.events.tell(Event::Answered { node: link.node, address });
+            self.shared.events.tell(Event::Answered { node: link.node, address });
+            return true;
         }
-        self.shared.spawn(dial::dial_target(self.shared.clone(), address));
+        let may_try = self.shared.peers().try_target(address, Instant::now());
+        if may_try {
+            self.shared.spawn(dial::dial_target(self.shared.clone(), address));
+        }
+        may_try
+    }
+
+    /// Returns which process this is, among those with the same certificate.
+    pub fn process(&self) -> Process {
+        self.shared.process
+    }
+
+    /// Stands aside for another process with the same certificate, or no more: every connection is
+    /// closed, and none is made or accepted but to find out, by [`Net::dial`], whether the other one
+    /// is still there.
+    pub fn stand_aside(&self, is_aside: bool) {
+        self.shared.is_aside.store(is_aside, Ordering::Relaxed);
+        if is_aside {
+            let links: Vec<_> = self.shared.peers().links().cloned().collect();
+            links.iter().for_each(|link| link.close(Close::Aside, Why::Unwanted));
+        }
     }
 
     /// Keeps the connection to a node alive, and makes it again when it breaks; or, not
@@ -227,7 +264,19 @@ impl Net {
         let client = endpoint::client_config(config, identity).map_err(BindError::Tls)?;
         self.shared.endpoint.set_server_config(Some(server));
         *self.shared.client.lock().expect("no code under this lock can panic") = client;
+        *self.shared.validity.lock().expect("no code under this lock can panic") =
+            identity.validity();
         Ok(())
+    }
+
+    /// Returns from when until when this node's certificate counts.
+    pub fn validity(&self) -> Validity {
+        *self.shared.validity.lock().expect("no code under this lock can panic")
+    }
+
+    /// Returns how many connections did not come about, begun by either side, by the kind of reason.
+    pub fn failures(&self) -> BTreeMap<&'static str, u64> {
+        self.shared.failures.lock().expect("no code under this lock can panic").clone()
     }
 
     /// From now on nodes that ask for a snapshot get what `maker` makes. Said once; before it they
@@ -257,6 +306,9 @@ impl Net {
     }
 
     fn way(&self, to: NodeId, address: SocketAddr) -> Result<Way, SendError> {
+        if self.shared.is_aside() {
+            return Err(SendError::Unreachable);
+        }
         let way = self.shared.peers().reach(to, address, Instant::now());
         way.map_err(|_| {
             Counters::one(&self.shared.counters.unreachable);
@@ -272,6 +324,15 @@ impl Net {
 }
 
 impl Shared {
+    fn note_failure(&self, error: &DialError) {
+        let mut failures = self.failures.lock().expect("no code under this lock can panic");
+        *failures.entry(error.kind()).or_default() += 1;
+    }
+
+    fn is_aside(&self) -> bool {
+        self.is_aside.load(Ordering::Relaxed)
+    }
+
     fn peers(&self) -> MutexGuard<'_, Peers> {
         self.peers.lock().expect("no code under this lock can panic")
     }
@@ -310,6 +371,9 @@ impl Shared {
 async fn tend(shared: Arc<Shared>) {
     loop {
         sleep(TENDING).await;
+        if shared.is_aside() {
+            continue;
+        }
         let lost = shared.peers().tend(Instant::now());
         for (node, address) in lost {
             shared.spawn(dial::dial_peers(shared.clone(), node, address));
@@ -331,6 +395,12 @@ fn is_drained(peers: &Peers) -> bool {
     // The buffer's bookkeeping may keep a few bytes.
     let is_out = |space: usize| space + 1_024 >= DATAGRAM_BUFFER_BYTES;
     are_sent && peers.links().all(|link| is_out(link.connection.datagram_send_buffer_space()))
+}
+
+/// Returns the milliseconds since 1970, by this host's clock.
+fn wall_millis() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Puts a length before a datagram that travels on a stream.

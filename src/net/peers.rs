@@ -10,6 +10,7 @@ use quinn::Connection;
 use tokio_util::sync::CancellationToken;
 
 use super::outbox::Outbox;
+use super::subject::Validity;
 use super::why::{Close, Why, back_off};
 use crate::types::NodeId;
 
@@ -26,6 +27,13 @@ const DIALS_MAX: usize = 64;
 /// that the other side has lost the first.
 const SETTLED: Duration = Duration::from_secs(5);
 
+/// A connection that ends sooner was none: who accepts connections only to end them is not dialled
+/// at once again.
+const SHORT_LIVED: Duration = Duration::from_secs(10);
+
+/// How many join targets are remembered as tried.
+const TARGETS_MAX: usize = 256;
+
 /// A connection to a peer.
 #[derive(Debug)]
 pub(super) struct Link {
@@ -34,6 +42,10 @@ pub(super) struct Link {
     pub name: String,
     pub connection: Connection,
     pub claim: Claim,
+    /// Of the protocol, as the two greetings have it.
+    pub version: u8,
+    /// From when until when the other side's certificate counts.
+    pub validity: Option<Validity>,
     /// Cancelled when another connection took its place: nothing more is sent on this one.
     pub retired: CancellationToken,
     /// Why this node closed it, if it did.
@@ -127,12 +139,34 @@ struct Peer {
     failures: u32,
     retry_at: Instant,
     used: Instant,
+    /// When its address last changed.
+    moved: Option<Instant>,
+}
+
+impl Peer {
+    fn failed(&mut self, chance: f64, now: Instant) {
+        self.failures = self.failures.saturating_add(1);
+        self.retry_at = now + back_off(self.failures, chance);
+    }
+
+    /// The connection has ended after so long.
+    fn ended(&mut self, lived: Duration, why: &Why, chance: f64, now: Instant) {
+        // A node that restarts, and one of two that took the other's place, may come and go.
+        let is_expected = matches!(why, Why::Restarted | Why::Replaced | Why::Unwanted);
+        if lived >= SHORT_LIVED || is_expected {
+            self.failures = 0;
+        } else {
+            self.failed(chance, now);
+        }
+    }
 }
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Peers {
     peers: BTreeMap<NodeId, Peer>,
+    /// Join targets that were dialled, and when last.
+    targets: BTreeMap<SocketAddr, Instant>,
     /// Peers whose turn to be dialled has not come.
     waiting: BTreeSet<NodeId>,
     dials: usize,
@@ -144,6 +178,7 @@ impl Peers {
     pub fn new(links_max: usize, now: Instant) -> Self {
         Self {
             peers: BTreeMap::new(),
+            targets: BTreeMap::new(),
             waiting: BTreeSet::new(),
             dials: 0,
             budget: RetryBudget::new(now),
@@ -161,10 +196,14 @@ impl Peers {
         let peer = self.peer(node, address, now);
         peer.used = now;
         if peer.link.is_none() {
-            // A member that moved is dialled where it is now, and at once.
+            // A member that moved is dialled where it is now, and at once; but not one that is said
+            // to be here and there.
             if peer.address != address {
+                let moved = peer.moved.replace(now);
+                let moves_often =
+                    moved.is_some_and(|at| now.saturating_duration_since(at) < SHORT_LIVED);
                 peer.address = address;
-                peer.failures = 0;
+                peer.failures = if moves_often { peer.failures } else { 0 };
             }
         }
         let (outbox, link) = (peer.outbox.clone(), peer.link.clone());
@@ -188,6 +227,18 @@ impl Peers {
         Ok(Some(peer.address))
     }
 
+    /// Decides whether a join target may be dialled now. The first time it may; then it shares the
+    /// budget of all that did not answer.
+    pub fn try_target(&mut self, address: SocketAddr, now: Instant) -> bool {
+        self.targets.retain(|_, tried| now.saturating_duration_since(*tried) < MEMORY);
+        let is_known = self.targets.contains_key(&address);
+        if (is_known || self.targets.len() >= TARGETS_MAX) && !self.budget.take(now) {
+            return false;
+        }
+        self.targets.insert(address, now);
+        true
+    }
+
     /// A dial to `node` has ended, well or not. Returns whom to dial in its place.
     pub fn dialled(
         &mut self,
@@ -199,11 +250,8 @@ impl Peers {
         self.dials -= 1;
         if let Some(peer) = self.peers.get_mut(&node) {
             peer.is_dialling = false;
-            if is_success || peer.link.is_some() {
-                peer.failures = 0;
-            } else {
-                peer.failures = peer.failures.saturating_add(1);
-                peer.retry_at = now + back_off(peer.failures, chance);
+            if !is_success && peer.link.is_none() {
+                peer.failed(chance, now);
                 peer.outbox.clear();
             }
         }
@@ -225,7 +273,7 @@ impl Peers {
         let node = link.node;
         let address = link.connection.remote_address();
         let peer = self.peer(node, address, now);
-        (peer.used, peer.failures) = (now, 0);
+        peer.used = now;
         let outbox = peer.outbox.clone();
         let verdict = peer.link.as_ref().map(|old| link.claim.against(&old.claim));
         let mut installed = Installed { outbox, ended: None, is_new: false, closed: Vec::new() };
@@ -253,12 +301,13 @@ impl Peers {
     }
 
     /// A connection has ended. Returns whether it was the one that counted.
-    pub fn remove(&mut self, link: &Link) -> bool {
+    pub fn remove(&mut self, link: &Link, why: &Why, chance: f64, now: Instant) -> bool {
         let Some(peer) = self.peers.get_mut(&link.node) else { return false };
         let counts = peer.link.as_ref().is_some_and(|current| current.id == link.id);
         if counts {
             peer.link = None;
             peer.outbox.clear();
+            peer.ended(now.saturating_duration_since(link.claim.since), why, chance, now);
         }
         counts
     }
@@ -337,6 +386,7 @@ impl Peers {
             failures: 0,
             retry_at: now,
             used: now,
+            moved: None,
         })
     }
 
@@ -462,6 +512,8 @@ mod tests {
         peers.dialled(node(1), false, 0.5, now);
         assert!(peers.reach(node(1), address(1), now).is_err());
         assert_eq!(peers.reach(node(1), address(2), now).unwrap().dial, Some(address(2)));
+        peers.dialled(node(1), false, 0.5, now);
+        assert!(peers.reach(node(1), address(1), now).is_err(), "it does not move all the time");
     }
 
     #[test]
@@ -481,6 +533,64 @@ mod tests {
             is_tried
         });
         assert_eq!(retried.count(), 10);
+    }
+
+    #[test]
+    fn join_targets_keep_to_the_same_budget_after_the_first_try() {
+        let start = Instant::now();
+        let mut peers = Peers::new(10, start);
+        let tried = |peers: &mut Peers, now| {
+            (0..100).filter(|byte| peers.try_target(address(*byte), now)).count()
+        };
+        assert_eq!(tried(&mut peers, start), 100);
+        let minute: usize = (1..=60).map(|s| tried(&mut peers, start + secs(s))).sum();
+        assert!(minute <= 70, "{minute} tries in a minute");
+    }
+
+    #[test]
+    fn who_ends_connections_at_once_is_dialled_ever_more_rarely() {
+        let start = Instant::now();
+        let mut peers = Peers::new(10, start);
+        let mut tries = Vec::new();
+        for second in 0..200 {
+            let now = start + secs(second);
+            if peers.reach(node(1), address(1), now).is_ok_and(|way| way.dial.is_some()) {
+                tries.push(second);
+                peers.dialled(node(1), true, 0.5, now);
+                let peer = peers.peers.get_mut(&node(1)).unwrap();
+                peer.ended(secs(1), &Why::Idle, 0.5, now);
+            }
+        }
+        assert_eq!(tries, [0, 1, 3, 7, 15, 31, 63, 123, 183]);
+        let now = start + secs(300);
+        assert!(peers.reach(node(1), address(1), now).unwrap().dial.is_some());
+        peers.dialled(node(1), true, 0.5, now);
+        peers.peers.get_mut(&node(1)).unwrap().ended(secs(60), &Why::Idle, 0.5, now);
+        assert!(peers.reach(node(1), address(1), now).unwrap().dial.is_some(), "it is well again");
+    }
+
+    /// The arithmetic of a fleet: 100 peers that all refuse, each asked for by membership and by
+    /// the overlay ten times a second, for an hour.
+    #[test]
+    fn a_hundred_peers_that_refuse_cost_one_attempt_a_second_beyond_the_first_tries() {
+        let start = Instant::now();
+        let mut peers = Peers::new(1_000, start);
+        let mut attempts = [0_u32; 60];
+        for tenth in 0..36_000_u64 {
+            let now = start + Duration::from_millis(tenth * 100);
+            for byte in 0..100 {
+                let way = peers.reach(node(byte), address(byte), now);
+                let mut turn = way.ok().and_then(|way| way.dial).map(|_| node(byte));
+                while let Some(dialled) = turn {
+                    attempts[usize::try_from(tenth / 600).unwrap()] += 1;
+                    turn = peers.dialled(dialled, false, 0.5, now).map(|(node, _)| node);
+                }
+            }
+        }
+        println!("attempts by minute: {attempts:?}");
+        assert!(attempts[0] <= 100 + 10 + 60, "{attempts:?}");
+        assert!(attempts[1..].iter().all(|minute| *minute <= 60 + 10), "{attempts:?}");
+        assert!(attempts.iter().sum::<u32>() <= 100 + 10 + 3_600, "{attempts:?}");
     }
 
     #[test]

@@ -31,9 +31,60 @@ pub(super) enum Subject {
 
 /// From when until when a certificate counts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Validity {
+pub struct Validity {
     pub not_before: SystemTime,
     pub not_after: SystemTime,
+}
+
+/// How long before its end a certificate is told of, each time more urgently. One that is short-lived
+/// is not told of before a third of its life is left.
+const TOLD_BEFORE: [Duration; 3] = [days(30), days(7), days(1)];
+
+const fn days(count: u64) -> Duration {
+    Duration::from_secs(count * 86_400)
+}
+
+impl Validity {
+    /// Returns how long it still counts; `None`: no more.
+    pub fn left(self, now: SystemTime) -> Option<Duration> {
+        self.not_after.duration_since(now).ok().filter(|left| !left.is_zero())
+    }
+
+    /// Returns how urgent it is to renew it: 0 not at all, 4 too late.
+    pub fn urgency(self, now: SystemTime) -> usize {
+        let life = self.not_after.duration_since(self.not_before).unwrap_or_default();
+        let Some(left) = self.left(now) else { return TOLD_BEFORE.len() + 1 };
+        TOLD_BEFORE.iter().filter(|before| left < (**before).min(life / 3)).count()
+    }
+
+    /// Says that it has expired or soon will; `None`: there is time.
+    pub fn note(self, now: SystemTime) -> Option<String> {
+        match (self.urgency(now), self.left(now)) {
+            (0, _) => None,
+            (_, Some(left)) => Some(format!("its certificate expires in {}", words(left))),
+            (_, None) => Some("its certificate has expired".to_owned()),
+        }
+    }
+
+    /// Returns the time in which both count.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            not_before: self.not_before.max(other.not_before),
+            not_after: self.not_after.min(other.not_after),
+        }
+    }
+}
+
+/// Says how long something takes, in the largest unit that fits.
+pub fn words(span: Duration) -> String {
+    let seconds = span.as_secs();
+    let (count, unit) = match seconds {
+        0..120 => (seconds, "second"),
+        120..7_200 => (seconds / 60, "minute"),
+        7_200..172_800 => (seconds / 3_600, "hour"),
+        _ => (seconds / 86_400, "day"),
+    };
+    if count == 1 { format!("1 {unit}") } else { format!("{count} {unit}s") }
 }
 
 /// Why a certificate does not say whom it is for.
@@ -187,6 +238,23 @@ mod tests {
         ] {
             assert_eq!(parse(&uri), None, "{uri}");
         }
+    }
+
+    #[test]
+    fn a_certificate_becomes_more_urgent_towards_its_end() {
+        let start = SystemTime::UNIX_EPOCH;
+        let of = |life, used| {
+            let validity = Validity { not_before: start, not_after: start + life };
+            (validity.urgency(start + used), validity.note(start + used).unwrap_or_default())
+        };
+        let hours = |count: u64| Duration::from_secs(count * 3_600);
+        assert_eq!(of(days(90), days(59)).0, 0);
+        assert_eq!(of(days(90), days(61)), (1, "its certificate expires in 29 days".to_owned()));
+        assert_eq!(of(days(90), days(84)).0, 2);
+        assert_eq!(of(days(90), days(89) + hours(1)).0, 3);
+        assert_eq!(of(days(90), days(90)), (4, "its certificate has expired".to_owned()));
+        assert_eq!(of(days(1), hours(12)).0, 0, "a short-lived one is no reason for noise");
+        assert_eq!(of(days(1), hours(17)).0, 3);
     }
 
     proptest! {

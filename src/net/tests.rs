@@ -4,6 +4,7 @@ use std::time::SystemTime;
 
 use super::certificates::{Ca, NodeRequest};
 use super::*;
+use crate::wire::Versions;
 
 const LANES: [Lane; 4] = [Lane::Control, Lane::Own, Lane::Relay, Lane::Repair];
 
@@ -428,12 +429,96 @@ async fn a_node_that_dials_itself_or_its_twin_is_told() {
     assert_eq!(a.dial_failed().await, DialError::Itself(a.net.address()));
     let mut twin = start(&a.identity);
     twin.net.dial(a.net.address());
-    assert_eq!(twin.dial_failed().await, DialError::Twin(a.net.address()));
+    let (address, process) = (a.net.address(), a.net.process());
+    assert_eq!(twin.dial_failed().await, DialError::Twin { address, process });
     let told = a.wait("word of the twin", |event| match event {
-        Event::Twin { address } => Some(address),
+        Event::Twin { address, process } => Some((address, process)),
         _ => None,
     });
-    assert_eq!(told.await, twin.net.address());
+    assert_eq!(told.await, (twin.net.address(), twin.net.process()));
+    assert!(a.net.process() < twin.net.process(), "who started first is known to both");
+}
+
+#[tokio::test]
+async fn who_stands_aside_speaks_to_nobody_but_finds_out_whether_its_twin_is_there() {
+    let [mut a, mut b] = cluster();
+    a.send(&b, Lane::Own, b"x").unwrap();
+    assert_eq!(b.connected().await, a.node());
+    let twin = start(&a.identity);
+    a.net.stand_aside(true);
+    assert_eq!(b.disconnected().await.0, a.node());
+    assert_eq!(a.send(&b, Lane::Own, b"x"), Err(SendError::Unreachable));
+    b.net.dial(a.net.address());
+    assert_eq!(b.dial_failed().await, DialError::Aside(a.net.address()));
+    assert!(a.net.dial(twin.net.address()));
+    let (address, process) = (twin.net.address(), twin.net.process());
+    let found = a.wait("the twin", |event| match event {
+        Event::DialFailed { error, .. } => Some(error),
+        _ => None,
+    });
+    assert_eq!(found.await, DialError::Twin { address, process });
+    a.net.stand_aside(false);
+    a.send(&b, Lane::Own, b"back").unwrap();
+    assert_eq!(b.frame().await.2, "back");
+}
+
+fn speaking(min: u8, max: u8) -> Config {
+    Config { versions: Versions { min, max }, ..config() }
+}
+
+#[tokio::test]
+async fn two_releases_speak_the_newest_version_that_both_know() {
+    let ca = Ca::new(SystemTime::now()).unwrap();
+    let mut old = start_with(&issue(&ca, &ca, 1), speaking(1, 2));
+    let mut new = start_with(&issue(&ca, &ca, 2), speaking(2, 3));
+    old.send(&new, Lane::Own, b"hello").unwrap();
+    for end in [&mut old, &mut new] {
+        let version = end.wait("connection", |event| match event {
+            Event::Connected { version, certificate, .. } => Some((version, certificate.is_some())),
+            _ => None,
+        });
+        assert_eq!(version.await, (2, true));
+    }
+    assert_eq!(new.frame().await.2, "hello");
+}
+
+#[tokio::test]
+async fn two_releases_without_a_common_version_both_say_so_and_what_to_do() {
+    let ca = Ca::new(SystemTime::now()).unwrap();
+    let mut old = start_with(&issue(&ca, &ca, 1), speaking(1, 1));
+    let mut new = start_with(&issue(&ca, &ca, 2), speaking(2, 3));
+    old.send(&new, Lane::Own, b"hello").unwrap();
+    let said = [
+        (&mut old, "speaks versions 2 to 3 of the protocol", ") version 1: upgrade the older"),
+        (&mut new, "speaks version 1 of the protocol", ") versions 2 to 3: upgrade the older"),
+    ];
+    for (end, theirs, ours) in said {
+        let (node, error) = end
+            .wait("refusal", |event| match event {
+                Event::DialFailed { node, error, .. } => Some((node, error.to_string())),
+                Event::Connected { .. } => panic!("connected"),
+                _ => None,
+            })
+            .await;
+        assert!(node.is_some() && error.contains(theirs) && error.contains(ours), "{error}");
+        assert_eq!(end.net.counts().versions_apart, 1);
+        assert_eq!(end.net.counts().links, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_stream_of_a_later_release_is_passed_over_and_the_rest_goes_on() {
+    let [a, mut b] = cluster();
+    a.send(&b, Lane::Own, b"before").unwrap();
+    assert_eq!(b.frame().await.2, "before");
+    let link = a.net.shared.peers().link(b.node()).unwrap();
+    let mut stream = link.connection.open_uni().await.unwrap();
+    stream.write_all(&[99, 1, 2, 3]).await.unwrap();
+    let stopped = timeout(Duration::from_secs(10), stream.stopped()).await.unwrap();
+    assert_eq!(stopped.unwrap(), Some(quinn::VarInt::from_u32(0)), "nobody reads it");
+    a.send(&b, Lane::Own, b"after").unwrap();
+    assert_eq!(b.frame().await.2, "after");
+    assert_eq!(b.net.counts().streams_unknown, 1);
 }
 
 #[tokio::test]

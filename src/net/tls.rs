@@ -21,6 +21,7 @@ use rustls::{
     RootCertStore, ServerConfig, SignatureScheme,
 };
 
+pub use super::subject::{Validity, words};
 use super::subject::{NodeSubject, Subject, subject_of};
 use crate::types::{ClusterId, NodeId};
 
@@ -42,7 +43,8 @@ pub struct Files {
 /// Who this node is, and how it proves it.
 pub struct Identity {
     subject: NodeSubject,
-    not_after: SystemTime,
+    /// The certificate's, as far as a CA counts as long.
+    validity: Validity,
     warnings: Vec<String>,
     roots: Arc<RootCertStore>,
     chain: Vec<CertificateDer<'static>>,
@@ -112,9 +114,10 @@ impl Identity {
         key: &Source,
         now: SystemTime,
     ) -> Result<Self, TlsError> {
-        let (roots, cluster) = roots(ca, now)?;
+        let (roots, cluster, of_ca) = roots(ca, now)?;
         let chain = cert.certificates(MAKE_NODE)?;
-        let (subject, not_after) = node_subject(cert, &chain[0], now)?;
+        let (subject, validity) = node_subject(cert, &chain[0], now)?;
+        let validity = validity.and(of_ca);
         if subject.cluster != cluster {
             let (file, ca) = (cert.name.clone(), ca.name.clone());
             return Err(TlsError::OtherCluster {
@@ -126,7 +129,7 @@ impl Identity {
         }
         check_signature(ca, cert, &roots, &chain, now)?;
         let key = private_key(cert, key, &chain)?;
-        Ok(Self { subject, not_after, warnings: Vec::new(), roots: Arc::new(roots), chain, key })
+        Ok(Self { subject, validity, warnings: Vec::new(), roots: Arc::new(roots), chain, key })
     }
 
     /// Returns the cluster that this node belongs to.
@@ -144,9 +147,9 @@ impl Identity {
         &self.subject.name
     }
 
-    /// Returns when the certificate expires.
-    pub fn not_after(&self) -> SystemTime {
-        self.not_after
+    /// Returns from when until when the certificate counts, and the CA's.
+    pub fn validity(&self) -> Validity {
+        self.validity
     }
 
     /// Returns what is not wrong but should be looked at, as sentences for the log.
@@ -217,7 +220,7 @@ impl Identity {
         roots.add(CertificateDer::from_pem_slice(pem).unwrap()).unwrap();
         Self {
             subject: self.subject.clone(),
-            not_after: self.not_after,
+            validity: self.validity,
             warnings: Vec::new(),
             roots: Arc::new(roots),
             chain: self.chain.clone(),
@@ -258,9 +261,11 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
-fn roots(ca: &Source, now: SystemTime) -> Result<(RootCertStore, ClusterId), TlsError> {
+/// Reads the CAs: whom to believe, of which cluster, and as long as any of them counts.
+fn roots(ca: &Source, now: SystemTime) -> Result<(RootCertStore, ClusterId, Validity), TlsError> {
     let mut roots = RootCertStore::empty();
     let mut cluster = None;
+    let mut counts: Option<Validity> = None;
     for certificate in ca.certificates(MAKE_CA)? {
         let wrong = |why: String| TlsError::WrongKind {
             file: ca.name.clone(),
@@ -278,6 +283,8 @@ fn roots(ca: &Source, now: SystemTime) -> Result<(RootCertStore, ClusterId), Tls
         // One of two that has expired is what the second is there for.
         if validity.not_after > now {
             roots.add(certificate).map_err(|error| wrong(error.to_string()))?;
+            let longer = counts.filter(|counts| counts.not_after >= validity.not_after);
+            counts = Some(longer.unwrap_or(validity));
         } else if roots.is_empty() {
             let ago = span(now, validity.not_after);
             let (file, remedy) = (ca.name.clone(), "`tribune tls ca`");
@@ -288,18 +295,18 @@ fn roots(ca: &Source, now: SystemTime) -> Result<(RootCertStore, ClusterId), Tls
         }
     }
     let cluster = cluster.expect("there is at least one certificate, and each sets it or fails");
-    if roots.is_empty() {
+    let Some(counts) = counts else {
         let (file, remedy) = (ca.name.clone(), "`tribune tls ca`");
         return Err(TlsError::Expired { file, ago: "some time".to_owned(), remedy });
-    }
-    Ok((roots, cluster))
+    };
+    Ok((roots, cluster, counts))
 }
 
 fn node_subject(
     cert: &Source,
     certificate: &CertificateDer<'_>,
     now: SystemTime,
-) -> Result<(NodeSubject, SystemTime), TlsError> {
+) -> Result<(NodeSubject, Validity), TlsError> {
     let wrong = |why: String| TlsError::WrongKind {
         file: cert.name.clone(),
         wanted: "node",
@@ -318,7 +325,7 @@ fn node_subject(
         let (file, wait) = (cert.name.clone(), span(validity.not_before, now));
         return Err(TlsError::NotYetValid { file, wait });
     }
-    Ok((subject, validity.not_after))
+    Ok((subject, validity))
 }
 
 fn check_signature(
@@ -373,16 +380,9 @@ fn check_mode(file: &PathBuf) -> Result<Vec<String>, TlsError> {
     Ok(is_shared.then_some(warning).into_iter().collect())
 }
 
-/// Says how far apart two times are, in the largest unit that fits.
+/// Says how far apart two times are.
 fn span(later: SystemTime, earlier: SystemTime) -> String {
-    let seconds = later.duration_since(earlier).unwrap_or(Duration::ZERO).as_secs();
-    let (count, unit) = match seconds {
-        0..120 => (seconds, "second"),
-        120..7_200 => (seconds / 60, "minute"),
-        7_200..172_800 => (seconds / 3_600, "hour"),
-        _ => (seconds / 86_400, "day"),
-    };
-    if count == 1 { format!("1 {unit}") } else { format!("{count} {unit}s") }
+    words(later.duration_since(earlier).unwrap_or(Duration::ZERO))
 }
 
 /// Believes a peer that shows a certificate of this cluster's CA with this cluster's id. Which
@@ -514,6 +514,19 @@ pub fn named_in(cert: &Path) -> Result<(ClusterId, NodeId), TlsError> {
     }
 }
 
+/// Reads from when until when a certificate's file counts.
+pub fn validity_in(cert: &Path) -> Result<Validity, TlsError> {
+    let source = Source::read(cert, MAKE_NODE)?;
+    let certificates = source.certificates(MAKE_NODE)?;
+    match subject_of(&certificates[0]) {
+        Ok((_, validity)) => Ok(validity),
+        Err(error) => {
+            let (file, why) = (source.name, error.to_string());
+            Err(TlsError::WrongKind { file, wanted: "node", why, remedy: MAKE_NODE })
+        }
+    }
+}
+
 /// Reads who a peer is from the certificate that the handshake has verified.
 pub(super) fn peer_of(certificate: &CertificateDer<'_>) -> Option<NodeSubject> {
     match subject_of(certificate) {
@@ -547,7 +560,7 @@ mod tests {
             Identity::from_pem(ca.certificate(), &pems.certificate, &pems.key, now).unwrap();
         assert_eq!(identity.cluster(), ca.cluster());
         assert_eq!((identity.node(), identity.name()), (NodeId([7; 16]), "web 1"));
-        let days = identity.not_after().duration_since(now).unwrap().as_secs() / 86_400;
+        let days = identity.validity().not_after.duration_since(now).unwrap().as_secs() / 86_400;
         assert!((89..=90).contains(&days));
         assert!(identity.server_config().is_ok() && identity.client_config().is_ok());
     }

@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use quinn::{ConnectError, ConnectionError, VarInt};
 
+use super::link::Process;
 use super::subject::shortened;
 use crate::types::NodeId;
+use crate::wire::Versions;
 
 /// Why a connection ended.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -41,10 +43,25 @@ pub enum DialError {
     #[error("{0} is this node itself")]
     Itself(SocketAddr),
     #[error(
-        "another process at {0} uses this node's certificate: each node needs its own, made by \
-         `tribune tls node NAME`"
+        "another process at {address} uses this node's certificate: each node needs its own, made \
+         by `tribune tls node NAME`"
     )]
-    Twin(SocketAddr),
+    Twin { address: SocketAddr, process: Process },
+    #[error(
+        "the node '{name}' at {address} (release {release}) speaks {theirs} of the protocol, this \
+         node (release {own}) {ours}: upgrade the older one of the two, one release at a time",
+        own = env!("CARGO_PKG_VERSION")
+    )]
+    Versions {
+        address: SocketAddr,
+        node: NodeId,
+        name: String,
+        theirs: Versions,
+        release: String,
+        ours: Versions,
+    },
+    #[error("the node at {0} stands aside: another process runs with its certificate")]
+    Aside(SocketAddr),
     #[error("the node at {address} is {found} ('{name}'), not {wanted}")]
     WrongNode { address: SocketAddr, wanted: NodeId, found: NodeId, name: String },
     #[error("the node at {address} is not of this cluster: {why}")]
@@ -53,6 +70,23 @@ pub enum DialError {
     Refused { address: SocketAddr, why: String },
     #[error("cannot connect to {address}: {why}")]
     Failed { address: SocketAddr, why: String },
+}
+
+impl DialError {
+    /// Returns a word for metrics.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::NoAnswer(_) => "no_answer",
+            Self::Itself(_) => "itself",
+            Self::Twin { .. } => "twin",
+            Self::Versions { .. } => "versions",
+            Self::Aside(_) => "aside",
+            Self::WrongNode { .. } => "wrong_node",
+            Self::Stranger { .. } => "stranger",
+            Self::Refused { .. } => "refused",
+            Self::Failed { .. } => "failed",
+        }
+    }
 }
 
 /// What is said to the other side at the end of a connection. Zero is what QUIC says for a
@@ -73,10 +107,14 @@ pub(super) enum Close {
     Done = 11,
     /// Too many ask for a snapshot at the same time.
     Crowded = 12,
+    /// The two have no version of the protocol in common.
+    Versions = 13,
+    /// Another process runs with this node's certificate, and is the one that counts.
+    Aside = 14,
 }
 
 impl Close {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 14] = [
         Self::Stopping,
         Self::Replaced,
         Self::Evicted,
@@ -89,6 +127,8 @@ impl Close {
         Self::Twin,
         Self::Done,
         Self::Crowded,
+        Self::Versions,
+        Self::Aside,
     ];
 
     pub fn code(self) -> VarInt {
@@ -114,7 +154,9 @@ pub(super) fn why(error: &ConnectionError) -> Why {
                 | Close::Itself
                 | Close::Twin
                 | Close::Done
-                | Close::Crowded,
+                | Close::Crowded
+                | Close::Versions
+                | Close::Aside,
             )
             | None => {
                 Why::Lost(format!("the other node closed it: {}", shortened(&close.to_string())))
@@ -149,7 +191,7 @@ pub(super) fn dial_error(address: SocketAddr, error: &ConnectionError) -> DialEr
         ConnectionError::ApplicationClosed(close) => match Close::from_code(close.error_code) {
             // Both sides find this out, and either may be first to say so.
             Some(Close::Itself) => DialError::Itself(address),
-            Some(Close::Twin) => DialError::Twin(address),
+            Some(Close::Aside) => DialError::Aside(address),
             Some(_) | None => DialError::Refused { address, why: shortened(&close.to_string()) },
         },
         ConnectionError::VersionMismatch

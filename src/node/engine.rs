@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -16,22 +16,24 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
-use super::join::Join;
+use super::join::{Join, Known};
 use super::loader::Loads;
 use super::mailbox::{Job, Mailbox};
+use super::relations::{Relation, Relations, Verdict};
 use super::writer::wall_now;
-use super::{MemberState, MemberStatus};
+use super::{Heard, MemberState, MemberStatus};
+use crate::catalog::View;
 use crate::catalog::model::key_of;
 use crate::catalog::view::Liveness;
 use crate::crdt::storage::{Extract, Settled, StorageError};
 use crate::crdt::{Changeset, Staging};
 use crate::live::Feed;
-use crate::net::{self, Net, SendError};
+use crate::net::{self, DialError, Net, SendError};
 use crate::replica::{self, ApplyOutcome, BatchId, CollectOutcome, LoadId, Replica};
 use crate::swim::{self, Identity, Swim};
 use crate::telemetry::Pulse;
 use crate::types::{Epoch, NodeId, Origin, Time, Version};
-use crate::wire;
+use crate::wire::{self, DecodeError};
 
 /// How many reports of the writer and the loader may wait. The engine empties the queue whenever
 /// it runs; a full one slows the writer down.
@@ -117,6 +119,40 @@ fn tell_of_settled(result: &Result<Settled, StorageError>) {
     }
 }
 
+impl Heard {
+    /// Reads a message; what cannot be read is counted and dropped, never an error: what it should
+    /// have brought comes another way.
+    fn read(&mut self, from: NodeId, bytes: &[u8]) -> Option<wire::Message> {
+        let count = match wire::read(bytes) {
+            Ok((message, left)) => {
+                self.extended += u64::from(left > 0);
+                return Some(message);
+            }
+            Err(error) => {
+                debug!(%from, %error, "A message that cannot be read was dropped");
+                match error {
+                    DecodeError::UnknownKind(_) => &mut self.unknown_kind,
+                    DecodeError::UnknownVersion(_) => &mut self.unknown_version,
+                    _ => &mut self.unreadable,
+                }
+            }
+        };
+        *count += 1;
+        None
+    }
+}
+
+/// Lists where the catalog says that members are, but for those who have left.
+fn addresses_in(view: &View, swim: &Swim) -> Vec<SocketAddr> {
+    let is_there = |node: NodeId| {
+        swim.member(node).is_none_or(|member| member.state != swim::State::Left)
+    };
+    view.nodes()
+        .filter(|entry| entry.info.member.is_some_and(is_there))
+        .filter_map(|entry| entry.info.node.gossip.parse().ok())
+        .collect()
+}
+
 /// Everything the loop needs.
 pub(super) struct Engine {
     pub(super) me: NodeId,
@@ -130,6 +166,7 @@ pub(super) struct Engine {
     pub(super) feed: Arc<Feed>,
     pub(super) members: Arc<ArcSwap<Vec<MemberStatus>>>,
     pub(super) join: Join,
+    pub(super) relations: Relations,
     pub(super) stats: Arc<ArcSwap<super::Stats>>,
     pub(super) leave: mpsc::Receiver<oneshot::Sender<()>>,
     pub(super) pulse: Pulse,
@@ -151,6 +188,7 @@ struct Memory {
     epoch_above: Epoch,
     /// How many were refused when it was last told.
     epochs_refused: u64,
+    heard: Heard,
 }
 
 impl From<swim::State> for MemberState {
@@ -178,6 +216,7 @@ impl Engine {
             epoch_retry: None,
             epoch_above: Epoch::default(),
             epochs_refused: 0,
+            heard: Heard::default(),
         };
         loop {
             let wake = self.wake_at(&memory);
@@ -237,7 +276,9 @@ impl Engine {
 
     /// Returns when the loop has to run again at the latest.
     fn wake_at(&self, memory: &Memory) -> Instant {
-        let deadlines = [self.swim.deadline(), self.replica.deadline()];
+        // Membership stands still while this process stands aside.
+        let swim = self.swim.deadline().filter(|_| !self.relations.is_aside());
+        let deadlines = [swim, self.replica.deadline()];
         let machines = deadlines
             .into_iter()
             .flatten()
@@ -350,14 +391,14 @@ impl Engine {
             net::Event::Datagram { from, bytes } => {
                 self.swim.handle(now, swim::Input::Datagram { from, bytes });
             }
-            net::Event::Frame { from, lane: _, bytes } => match wire::decode(&bytes) {
-                Ok(message) => {
+            net::Event::Frame { from, lane: _, bytes } => {
+                if let Some(message) = memory.heard.read(from, &bytes) {
                     self.replica.handle(now, replica::Input::Received { from, message });
                 }
-                Err(error) => debug!(%from, %error, "A message that cannot be read was dropped"),
-            },
-            net::Event::Connected { node, name, address, round_trip } => {
-                debug!(%node, name, %address, ?round_trip, "Connected");
+            }
+            net::Event::Connected { node, name, address, round_trip, version, certificate } => {
+                debug!(%node, name, %address, ?round_trip, version, "Connected");
+                self.relations.connected(node, version, certificate);
                 self.swim.handle(now, swim::Input::RoundTrip { node, round_trip });
             }
             net::Event::Answered { node, address } => {
@@ -370,24 +411,33 @@ impl Engine {
                 debug!(%node, ?why, "Disconnected");
                 self.replica.handle(now, replica::Input::Overrun(node));
             }
+            net::Event::DialFailed { address, error: DialError::Twin { process, .. }, .. }
+            | net::Event::Twin { address, process } => self.meet_twin(address, process),
             net::Event::DialFailed { address, node: None, error } => {
-                self.join.failed(address, &error.to_string());
+                if let DialError::Itself(_) = error {
+                    self.join.is_me(address);
+                }
+                if self.relations.is_gone(address) {
+                    self.net.stand_aside(false);
+                    self.swim.handle(now, swim::Input::Prevail);
+                }
+                if !self.relations.is_aside() {
+                    self.join.failed(address, &error.to_string());
+                }
             }
             net::Event::DialFailed { address, node: Some(node), error } => {
                 debug!(%node, %address, %error, "A member could not be reached");
+                self.relations.failed(node, &error);
             }
-            net::Event::Twin { address } => error!(
-                %address,
-                "Another process runs with this node's certificate: a copied data directory. Stop \
-                 one of them"
-            ),
             net::Event::EndpointLost => memory.is_net_lost = true,
         }
     }
 
     fn tick(&mut self, memory: &mut Memory) {
         let now = self.now();
-        self.swim.handle(now, swim::Input::Tick);
+        if !self.relations.is_aside() {
+            self.swim.handle(now, swim::Input::Tick);
+        }
         self.replica.handle(now, replica::Input::Tick);
         if memory.settles_at.is_some_and(|at| at <= Instant::now()) {
             memory.settles_at = None;
@@ -400,15 +450,55 @@ impl Engine {
             memory.epoch_retry = None;
             self.mailbox.push(Job::BeginEpoch { above });
         }
-        for address in self.join.due(Instant::now(), memory.addresses.is_empty()) {
-            self.net.dial(address);
-        }
+        self.look_around(memory);
         if memory.survey_at <= Instant::now() {
             memory.survey_at = Instant::now() + SURVEY_EVERY;
             self.pin_neighbours(memory);
             self.tell_of_refused_epochs(memory);
-            self.survey();
+            self.look_at_relations();
+            self.survey(memory);
         }
+    }
+
+    /// Dials those to join by, and the other process under this node's id, when it is time.
+    fn look_around(&mut self, memory: &Memory) {
+        let now = Instant::now();
+        if self.relations.is_aside() {
+            if let Some(rival) = self.relations.look_for(now) {
+                self.net.dial(rival);
+            }
+            return;
+        }
+        let (feed, swim) = (&self.feed, &self.swim);
+        let known = Known {
+            is_alone: memory.addresses.is_empty(),
+            members: &|| memory.addresses.values().copied().collect(),
+            catalog: &|| addresses_in(&feed.view(), swim),
+        };
+        for address in self.join.due(now, &known) {
+            self.net.dial(address);
+        }
+    }
+
+    /// Another process at an address runs with this node's certificate.
+    fn meet_twin(&mut self, address: SocketAddr, twin: net::Process) {
+        let mine = self.net.process();
+        match self.relations.meet_twin(Instant::now(), address, twin, mine) {
+            Verdict::GiveWay => self.net.stand_aside(true),
+            Verdict::Prevail => {
+                self.net.stand_aside(false);
+                self.swim.handle(self.now(), swim::Input::Prevail);
+            }
+            Verdict::AsBefore => {}
+        }
+    }
+
+    fn look_at_relations(&mut self) {
+        let swim = &self.swim;
+        self.relations.retain(|node| swim.member(node).is_some());
+        self.relations.look_at_names(&self.feed.view());
+        let (now, wall) = (Instant::now(), SystemTime::now());
+        self.relations.look_at_certificate(now, wall, self.net.validity());
     }
 
     /// Carries out all that the two machines ask for.
@@ -428,7 +518,7 @@ impl Engine {
                 let identity = member.identity;
                 info!(node = %identity.node, name = self.name_of(identity.node), address = %identity.address, "A member is up");
                 self.is_up(memory, &member);
-                self.survey();
+                self.survey(memory);
             }
             swim::Effect::Renewed(member) => {
                 let gone = replica::Input::PeerDown(member.identity.node);
@@ -443,7 +533,7 @@ impl Engine {
                 self.net.disconnect(node);
                 self.feed.publish_liveness(wall_now(), Liveness::Down(node));
                 self.replica.handle(self.now(), replica::Input::PeerDown(node));
-                self.survey();
+                self.survey(memory);
             }
             swim::Effect::Guard { on: true } => warn!(
                 "Many members seem to have failed at once; more likely this node is cut off. None \
@@ -453,11 +543,10 @@ impl Engine {
             swim::Effect::Rejoined(identity) => {
                 info!(?identity, "The cluster had taken this node for dead; it has joined again");
             }
-            swim::Effect::Conflict { address } => error!(
-                %address,
-                "Another node runs under this node's id: a copied data directory or certificate. \
-                 Stop one of them; `tribune tls node` makes a certificate of its own for it"
-            ),
+            swim::Effect::Conflict { address } => {
+                self.relations.rumour(Instant::now(), address);
+                self.net.dial(address);
+            }
         }
     }
 
@@ -555,13 +644,16 @@ impl Engine {
     }
 
     /// Renews what `members` and metrics show.
-    fn survey(&self) {
+    fn survey(&self, memory: &Memory) {
+        let (view, wall, own) = (self.feed.view(), SystemTime::now(), self.net.validity());
+        let relation = |node, ring| self.relations.of(node, ring, wall, &view, own);
         let mut list = vec![MemberStatus {
             id: self.me,
             gossip: self.swim.me().address,
             state: MemberState::Alive,
             round_trip: None,
             versions_behind: 0,
+            relation: relation(self.me, None),
         }];
         let behind = self.replica.behind_of();
         for member in self.swim.members() {
@@ -572,8 +664,14 @@ impl Engine {
                 state: member.state.into(),
                 round_trip: member.round_trip,
                 versions_behind: behind.get(&node).copied().unwrap_or(0),
+                relation: match member.state.is_active() {
+                    true => relation(node, member.ring),
+                    // That it does not answer is its state.
+                    false => Relation::default(),
+                },
             });
         }
+        let (name_conflicts, id_conflicts) = self.relations.conflicts();
         self.members.store(Arc::new(list));
         self.stats.store(Arc::new(super::Stats {
             replica: *self.replica.stats(),
@@ -584,6 +682,11 @@ impl Engine {
             members: self.swim.active_count() + 1,
             neighbours: self.replica.neighbours().count(),
             health: self.swim.health(),
+            held_back: self.swim.held_back(),
+            name_conflicts,
+            id_conflicts,
+            is_aside: self.relations.is_aside(),
+            heard: memory.heard,
         }));
     }
 

@@ -11,6 +11,7 @@ use tracing::warn;
 
 use super::engine::Happened;
 use super::mailbox::{Job, Mailbox, Reports, Transaction};
+use super::relations::Relation;
 use super::writer::LONG_RUN_MAX;
 use crate::catalog::model::key_of;
 use crate::catalog::{CheckDefinition, Command, NodeKey, View, rows};
@@ -290,6 +291,7 @@ pub struct MemberStatus {
     pub round_trip: Option<Duration>,
     /// How many versions of other nodes this node knows of and does not hold yet.
     pub versions_behind: u64,
+    pub relation: Relation,
 }
 
 /// What SWIM holds of a member.

@@ -7,6 +7,7 @@ pub mod handle;
 mod join;
 mod loader;
 mod mailbox;
+mod relations;
 mod writer;
 
 use std::collections::BTreeMap;
@@ -15,17 +16,21 @@ use std::thread;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tracing::warn;
 
 pub use handle::{Handle, Local, MemberState, MemberStatus, SubmitError, TransactError};
 pub use join::look_up;
+pub use relations::Relation;
 
 use self::engine::Engine;
 use self::handle::Counts;
 use self::join::Join;
 use self::mailbox::Mailbox;
+use self::relations::Relations;
 use self::writer::Listeners;
 use crate::catalog::{Command, Node as NodeRow, View, rows};
 use crate::crdt::storage::{Storage, StorageError};
@@ -79,6 +84,28 @@ pub struct Stats {
     pub neighbours: usize,
     /// How much this node distrusts itself: 0 not at all, 8 the most.
     pub health: u8,
+    /// How many members are held for up although they do not answer, since too many do not.
+    pub held_back: usize,
+    /// Nodes that are up and share their name with another.
+    pub name_conflicts: usize,
+    /// 1 where another process runs under this node's id.
+    pub id_conflicts: usize,
+    /// Whether this process stands aside for it.
+    pub is_aside: bool,
+    pub heard: Heard,
+}
+
+/// What this node heard and could not use, or not all of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Heard {
+    /// Messages of a kind that this release does not have.
+    pub unknown_kind: u64,
+    /// Messages of a version of the protocol that this release does not speak.
+    pub unknown_version: u64,
+    /// Messages that cannot be read.
+    pub unreadable: u64,
+    /// Messages of which the last fields were passed over.
+    pub extended: u64,
 }
 
 /// A node that runs.
@@ -116,6 +143,7 @@ impl Node {
         let members = Arc::new(ArcSwap::default());
         let stats = Arc::new(ArcSwap::<Stats>::default());
         let start = Instant::now();
+        let (listens_at, mut rng) = (net.address(), SmallRng::seed_from_u64(config.seed));
         let me = Identity::new(config.local.id, config.local.gossip, writer::wall_now().millis());
         let engine = Engine {
             me: config.local.id,
@@ -135,7 +163,12 @@ impl Node {
                 .map_err(thread_failed)?,
             feed: Arc::clone(&feed),
             members: Arc::clone(&members),
-            join: Join::new(config.join.clone(), config.local.gossip),
+            join: Join::new(
+                config.join.clone(),
+                [config.local.gossip, listens_at],
+                SmallRng::seed_from_u64(rng.random()),
+            ),
+            relations: Relations::new(config.local.id, SmallRng::seed_from_u64(rng.random())),
             stats: Arc::clone(&stats),
             leave: leaving,
             pulse: pulses.add("engine"),

@@ -10,6 +10,7 @@ pub mod changes;
 mod clocks;
 pub mod copy;
 mod database;
+pub mod disks;
 pub mod doctor;
 mod epochs;
 mod functions;

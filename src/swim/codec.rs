@@ -31,6 +31,23 @@ pub(super) const ENVELOPE_BYTES: usize = 2;
 #[error("malformed membership datagram: {0}")]
 pub(super) struct Malformed(&'static str);
 
+/// Why a datagram is not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unread {
+    Malformed(Malformed),
+    /// A version, a kind or a message that a later release has: passed over.
+    Unknown,
+}
+
+impl From<Malformed> for Unread {
+    fn from(error: Malformed) -> Self {
+        Self::Malformed(error)
+    }
+}
+
+/// What says that a message is none that this release knows.
+const UNKNOWN_MESSAGE: Malformed = Malformed("unknown message");
+
 /// A datagram that was read to its end.
 #[derive(Debug, PartialEq)]
 pub(super) enum Datagram<'a> {
@@ -40,26 +57,34 @@ pub(super) enum Datagram<'a> {
     Leaving(Identity),
 }
 
-/// Reads a datagram whole, so that nothing half-read reaches the state machine.
-pub(super) fn open(bytes: &[u8]) -> Result<Datagram<'_>, Malformed> {
+/// Reads a datagram whole, so that nothing half-read reaches the state machine, and tells how many
+/// bytes were left behind it: fields that a later release has added.
+pub(super) fn open(bytes: &[u8]) -> Result<(Datagram<'_>, usize), Unread> {
     let mut rest = bytes;
     if u8_of(&mut rest)? != VERSION {
-        return Err(Malformed("unknown version"));
+        return Err(Unread::Unknown);
     }
     let kind = u8_of(&mut rest)?;
     let body = rest;
-    match kind {
+    let datagram = match kind {
         KIND_GOSSIP => {
-            let header = header_of(&mut rest)?;
-            let members = members_of(&mut rest)?;
-            whole(rest, Datagram::Gossip { header, members, body })
+            let header = match header_of(&mut rest) {
+                Err(UNKNOWN_MESSAGE) => return Err(Unread::Unknown),
+                header => header?,
+            };
+            // A greeting carries none, and foca takes none that does.
+            let members = match header.message {
+                Message::Announce => Vec::new(),
+                _ => members_of(&mut rest)?,
+            };
+            // foca would take what is left for something of its own.
+            let body = &body[..body.len() - rest.len()];
+            Datagram::Gossip { header, members, body }
         }
-        KIND_LEAVING => {
-            let identity = identity_of(&mut rest)?;
-            whole(rest, Datagram::Leaving(identity))
-        }
-        _ => Err(Malformed("unknown kind")),
-    }
+        KIND_LEAVING => Datagram::Leaving(identity_of(&mut rest)?),
+        _ => return Err(Unread::Unknown),
+    };
+    Ok((datagram, rest.len()))
 }
 
 /// Puts a packet of foca's into its envelope.
@@ -123,10 +148,6 @@ impl foca::Codec<Identity> for Codec {
     }
 }
 
-fn whole<T>(rest: &[u8], value: T) -> Result<T, Malformed> {
-    if rest.is_empty() { Ok(value) } else { Err(Malformed("trailing bytes")) }
-}
-
 fn header_of(buf: &mut impl Buf) -> Result<Header<Identity>, Malformed> {
     Ok(Header {
         src: identity_of(buf)?,
@@ -174,7 +195,7 @@ fn message_of(buf: &mut impl Buf) -> Result<Message<Identity>, Malformed> {
         8 => Message::Feed,
         9 => Message::Gossip,
         10 => Message::TurnUndead,
-        _ => return Err(Malformed("unknown message")),
+        _ => return Err(UNKNOWN_MESSAGE),
     })
 }
 
@@ -277,6 +298,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::swim::LEFT;
 
     fn any_identity() -> impl Strategy<Value = Identity> {
         let generation = 0..=Identity::GENERATION_MAX;
@@ -311,6 +333,9 @@ mod tests {
     fn write(header: &Header<Identity>, members: &[Member<Identity>]) -> Bytes {
         let mut packet = Vec::new();
         Codec.encode_header(header, &mut packet).unwrap();
+        if header.message == Message::Announce {
+            return seal(&packet);
+        }
         packet.put_u16(u16::try_from(members.len()).unwrap());
         members.iter().for_each(|member| Codec.encode_member(member, &mut packet).unwrap());
         seal(&packet)
@@ -322,10 +347,11 @@ mod tests {
             src in any_identity(), dst in any_identity(), src_incarnation: u16,
             message in any_message(), members in prop::collection::vec(any_member(), 0..20),
         ) {
+            let members = if message == Message::Announce { Vec::new() } else { members };
             let header = Header { src, src_incarnation, dst, message };
             let bytes = write(&header, &members);
             let body = &bytes[ENVELOPE_BYTES..];
-            prop_assert_eq!(open(&bytes), Ok(Datagram::Gossip { header, members, body }));
+            prop_assert_eq!(open(&bytes), Ok((Datagram::Gossip { header, members, body }, 0)));
         }
 
         #[test]
@@ -338,13 +364,15 @@ mod tests {
             let cut = cut.min(bytes.len() - 1);
             // Everything before the count of updates is optional to none; a cut right there is
             // the one shorter datagram that is whole.
-            if let Ok(Datagram::Gossip { members, .. }) = open(&bytes[..cut]) {
+            if let Ok((Datagram::Gossip { members, .. }, _)) = open(&bytes[..cut]) {
                 prop_assert!(members.is_empty());
             }
             let _ = open(&noise);
+            // What a later release adds is passed over, and not given to foca.
             let mut longer = bytes.to_vec();
             longer.extend_from_slice(&noise);
-            prop_assert_eq!(open(&longer).is_ok(), noise.is_empty());
+            let (whole, _) = open(&bytes).unwrap();
+            prop_assert_eq!(open(&longer), Ok((whole, noise.len())));
         }
     }
 
@@ -373,16 +401,76 @@ mod tests {
     }
 
     #[test]
+    fn golden_datagrams_are_read_and_written_as_they_were() {
+        let identity = |byte, address: &str| {
+            Identity::new(NodeId([byte; 16]), address.parse().unwrap(), 0x0102_0304)
+        };
+        let (a, b) = (identity(0xaa, "10.0.0.1:7401"), identity(0xbb, "[2001:db8::1]:7401"));
+        let members = vec![
+            Member::new(a, 1, State::Alive),
+            Member::new(b, 2, State::Suspect),
+            Member::new(a, LEFT, State::Down),
+        ];
+        let of = |message| {
+            let header = Header { src: a, src_incarnation: 3, dst: b, message };
+            let carries_none = matches!(header.message, Message::Announce);
+            Said::Gossip(header, if carries_none { Vec::new() } else { members.clone() })
+        };
+        let samples = [
+            ("leaving", Said::Leaving(a)),
+            ("ping", of(Message::Ping(7))),
+            ("ack", of(Message::Ack(7))),
+            ("ping-req", of(Message::PingReq { probe_number: 7, target: b })),
+            ("indirect-ping", of(Message::IndirectPing { probe_number: 7, origin: b })),
+            ("indirect-ack", of(Message::IndirectAck { probe_number: 7, target: b })),
+            ("forwarded-ack", of(Message::ForwardedAck { probe_number: 7, origin: b })),
+            ("announce", of(Message::Announce)),
+            ("feed", of(Message::Feed)),
+            ("gossip", of(Message::Gossip)),
+            ("turn-undead", of(Message::TurnUndead)),
+        ];
+        let encode = |said: &Said| match said {
+            Said::Leaving(identity) => leaving(identity).to_vec(),
+            Said::Gossip(header, members) => write(header, members).to_vec(),
+        };
+        let decode = |bytes: &[u8]| match open(bytes).unwrap() {
+            (Datagram::Leaving(identity), 0) => Said::Leaving(identity),
+            (Datagram::Gossip { header, members, .. }, 0) => Said::Gossip(header, members),
+            (_, left) => panic!("{left} bytes are left"),
+        };
+        crate::wire::golden::hold("swim", &samples, encode, decode);
+        // Tag by tag: whatever is known has a sample.
+        for tag in 0..=u8::MAX {
+            let mut packet = Vec::new();
+            let header = Header { src: a, src_incarnation: 3, dst: b, message: Message::Announce };
+            Codec.encode_header(&header, &mut packet).unwrap();
+            *packet.last_mut().unwrap() = tag;
+            let exists = open(&seal(&packet)) != Err(Unread::Unknown);
+            assert_eq!(exists, (1..=10).contains(&tag), "message {tag}: add a sample");
+        }
+    }
+
+    /// A datagram without the bytes that foca is given.
+    #[derive(Debug, PartialEq)]
+    enum Said {
+        Gossip(Header<Identity>, Vec<Member<Identity>>),
+        Leaving(Identity),
+    }
+
+    #[test]
     fn another_version_and_an_absurd_generation_are_refused() {
         let identity = Identity::new(NodeId([1; 16]), "10.0.0.1:1".parse().unwrap(), 9);
         let bytes = leaving(&identity);
-        assert_eq!(open(&bytes), Ok(Datagram::Leaving(identity)));
-        let mut newer = bytes.to_vec();
-        newer[0] = 2;
-        assert_eq!(open(&newer), Err(Malformed("unknown version")));
+        assert_eq!(open(&bytes), Ok((Datagram::Leaving(identity), 0)));
+        for at in [0, 1] {
+            let mut newer = bytes.to_vec();
+            newer[at] = 2;
+            assert_eq!(open(&newer), Err(Unread::Unknown), "another version, another kind");
+        }
         let mut absurd = bytes.to_vec();
         let end = absurd.len();
         absurd[end - 8] = 0xff;
-        assert_eq!(open(&absurd), Err(Malformed("generation out of range")));
+        let refused = Unread::Malformed(Malformed("generation out of range"));
+        assert_eq!(open(&absurd), Err(refused));
     }
 }

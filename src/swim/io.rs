@@ -20,6 +20,9 @@ pub enum Input {
     Leave,
     /// The time of [`crate::swim::Swim::deadline`] has come, or may have.
     Tick,
+    /// The other process that claims this node's id (see [`Effect::Conflict`]) gives way: this node
+    /// goes on under an identity that replaces the other's everywhere.
+    Prevail,
     /// The connection to `node` measured its round trip.
     RoundTrip { node: NodeId, round_trip: Duration },
 }
@@ -42,6 +45,6 @@ pub enum Effect {
     /// The cluster had declared this node dead; it goes on under this identity.
     Rejoined(Identity),
     /// Another process claims this node's id and lives at `address`: a copied data directory or
-    /// certificate. Repeated at most once a minute while it lasts.
+    /// certificate. Repeated at most every ten seconds while it lasts.
     Conflict { address: SocketAddr },
 }

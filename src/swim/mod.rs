@@ -26,7 +26,7 @@ use rand::{RngExt, SeedableRng};
 
 use self::agenda::Agenda;
 use self::announcer::Announcer;
-use self::codec::{Codec, Datagram};
+use self::codec::{Codec, Datagram, Unread};
 pub use self::config::{Config, DATAGRAM_BYTES_MAX};
 use self::guard::Guard;
 pub use self::identity::Identity;
@@ -57,8 +57,8 @@ const GREETINGS_ALONE: usize = 5;
 /// it on as it is, and no living member reaches it: foca takes a new identity before.
 const LEFT: u16 = u16::MAX;
 
-/// How often a conflict is reported while it lasts.
-const CONFLICT_PERIOD: Duration = Duration::from_secs(60);
+/// How often a conflict is reported while it lasts: whoever hears of it asks the other process.
+const CONFLICT_PERIOD: Duration = Duration::from_secs(10);
 
 /// How many rejoins in a row are taken as they come; beyond it each waits a little.
 const REJOINS_FREE: u32 = 8;
@@ -76,6 +76,10 @@ pub struct Counters {
     pub datagrams_sent: u64,
     /// Datagrams that could not be read or that foca refused.
     pub malformed: u64,
+    /// Datagrams of a version or kind that this release does not know.
+    pub unknown: u64,
+    /// Datagrams of which this release did not know the last fields.
+    pub extended: u64,
     /// Datagrams whose sender claimed to be another node than its certificate says.
     pub forged: u64,
     /// Pings repeated because no answer had come yet.
@@ -108,6 +112,8 @@ pub struct Swim {
     /// The size and health for which foca is configured.
     configured: (usize, u8),
     conflict_told: Option<Time>,
+    /// The last life of this node that was heard of at another address.
+    rival: Option<Identity>,
     has_left: bool,
     effects: VecDeque<Effect>,
     counters: Counters,
@@ -156,6 +162,7 @@ impl Swim {
             rejoins: Rejoins::default(),
             configured: (1, 0),
             conflict_told: None,
+            rival: None,
             has_left: false,
             effects: VecDeque::new(),
             counters: Counters::default(),
@@ -174,6 +181,7 @@ impl Swim {
             Input::Datagram { from, bytes } => self.on_datagram(now, from, &bytes),
             Input::Found { node, address } => self.on_found(now, node, address),
             Input::Leave => self.on_leave(),
+            Input::Prevail => self.on_prevail(now),
             Input::Tick => {}
             Input::RoundTrip { node, round_trip } => self.roster.measured(node, round_trip),
         }
@@ -254,7 +262,9 @@ impl Swim {
         if now < self.rejoins.deaf_until {
             return;
         }
-        match codec::open(bytes) {
+        let opened = codec::open(bytes);
+        self.counters.extended += u64::from(matches!(opened, Ok((_, left)) if left > 0));
+        match opened.map(|(datagram, _)| datagram) {
             Ok(Datagram::Gossip { header, members, body }) => {
                 if header.src.node != from || from == self.me().node {
                     self.counters.forged += 1;
@@ -272,7 +282,8 @@ impl Swim {
                 }
                 self.on_goodbye(now, identity);
             }
-            Err(_) => self.counters.malformed += 1,
+            Err(Unread::Unknown) => self.counters.unknown += 1,
+            Err(Unread::Malformed(_)) => self.counters.malformed += 1,
         }
     }
 
@@ -340,10 +351,25 @@ impl Swim {
         if rival.address == me.address {
             // An earlier life again, but its clock ran ahead of ours.
             self.take_generation(now, rival.generation);
-        } else if self.conflict_told.is_none_or(|told| now.since(told) >= CONFLICT_PERIOD) {
+            return;
+        }
+        if self.rival.is_none_or(|known| known.generation < rival.generation) {
+            self.rival = Some(rival);
+        }
+        if self.conflict_told.is_none_or(|told| now.since(told) >= CONFLICT_PERIOD) {
             self.conflict_told = Some(now);
             self.effects.push_back(Effect::Conflict { address: rival.address });
         }
+    }
+
+    fn on_prevail(&mut self, now: Time) {
+        if let Some(rival) = self.rival.take()
+            && rival.generation >= self.me().generation
+        {
+            self.take_generation(now, rival.generation);
+        }
+        // Should there be another one, it is told of at once.
+        self.conflict_told = None;
     }
 
     /// Goes on under an identity that is newer than `generation`.
@@ -445,7 +471,7 @@ impl Swim {
         let bytes = codec::seal(packet);
         let is_ping = matches!(
             codec::open(&bytes),
-            Ok(Datagram::Gossip { header: foca::Header { message: Message::Ping(_), .. }, .. })
+            Ok((Datagram::Gossip { header: foca::Header { message: Message::Ping(_), .. }, .. }, _))
         );
         if is_ping {
             let due = now + self.config.probe_timeout / 2;

@@ -47,12 +47,19 @@ struct Cluster {
     loss: u32,
     /// Nodes on the one side of a cut; empty: no cut.
     island: BTreeSet<usize>,
+    config: Config,
+    /// What is sent to there is lost: another process with a node's id is said to be there.
+    elsewhere: Option<SocketAddr>,
     /// Who thought what, and when.
     log: Vec<(Time, usize, Effect)>,
 }
 
 impl Cluster {
     fn new(size: usize, seed: u64) -> Self {
+        Self::with(Config::default(), size, seed)
+    }
+
+    fn with(config: Config, size: usize, seed: u64) -> Self {
         let mut cluster = Self {
             now: Time(1),
             rng: SmallRng::seed_from_u64(seed),
@@ -62,6 +69,8 @@ impl Cluster {
             sent: 0,
             loss: 0,
             island: BTreeSet::new(),
+            config,
+            elsewhere: None,
             log: Vec::new(),
         };
         (0..size).for_each(|_| cluster.nodes.push(None));
@@ -71,7 +80,11 @@ impl Cluster {
 
     /// All joined through the first, and it shows.
     fn joined(size: usize, seed: u64) -> Self {
-        let mut cluster = Self::new(size, seed);
+        Self::joined_with(Config::default(), size, seed)
+    }
+
+    fn joined_with(config: Config, size: usize, seed: u64) -> Self {
+        let mut cluster = Self::with(config, size, seed);
         (1..size).for_each(|index| cluster.find(index, 0));
         cluster.run_until("all have joined", secs(60), |cluster| cluster.agrees_on(0..size));
         cluster
@@ -79,7 +92,8 @@ impl Cluster {
 
     fn start(&mut self, index: usize, generation: u64) {
         let me = Identity::new(id(index), address(index), generation);
-        self.nodes[index] = Some(Swim::new(me, Config::default(), self.rng.random()));
+        let swim = Swim::new(me, self.config.clone(), self.rng.random());
+        self.nodes[index] = Some(swim);
         self.input(index, Input::Tick);
     }
 
@@ -101,6 +115,7 @@ impl Cluster {
         let effects: Vec<Effect> = std::iter::from_fn(|| swim.next_effect()).collect();
         for effect in effects {
             match effect {
+                Effect::Send { address: at, .. } if Some(at) == self.elsewhere => {}
                 Effect::Send { to, address: at, bytes } => {
                     assert_eq!(at, address(super::tests::index(to)));
                     self.transmit(index, to, bytes);
@@ -317,6 +332,39 @@ fn a_node_cut_off_from_all_comes_back_without_a_restart() {
 }
 
 #[test]
+fn a_cut_that_outlasts_all_memory_heals_once_one_finds_one_of_the_others() {
+    let config = Config { forget_after: secs(60), ..Config::default() };
+    for seed in 0..3 {
+        let mut cluster = Cluster::joined_with(config.clone(), 6, seed);
+        cluster.island = (0..3).collect();
+        cluster.run_until("both sides know", secs(30), |c| c.agrees_on(0..3) && c.agrees_on(3..6));
+        cluster.run(secs(120));
+        assert_eq!(cluster.swim(0).members().count(), 2, "the others are forgotten");
+        cluster.island.clear();
+        cluster.run(secs(120));
+        assert!(cluster.agrees_on(0..3), "nothing is left to heal by");
+        // The engine looks around among those that the configuration and the catalog name.
+        cluster.find(1, 4);
+        cluster.run_until("all are one again", secs(20), |c| c.agrees_on(0..6));
+    }
+}
+
+#[test]
+fn a_node_cut_off_from_a_large_cluster_takes_nobody_out_of_answers() {
+    for seed in 0..3 {
+        let mut cluster = Cluster::joined(20, seed);
+        cluster.island = BTreeSet::from([4]);
+        cluster.run(secs(120));
+        let by_it = |cluster: &Cluster| cluster.downs().iter().filter(|down| down.0 == 4).count();
+        assert_eq!(by_it(&cluster), 0, "seed {seed}");
+        assert!(cluster.downs().iter().all(|(_, node, left)| (*node, *left) == (4, false)));
+        cluster.island.clear();
+        cluster.run_until("it is back", secs(45), |c| c.agrees_on(0..20));
+        assert_eq!((by_it(&cluster), cluster.swim(4).held_back()), (0, 0), "seed {seed}");
+    }
+}
+
+#[test]
 fn a_restart_before_anyone_noticed_is_told_as_a_new_life() {
     let mut cluster = Cluster::joined(5, 8);
     cluster.crash(2);
@@ -389,7 +437,7 @@ fn when_a_third_fails_at_once_verdicts_are_held_back() {
 }
 
 #[test]
-fn two_processes_with_one_identity_are_reported_once_a_minute() {
+fn two_processes_with_one_identity_are_reported_once_in_ten_seconds() {
     let mut cluster = Cluster::joined(3, 12);
     let elsewhere: SocketAddr = "10.9.9.9:7401".parse().unwrap();
     let clone = Identity::new(id(1), elsewhere, START + 5);
@@ -402,6 +450,29 @@ fn two_processes_with_one_identity_are_reported_once_a_minute() {
         .iter()
         .filter(|(_, by, effect)| *by == 1 && *effect == Effect::Conflict { address: elsewhere });
     assert_eq!(told.count(), 1);
+}
+
+#[test]
+fn who_prevails_over_a_rival_is_known_to_all_at_its_own_address_and_never_was_down() {
+    let mut cluster = Cluster::joined(5, 12);
+    let elsewhere: SocketAddr = "10.9.9.9:7401".parse().unwrap();
+    cluster.elsewhere = Some(elsewhere);
+    let rival = Identity::new(id(1), elsewhere, START + 60_000);
+    let bytes = gossip(&cluster, 2, 0, foca::Member::alive(rival));
+    cluster.input(0, Input::Datagram { from: id(2), bytes });
+    let conflict = (1, Effect::Conflict { address: elsewhere });
+    cluster.run_until("it hears of the rival", secs(5), |c| {
+        c.log.iter().any(|(_, by, effect)| (*by, effect) == (conflict.0, &conflict.1))
+    });
+    cluster.input(1, Input::Prevail);
+    assert!(cluster.swim(1).me().generation > START + 60_000);
+    cluster.run_until("all see it where it is", secs(5), |c| {
+        let sees = |by: usize| c.swim(by).member(id(1)).unwrap().identity.address == address(1);
+        c.agrees_on(0..5) && [0, 2, 3, 4].into_iter().all(sees)
+    });
+    cluster.run(secs(30));
+    assert!(cluster.agrees_on(0..5));
+    assert!(cluster.downs().is_empty(), "{:?}", cluster.downs());
 }
 
 #[test]

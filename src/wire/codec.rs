@@ -128,6 +128,11 @@ impl<'a> Reader<'a> {
         Self { rest: bytes, budget: DECODED_BYTES_MAX }
     }
 
+    /// Returns how many bytes were not read.
+    pub fn left(&self) -> usize {
+        self.rest.len()
+    }
+
     /// Checks that everything was read.
     pub fn end(&self) -> Result<(), DecodeError> {
         if self.rest.is_empty() { Ok(()) } else { Err(DecodeError::Trailing(self.rest.len())) }

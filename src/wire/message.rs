@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::change::{read_piece, write_piece};
 use super::codec::{DecodeError, Reader, Writer};
-use super::{BucketSet, Cut, Message, Neighbour, PROTOCOL_VERSION, RequestId};
+use super::{BucketSet, Cut, Message, Neighbour, PROTOCOL_VERSION, RequestId, Versions};
 use crate::crdt::Part;
 use crate::ledger::round::Nodes;
 use crate::ledger::{BUCKETS, Round};
@@ -126,14 +126,19 @@ pub fn encode(message: &Message) -> Vec<u8> {
 /// Reads a message. Whatever the bytes are, it does not panic, and it allocates no more than
 /// [`super::codec::DECODED_BYTES_MAX`].
 pub fn decode(bytes: &[u8]) -> Result<Message, DecodeError> {
+    read(bytes).map(|(message, _)| message)
+}
+
+/// As [`decode`], and tells how many bytes were left behind the message: fields that a later release
+/// has added. They are passed over.
+pub fn read(bytes: &[u8]) -> Result<(Message, usize), DecodeError> {
     let mut reader = Reader::new(bytes);
     let version = reader.byte()?;
-    if version != PROTOCOL_VERSION {
+    if !Versions::SPOKEN.contains(version) {
         return Err(DecodeError::UnknownVersion(version));
     }
     let message = read_body(&mut reader)?;
-    reader.end()?;
-    Ok(message)
+    Ok((message, reader.left()))
 }
 
 fn read_body(reader: &mut Reader<'_>) -> Result<Message, DecodeError> {
@@ -430,7 +435,14 @@ mod tests {
         assert_eq!(decode(&[2, 1]), Err(DecodeError::UnknownVersion(2)));
         assert_eq!(decode(&[1, 99]), Err(DecodeError::UnknownKind(99)));
         assert_eq!(decode(&[]), Err(DecodeError::Short));
-        assert_eq!(decode(&[1, 3, 0, 0]), Err(DecodeError::Trailing(1)));
+    }
+
+    #[test]
+    fn a_field_that_a_later_release_has_added_is_passed_over() {
+        let message = Message::Neighbour(Neighbour::Ask { urgent: false });
+        assert_eq!(read(&[1, 3, 0]), Ok((message.clone(), 0)));
+        assert_eq!(read(&[1, 3, 0, 7, 7]), Ok((message.clone(), 2)));
+        assert_eq!(decode(&[1, 3, 0, 7, 7]), Ok(message));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What nodes say to each other, as bytes: messages, their encoding, and frames on a stream.
 //! Who says what to whom is the replica's business; SWIM's packets have a dialect of their own.
 
+use std::fmt;
 use std::time::Duration;
 
 use crate::crdt::Piece;
@@ -12,13 +13,52 @@ pub mod codec;
 pub mod frame;
 pub mod message;
 
+#[cfg(test)]
+pub(crate) mod golden;
+
 pub use change::{changeset_bytes, piece_bytes};
 pub use codec::DecodeError;
 pub use frame::{FrameError, FrameReader, encode_frame};
-pub use message::{decode, decode_part, encode, encode_part};
+pub use message::{decode, decode_part, encode, encode_part, read};
 
-/// The first byte of every message. A node drops, and counts, what begins with another.
+/// The first byte of every message: the newest version of the protocol that this release speaks.
+///
+/// It rises when something that an earlier release must understand changes its meaning. A new kind
+/// of message, or a field more at the end of one, needs no new version: who does not know it passes
+/// over it.
 pub const PROTOCOL_VERSION: u8 = 1;
+
+/// The versions of the protocol that a node speaks, the first and the last included.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Versions {
+    pub min: u8,
+    pub max: u8,
+}
+
+impl Versions {
+    /// What this release speaks: its own version and that of the release before.
+    pub const SPOKEN: Self = Self { min: 1, max: PROTOCOL_VERSION };
+
+    /// Returns the newest version that both speak.
+    pub fn common(self, other: Self) -> Option<u8> {
+        let newest = self.max.min(other.max);
+        (newest >= self.min.max(other.min)).then_some(newest)
+    }
+
+    /// Tells whether a version is among them.
+    pub fn contains(self, version: u8) -> bool {
+        (self.min..=self.max).contains(&version)
+    }
+}
+
+impl fmt::Display for Versions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.min == self.max {
+            true => write!(f, "version {}", self.max),
+            false => write!(f, "versions {} to {}", self.min, self.max),
+        }
+    }
+}
 
 /// Everything that one replica may say to another.
 ///
@@ -127,5 +167,22 @@ impl BucketSet {
     /// Tells whether no bucket is in the set.
     pub fn is_empty(&self) -> bool {
         self.0.iter().all(|byte| *byte == 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_nodes_speak_the_newest_version_that_both_know() {
+        let of = |min, max| Versions { min, max };
+        assert_eq!(of(1, 2).common(of(2, 3)), Some(2));
+        assert_eq!(of(2, 3).common(of(1, 2)), Some(2));
+        assert_eq!(of(1, 3).common(of(1, 3)), Some(3));
+        assert_eq!(of(1, 1).common(of(2, 3)), None);
+        assert_eq!(of(2, 3).common(of(1, 1)), None);
+        assert_eq!(of(1, 1).to_string(), "version 1");
+        assert_eq!(of(2, 3).to_string(), "versions 2 to 3");
     }
 }

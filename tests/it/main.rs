@@ -15,6 +15,8 @@ mod dev;
 mod durability;
 mod hostile;
 mod large;
+mod members;
+mod networks;
 mod schema;
 mod snapshot;
 mod sql;

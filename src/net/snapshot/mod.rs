@@ -197,13 +197,14 @@ impl Answer {
             let bytes = body.get(at..at + 4)?;
             Some(u32::from_be_bytes(bytes.try_into().ok()?))
         };
-        Some(match (kind, body.len()) {
-            (0, 16) => Self::Making { done: number(0)?, total: number(8)? },
-            (1, 12) => Self::Snapshot { bytes: number(0)?, format: short(8)? },
-            (2, 8) => Self::NotWorthIt { bytes: number(0)? },
-            (3, 4) => Self::Busy { retry_after: Duration::from_millis(short(0)?.into()) },
+        Some(match kind {
+            // What a later release adds behind these is passed over.
+            0 => Self::Making { done: number(0)?, total: number(8)? },
+            1 => Self::Snapshot { bytes: number(0)?, format: short(8)? },
+            2 => Self::NotWorthIt { bytes: number(0)? },
+            3 => Self::Busy { retry_after: Duration::from_millis(short(0)?.into()) },
             // It goes into a log.
-            (4, _) => {
+            4 => {
                 Self::Refused { why: String::from_utf8_lossy(body).replace(char::is_control, " ") }
             }
             _ => return None,

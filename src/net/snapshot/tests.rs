@@ -88,6 +88,29 @@ async fn counted(what: &str, is_so: impl Fn() -> bool) {
 }
 
 #[test]
+fn golden_words_are_read_and_written_as_they_were() {
+    let request = Request { format_max: 11, bytes_min: 8 << 20 };
+    let read = |bytes: &[u8]| Request::decode(bytes.try_into().unwrap()).unwrap();
+    let write = |request: &Request| request.encode().to_vec();
+    crate::wire::golden::hold("snapshot-request", &[("request", request)], write, read);
+    let answers = [
+        ("making", Answer::Making { done: 5, total: 9 }),
+        ("snapshot", Answer::Snapshot { bytes: 1 << 40, format: 11 }),
+        ("not-worth-it", Answer::NotWorthIt { bytes: 3 }),
+        ("busy", Answer::Busy { retry_after: Duration::from_secs(2) }),
+        ("refused", Answer::Refused { why: "the disk is full".to_owned() }),
+    ];
+    let read = |bytes: &[u8]| {
+        let (kind, length) = Answer::decode_head(bytes[..4].try_into().unwrap()).unwrap();
+        assert_eq!(length, bytes.len() - 4);
+        Answer::decode(kind, &bytes[4..]).unwrap()
+    };
+    crate::wire::golden::hold("snapshot-answer", &answers, Answer::encode, read);
+    let kinds = (0..=u8::MAX).filter(|kind| Answer::decode(*kind, &[0; 32]).is_some());
+    assert_eq!(kinds.count(), answers.len(), "each kind of answer has a golden one");
+}
+
+#[test]
 fn words_are_read_as_they_were_written_and_nothing_else_is() {
     let request = Request { format_max: 11, bytes_min: 8 << 20 };
     let bytes = request.encode();
@@ -267,7 +290,7 @@ async fn a_file_that_ends_early_or_arrives_spoilt_is_told_from_a_whole_one() {
 
 /// A server with the certificate of a node, that is none.
 fn impostor(end: &End) -> (quinn::Endpoint, SocketAddr) {
-    let server = endpoint::bind(&config(), &end.identity).unwrap();
+    let server = endpoint::bind(&config(), &end.identity, Arc::default()).unwrap();
     let address = server.local_addr().unwrap();
     (server, address)
 }

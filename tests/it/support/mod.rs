@@ -12,6 +12,7 @@ use serde_json::Value as Json;
 use tempfile::TempDir;
 
 pub mod consul;
+pub mod links;
 
 /// How long anything may take that happens by itself. Far more than it takes; a test that fails
 /// says what it waited for.
@@ -36,6 +37,15 @@ where
         assert!(begun.elapsed() < WITHIN, "waited {WITHIN:?} in vain: {what}");
         tokio::time::sleep(LOOK_AGAIN).await;
     }
+}
+
+/// Where an agent is.
+pub struct Place {
+    /// Of HTTP and DNS.
+    pub ip: Ipv4Addr,
+    pub gossip: Ipv4Addr,
+    /// Whom it joins by.
+    pub join: Vec<Ipv4Addr>,
 }
 
 /// A cluster of agents in a network of its own.
@@ -107,12 +117,25 @@ impl Cluster {
         agent
     }
 
-    fn start_process(&self, k: u8, mut command: Command, further: &[&str]) -> Agent {
+    fn start_process(&self, k: u8, command: Command, further: &[&str]) -> Agent {
+        let ip = self.address(k);
+        let join = if k == 1 { Vec::new() } else { vec![self.address(1)] };
+        self.start_at(k, command, &Place { ip, gossip: ip, join }, further)
+    }
+
+    /// Starts node `k` somewhere else than on the loopback address that is its own, without waiting.
+    pub fn start_at(
+        &self,
+        k: u8,
+        mut command: Command,
+        place: &Place,
+        further: &[&str],
+    ) -> Agent {
         let name = format!("n{k}");
         if !self.home().join(format!("{name}.pem")).exists() {
             self.tls(&["node", &name]);
         }
-        let ip = self.address(k);
+        let Place { ip, gossip, join } = place;
         let log_path = self.home().join(format!("{name}.log"));
         let log = File::options().create(true).append(true).open(&log_path).expect("a log file");
         command
@@ -120,18 +143,27 @@ impl Cluster {
             .env_remove("TRIBUNE_LOG")
             .args(["agent", "--node", &name, "--data-dir", &format!("{name}.data")])
             .args(["--http", &format!("{ip}:8500"), "--dns", &format!("{ip}:8600")])
-            .args(["--gossip", &format!("{ip}:7401"), "--log", "info,tribune=debug"])
+            .args(["--gossip", &format!("{gossip}:7401"), "--log", "info,tribune=debug"])
             .args(["--ca", "ca.pem", "--cert", &format!("{name}.pem"), "--key"])
             .arg(format!("{name}-key.pem"))
             .args(further)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
-        if k != 1 {
-            command.args(["--join", &self.address(1).to_string()]);
+        for target in join {
+            command.args(["--join", &target.to_string()]);
         }
         let process = command.spawn().expect("tribune starts");
-        Agent { name, ip, process: std::sync::Mutex::new(process), log_path, http: client() }
+        Agent { name, ip: *ip, process: std::sync::Mutex::new(process), log_path, http: client() }
+    }
+
+    /// Waits until a node answers.
+    pub async fn wait_up(&self, agent: &Agent) {
+        wait_for(&format!("{} answers HTTP", agent.name), async || {
+            assert!(agent.is_running(), "{} ended:\n{}", agent.name, agent.log());
+            agent.try_get("/v1/agent/self").await
+        })
+        .await;
     }
 
     /// Waits until every one of these agents counts all of them as members.
@@ -156,7 +188,8 @@ impl Cluster {
         wait_for("the next second", async || (second() > then).then_some(())).await;
     }
 
-    fn tls(&self, args: &[&str]) {
+    /// Runs `tribune tls` in the directory of the test.
+    pub fn tls(&self, args: &[&str]) {
         let output = Command::new(TRIBUNE)
             .arg("tls")
             .args(args)

@@ -240,13 +240,26 @@ fn rows_wait_for_their_node_and_checks_for_their_instance() {
 }
 
 #[test]
-fn of_two_nodes_with_one_name_the_lowest_key_has_it_until_it_goes() {
+fn of_two_nodes_with_one_name_the_lowest_key_that_is_up_has_it_until_it_goes() {
     let mut pair = Pair::new();
-    pair.commit([node(A, "twin", |_| {}), node(B, "TWIN", |_| {})]);
+    pair.commit([node(A, "twin", |_| {}), node(B, "TWIN", |_| {}), node(ME, "me", |_| {})]);
     let named = |pair: &Pair| pair.view.node("Twin").map(|node| node.info.member);
     assert_eq!(named(&pair), Some(Some(A)));
+    let names: Vec<Vec<_>> = pair
+        .view
+        .namesakes()
+        .map(|nodes| nodes.iter().map(|node| node.info.member).collect())
+        .collect();
+    assert_eq!(names, [[Some(A), Some(B)]]);
+    pair.step(&Step::Liveness(Liveness::Down(A)));
+    assert_eq!(named(&pair), Some(Some(B)), "the name of a dead host goes to its successor");
+    pair.step(&Step::Liveness(Liveness::Down(B)));
+    assert_eq!(named(&pair), Some(Some(A)));
+    pair.step(&Step::Liveness(Liveness::Up(B)));
+    pair.step(&Step::Liveness(Liveness::Up(A)));
+    assert_eq!(named(&pair), Some(Some(A)));
     assert!(pair.view.node(&key_of(B)).is_some());
-    assert_eq!(pair.view.nodes().count(), 2);
+    assert_eq!(pair.view.nodes().count(), 3);
     pair.commit([Write::Node(key_of(A).to_string(), None)]);
     assert_eq!(named(&pair), Some(Some(B)));
     pair.commit([node(B, "other", |_| {})]);

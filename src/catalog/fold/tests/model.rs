@@ -229,13 +229,22 @@ impl Model {
         expected.sort();
         let held: Vec<_> = view.nodes().map(|node| node.info.key.to_string()).collect();
         assert_eq!(held, expected.iter().map(|(_, key)| (*key).clone()).collect::<Vec<_>>());
-        let mut names = BTreeSet::new();
-        for (name, key) in expected {
+        let mut holders: BTreeMap<&str, &String> = BTreeMap::new();
+        for (name, key) in &expected {
+            let is_up = |key: &str| view.node_by_key(key).unwrap().info.is_up;
+            let holder = holders.entry(name).or_insert(key);
+            if is_up(key) && !is_up(holder) {
+                *holder = key;
+            }
+        }
+        for (name, key) in holders {
             let entry = view.node_by_key(key).unwrap();
-            let is_a_key = self.nodes.contains_key(&name.to_uppercase());
-            if names.insert(name.clone()) && !is_a_key {
+            if !self.nodes.contains_key(&name.to_uppercase()) {
                 assert!(Arc::ptr_eq(view.node(&name.to_uppercase()).unwrap(), entry), "{name}");
             }
+        }
+        for (_, key) in expected {
+            let entry = view.node_by_key(key).unwrap();
             let node = &self.nodes[key];
             assert_eq!(
                 (&entry.info.node, entry.info.create_index, entry.info.modify_index),
