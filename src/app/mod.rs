@@ -95,6 +95,7 @@ impl App {
             cluster: Some(identity.cluster()),
             scope: agent.gossip.scope,
             schema: agent.schema.clone(),
+            first_epoch: None,
         };
         if !is_own {
             snapshot::fetch(&agent, &identity, &open, &options.stop).await?;

@@ -1,5 +1,5 @@
 //! The command line: one file a subcommand, and how answers are shown. `agent` and `dev` run
-//! nodes, `tls`, `backup`, `restore` and `doctor` work on files, `snapshot` visits a node as another
+//! nodes, `tls`, `backup`, `restore` and `doctor` work on files, `sim` plays clusters in virtual time, `snapshot` visits a node as another
 //! node would; every other command is a plain client of a node's HTTP port and knows nothing of its
 //! inside.
 
@@ -14,6 +14,7 @@ mod progress;
 mod register;
 mod schema;
 mod services;
+mod sim;
 mod snapshot;
 mod sql;
 mod table;
@@ -92,6 +93,9 @@ enum Command {
     /// Make the certificates of a cluster
     #[command(subcommand)]
     Tls(tls::Command),
+    /// Play clusters in virtual time, with trouble, and check that nothing is lost
+    #[command(subcommand)]
+    Sim(sim::Command),
     /// Print a completion script for a shell
     Completions {
         /// The shell to complete for
@@ -179,6 +183,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Doctor(args) => as_client(doctor::run(args)),
         Command::Schema(command) => as_client(schema::run(command)),
         Command::Tls(command) => tls::run(command),
+        Command::Sim(command) => sim::run(command),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "tribune", &mut std::io::stdout());
             Ok(())

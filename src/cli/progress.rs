@@ -27,11 +27,15 @@ impl Line {
     }
 
     pub(super) fn draw(&mut self, progress: Progress) {
+        self.show(|| shown(progress));
+    }
+
+    pub(super) fn show(&mut self, text: impl FnOnce() -> String) {
         let is_due = self.drawn.is_none_or(|at| at.elapsed() >= REDRAW_EVERY);
         if self.is_shown && is_due && self.begun.elapsed() >= QUIET {
             self.drawn = Some(Instant::now());
             // A line that cannot be shown is no reason to stop.
-            let _ = write!(std::io::stderr(), "\r\x1b[K{}", shown(progress));
+            let _ = write!(std::io::stderr(), "\r\x1b[K{}", text());
         }
     }
 }

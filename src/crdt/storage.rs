@@ -183,7 +183,9 @@ pub trait Storage {
         origin: Origin,
         from: impl Into<Bookmark>,
         bytes_max: usize,
-    ) -> Result<Extract, StorageError>;
+    ) -> Result<Extract, StorageError>
+    where
+        Self: Sized;
 
     /// Keeps parts of one origin under a number, behind those that are kept there already, until
     /// [`Storage::apply_staged`] or [`Storage::unstage`]. Nobody sees a difference. A restart

@@ -17,7 +17,7 @@ use super::{NodeIndex, workload};
 use crate::crdt::change::owns;
 use crate::crdt::fingerprint::{NameHash, clock_hash};
 use crate::crdt::merge::CellClock;
-use crate::crdt::{Changeset, Commit, Piece, Storage, TableChanges};
+use crate::crdt::{Changeset, Commit, Piece, TableChanges};
 use crate::replica::Config;
 use crate::types::{NodeId, Origin, Time, Value, Version};
 

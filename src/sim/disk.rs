@@ -6,6 +6,7 @@ use std::time::Duration;
 use rand::RngExt;
 use rand::rngs::SmallRng;
 
+use super::medium::Work;
 use crate::crdt::content::Mend;
 use crate::crdt::{Batch, Part, Piece, RowOp, Staging};
 use crate::replica::BatchId;
@@ -97,8 +98,25 @@ impl Disk {
         (self.is_failing, self.is_full, self.slowness) = (false, false, 1);
     }
 
-    pub(super) fn crash(&mut self) {
+    /// Forgets all jobs. Returns what the writer was in the midst of.
+    pub(super) fn crash(&mut self) -> Option<Work> {
+        let first = self.jobs.pop_front();
         self.jobs.clear();
+        match first? {
+            Job::Commit(ops) => Some(Work::Commit(ops)),
+            Job::Apply { batch, .. } => Some(Work::Apply(batch)),
+            Job::Stage { .. }
+            | Job::ApplyStaged { .. }
+            | Job::Unstage(_)
+            | Job::BeginEpoch { .. }
+            | Job::Withdraw
+            | Job::Meet { .. }
+            | Job::Collect { .. }
+            | Job::Rejoin { .. }
+            | Job::Settle { .. }
+            | Job::Mend(_)
+            | Job::Recount => None,
+        }
     }
 }
 

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::medium::AnyMedium;
 use super::node::{Image, VirtualNode};
 use super::workload;
 use crate::crdt::change::{Class, Life, RowChange, TableChanges, owns};
-use crate::crdt::{Batch, Changeset, Key, Name, Piece, Storage, Table, pack};
+use crate::crdt::{Batch, Changeset, Key, Name, Piece, Table, pack};
 use crate::replica::Config;
 use crate::types::{NodeId, Value, Wall};
 use crate::wire::Message;
@@ -130,7 +131,9 @@ fn held(node: &VirtualNode, table: &Name, key: &Key) -> Option<crate::crdt::stor
 }
 
 /// Applies what storages refuse: rows of a batch that do not belong to who wrote them.
-pub(super) fn take_foreign_rows(storage: &mut Table, batch: &Batch) {
+pub(super) fn take_foreign_rows(storage: &mut AnyMedium, batch: &Batch) {
+    // Storages of production have no way to make this mistake.
+    let Some(storage) = storage.as_any_mut().downcast_mut::<Table>() else { return };
     for changeset in batch.pieces.iter().flat_map(|piece| &piece.changesets) {
         for changes in &changeset.tables {
             let foreign = changes.rows.iter().filter(|row| {
@@ -187,7 +190,7 @@ pub(super) fn put_off_sync(
     if node.unsynced.is_some() {
         return false;
     }
-    let mut storage = node.storage.clone();
+    let Ok(mut storage) = node.storage.try_copy() else { return false };
     match (mutation, batch) {
         (Mutation::SendBeforeSync, None) => {}
         (Mutation::HeadBeforeData, Some(batch)) => {

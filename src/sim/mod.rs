@@ -4,19 +4,22 @@
 //! [`run`] plays a [`Scenario`] and holds the truths of `check` against every commit of every
 //! node. A failure carries the seed and the last hundred events.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::crdt::change::death_of;
 use crate::crdt::content::Look;
 use crate::crdt::storage::{Bookmark, LENGTH_DROPPED_MAX};
-use crate::crdt::{Begun, Commit, RowOp, Stamp, Storage, Table};
+use crate::crdt::{Begun, Commit, RowOp, Stamp};
 use crate::replica::{ApplyOutcome, CollectOutcome, Effect, Input, LoadId, LookId, Replica};
+use crate::swim;
 use crate::types::{Epoch, NodeId, Origin, Time, Version};
 use crate::wire::{Message, changeset_bytes, decode, encode};
 
@@ -25,31 +28,40 @@ mod budget;
 mod check;
 mod disk;
 mod faults;
+pub mod library;
 mod links;
+pub mod medium;
 mod membership;
 mod mistakes;
 mod network;
 mod node;
 mod passage;
-mod report;
+pub mod report;
 mod scenario;
 mod trace;
+mod traffic;
 mod travel;
 mod trouble;
+mod twins;
 mod workload;
 
 pub use disk::DiskConfig;
 pub use faults::Fault;
+pub use medium::{InMemory, Media, Medium};
+pub use membership::{Joining, Membership, Oracle};
 pub use mistakes::Mutation;
 pub use network::NetworkConfig;
-pub use report::{Failure, Report};
+pub use report::{Failure, Members, Report};
 pub use scenario::Scenario;
+pub use traffic::Traffic;
 pub use travel::{Passage, Travel};
+pub use twins::SideBySide;
 
 use agenda::Agenda;
 use budget::Budget;
 use check::{Checked, Truths};
 use disk::Job;
+use membership::{Society, Verdicts};
 use network::Network;
 use node::{Image, OwnRows, VirtualNode, first_origin, index_of};
 use trace::{Note, Trace};
@@ -74,17 +86,35 @@ impl fmt::Display for NodeIndex {
     }
 }
 
-/// Plays a scenario to its end: until all nodes hold the same and are silent.
+/// Plays a scenario to its end: until all nodes hold the same and are silent. Rows are kept in memory.
 pub fn run(scenario: Scenario) -> Result<Report, Box<Failure>> {
-    let mut cluster = Cluster::new(scenario);
-    cluster.play().map_err(|what| {
-        Box::new(Failure {
-            seed: cluster.scenario.seed,
-            at: cluster.now,
-            what,
-            trail: cluster.trace.words(),
-        })
-    })
+    run_on(scenario, &mut InMemory, &mut |_| ControlFlow::Continue(()))
+}
+
+/// Plays a scenario on disks of any kind. `watch` is told how far it is, every simulated second, and
+/// may end it.
+pub fn run_on(
+    scenario: Scenario,
+    media: &mut dyn Media,
+    watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<Report, Box<Failure>> {
+    let seed = scenario.seed;
+    let failure =
+        |at, what, trace_hash, trail| Box::new(Failure { seed, at, what, trace_hash, trail });
+    let mut cluster = Cluster::new(scenario, media, watch)
+        .map_err(|what| failure(Time(0), what, 0, Vec::new()))?;
+    cluster
+        .play()
+        .map_err(|what| failure(cluster.now, what, cluster.trace.hash(), cluster.trace.words()))
+}
+
+/// How far a run is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Progress {
+    pub now: Time,
+    /// When trouble and writes end; the cluster then has some time to come to rest.
+    pub quiet_from: Time,
+    pub events: u64,
 }
 
 /// Something that happens to a node. `life` names the process it is meant for.
@@ -96,19 +126,27 @@ enum Event {
     DiskDone { node: NodeIndex, life: u32 },
     DiskRead { node: NodeIndex, life: u32, id: LoadId, asked: (Origin, Bookmark, usize) },
     DiskLook { node: NodeIndex, life: u32, id: LookId, look: Look },
-    Learn { node: NodeIndex, life: u32, other: NodeIndex },
+    Learn { node: NodeIndex, life: u32, others: Vec<NodeIndex> },
+    SwimWake { node: NodeIndex, life: u32 },
+    TellSwim { node: NodeIndex, life: u32, input: swim::Input },
+    Datagram { to: NodeIndex, life: u32, from: NodeIndex, bytes: Bytes },
+    Look,
     Write { node: NodeIndex, serial: i64 },
     Repeat { node: NodeIndex, life: u32, to: NodeId, message: Arc<Message> },
     Synced { node: NodeIndex, life: u32 },
     Trouble(Fault),
 }
 
-struct Cluster {
+struct Cluster<'a> {
     scenario: Scenario,
+    media: &'a mut dyn Media,
+    watch: &'a mut dyn FnMut(Progress) -> ControlFlow<()>,
+    watch_at: Time,
     now: Time,
     agenda: Agenda<Event>,
     nodes: Vec<VirtualNode>,
     network: Network,
+    society: Society,
     truths: Truths,
     budget: Budget,
     troubles: Troubles,
@@ -123,7 +161,12 @@ const SMALL_BYTES: usize = 1_000;
 /// What is counted for the report.
 #[derive(Default)]
 struct Tally {
+    verdicts: Verdicts,
+    traffic: Traffic,
+    measured: Measured,
     latencies_us: Vec<u64>,
+    /// When each version came to the last node so far.
+    last_at: BTreeMap<(Origin, Version), Time>,
     pushes: u64,
     pulled: u64,
     wants: u64,
@@ -144,24 +187,44 @@ struct Tally {
     is_grown_apart: bool,
 }
 
-impl Cluster {
-    fn new(scenario: Scenario) -> Self {
+/// What was sent between two moments.
+#[derive(Default)]
+struct Measured {
+    from: Time,
+    until: Time,
+    before: Traffic,
+    sent: Traffic,
+    /// By each node.
+    by_node: Vec<u64>,
+}
+
+impl<'a> Cluster<'a> {
+    fn new(
+        scenario: Scenario,
+        media: &'a mut dyn Media,
+        watch: &'a mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<Self, String> {
         let mut rng = SmallRng::seed_from_u64(scenario.seed);
         let definitions = workload::definitions(workload::Schema::Old);
         let nodes = (0..scenario.nodes).map(|index| {
             let index = NodeIndex(index);
-            let storage = Table::new(first_origin(index), &definitions)
-                .expect("the workload's definitions are sound");
+            let storage = media.create(first_origin(index), &definitions)?;
             // Clocks are up to an hour apart: they are for people, not for merging.
             let day = 24 * 3_600_000_000;
-            VirtualNode::new(index, storage, day + rng.random_range(0..3_600_000_000))
+            let ahead = day + rng.random_range(0..3_600_000_000);
+            Ok(VirtualNode::new(index, storage.into(), ahead))
         });
-        let nodes = nodes.collect();
-        Self {
+        let nodes = nodes.collect::<Result<_, String>>()?;
+        let society = Society::new(&scenario.membership, scenario.nodes, &mut rng);
+        Ok(Self {
+            media,
+            watch,
+            watch_at: Time(0),
             now: Time(0),
             agenda: Agenda::new(),
             nodes,
             network: Network::new(scenario.network.clone(), scenario.nodes),
+            society,
             truths: Truths::default(),
             budget: Budget::default(),
             troubles: Troubles::default(),
@@ -169,15 +232,14 @@ impl Cluster {
             rng,
             tally: Tally::default(),
             scenario,
-        }
+        })
     }
 
     fn play(&mut self) -> Result<Report, String> {
         for index in (0..self.scenario.nodes).map(NodeIndex) {
             self.nodes[index.0].schema = self.first_schema(index);
-            self.start(index)?;
         }
-        self.spread_news();
+        self.begin()?;
         let span = self.scenario.writes_from.0..self.scenario.writes_until.0;
         let count = self.scenario.writes as u64;
         for serial in 0..self.scenario.writes {
@@ -194,7 +256,10 @@ impl Cluster {
             self.agenda.enter(at, Event::Trouble(fault));
         }
         let quiet_from = self.scenario.quiet_from();
+        self.play_until(self.scenario.measure_from.min(quiet_from))?;
+        self.begin_to_measure();
         self.play_until(quiet_from)?;
+        self.end_measuring();
         let converged_after = self.converge(quiet_from)?;
         if self.tally.damaged > 0 {
             self.await_mending()?;
@@ -217,9 +282,9 @@ impl Cluster {
 
     fn converge(&mut self, quiet_from: Time) -> Result<Duration, String> {
         let deadline = quiet_from + self.scenario.converge_within;
-        while !check::has_converged(&self.nodes) {
+        while !(check::has_converged(&self.nodes) && self.is_whole()) {
             if self.now >= deadline {
-                return Err(self.who_differs());
+                return Err(self.who_differs() + &self.who_is_missed());
             }
             self.play_until(self.now + LOOK_EVERY)?;
         }
@@ -283,6 +348,13 @@ impl Cluster {
             let Some((at, event)) = self.agenda.take_next() else { break };
             self.now = at;
             self.step(event)?;
+            if self.now >= self.watch_at {
+                self.watch_at = self.now + Duration::from_secs(1);
+                let (quiet_from, events) = (self.scenario.quiet_from(), self.trace.count());
+                if (self.watch)(Progress { now: self.now, quiet_from, events }).is_break() {
+                    return Err("it was stopped".to_owned());
+                }
+            }
         }
         self.now = end;
         Ok(())
@@ -322,7 +394,7 @@ impl Cluster {
                 if self.lives(node, life) =>
             {
                 let disk_works = !self.nodes[node.0].disk.is_failing;
-                let load = || self.nodes[node.0].storage.load(origin, from, bytes_max).ok();
+                let load = || self.nodes[node.0].storage.load_from(origin, from, bytes_max).ok();
                 let extract = disk_works.then(load).flatten();
                 self.tell(node, Input::Loaded { id, extract })
             }
@@ -332,14 +404,19 @@ impl Cluster {
                 let sight = works.then(|| this.storage.look(&look).ok()).flatten();
                 self.tell(node, Input::Sighted { id, sight })
             }
-            Event::Learn { node, life, other } if self.lives(node, life) => {
-                match membership::learn(&mut self.nodes, &self.network, node, other) {
-                    Some(input) => {
-                        self.note(node, "learns of", Some(other), 0);
-                        self.tell(node, input)
-                    }
-                    None => Ok(()),
-                }
+            Event::Learn { node, life, others } if self.lives(node, life) => {
+                self.learn(node, &others)
+            }
+            Event::SwimWake { node, life } if self.lives(node, life) => self.swim_wakes(node),
+            Event::TellSwim { node, life, input } if self.lives(node, life) => {
+                self.tell_swim(node, input)
+            }
+            Event::Datagram { to, life, from, bytes } if self.lives(to, life) => {
+                self.datagram_comes(from, to, bytes)
+            }
+            Event::Look => {
+                self.look_round();
+                Ok(())
             }
             Event::Write { node, serial } => {
                 self.write(node, serial);
@@ -361,7 +438,10 @@ impl Cluster {
             | Event::DiskDone { .. }
             | Event::DiskRead { .. }
             | Event::DiskLook { .. }
-            | Event::Learn { .. } => Ok(()),
+            | Event::Learn { .. }
+            | Event::SwimWake { .. }
+            | Event::TellSwim { .. }
+            | Event::Datagram { .. } => Ok(()),
         }
     }
 
@@ -488,6 +568,9 @@ impl Cluster {
         }
         self.is_within_budget(from, &message, bytes.len(), to.len())?;
         let sent = (bytes.len() * to.len()) as u64;
+        let (kind, (on_wire, ack)) =
+            (traffic::kind_of(&message), traffic::message_bytes(bytes.len()));
+        self.count(from, kind, on_wire * to.len());
         if matches!(message, Message::Push { .. }) {
             self.tally.push_bytes += sent;
         } else {
@@ -499,6 +582,7 @@ impl Cluster {
         let message = Arc::new(message);
         for peer in to {
             let to = index_of(*peer);
+            self.count(to, kind, ack);
             let life = self.nodes[to.0].life;
             let fate = self.network.send(&mut self.rng, from, to);
             if fate[0].is_none() && self.network.loss_is_noticed() {
@@ -783,6 +867,7 @@ impl Cluster {
                 let committed = self.truths.committed_at((*origin, Version(version)));
                 let latency = committed.map(|at| self.now.since(at).as_micros() as u64);
                 self.tally.latencies_us.extend(latency);
+                self.tally.last_at.insert((*origin, Version(version)), self.now);
             }
             if head.0 > 0 {
                 self.nodes[node.0].heads.insert(*origin, *head);
@@ -791,6 +876,9 @@ impl Cluster {
             self.note(node, "holds a version of", Some(index), head.0);
         }
         let this = &self.nodes[node.0];
+        if let Some(fault) = this.storage.fault() {
+            return Err(format!("{node}: {fault}"));
+        }
         self.truths.whoever_holds_all_holds_the_same(this)?;
         check::ledger_is_honest(this, false)?;
         if commit.changeset.is_none() {
@@ -833,20 +921,17 @@ impl Cluster {
             Fault::Restart(node) => self.start(node)?,
             Fault::Image(node) => {
                 let this = &mut self.nodes[node.0];
-                this.image = Some(Image {
-                    storage: this.storage.clone(),
-                    own: this.own.clone(),
-                    buried: this.buried.clone(),
-                });
+                let storage = this.storage.try_copy()?;
+                let (own, buried) = (this.own.clone(), this.buried.clone());
+                this.image = Some(Image { storage, own, buried });
             }
             Fault::Restore(node) if self.nodes[node.0].replica.is_none() => {
                 let above = self.epoch_by_the_clock();
-                self.roll_back(node);
+                self.roll_back(node)?;
                 if self.scenario.mutation == Some(Mutation::VersionReused) {
                     return self.start(node);
                 }
                 let now = self.nodes[node.0].wall(self.now);
-                self.nodes[node.0].storage.restart();
                 let begun = self.nodes[node.0].storage.begin_epoch(now, above);
                 let begun = begun.map_err(|error| error.to_string())?;
                 for commit in &begun.commits {
@@ -857,15 +942,16 @@ impl Cluster {
             Fault::Wipe(node) if self.nodes[node.0].replica.is_none() => {
                 let epoch = self.epoch_by_the_clock();
                 let origin = Origin { epoch, ..first_origin(node) };
-                let empty = Table::new(origin, &workload::definitions(workload::Schema::Old));
-                let empty = empty.map_err(|error| error.to_string())?;
+                let empty =
+                    self.media.create(origin, &workload::definitions(workload::Schema::Old))?;
+                let empty = empty.copy()?.into();
                 let (own, buried) = (OwnRows::new(), BTreeSet::new());
                 self.nodes[node.0].image = Some(Image { storage: empty, own, buried });
-                self.roll_back(node);
+                self.roll_back(node)?;
                 self.start(node)?;
             }
             Fault::RollBack(node) if self.nodes[node.0].replica.is_none() => {
-                self.roll_back(node);
+                self.roll_back(node)?;
                 self.nodes[node.0].confirmations_needed = 2.min(self.scenario.nodes - 1);
                 self.start(node)?;
             }
@@ -879,10 +965,12 @@ impl Cluster {
             }
             Fault::Partition(sides) => {
                 self.note(NodeIndex(0), "and others: the network is divided", None, 0);
+                self.society.is_redivided = true;
                 self.network.divide(&sides);
             }
             Fault::Heal => {
                 self.note(NodeIndex(0), "and others: the network is whole", None, 0);
+                self.society.is_redivided = true;
                 self.network.heal();
                 self.heal_links();
             }
@@ -911,11 +999,13 @@ impl Cluster {
             return Ok(());
         }
         self.define(node);
-        self.read_shown(node);
         let seed = self.rng.random();
+        self.society.changed.push(node);
         let this = &mut self.nodes[node.0];
         this.life += 1;
-        this.storage.restart();
+        let torn = this.torn.take();
+        let opened = this.storage.restart(torn.as_ref());
+        opened.map_err(|fault| format!("{node} does not start again: {fault}"))?;
         this.read_heads();
         self.truths.what_was_acknowledged_is_on_disk(this)?;
         let heads = this.heads.clone();
@@ -929,17 +1019,25 @@ impl Cluster {
         this.wake_at = Some(self.now);
         self.agenda.enter(self.now, Event::Wake { node, life });
         self.note(node, "starts", None, u64::from(life));
+        self.read_shown(node);
+        self.start_swim(node);
         Ok(())
     }
 
     fn crash(&mut self, node: NodeIndex) {
+        if self.nodes[node.0].replica.is_none() {
+            return;
+        }
+        self.society.changed.push(node);
+        self.end_swim(node);
+        let left = trace::Fnv::of(&self.now.0.to_be_bytes()) as u16;
         self.bury_frozen(node);
         let this = &mut self.nodes[node.0];
         if let Some(left) = this.unsynced.take() {
             (this.storage, this.own, this.buried) = (left.storage, left.own, left.buried);
         }
         this.replica = None;
-        this.disk.crash();
+        this.torn = this.disk.crash().map(|work| medium::Torn { work, left });
         this.up.clear();
         this.is_told_gone = false;
         this.wake_at = None;
@@ -949,13 +1047,21 @@ impl Cluster {
     }
 
     /// Puts the image in the place of the disk. What only this disk held is gone.
-    fn roll_back(&mut self, node: NodeIndex) {
-        let Some(image) = self.nodes[node.0].image.clone() else { return };
+    fn roll_back(&mut self, node: NodeIndex) -> Checked {
         let this = &mut self.nodes[node.0];
-        (this.storage, this.own, this.buried) = (image.storage, image.own, image.buried);
+        let Some(image) = &this.image else { return Ok(()) };
+        let (own, buried) = (image.own.clone(), image.buried.clone());
+        let opened = image.storage.try_copy().and_then(|storage| {
+            // Before the copy takes its place: what it was made of is closed, then nobody is there.
+            this.storage = storage;
+            this.storage.restart(None)
+        });
+        opened.map_err(|fault| format!("{node}'s image cannot be opened: {fault}"))?;
+        (this.own, this.buried, this.torn) = (own, buried, None);
         this.read_heads();
         self.excuse();
         self.note(node, "is rolled back", None, 0);
+        Ok(())
     }
 
     /// What was acknowledged and is on no disk any more need not come back under its name.
@@ -965,13 +1071,31 @@ impl Cluster {
         self.truths.excuse(|origin| survived(origin).unwrap_or_default());
     }
 
-    fn spread_news(&mut self) {
-        let detection = self.scenario.detection;
-        let notices = membership::notices(&self.nodes, &self.network, &mut self.rng, detection);
-        for (node, other, after) in notices {
-            let life = self.nodes[node.0].life;
-            self.agenda.enter(self.now + after, Event::Learn { node, life, other });
-        }
+    /// Counts what a node sends.
+    fn count(&mut self, node: NodeIndex, kind: traffic::Kind, bytes: usize) {
+        self.tally.traffic.add(kind, bytes);
+        self.nodes[node.0].sent += bytes as u64;
+    }
+
+    fn begin_to_measure(&mut self) {
+        self.nodes.iter_mut().for_each(|node| node.sent = 0);
+        let measured = &mut self.tally.measured;
+        (measured.from, measured.before) = (self.now, self.tally.traffic);
+    }
+
+    fn end_measuring(&mut self) {
+        let (every, bytes) = traffic::KEEP_ALIVE;
+        let span = self.now.since(self.tally.measured.from);
+        let beats = span.as_secs_f64() / every.as_secs_f64() * bytes as f64;
+        let kept = |node: &VirtualNode| {
+            let links = node.replica.as_ref().map_or(0, |replica| replica.neighbours().count());
+            (links as f64 * beats) as u64
+        };
+        let measured = &mut self.tally.measured;
+        measured.until = self.now;
+        measured.sent = self.tally.traffic.since(&measured.before);
+        measured.sent.keep_alive = self.nodes.iter().map(kept).sum();
+        measured.by_node = self.nodes.iter().map(|node| node.sent + kept(node)).collect();
     }
 
     fn lives(&self, node: NodeIndex, life: u32) -> bool {
@@ -987,7 +1111,7 @@ impl Cluster {
     /// Says which heads differ, for a failure.
     fn who_differs(&self) -> String {
         let mut words = "P5: the nodes did not come to hold the same in time:".to_owned();
-        for node in &self.nodes {
+        for node in self.nodes.iter().take(20) {
             let heads: Vec<String> = node
                 .heads
                 .iter()
@@ -1009,14 +1133,17 @@ impl Cluster {
 
     fn report(&mut self, converged_after: Duration) -> Report {
         let tally = &mut self.tally;
-        tally.latencies_us.sort_unstable();
-        let count = tally.latencies_us.len();
-        let at = |share: f64| {
-            let place = ((count as f64 * share) as usize).min(count.saturating_sub(1));
-            Duration::from_micros(tally.latencies_us.get(place).copied().unwrap_or(0))
-        };
         let versions = self.truths.versions();
         let deliveries = (versions * (self.scenario.nodes - 1)).max(1);
+        let last_at = tally.last_at.iter();
+        let everywhere = last_at.filter_map(|(name, at)| {
+            Some(at.since(self.truths.committed_at(*name)?).as_micros() as u64)
+        });
+        let everywhere = spread(everywhere.collect());
+        let verdicts = std::mem::take(&mut tally.verdicts);
+        let measured = &tally.measured;
+        let span = measured.until.since(measured.from);
+        let per_second = |bytes: u64| bytes as f64 / span.as_secs_f64().max(1e-6);
         Report {
             seed: self.scenario.seed,
             nodes: self.scenario.nodes,
@@ -1024,13 +1151,29 @@ impl Cluster {
             events: self.trace.count(),
             trace_hash: self.trace.hash(),
             converged_after,
-            latency: [at(0.5), at(0.99), at(1.0)],
+            latency: spread(std::mem::take(&mut tally.latencies_us)),
+            everywhere,
             pushes: tally.pushes,
             pulled: tally.pulled,
             wants: tally.wants,
             copies: (tally.pushes + tally.pulled) as f64 / deliveries as f64,
             push_bytes: tally.push_bytes,
             other_bytes: tally.other_bytes,
+            measured_for: span,
+            traffic: measured.sent,
+            sends: [
+                per_second(measured.sent.sum()) / self.scenario.nodes as f64,
+                per_second(measured.by_node.iter().copied().max().unwrap_or(0)),
+            ],
+            members: Members {
+                downs: verdicts.detected_us.len(),
+                detected: spread(verdicts.detected_us),
+                wrong: verdicts.wrong,
+                wrong_first: verdicts.wrong_first,
+                rejoins: verdicts.rejoins,
+                guards: verdicts.guards,
+                whole_after: verdicts.whole_at.map(|at| at.since(Time(0))),
+            },
             large: tally.large,
             staged: tally.staged,
             deletes: self.truths.deaths(),
@@ -1043,6 +1186,15 @@ impl Cluster {
             lasted: self.now.since(Time(0)),
         }
     }
+}
+
+/// Returns the median of times in microseconds, the 99th of a hundred, and the longest.
+fn spread(mut times: Vec<u64>) -> [Duration; 3] {
+    times.sort_unstable();
+    [0.5, 0.99, 1.0].map(|share| {
+        let place = ((times.len() as f64 * share) as usize).min(times.len().saturating_sub(1));
+        Duration::from_micros(times.get(place).copied().unwrap_or(0))
+    })
 }
 
 fn describe(message: &Message) -> (&'static str, u64) {

@@ -1,14 +1,17 @@
-//! One simulated node: the production replica over the reference storage.
+//! One simulated node: the production replica, and SWIM where the scenario has it, over a storage of
+//! any kind.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::NodeIndex;
 use super::check::Shown;
 use super::disk::Disk;
+use super::medium::{AnyMedium, Torn};
+use super::membership::{Dialler, Swimmer};
 use super::mistakes::OldCells;
 use super::trace::Fnv;
 use super::workload::Schema;
-use crate::crdt::{Commit, Life, Storage, Table, pack};
+use crate::crdt::{Commit, Life, pack};
 use crate::replica::Replica;
 use crate::types::{Epoch, NodeId, Origin, Scope, Time, Value, Version, Wall};
 
@@ -16,9 +19,9 @@ use crate::types::{Epoch, NodeId, Origin, Scope, Time, Value, Version, Wall};
 pub(super) type OwnRows = BTreeMap<Vec<Value>, Vec<Value>>;
 
 /// A disk as it once was, and what was known of it.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Image {
-    pub(super) storage: Table,
+    pub(super) storage: AnyMedium,
     pub(super) own: OwnRows,
     pub(super) buried: BTreeSet<Value>,
 }
@@ -32,7 +35,9 @@ pub(super) struct VirtualNode {
     pub(super) life: u32,
     /// The process; `None` while it is down.
     pub(super) replica: Option<Box<Replica>>,
-    pub(super) storage: Table,
+    pub(super) storage: AnyMedium,
+    /// What the disk was in the midst of when the process ended.
+    pub(super) torn: Option<Torn>,
     /// The storage's heads, counted here too.
     pub(super) heads: BTreeMap<Origin, Version>,
     pub(super) image: Option<Image>,
@@ -45,6 +50,14 @@ pub(super) struct VirtualNode {
     pub(super) is_told_gone: bool,
     /// Whom its process believes to be up.
     pub(super) up: BTreeSet<NodeIndex>,
+    /// Its membership, where it is told of others by them and not by an oracle.
+    pub(super) swim: Option<Box<Swimmer>>,
+    pub(super) swim_wake_at: Option<Time>,
+    pub(super) dialler: Dialler,
+    /// When the process started, or ended.
+    pub(super) since: Time,
+    /// Bytes that it has sent since they are counted.
+    pub(super) sent: u64,
     /// When it is to be woken.
     pub(super) wake_at: Option<Time>,
     /// When the process was last told something by its disk: the next comes no earlier.
@@ -66,13 +79,14 @@ pub(super) struct VirtualNode {
 }
 
 impl VirtualNode {
-    pub(super) fn new(index: NodeIndex, storage: Table, clock_ahead: u64) -> Self {
+    pub(super) fn new(index: NodeIndex, storage: AnyMedium, clock_ahead: u64) -> Self {
         Self {
             index,
             id: storage.origin().node,
             life: 0,
             replica: None,
             storage,
+            torn: None,
             heads: BTreeMap::new(),
             image: None,
             buried: BTreeSet::new(),
@@ -80,6 +94,11 @@ impl VirtualNode {
             disk: Disk::default(),
             is_told_gone: false,
             up: BTreeSet::new(),
+            swim: None,
+            swim_wake_at: None,
+            dialler: Dialler::default(),
+            since: Time(0),
+            sent: 0,
             wake_at: None,
             told_at: Time(0),
             confirmations_needed: 0,

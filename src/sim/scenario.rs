@@ -8,6 +8,7 @@ use rand::{RngExt, SeedableRng};
 use super::NodeIndex;
 use super::disk::DiskConfig;
 use super::faults::{self, Fault};
+use super::membership::Membership;
 use super::mistakes::Mutation;
 use super::network::NetworkConfig;
 use crate::replica::Config;
@@ -32,8 +33,10 @@ pub struct Scenario {
     pub replica: Config,
     /// From how many bytes on a transaction is not pushed: the others hear of it, and pull it.
     pub large_bytes: usize,
-    /// How long it takes, at most, until a node learns that another went down or came up. A third
-    /// of it passes at least.
+    /// How nodes learn of each other.
+    pub membership: Membership,
+    /// How long it takes an oracle, at most, until a node learns that another went down or came up. A
+    /// third of it passes at least.
     pub detection: Duration,
     /// In the order of time.
     pub faults: Vec<(Time, Fault)>,
@@ -42,6 +45,10 @@ pub struct Scenario {
     /// Whether rows are inserted and deleted over and over, and every tombstone must be gone in the
     /// end.
     pub is_churn: bool,
+    /// Whether it is a failure that a node is taken for down that is up and can be reached.
+    pub verdicts_are_right: bool,
+    /// From when on it is measured what the nodes send, until all is quiet.
+    pub measure_from: Time,
     /// What is done wrongly, to see that it is noticed.
     pub mutation: Option<Mutation>,
     /// A node that adds rows of others to what it tells: everybody leaves them out.
@@ -71,10 +78,13 @@ impl Scenario {
             disk: DiskConfig::default(),
             replica: Config::default(),
             large_bytes: usize::MAX,
+            membership: Membership::default(),
             detection: Duration::from_secs(2),
             faults: Vec::new(),
             converge_within: Duration::from_secs(10),
             is_churn: false,
+            verdicts_are_right: false,
+            measure_from: Time(3_000_000),
             mutation: None,
             forger: None,
             is_skewed: false,
@@ -182,6 +192,24 @@ impl Scenario {
         scenario.faults.push((at(8_000), Fault::Heal));
         scenario.faults.sort_by_key(|(at, _)| *at);
         scenario
+    }
+
+    /// Lets the nodes find each other by SWIM, and all that befalls them come later by so much as that
+    /// takes. A verdict takes longer than an oracle's, and so does all that waits for one.
+    #[must_use]
+    pub fn with(mut self, membership: Membership) -> Self {
+        let was_told = self.membership.joining().is_none();
+        if let Some(joining) = membership.joining().filter(|_| was_told) {
+            let size = Duration::from_secs(30).mul_f64((self.nodes as f64 / 100.0).clamp(0.2, 4.0));
+            let later = joining.within + size;
+            self.writes_from = self.writes_from + later;
+            self.writes_until = self.writes_until + later;
+            self.measure_from = self.measure_from + later;
+            self.faults.iter_mut().for_each(|(at, _)| *at = *at + later);
+            self.converge_within += Duration::from_secs(180);
+        }
+        self.membership = membership;
+        self
     }
 
     /// A cluster of any size that many write to, with trouble of all kinds: each seed draws which

@@ -1,7 +1,7 @@
 //! Carrying out what goes wrong with links, disks, clocks and processes that stand still; and what
 //! goes wrong on purpose.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::check::{Checked, Shown};
@@ -34,14 +34,17 @@ impl Event {
             | Self::DiskLook { node, .. }
             | Self::Learn { node, .. }
             | Self::Repeat { node, .. }
+            | Self::SwimWake { node, .. }
+            | Self::TellSwim { node, .. }
+            | Self::Datagram { to: node, .. }
             | Self::Write { node, .. } => Some(*node),
-            Self::Synced { .. } | Self::Trouble(_) => None,
+            Self::Synced { .. } | Self::Look | Self::Trouble(_) => None,
         }
     }
 }
 
 /// Trouble of single nodes and links.
-impl Cluster {
+impl Cluster<'_> {
     /// Carries out what befalls links, clocks, disks and processes. Returns what is none of it.
     pub(super) fn trouble_of_one(&mut self, fault: Fault) -> Option<Fault> {
         match fault {
@@ -115,8 +118,10 @@ impl Cluster {
         }
         self.note(node, "goes on", None, 0);
         for event in self.troubles.frozen.remove(&node).unwrap_or_default() {
-            if let Event::Wake { .. } = event {
-                self.nodes[node.0].wake_at = Some(self.now);
+            match event {
+                Event::Wake { .. } => self.nodes[node.0].wake_at = Some(self.now),
+                Event::SwimWake { .. } => self.nodes[node.0].swim_wake_at = Some(self.now),
+                _ => {}
             }
             self.agenda.enter(self.now, event);
         }
@@ -156,7 +161,7 @@ impl Cluster {
 }
 
 /// Schemas.
-impl Cluster {
+impl Cluster<'_> {
     /// Deals out the schemas that nodes begin with.
     pub(super) fn first_schema(&self, node: NodeIndex) -> Schema {
         match node.0 % 4 {
@@ -185,7 +190,7 @@ impl Cluster {
 }
 
 /// What is done wrongly.
-impl Cluster {
+impl Cluster<'_> {
     /// A node adds to its own commits a row of somebody else.
     pub(super) fn forge(&self, from: NodeIndex, message: &mut Message) {
         if self.scenario.forger == Some(from) {
@@ -229,14 +234,17 @@ impl Cluster {
 
     /// Reads from its disk what a node shows of owned rows.
     pub(super) fn read_shown(&mut self, node: NodeIndex) {
-        let owners = self.nodes.iter().map(|node| node.id);
+        // Of all others it holds nothing.
+        let owners: BTreeSet<NodeId> =
+            self.nodes[node.0].heads.keys().map(|origin| origin.node).collect();
+        let owners = owners.into_iter();
         let shown = Shown::read_all(&self.nodes[node.0], owners);
         self.nodes[node.0].shown = shown;
     }
 }
 
 /// What is checked of all that is sent.
-impl Cluster {
+impl Cluster<'_> {
     pub(super) fn what_is_told_is_true(&self, from: NodeIndex, message: &Message) -> Checked {
         match message {
             Message::Push { piece, .. } => {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use rusqlite::backup::Backup;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OptionalExtension};
 use tracing::warn;
@@ -172,6 +173,14 @@ impl Store {
     pub fn in_memory(config: &OpenConfig, sources: &[Source]) -> Result<Self, OpenError> {
         let schema = Schema::parse(sources)?;
         Self::over(open_memory()?, None, None, config, (&schema, &[]))
+    }
+
+    /// Opens a copy in memory of a database in memory, as the next process would.
+    pub fn copy_in_memory(&self, config: &OpenConfig) -> Result<Self, OpenError> {
+        let mut conn = open_memory()?;
+        let failed = |error| OpenError::of(":memory:", error);
+        Backup::new(&self.conn, &mut conn).and_then(|copy| copy.step(-1)).map_err(failed)?;
+        Self::over(conn, None, None, config, (&Schema::parse(&[])?, &[]))
     }
 
     /// Opens a database in memory that somebody filled.
@@ -476,8 +485,7 @@ impl Store {
     /// parked for them. Nothing that exists is changed or dropped.
     ///
     /// The commit tells what became visible; nothing of it travels.
-    #[cfg(test)]
-    pub fn apply_schema(
+    pub(super) fn apply_schema(
         &mut self,
         now: Wall,
         sources: &[Source],
@@ -748,7 +756,11 @@ fn identify(
                 name: config.name.clone(),
                 cluster: config.cluster,
                 scope: config.scope,
-                epoch: if place.file.is_some() { fresh_epoch(newest) } else { Epoch(1) },
+                epoch: match (config.first_epoch, place.file) {
+                    (Some(first), _) => first.max(Epoch(newest.0.saturating_add(1))),
+                    (None, Some(_)) => fresh_epoch(newest),
+                    (None, None) => Epoch(1),
+                },
             }
         }
         Some(held) => match doubt {

@@ -11,6 +11,7 @@ mod clocks;
 mod content;
 pub mod copy;
 mod database;
+pub mod disks;
 pub mod doctor;
 mod epochs;
 mod functions;

@@ -14,7 +14,7 @@ use tracing::warn;
 use super::database::may_be_torn;
 use super::schema::SchemaError;
 use super::{functions, guard, limits, migrate, vfs};
-use crate::types::{ClusterId, NodeId, Scope};
+use crate::types::{ClusterId, Epoch, NodeId, Scope};
 
 /// The database's file in the data directory.
 pub const DATABASE_FILE: &str = "tribune.db";
@@ -42,6 +42,9 @@ pub struct OpenConfig {
     pub name: String,
     /// The cluster that the node's certificate names. `None`: whichever the database holds.
     pub cluster: Option<ClusterId>,
+    /// The epoch that a new database begins with; `None`: by the machine's clock. Simulated nodes
+    /// have no clock but their own.
+    pub first_epoch: Option<Epoch>,
     /// The region. When it changes, a new epoch begins.
     pub scope: Scope,
     /// Files, and directories of `*.sql` files, with the user's tables.
