@@ -46,6 +46,16 @@ pub(super) fn register(metrics: &Metrics, sources: Sources) {
                 "Deleted rows that are remembered, until every member is known to hold the delete.",
                 node.tombstones() as f64,
             ),
+            Family::counter(
+                "rows_refused",
+                "Rows that other nodes sent and may not write, or that cannot be rows.",
+                node.left_out().0,
+            ),
+            Family::counter(
+                "rows_kept_aside",
+                "Rows that other nodes sent and that do not fit their table: they are kept aside.",
+                node.left_out().1,
+            ),
             Family::gauge(
                 "schema_asides",
                 "Parts of the schema that this node cannot carry out.",

@@ -138,6 +138,13 @@ fn complaints(ready: &Json, replication: &Json) -> Vec<String> {
              look after this host's disk and memory"
         )
     }));
+    let refused = replication.get("rows_refused").and_then(Json::as_u64).unwrap_or_default();
+    if refused > 0 {
+        all.push(format!(
+            "{refused} rows were left out since this node started: another node sent what it may not \
+             write, or what cannot be a row"
+        ));
+    }
     let set_aside = replication.get("origins").map_or(&[][..], list);
     all.extend(set_aside.iter().filter(|one| one["set_aside_seconds"].is_number()).map(|one| {
         let origin = text(one, "/origin");

@@ -88,6 +88,9 @@ async fn replication(State(handle): State<Handle>) -> Response {
     let ago = |at: Time| replication.now.since(at).as_secs_f64();
     let mut body = shown(&replication.standing);
     body["origins"] = origins.collect();
+    let (refused, aside) = handle.left_out();
+    body["rows_refused"] = json!(refused);
+    body["rows_kept_aside"] = json!(aside);
     body["comparison"] = json!({
         "looks": findings.looks,
         "passes": findings.passes,

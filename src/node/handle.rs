@@ -21,7 +21,7 @@ use crate::live::Feed;
 use crate::replica::Collection;
 use crate::store::limits::YIELD_GRACE;
 use crate::store::schema::{SchemaChange, SchemaRequest};
-use crate::store::{Readers, Statement, Transacted};
+use crate::store::{LeftOut, Readers, Statement, Transacted};
 use crate::types::NodeId;
 
 /// The longest that a user's transaction may wait and run. Of this it may run for
@@ -54,6 +54,7 @@ struct Shared {
 pub(super) struct Counts {
     pub(super) schema_asides: Arc<AtomicU64>,
     pub(super) tombstones: Arc<AtomicU64>,
+    pub(super) left_out: LeftOut,
     pub(super) stats: Arc<ArcSwap<super::Stats>>,
 }
 
@@ -223,6 +224,13 @@ impl Handle {
     /// Returns how many deleted rows this node remembers.
     pub fn tombstones(&self) -> u64 {
         self.shared.counts.tombstones.load(Ordering::Relaxed)
+    }
+
+    /// Returns how many rows of other nodes were left out since this one started, and how many were
+    /// kept aside, since SQLite refused them.
+    pub fn left_out(&self) -> (u64, u64) {
+        let LeftOut { refused, aside } = &self.shared.counts.left_out;
+        (refused.load(Ordering::Relaxed), aside.load(Ordering::Relaxed))
     }
 
     /// Returns how it stands with forgetting them, as of a second ago at most.

@@ -196,6 +196,7 @@ impl Node {
             Counts {
                 schema_asides: store.schema_asides(),
                 tombstones: store.tombstones_held(),
+                left_out: store.left_out(),
                 stats: Arc::clone(&stats),
             },
         );

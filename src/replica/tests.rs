@@ -333,7 +333,7 @@ fn a_want_is_answered_from_what_the_storage_loads() {
 
 #[test]
 fn wants_beyond_the_places_are_told_to_come_back() {
-    let mut one = One::with_neighbours(&[2]);
+    let mut one = One::with_neighbours(&[2, 3]);
     one.tell(Input::Committed(changeset(ME, 1)));
     let want = |request| Message::Want {
         request: RequestId(request),
@@ -342,7 +342,8 @@ fn wants_beyond_the_places_are_told_to_come_back() {
         part: 0,
     };
     for request in 0..8 {
-        assert!(matches!(one.hear(2, want(request))[..], [Effect::Load { .. }]));
+        let peer = 2 + u8::from(request >= 4);
+        assert!(matches!(one.hear(peer, want(request))[..], [Effect::Load { .. }]));
     }
     let effects = one.hear(2, want(8));
     assert!(matches!(sent(&effects)[..], [(_, Message::Busy { .. })]), "{effects:?}");
@@ -420,8 +421,12 @@ fn heads_that_moved_are_told_once_and_an_idle_node_is_silent() {
     let digest = heads(ME, 1);
     assert_eq!(sent(&effects), [(vec![node(2)], &digest), (vec![node(3)], &digest)]);
     let digests = one.replica.stats().digests;
-    let later = one.wait(200_000);
+    let mut later = one.wait(200_000);
     assert_eq!(one.replica.stats().digests, digests);
+    let is_greeting =
+        |effect: &Effect| matches!(effect, Effect::Send { message: Message::Hello { .. }, .. });
+    let greetings = later.extract_if(.., |effect| is_greeting(effect)).count();
+    assert!((40..65).contains(&greetings), "one every four seconds: {greetings}");
     assert!(later.len() < 10, "one comparison each half minute: {later:?}");
 }
 

@@ -88,6 +88,15 @@ pub struct Identity {
     pub epoch: Epoch,
 }
 
+/// What was left out of what other nodes wrote, since the store was opened.
+#[derive(Clone, Debug, Default)]
+pub struct LeftOut {
+    /// Rows of foreign owners, and such as cannot be rows.
+    pub refused: Arc<AtomicU64>,
+    /// Rows that SQLite refused: they are kept aside.
+    pub aside: Arc<AtomicU64>,
+}
+
 /// SQLite as this node's storage. One thread owns it; nobody else writes to the file.
 #[derive(Debug)]
 pub struct Store {
@@ -115,6 +124,7 @@ pub struct Store {
     shape: u64,
     asides: Arc<AtomicU64>,
     tombstones: Arc<AtomicU64>,
+    left_out: LeftOut,
     /// What the log says is kept aside.
     pub(super) told_asides: BTreeSet<AsideRow>,
     /// The dropped tables of which no clock is left.
@@ -246,6 +256,7 @@ impl Store {
             shape: 0,
             asides: Arc::default(),
             tombstones: Arc::default(),
+            left_out: LeftOut::default(),
             told_asides: BTreeSet::new(),
             swept: BTreeSet::new(),
             conn,
@@ -303,6 +314,13 @@ impl Store {
     pub fn tombstones_held(&self) -> Arc<AtomicU64> {
         self.tombstones.store(self.count_tombstones(), Ordering::Relaxed);
         Arc::clone(&self.tombstones)
+    }
+
+    /// Returns what was left out of what other nodes wrote; [`Store::maintain`] renews it.
+    pub fn left_out(&self) -> LeftOut {
+        self.left_out.refused.store(self.now.refusals, Ordering::Relaxed);
+        self.left_out.aside.store(self.now.quarantined, Ordering::Relaxed);
+        self.left_out.clone()
     }
 
     /// Changes the schema, by a commit of its own.

@@ -125,6 +125,7 @@ impl Store {
             return Ok(None);
         }
         self.tombstones_held();
+        self.left_out();
         let checkpoint = self.keep_log_small();
         // A disk that failed is left alone; and what fails here is the disk.
         if self.broken.is_none()

@@ -57,7 +57,7 @@ mod vfs;
 mod waiting;
 
 pub use changes::Loader;
-pub use database::{CHECKS_TABLE, Identity, Store};
+pub use database::{CHECKS_TABLE, Identity, LeftOut, Store};
 pub use group::Group;
 pub use open::{OpenConfig, OpenError};
 pub use readers::Readers;
