@@ -399,9 +399,11 @@ pub(super) fn only_strangers_are_withdrawn(node: &VirtualNode) -> Checked {
     Ok(())
 }
 
-/// P4: every node shows of every owner the rows that the owner last wrote, and no others.
-pub(super) fn owners_have_the_last_word(nodes: &[VirtualNode]) -> Checked {
-    for (node, owner) in nodes.iter().flat_map(|node| nodes.iter().map(move |o| (node, o))) {
+/// P4: every node shows of every owner the rows that the owner last wrote, and no others. Where all
+/// are known to hold the same rows, those of one are looked at.
+pub(super) fn owners_have_the_last_word(nodes: &[VirtualNode], is_thorough: bool) -> Checked {
+    let looked_at = if is_thorough { nodes } else { &nodes[..1] };
+    for (node, owner) in looked_at.iter().flat_map(|node| nodes.iter().map(move |o| (node, o))) {
         for key in workload::owned_keys(owner.id) {
             let held = node.storage.inspect("services", &key).ok().flatten();
             let shown = held.and_then(|inspected| inspected.row);

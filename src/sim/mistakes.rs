@@ -178,18 +178,23 @@ pub(super) fn out_of_order(node: &VirtualNode, message: &Message) -> Option<Batc
     is_early.then(|| Batch { pieces: vec![Piece { after: head, ..piece.clone() }] })
 }
 
-/// Notes what is left of the disk should the process crash before `SYNC_LATE` has passed. Returns
-/// whether that differs from what is about to be there.
+/// Notes what is left of the disk should the process crash before all is there: where a sync is put
+/// off, before [`SYNC_LATE`] has passed, which is to be seen to (true); where heads come before rows,
+/// before the next transaction.
 pub(super) fn put_off_sync(
     mutation: Option<Mutation>,
     node: &mut VirtualNode,
     now: Wall,
     batch: Option<&Batch>,
 ) -> bool {
-    let Some(mutation) = mutation else { return false };
+    let is_late = mutation == Some(Mutation::SendBeforeSync);
+    if mutation == Some(Mutation::HeadBeforeData) {
+        node.unsynced = None;
+    }
     if node.unsynced.is_some() {
         return false;
     }
+    let Some(mutation) = mutation else { return false };
     let Ok(mut storage) = node.storage.try_copy() else { return false };
     match (mutation, batch) {
         (Mutation::SendBeforeSync, None) => {}
@@ -202,5 +207,5 @@ pub(super) fn put_off_sync(
     }
     let (own, buried) = (node.own.clone(), node.buried.clone());
     node.unsynced = Some(Box::new(Image { storage, own, buried }));
-    true
+    is_late
 }

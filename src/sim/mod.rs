@@ -271,7 +271,7 @@ impl<'a> Cluster<'a> {
             check::equal_heads_have_equal_contents(&self.nodes)?;
         }
         self.truths.nothing_acknowledged_is_lost(&self.nodes)?;
-        check::owners_have_the_last_word(&self.nodes)?;
+        check::owners_have_the_last_word(&self.nodes, self.scenario.is_thorough)?;
         self.truths.only_the_deleted_is_gone(&self.nodes)?;
         check::all_show_what_was_parked(&self.nodes)?;
         for node in &self.nodes {

@@ -49,7 +49,7 @@ fn versions_that_are_applied_out_of_order() {
 
 #[test]
 fn heads_that_are_on_disk_before_the_rows() {
-    is_noticed(Mutation::HeadBeforeData, &["P3", "P4", "P5"], busy, 20);
+    is_noticed(Mutation::HeadBeforeData, &["P4", "P5"], busy, 60);
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn cells_that_outlive_their_row() {
 #[test]
 fn rows_that_are_taken_from_a_foreign_owner() {
     let forged = |seed| Scenario { forger: Some(NodeIndex(1)), ..Scenario::drawn(seed) };
-    is_noticed(Mutation::ForeignOwnerAccepted, &["P4", "P5"], forged, 20);
+    is_noticed(Mutation::ForeignOwnerAccepted, &["P3", "P4", "P5"], forged, 20);
 }
 
 #[test]
