@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::change::{read_piece, write_piece};
 use super::codec::{DecodeError, Reader, Writer};
-use super::{BucketSet, Cut, Message, Neighbour, PROTOCOL_VERSION, RequestId};
+use super::{BucketSet, Cut, Message, Neighbour, Offer, PROTOCOL_VERSION, RequestId};
 use crate::crdt::Part;
 use crate::ledger::round::Nodes;
 use crate::ledger::{BUCKETS, Round};
@@ -32,6 +32,8 @@ mod kind {
     pub const WELCOME: u8 = 13;
     pub const ROUND: u8 = 14;
     pub const FORGOTTEN: u8 = 15;
+    pub const OFFER: u8 = 16;
+    pub const TAKE: u8 = 17;
 }
 
 mod neighbour {
@@ -60,6 +62,19 @@ pub fn encode(message: &Message) -> Vec<u8> {
             writer.byte(kind::PUSH);
             writer.byte(*hops);
             write_piece(&mut writer, piece);
+        }
+        Message::Offer(offers) => {
+            writer.byte(kind::OFFER);
+            writer.count(offers.len());
+            for Offer { origin, version, bytes } in offers {
+                writer.origin(*origin);
+                writer.varint(version.0);
+                writer.varint(*bytes);
+            }
+        }
+        Message::Take(versions) => {
+            writer.byte(kind::TAKE);
+            write_heads(&mut writer, versions);
         }
         Message::Heads(heads) => {
             writer.byte(kind::HEADS);
@@ -142,6 +157,8 @@ fn read_body(reader: &mut Reader<'_>) -> Result<Message, DecodeError> {
         kind::KNOWN => Message::Known { origin: reader.origin()?, head: reader.version()? },
         kind::NEIGHBOUR => Message::Neighbour(read_neighbour(reader)?),
         kind::PUSH => Message::Push { hops: reader.byte()?, piece: read_piece(reader, false)? },
+        kind::OFFER => Message::Offer(reader.list(HEAD_BYTES_MIN + 1, read_offer)?),
+        kind::TAKE => Message::Take(read_heads(reader)?),
         kind::HEADS => Message::Heads(read_heads(reader)?),
         kind::BUCKETS => Message::Buckets(read_buckets(reader)?),
         kind::BUCKET_HEADS => {
@@ -224,6 +241,10 @@ fn write_heads(writer: &mut Writer, heads: &[(Origin, Version)]) {
 
 fn read_heads(reader: &mut Reader<'_>) -> Result<Vec<(Origin, Version)>, DecodeError> {
     reader.list(HEAD_BYTES_MIN, |reader| Ok((reader.origin()?, reader.version()?)))
+}
+
+fn read_offer(reader: &mut Reader<'_>) -> Result<Offer, DecodeError> {
+    Ok(Offer { origin: reader.origin()?, version: reader.version()?, bytes: reader.number()? })
 }
 
 fn read_bool(reader: &mut Reader<'_>) -> Result<bool, DecodeError> {
@@ -365,6 +386,9 @@ mod tests {
         check(&Message::Known { origin, head }, &format!("01 02 {ORIGIN_7} 05"));
         check(&Message::Neighbour(Neighbour::Ask { urgent: true }), "01 03 01");
         check(&Message::Heads(vec![(origin, head)]), &format!("01 05 01 {ORIGIN_7} 05"));
+        let offer = Offer { origin, version: head, bytes: 300 };
+        check(&Message::Offer(vec![offer]), &format!("01 10 01 {ORIGIN_7} 05 ac02"));
+        check(&Message::Take(vec![(origin, head)]), &format!("01 11 01 {ORIGIN_7} 05"));
         let request = RequestId(9);
         check(
             &Message::Want { request, origin, after: Version(130), part: 3 },
@@ -544,6 +568,13 @@ mod tests {
                 }
             ),
             heads().prop_map(Message::Heads),
+            heads().prop_map(Message::Take),
+            heads().prop_map(|heads| {
+                let offers = heads.into_iter().map(|(origin, version)| {
+                    Offer { origin, version, bytes: version.0 / 3 }
+                });
+                Message::Offer(offers.collect())
+            }),
             (any::<[u8; 32]>(), heads()).prop_map(|(buckets, heads)| Message::BucketHeads {
                 buckets: BucketSet(buckets),
                 heads
@@ -589,7 +620,7 @@ mod tests {
 
         #[test]
         fn bytes_of_any_kind_are_read_or_refused(
-            kind in 0..17_u8, bytes in proptest::collection::vec(any::<u8>(), 0..300)
+            kind in 0..19_u8, bytes in proptest::collection::vec(any::<u8>(), 0..300)
         ) {
             let bytes = [&[PROTOCOL_VERSION, kind], &bytes[..]].concat();
             if let Ok(message) = decode(&bytes) {

@@ -20,6 +20,9 @@ pub use message::{decode, decode_part, encode, encode_part};
 /// The first byte of every message. A node drops, and counts, what begins with another.
 pub const PROTOCOL_VERSION: u8 = 1;
 
+/// In the hops of a [`Message::Push`]: it went over a link between distant nodes.
+pub const HOPS_FAR: u8 = 0x80;
+
 /// Everything that one replica may say to another.
 ///
 /// Each message stands alone: it may be lost, doubled or overtaken, and what it should have
@@ -34,9 +37,14 @@ pub enum Message {
     Known { origin: Origin, head: Version },
     /// About being neighbours who push to each other.
     Neighbour(Neighbour),
-    /// A fresh commit on its way through the cluster. `hops` counts the nodes that passed it on:
-    /// for statistics, and as a last stop.
+    /// A fresh commit on its way through the cluster. `hops` counts the nodes that passed it on, as
+    /// a last stop, and has the bit [`HOPS_FAR`] once it went over a link between distant nodes.
     Push { hops: u8, piece: Piece },
+    /// "These fresh commits are here; I push them to whom asks for them with [`Message::Take`]."
+    Offer(Vec<Offer>),
+    /// "Push me these, which you offered." Answered by a [`Message::Push`] for each that is still at
+    /// hand.
+    Take(Vec<(Origin, Version)>),
     /// "I hold these heads": those that changed since the last digest on this link, or those in
     /// which a peer was seen to be behind.
     Heads(Vec<(Origin, Version)>),
@@ -76,6 +84,14 @@ pub enum Message {
     /// "Your node was taken for gone up to this epoch: what you write under it is not heard. Take
     /// all my rows."
     Forgotten { origin: Origin },
+}
+
+/// A fresh commit that a peer has, and about how many bytes it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Offer {
+    pub origin: Origin,
+    pub version: Version,
+    pub bytes: u64,
 }
 
 /// The handshake by which two nodes become neighbours, and cease to be: a link that pushes is
