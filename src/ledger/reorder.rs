@@ -67,6 +67,12 @@ impl Reorder {
         Kept::Waiting
     }
 
+    /// Tells whether a version of an origin waits.
+    pub fn holds(&self, origin: Origin, version: Version) -> bool {
+        let before = self.waiting.range((origin, Version(0))..(origin, version)).next_back();
+        before.is_some_and(|(_, early)| early.piece.through >= version)
+    }
+
     /// Lists the origins of which something waits.
     pub fn origins(&self) -> impl Iterator<Item = Origin> {
         self.origins.keys().copied()

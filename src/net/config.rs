@@ -21,6 +21,9 @@ pub struct Config {
     /// How long a peer may owe any answer to what was sent before its connection is given up.
     /// Looked at three times in that time. Not zero.
     pub silence: Duration,
+    /// How many bytes a second are sent of other nodes' changes, to all peers together: relays and
+    /// answers to pulls, of which four seconds' worth may go at once. Not zero.
+    pub send_bytes_per_second: u64,
     /// How long a snapshot that is sent or received may make no progress before it is given up.
     pub snapshot_stall: Duration,
 }
@@ -34,6 +37,7 @@ impl Config {
             idle: Duration::from_secs(30 * 60),
             keep_alive: Duration::from_secs(10),
             silence: Duration::from_secs(15),
+            send_bytes_per_second: 8 * 1024 * 1024,
             snapshot_stall: snapshot::STALL,
         }
     }

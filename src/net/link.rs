@@ -20,6 +20,7 @@ use super::outbox::{Outbox, Track};
 use super::peers::{Claim, Link};
 use super::subject::NodeSubject;
 use super::tls::peer_of;
+use super::turns::Turns;
 use super::why::{Close, DialError, Why, dial_error, why};
 use crate::types::NodeId;
 use crate::wire::FrameReader;
@@ -292,8 +293,9 @@ async fn deliver(shared: &Shared, from: NodeId, track: Track, bytes: Bytes) {
 
 /// Writes what the outbox holds, each track on its own stream, until one cannot go on.
 async fn write_all_tracks(shared: &Shared, link: &Link, outbox: &Outbox) -> Why {
-    let mut tracks: FuturesUnordered<_> =
-        Track::ALL.into_iter().map(|track| write_track(shared, link, outbox, track)).collect();
+    let turns = Turns::default();
+    let write = |track| write_track(shared, link, (outbox, &turns), track);
+    let mut tracks: FuturesUnordered<_> = Track::ALL.into_iter().map(write).collect();
     while let Some(written) = tracks.next().await {
         if let Err(why) = written {
             return why;
@@ -306,22 +308,29 @@ async fn write_all_tracks(shared: &Shared, link: &Link, outbox: &Outbox) -> Why 
 async fn write_track(
     shared: &Shared,
     link: &Link,
-    outbox: &Outbox,
+    (outbox, turns): (&Outbox, &Turns),
     track: Track,
 ) -> Result<(), Why> {
     let mut stream = None;
     loop {
-        let frame = tokio::select! {
+        let ready = async {
+            outbox.ready(track).await;
+            shared.budget.wait(track).await;
+        };
+        tokio::select! {
             biased;
             () = link.retired.cancelled() => return Ok(()),
-            frame = outbox.next(track) => frame,
-        };
+            () = ready => {}
+        }
+        // Chosen as late as possible: what is next may have changed meanwhile.
+        let Some(frame) = outbox.pop(track) else { continue };
         let bytes = frame.len();
+        shared.budget.spend(track, bytes);
         let stream = match &mut stream {
             Some(stream) => stream,
             none => none.insert(open(link, track).await?),
         };
-        write_frame(stream, frame).await?;
+        write_frame(stream, (turns, track), frame).await?;
         Counters::one(&shared.counters.frames_sent);
         Counters::add(&shared.counters.frame_bytes_sent, bytes);
     }
@@ -337,10 +346,17 @@ async fn open(link: &Link, track: Track) -> Result<SendStream, Why> {
     Ok(stream)
 }
 
-async fn write_frame(stream: &mut SendStream, mut frame: Bytes) -> Result<(), Why> {
+async fn write_frame(
+    stream: &mut SendStream,
+    (turns, track): (&Turns, Track),
+    mut frame: Bytes,
+) -> Result<(), Why> {
     while !frame.is_empty() {
         let piece = frame.split_to(frame.len().min(PIECE_BYTES));
-        match timeout(STUCK, stream.write_chunk(piece)).await {
+        turns.wait(track, piece.len()).await;
+        let written = timeout(STUCK, stream.write_chunk(piece)).await;
+        turns.passed(track);
+        match written {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(Why::Lost(error.to_string())),
             Err(_) => return Err(Why::Stuck),

@@ -19,6 +19,7 @@ mod event;
 mod link;
 mod outbox;
 mod peers;
+mod turns;
 mod why;
 
 #[cfg(test)]
@@ -44,15 +45,17 @@ pub use self::config::Config;
 pub use self::counters::Counts;
 pub use self::endpoint::BindError;
 pub use self::event::{Event, Events};
+pub use self::outbox::Parcel;
 pub use self::why::{DialError, Why};
 
 use self::counters::Counters;
 use self::endpoint::DATAGRAM_BUFFER_BYTES;
 use self::event::EventSender;
-use self::outbox::Track;
+use self::outbox::{Overrun, Track};
 use self::peers::{Peers, Way};
 use self::snapshot::{Maker, Office};
 use self::tls::Identity;
+use self::turns::Budget;
 use self::why::Close;
 use crate::replica::Lane;
 use crate::types::NodeId;
@@ -109,6 +112,7 @@ struct Shared {
     events: EventSender,
     long_frames: Arc<Semaphore>,
     counters: Counters,
+    budget: Budget,
     told: Mutex<BTreeMap<(IpAddr, String), Instant>>,
     numbers: AtomicU64,
     handshakes: Arc<Semaphore>,
@@ -130,12 +134,13 @@ impl Net {
             me: identity.node(),
             instance: rand::random(),
             peers: Mutex::new(Peers::new(config.links_max, Instant::now())),
-            config,
             endpoint,
             client: Mutex::new(client),
             events: sender,
             long_frames: Arc::new(Semaphore::new(LONG_FRAMES_MAX)),
             counters: Counters::default(),
+            budget: Budget::new(config.send_bytes_per_second, Instant::now()),
+            config,
             told: Mutex::default(),
             numbers: AtomicU64::new(1),
             handshakes: Arc::new(Semaphore::new(endpoint::HANDSHAKES_MAX)),
@@ -161,16 +166,20 @@ impl Net {
         to: NodeId,
         address: SocketAddr,
         lane: Lane,
-        frame: Bytes,
+        parcel: impl Into<Parcel>,
     ) -> Result<(), SendError> {
-        if frame.len() > FRAME_BYTES_MAX + 4 {
+        let parcel = parcel.into();
+        if parcel.bytes() > FRAME_BYTES_MAX + 4 {
             return Err(SendError::TooLong);
         }
         let way = self.way(to, address)?;
-        let pushed = way.outbox.push(Track::Lane(lane), frame);
+        let pushed = way.outbox.push(Track::Lane(lane), parcel);
         self.dial_for(to, way.dial);
-        pushed.map_err(|_| {
+        pushed.map_err(|overrun| {
             Counters::one(&self.shared.counters.frames_dropped);
+            if let (Overrun::Stuck, Some(link)) = (overrun, way.link) {
+                link.close(Close::Stuck, Why::Stuck);
+            }
             SendError::Overrun
         })
     }

@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
@@ -26,7 +25,7 @@ use crate::catalog::view::Liveness;
 use crate::crdt::storage::{Extract, Settled, StorageError};
 use crate::crdt::{Changeset, Staging};
 use crate::live::Feed;
-use crate::net::{self, Net, SendError};
+use crate::net::{self, Net, Parcel, SendError};
 use crate::replica::{self, ApplyOutcome, BatchId, CollectOutcome, LoadId, Replica};
 use crate::swim::{self, Identity, Swim};
 use crate::telemetry::Pulse;
@@ -115,6 +114,14 @@ fn tell_of_settled(result: &Result<Settled, StorageError>) {
             warn!(%error, "It could not be noted that this node has caught up; trying again")
         }
     }
+}
+
+/// Commits of one origin reach a peer in their order.
+fn series_of(message: &wire::Message) -> u64 {
+    let wire::Message::Push { piece, .. } = message else { return 0 };
+    let Origin { node, epoch, .. } = piece.origin;
+    let folded = u128::from_be_bytes(node.0);
+    (folded as u64 ^ (folded >> 64) as u64).wrapping_add(u64::from(epoch.0)).max(1)
 }
 
 /// Everything the loop needs.
@@ -359,12 +366,14 @@ impl Engine {
             net::Event::Connected { node, name, address, round_trip } => {
                 debug!(%node, name, %address, ?round_trip, "Connected");
                 self.swim.handle(now, swim::Input::RoundTrip { node, round_trip });
+                self.measured(memory, node, round_trip);
             }
             net::Event::Answered { node, address } => {
                 self.swim.handle(now, swim::Input::Found { node, address });
             }
             net::Event::RoundTrip { node, round_trip } => {
                 self.swim.handle(now, swim::Input::RoundTrip { node, round_trip });
+                self.measured(memory, node, round_trip);
             }
             net::Event::Disconnected { node, why } => {
                 debug!(%node, ?why, "Disconnected");
@@ -382,6 +391,14 @@ impl Engine {
                  one of them"
             ),
             net::Event::EndpointLost => memory.is_net_lost = true,
+        }
+    }
+
+    /// The overlay chooses neighbours by their round trips.
+    fn measured(&mut self, memory: &Memory, node: NodeId, round_trip: Duration) {
+        if memory.addresses.contains_key(&node) {
+            let up = replica::Input::PeerUp { node, round_trip: Some(round_trip) };
+            self.replica.handle(self.now(), up);
         }
     }
 
@@ -461,10 +478,10 @@ impl Engine {
         }
     }
 
-    fn send(&mut self, memory: &Memory, peer: NodeId, lane: replica::Lane, frame: Bytes) {
+    fn send(&mut self, memory: &Memory, peer: NodeId, lane: replica::Lane, parcel: Parcel) {
         // A peer that has just gone down has no address any more.
         let Some(address) = memory.addresses.get(&peer) else { return };
-        match self.net.send(peer, *address, lane, frame) {
+        match self.net.send(peer, *address, lane, parcel) {
             Ok(()) => {}
             Err(SendError::Overrun | SendError::Unreachable) => {
                 self.replica.handle(self.now(), replica::Input::Overrun(peer));
@@ -489,8 +506,9 @@ impl Engine {
         match effect {
             replica::Effect::Send { to, message, lane } => {
                 let frame = wire::frame::encode_frame(&message);
+                let parcel = Parcel::new(frame, series_of(&message));
                 for peer in to {
-                    self.send(memory, peer, lane, frame.clone());
+                    self.send(memory, peer, lane, parcel.clone());
                 }
             }
             replica::Effect::Apply { id, batch } => self.mailbox.push(Job::Apply { id, batch }),

@@ -10,12 +10,30 @@ pub struct Config {
     pub eager_target: usize,
     /// Below this many neighbours a node looks for more, and it parts from none.
     pub eager_floor: usize,
-    /// Above this many neighbours a node refuses all but an urgent one.
+    /// Above this many neighbours a node refuses all but an urgent one, and parts from some.
     pub eager_max: usize,
-    /// How many of the neighbours are chosen for a short round trip; the others by lot.
+    /// How many of the neighbours are looked for among the close members, by lot; the others among
+    /// the distant ones. Where there are none of a kind, the other kind takes their places.
     pub eager_near: usize,
+    /// Up to which round trip a member is close: so much that an offer and an answer more are
+    /// no wait.
+    pub close_max: Duration,
+    /// In a cluster with at most so many other members each node has links to all of them, and sends
+    /// them its own commits itself: nobody passes them on.
+    pub direct_max: usize,
+    /// From how many bytes on that is too much for one node: the first few pass it on to the others.
+    pub large_bytes: usize,
+    /// Whether a commit of another node is offered to neighbours instead of sent, wherever they are
+    /// close or probably have it. Without it every neighbour is sent everything.
+    pub offers: bool,
+    /// How long distant neighbours who probably have it by then are not offered a commit.
+    pub offer_later: Duration,
+    /// How long a peer may take until it sends what it offered, beside the time on the way.
+    pub take_timeout: Duration,
+    /// How many bytes of fresh commits are kept at hand for those who ask for them.
+    pub kept_bytes_max: usize,
     /// How many peers get digests of the heads that moved: others than the neighbours, as long as
-    /// there are others.
+    /// there are others. Where all are neighbours, a third as many do.
     pub lazy_target: usize,
     /// How often a peer gets a digest, at most.
     pub digest_every: Duration,
@@ -99,7 +117,14 @@ impl Default for Config {
             eager_target: 5,
             eager_floor: 4,
             eager_max: 8,
-            eager_near: 2,
+            eager_near: 3,
+            close_max: Duration::from_millis(5),
+            direct_max: 16,
+            large_bytes: 16 * 1024,
+            offers: true,
+            offer_later: Duration::from_millis(25),
+            take_timeout: Duration::from_millis(15),
+            kept_bytes_max: 4 * 1024 * 1024,
             lazy_target: 6,
             digest_every: Duration::from_millis(500),
             pull_after: Duration::from_millis(300),

@@ -20,6 +20,9 @@ use crate::wire::piece_bytes;
 /// How long an early piece waits before it is given up.
 const EARLY_WAIT_MAX: Duration = Duration::from_secs(60);
 
+/// How far ahead of what is held a fresh commit may be for which a neighbour is asked.
+const EARLY_VERSIONS_MAX: u64 = 256;
+
 /// The pause after a batch failed: the first time, doubling up to the greatest.
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(10);
@@ -128,6 +131,18 @@ impl Intake {
     pub(super) fn reached(&self, ledger: &Ledger, origin: Origin) -> Version {
         let held = ledger.head(origin);
         self.reached.get(&origin).map_or(held, |reached| held.max(*reached))
+    }
+
+    /// Tells whether a fresh commit would be taken in, and is not here. One that is far beyond what is
+    /// held is left to a pull: what waits for so many others may have to be dropped.
+    pub(super) fn lacks(&self, now: Time, ledger: &Ledger, name: (Origin, Version)) -> bool {
+        let (origin, version) = name;
+        let reached = self.reached(ledger, origin);
+        version > reached
+            && version.0 - reached.0 <= EARLY_VERSIONS_MAX
+            && self.ready_bytes < self.config.ready_bytes_max
+            && !self.early.holds(origin, version)
+            && self.aside.get(&origin).is_none_or(|aside| aside.until <= now)
     }
 
     /// Takes in a piece, and what waited for it.

@@ -1,8 +1,8 @@
 //! How changes travel between nodes, without I/O: told what happened, it says what to do.
 //! It never touches a socket, a disk or a clock; the engine and the simulator do that for it.
 //!
-//! A fresh commit is flooded over the neighbour links (`overlay`), each node passing it on once.
-//! What arrives is put in order (`intake`) and applied in batches. Whoever missed something learns
+//! A fresh commit is flooded over the neighbour links (`overlay`), each node passing it on once; most
+//! of the way it is offered first and sent to whom lacks it (`offers`). What arrives is put in order (`intake`) and applied in batches. Whoever missed something learns
 //! of it by digests of heads (`compare`) and pulls it (`pull`) from one who holds it (`serve`).
 //! Nothing depends on a message's arriving: flooding makes it fast, digests make it certain.
 
@@ -17,12 +17,13 @@ use crate::crdt::storage::Bookmark;
 use crate::crdt::{Changeset, Floor, Piece};
 use crate::ledger::Ledger;
 use crate::types::{Epoch, NodeId, Origin, Time, Version};
-use crate::wire::Message;
+use crate::wire::{HOPS_FAR, Message, Offer};
 
 mod compare;
 pub mod config;
 mod intake;
 pub mod io;
+mod offers;
 mod overlay;
 mod pull;
 mod returned;
@@ -37,12 +38,21 @@ pub use stats::{Behind, Collection, Stats};
 
 use compare::Digests;
 use intake::{Intake, Lost, Outgoing, Taken};
+use offers::{Name, Offers};
 use overlay::{Event, Overlay};
 use pull::{Answer, Pulled, Pulls};
 use returned::Returned;
 use rounds::Rounds;
 use serve::Serve;
 use standing::{Standing, Welcome};
+
+/// To whom a fresh commit goes, and how.
+#[derive(Default)]
+struct Ways {
+    close: Vec<NodeId>,
+    distant: Vec<NodeId>,
+    offered: Vec<(NodeId, Time)>,
+}
 
 /// A fresh commit that was passed on so often is not passed on any more. Heads stop duplicates;
 /// this stops what no head could.
@@ -69,6 +79,7 @@ pub struct Replica {
     ledger: Ledger,
     overlay: Overlay,
     intake: Intake,
+    offers: Offers,
     pulls: Pulls,
     serve: Serve,
     digests: Digests,
@@ -97,8 +108,9 @@ impl Replica {
         Self {
             me,
             ledger: heads.into_iter().collect(),
-            overlay: Overlay::new(config.clone()),
+            overlay: Overlay::new(me.node, config.clone()),
             intake: Intake::new(config.clone()),
+            offers: Offers::new(config.clone()),
             pulls: Pulls::new(config.clone()),
             serve: Serve::new(config.clone()),
             returned: Returned::new(config.withdraw_after),
@@ -145,6 +157,7 @@ impl Replica {
             Input::PeerUp { .. } => {}
             Input::PeerDown(node) => {
                 self.overlay.on_peer_down(now, node);
+                self.offers.on_peer_down(node);
                 self.pulls.on_peer_down(now, node);
                 self.digests.on_peer_down(node);
                 self.confirmed.remove(&node);
@@ -197,6 +210,7 @@ impl Replica {
         let pull = if may_pull { self.pulls.deadline() } else { None };
         let all = [
             (self.overlay.deadline(), "look after the neighbours"),
+            (self.offers.deadline(), "offer fresh commits, or ask for them elsewhere"),
             (self.digests.deadline(), "tell peers of moved heads"),
             (pull, "pull what is missing"),
             (self.intake.deadline().filter(|_| !self.is_leaving()), "apply what waits"),
@@ -287,10 +301,9 @@ impl Replica {
             return;
         }
         self.pulls.on_reached(origin, version);
-        let is_said = version <= self.said();
-        let to: Vec<NodeId> = self.overlay.eager().filter(|_| is_said).collect();
-        self.stats.own_pushed += to.len() as u64;
-        self.send(to, Message::Push { hops: 0, piece }, Lane::Own);
+        if version <= self.said() {
+            self.push_own(now, piece);
+        }
         self.digests.on_moved(now);
     }
 
@@ -317,6 +330,8 @@ impl Replica {
             Message::Known { origin, head } => self.on_known(now, from, origin, head),
             Message::Neighbour(word) => self.overlay.on_word(now, &mut self.rng, from, word),
             Message::Push { hops, piece } => self.on_push(now, from, hops, piece),
+            Message::Offer(offers) => self.on_offers(now, from, &offers),
+            Message::Take(names) => self.on_take(from, &names),
             Message::Heads(heads) => self.learn(now, from, &heads),
             Message::Buckets(hashes) => {
                 if *hashes != *self.ledger.hashes() {
@@ -397,6 +412,8 @@ impl Replica {
             self.stats.rejected += 1;
             return;
         }
+        self.offers.on_arrival((origin, through));
+        self.offers.on_held(from, (origin, through));
         if self.is_own(origin) {
             self.stats.pushes_known += 1;
             self.overlay.on_push(now, from, false);
@@ -418,12 +435,12 @@ impl Replica {
         match taken {
             Taken::Next => {
                 self.stats.pushes_next += 1;
-                self.relay(from, hops, piece);
+                self.relay(now, from, hops, &piece);
                 self.reached(origin);
             }
             Taken::Early => {
                 self.stats.pushes_early += 1;
-                self.relay(from, hops, piece);
+                self.relay(now, from, hops, &piece);
                 self.learn(now, from, &[(origin, through)]);
             }
             Taken::Known => self.stats.pushes_known += 1,
@@ -524,6 +541,7 @@ impl Replica {
         }
         self.run_standing(now);
         self.run_rounds(now);
+        self.run_offers(now);
         self.pulls.run(now, &mut self.stats);
         if !self.is_leaving() {
             self.pull(now);
@@ -573,6 +591,7 @@ impl Replica {
             && let Some(node) = self.overlay.exchange_lazy(&mut self.rng)
         {
             self.intake.drop_stale(now);
+            self.offers.drop_old(now);
             self.compare(node);
         }
         for node in self.digests.overrun_due(now) {
@@ -609,13 +628,133 @@ impl Replica {
         self.send(vec![node], hashes, Lane::Control);
     }
 
-    fn relay(&mut self, from: NodeId, hops: u8, piece: Piece) {
-        if hops >= HOPS_MAX {
+    /// Sends an own commit to the neighbours. Where that are all members, a large one goes to a few,
+    /// who pass it on.
+    fn push_own(&mut self, now: Time, piece: Piece) {
+        let offer = self.offers.keep(now, 0, &piece);
+        let mut to = self.overlay.nearest_first();
+        let is_large = offer.bytes >= self.config.large_bytes as u64;
+        if is_large && self.config.offers && self.overlay.is_small() {
+            for node in to.split_off(to.len().min(self.config.eager_target)) {
+                self.offers.offer(node, offer, now + self.config.offer_later);
+            }
+        }
+        self.stats.own_pushed += to.len() as u64;
+        let (close, distant) = to.into_iter().partition(|node| self.overlay.is_close(*node));
+        self.push(close, 0, piece.clone(), Lane::Own);
+        self.push(distant, HOPS_FAR, piece, Lane::Own);
+    }
+
+    fn push(&mut self, to: Vec<NodeId>, hops: u8, piece: Piece, lane: Lane) {
+        self.send(to, Message::Push { hops, piece }, lane);
+    }
+
+    /// Passes on a fresh commit: to some neighbours at once, to others when they ask for it.
+    fn relay(&mut self, now: Time, from: NodeId, hops: u8, piece: &Piece) {
+        if hops & !HOPS_FAR >= HOPS_MAX {
             return;
         }
-        let to: Vec<NodeId> = self.overlay.eager().filter(|node| *node != from).collect();
-        self.stats.relayed += to.len() as u64;
-        self.send(to, Message::Push { hops: hops + 1, piece }, Lane::Relay);
+        let hops = hops + 1;
+        let offer = self.offers.keep(now, hops, piece);
+        let Ways { close, distant, offered } = self.ways(now, from, hops, offer);
+        self.stats.relayed += (close.len() + distant.len()) as u64;
+        self.push(close, hops, piece.clone(), Lane::Relay);
+        self.push(distant, hops | HOPS_FAR, piece.clone(), Lane::Relay);
+        for (node, at) in offered {
+            self.offers.offer(node, offer, at);
+        }
+    }
+
+    /// Finds out how a commit goes to each neighbour. Close ones are offered it: to be asked costs
+    /// nothing, and they get it once. Distant ones are sent it as long as it is in the region it
+    /// began in; later they probably have it from there, and are offered it a little later.
+    fn ways(&mut self, now: Time, from: NodeId, hops: u8, offer: Offer) -> Ways {
+        let mut ways = Ways::default();
+        let is_small = self.overlay.is_small();
+        let is_large = offer.bytes >= self.config.large_bytes as u64;
+        if self.config.offers && is_small && !is_large && from == offer.origin.node {
+            // Who wrote it has sent it to everybody.
+            return ways;
+        }
+        let later = now + self.config.offer_later;
+        for node in self.overlay.nearest_first().into_iter().filter(|node| *node != from) {
+            let is_close = self.overlay.is_close(node);
+            match () {
+                () if !self.config.offers && is_close => ways.close.push(node),
+                () if !self.config.offers => ways.distant.push(node),
+                () if is_close || (is_small && is_large) => ways.offered.push((node, now)),
+                () if is_small => ways.offered.push((node, later)),
+                () if hops & HOPS_FAR == 0 => ways.distant.push(node),
+                () if self.overlay.takes_most(node) => ways.distant.push(node),
+                () => ways.offered.push((node, later)),
+            }
+        }
+        ways
+    }
+
+    /// A peer has fresh commits: asks for those that are missing, unless another was asked already.
+    fn on_offers(&mut self, now: Time, from: NodeId, offers: &[Offer]) {
+        let mut takes = Vec::new();
+        for offer in offers.iter().copied() {
+            let name = (offer.origin, offer.version);
+            self.offers.on_held(from, name);
+            let is_late = self.config.collect && !self.rounds.is_current(offer.origin);
+            if self.is_own(offer.origin) || is_late || !self.takes_from(from) {
+                self.learn(now, from, &[name]);
+            } else if self.intake.lacks(now, &self.ledger, name) {
+                let wait = self.take_wait(from);
+                takes.extend(self.offers.on_offer(now, from, offer, wait).then_some(name));
+            } else if offer.version > self.intake.reached(&self.ledger, offer.origin) {
+                self.learn(now, from, &[name]);
+            }
+        }
+        self.take(from, takes);
+    }
+
+    fn take(&mut self, from: NodeId, names: Vec<Name>) {
+        self.stats.takes += names.len() as u64;
+        self.send(vec![from], Message::Take(names), Lane::Control);
+    }
+
+    /// How long the answer to a take is waited for, besides the payload.
+    fn take_wait(&self, peer: NodeId) -> Duration {
+        const FAR: Duration = Duration::from_secs(1);
+        self.config.take_timeout + self.overlay.round_trip(peer).min(FAR) * 3 / 2
+    }
+
+    /// A peer asks for what it was offered.
+    fn on_take(&mut self, from: NodeId, names: &[Name]) {
+        let is_close = self.overlay.is_close(from);
+        for name in names {
+            self.overlay.on_taken(from);
+            let Some((hops, piece)) = self.offers.kept(*name) else { continue };
+            self.stats.taken += 1;
+            let lane = if piece.origin == self.me { Lane::Own } else { Lane::Relay };
+            let hops = if is_close { hops } else { hops | HOPS_FAR };
+            self.push(vec![from], hops, piece, lane);
+        }
+    }
+
+    /// Makes the offers that are due, and asks others where nothing came.
+    fn run_offers(&mut self, now: Time) {
+        if self.offers.deadline().is_none_or(|at| at > now) {
+            return;
+        }
+        let overlay = &self.overlay;
+        let timeout = self.config.take_timeout;
+        let wait = |peer| timeout + overlay.round_trip(peer).min(Duration::from_secs(1)) * 3 / 2;
+        let todo = self.offers.run(now, wait);
+        for (node, offers) in todo.offers {
+            self.stats.offered += offers.len() as u64;
+            self.send(vec![node], Message::Offer(offers), Lane::Control);
+        }
+        for (node, names) in todo.takes {
+            self.stats.takes_again += names.len() as u64;
+            self.take(node, names);
+        }
+        for (holder, name) in todo.given_up {
+            self.learn(now, holder, &[name]);
+        }
     }
 
     /// A peer holds these heads.
@@ -676,6 +815,8 @@ impl Replica {
         }
         let says_nothing = match &message {
             Message::Heads(heads) => heads.is_empty(),
+            Message::Offer(offers) => offers.is_empty(),
+            Message::Take(names) => names.is_empty(),
             Message::BucketHeads { buckets, .. } => buckets.is_empty(),
             Message::Hello { .. }
             | Message::Known { .. }

@@ -1,10 +1,12 @@
-//! Who pushes to whom, and who gets digests: a random graph of fixed degree over the members.
+//! Who pushes to whom, and who gets digests: a random graph of fixed degree over the members, most of
+//! whose links are short ones.
 //!
 //! A neighbour link is held by both sides or by none; the handshake makes it, and any push over a
 //! link that only one side believes in is answered with "ended". Few links suffice: five random
 //! ones a node hold a graph of any size together.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::time::Duration;
 
 use rand::RngExt;
@@ -19,8 +21,24 @@ use crate::wire::Neighbour;
 /// How long an ask waits for its answer.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long a node in a large cluster waits at least between two looks for neighbours.
+const REFILL_PAUSE: Duration = Duration::from_millis(50);
+
 /// How long a peer that refused, or ended a link, is left alone.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(10);
+
+/// A member is distant again beyond so many times the round trip of a close one.
+const DISTANT_FACTOR: u32 = 2;
+
+/// How many close neighbours, and how many distant ones, a node wants at least, where there are such
+/// members: a region must hold together, and must not be cut off.
+const CLOSE_MIN: usize = 2;
+const DISTANT_MIN: usize = 1;
+
+/// After so many offers on a link it is looked how many were taken. Where it was half of them or
+/// more, the next so many commits are pushed.
+const OFFERS_JUDGED: u32 = 16;
+const PUSHES_GRANTED: u32 = 240;
 
 /// How long a node waits between two partings, so that it sees what the last one changed.
 const PART_EVERY: Duration = Duration::from_secs(1);
@@ -30,16 +48,22 @@ const PART_EVERY: Duration = Duration::from_secs(1);
 /// Law: `eager`, `asked` and `lazy` name only members that are up.
 #[derive(Debug)]
 pub(super) struct Overlay {
+    me: NodeId,
     peers: BTreeMap<NodeId, Peer>,
+    /// How many of them are close.
+    close: usize,
     /// Neighbours: fresh commits go to all of them.
     eager: BTreeMap<NodeId, Eager>,
     /// Asked to be neighbours; when the answer is no longer waited for.
     asked: BTreeMap<NodeId, Time>,
     /// Get digests; what they were told already.
     lazy: BTreeMap<NodeId, Cursor>,
+    /// Whether the members have changed since the last look at who gets digests in a small cluster.
+    is_ring_stale: bool,
     events: Vec<Event>,
     /// When to look for neighbours again, while there are too few.
     refill_at: Time,
+    refilled_at: Time,
     shuffle_at: Option<Time>,
     part_at: Time,
     config: Config,
@@ -58,6 +82,7 @@ pub(super) enum Event {
 #[derive(Debug, Default)]
 struct Peer {
     round_trip: Option<Duration>,
+    is_close: bool,
     ask_after: Time,
 }
 
@@ -65,17 +90,26 @@ struct Peer {
 struct Eager {
     /// Pushes in a row that brought nothing new.
     duplicates: u32,
+    /// Of the latest offers how many were made, and taken.
+    offered: u32,
+    taken: u32,
+    /// How many more commits are pushed that would be offered otherwise.
+    pushes: u32,
 }
 
 impl Overlay {
-    pub(super) fn new(config: Config) -> Self {
+    pub(super) fn new(me: NodeId, config: Config) -> Self {
         Self {
+            me,
             peers: BTreeMap::new(),
+            close: 0,
             eager: BTreeMap::new(),
             asked: BTreeMap::new(),
             lazy: BTreeMap::new(),
+            is_ring_stale: true,
             events: Vec::new(),
             refill_at: Time(0),
+            refilled_at: Time(0),
             shuffle_at: None,
             part_at: Time(0),
             config,
@@ -85,6 +119,45 @@ impl Overlay {
     /// Returns the neighbours.
     pub(super) fn eager(&self) -> impl Iterator<Item = NodeId> {
         self.eager.keys().copied()
+    }
+
+    /// Returns the neighbours, the nearest first.
+    pub(super) fn nearest_first(&self) -> Vec<NodeId> {
+        let mut neighbours: Vec<_> =
+            self.eager().map(|node| (self.round_trip(node), node)).collect();
+        neighbours.sort_unstable();
+        neighbours.into_iter().map(|(_, node)| node).collect()
+    }
+
+    /// Tells whether a member is so near that to ask it costs no time.
+    pub(super) fn is_close(&self, node: NodeId) -> bool {
+        self.peers.get(&node).is_some_and(|peer| peer.is_close)
+    }
+
+    /// Tells whether a neighbour takes most of what it is offered, so that it is rather sent at once.
+    /// An offer is counted where it is not.
+    pub(super) fn takes_most(&mut self, node: NodeId) -> bool {
+        let Some(link) = self.eager.get_mut(&node) else { return false };
+        if link.offered >= OFFERS_JUDGED {
+            link.pushes = if link.taken * 2 >= link.offered { PUSHES_GRANTED } else { 0 };
+            (link.offered, link.taken) = (0, 0);
+        }
+        let is_granted = link.pushes > 0;
+        link.pushes = link.pushes.saturating_sub(1);
+        link.offered += u32::from(!is_granted);
+        is_granted
+    }
+
+    /// A neighbour took what it was offered.
+    pub(super) fn on_taken(&mut self, node: NodeId) {
+        if let Some(link) = self.eager.get_mut(&node) {
+            link.taken += 1;
+        }
+    }
+
+    /// Tells whether there are so few members that everybody is everybody's neighbour.
+    pub(super) fn is_small(&self) -> bool {
+        self.peers.len() <= self.config.direct_max
     }
 
     /// Returns the neighbours that get no digests.
@@ -111,7 +184,8 @@ impl Overlay {
     pub(super) fn deadline(&self) -> Option<Time> {
         let refill = self.lacks_neighbours().then_some(self.refill_at);
         let asked = self.asked.values().min().copied();
-        [refill, asked, self.shuffle_at].into_iter().flatten().min()
+        let shed = (self.eager.len() > self.eager_max()).then_some(self.part_at);
+        [refill, asked, shed, self.shuffle_at].into_iter().flatten().min()
     }
 
     pub(super) fn on_peer_up(
@@ -121,31 +195,37 @@ impl Overlay {
         node: NodeId,
         round_trip: Option<Duration>,
     ) {
-        if let Some(peer) = self.peers.get_mut(&node) {
-            peer.round_trip = round_trip.or(peer.round_trip);
+        if self.peers.contains_key(&node) {
+            round_trip.into_iter().for_each(|round_trip| self.measured(node, round_trip));
             return;
         }
-        self.peers.insert(node, Peer { round_trip, ask_after: now });
-        self.refill_at = self.refill_at.min(now);
+        self.peers.insert(node, Peer { round_trip: None, is_close: false, ask_after: now });
+        round_trip.into_iter().for_each(|round_trip| self.measured(node, round_trip));
+        self.refill_soon(now);
         // The digests go to a fair sample of the members, also after a partition healed and half
         // of them came back: each newcomer takes a place with its share of probability.
         let share = self.config.lazy_target as f64 / self.peers.len() as f64;
-        if self.lazy.len() < self.config.lazy_target || rng.random_bool(share.min(1.0)) {
+        self.is_ring_stale = true;
+        let has_place = self.lazy.len() < self.config.lazy_target;
+        if !self.is_small() && (has_place || rng.random_bool(share.min(1.0))) {
             self.make_lazy(rng, node);
         }
         let share = 2.0 / self.peers.len() as f64;
-        let has_room = !self.is_small() && self.eager.len() < self.config.eager_max;
+        let has_room = !self.is_small() && self.eager.len() < self.config.eager_target;
         if has_room && !self.lacks_neighbours() && rng.random_bool(share.min(1.0)) {
             self.ask(now, node);
         }
     }
 
     pub(super) fn on_peer_down(&mut self, now: Time, node: NodeId) {
-        self.peers.remove(&node);
+        if self.peers.remove(&node).is_some_and(|peer| peer.is_close) {
+            self.close -= 1;
+        }
+        self.is_ring_stale = true;
         self.asked.remove(&node);
         self.lazy.remove(&node);
         self.end(now, node);
-        self.refill_at = self.refill_at.min(now);
+        self.refill_soon(now);
     }
 
     pub(super) fn on_word(&mut self, now: Time, rng: &mut SmallRng, from: NodeId, word: Neighbour) {
@@ -175,7 +255,7 @@ impl Overlay {
         let may_part = !self.is_small()
             && self.eager.len() > self.config.eager_floor
             && now >= self.part_at
-            && !self.is_near(from);
+            && !self.is_kept(from);
         let Some(link) = self.eager.get_mut(&from) else {
             // An answer to our ask may have been overtaken by the first push.
             if !self.asked.contains_key(&from) {
@@ -195,12 +275,13 @@ impl Overlay {
     pub(super) fn run(&mut self, now: Time, rng: &mut SmallRng) {
         if self.asked.values().any(|until| *until <= now) {
             self.asked.retain(|_, until| *until > now);
-            self.refill_at = self.refill_at.min(now);
+            self.refill_soon(now);
         }
         if self.lacks_neighbours() && self.refill_at <= now {
             self.refill(now, rng);
         }
         self.refill_lazy(rng);
+        self.shed(now, rng);
         let shuffle_at = *self.shuffle_at.get_or_insert_with(|| {
             now + self.config.shuffle_every.mul_f64(rng.random_range(0.0..1.0))
         });
@@ -224,7 +305,8 @@ impl Overlay {
     /// Returns a member by lot, which from now on gets digests.
     pub(super) fn exchange_lazy(&mut self, rng: &mut SmallRng) -> Option<NodeId> {
         let node = self.peers.keys().copied().choose(rng)?;
-        if !self.lazy.contains_key(&node) && !self.eager.contains_key(&node) {
+        let is_new = !self.lazy.contains_key(&node) && !self.eager.contains_key(&node);
+        if is_new && !self.is_small() {
             self.drop_lazy(rng);
             self.lazy.insert(node, Cursor::default());
         }
@@ -238,9 +320,23 @@ impl Overlay {
         }
     }
 
+    /// Takes a measurement of a round trip: a shorter one at once, longer ones little by little, since
+    /// they are often a queue's.
+    fn measured(&mut self, node: NodeId, round_trip: Duration) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        let known = peer.round_trip.unwrap_or(round_trip);
+        let smooth = known + round_trip.saturating_sub(known) / 8;
+        peer.round_trip = Some(smooth.min(round_trip));
+        let factor = if peer.is_close { DISTANT_FACTOR } else { 1 };
+        let is_close = smooth.min(round_trip) <= self.config.close_max * factor;
+        if std::mem::replace(&mut peer.is_close, is_close) != is_close {
+            self.close = if is_close { self.close + 1 } else { self.close - 1 };
+        }
+    }
+
     fn on_ask(&mut self, now: Time, rng: &mut SmallRng, from: NodeId, urgent: bool) {
         let is_known = self.peers.contains_key(&from);
-        let is_full = self.eager.len() >= self.config.eager_max && !self.eager.contains_key(&from);
+        let is_full = self.eager.len() >= self.eager_max() && !self.eager.contains_key(&from);
         if !is_known || (is_full && !urgent) {
             return self.say(from, Neighbour::Refused);
         }
@@ -257,46 +353,87 @@ impl Overlay {
             return;
         }
         // The answer came too late, or there is no room any more.
-        if self.asked.remove(&from).is_none() || self.eager.len() >= self.config.eager_max {
+        if self.asked.remove(&from).is_none() || self.eager.len() >= self.eager_max() {
             return self.say(from, Neighbour::Ended);
         }
         self.make_eager(rng, from);
         self.events.push(Event::LinkUp(from));
     }
 
-    /// With few members everybody is everybody's neighbour.
-    fn is_small(&self) -> bool {
-        self.peers.len() <= self.config.eager_max
+    /// Returns how many neighbours a node has at most, but for an urgent one.
+    fn eager_max(&self) -> usize {
+        if self.is_small() { self.config.direct_max } else { self.config.eager_max }
     }
 
     fn lacks_neighbours(&self) -> bool {
         let enough = if self.is_small() { self.peers.len() } else { self.config.eager_floor };
-        self.eager.len() < enough
+        self.eager.len() < enough || self.lacks_kind().is_some()
+    }
+
+    /// Returns which kind of neighbours is missing: close ones (`true`) or distant ones.
+    fn lacks_kind(&self) -> Option<bool> {
+        if self.is_small() {
+            return None;
+        }
+        let close = self.eager().filter(|node| self.is_close(*node)).count();
+        let close_wanted = CLOSE_MIN.min(self.config.eager_near).min(self.close);
+        let distant_wanted = DISTANT_MIN.min(self.peers.len() - self.close);
+        match () {
+            () if close < close_wanted => Some(true),
+            () if self.eager.len() - close < distant_wanted => Some(false),
+            () => None,
+        }
+    }
+
+    /// Looks for neighbours before long. With many members that come or go at once, not for each.
+    fn refill_soon(&mut self, now: Time) {
+        let at = if self.is_small() { now } else { now.max(self.refilled_at + REFILL_PAUSE) };
+        self.refill_at = self.refill_at.min(at);
     }
 
     fn refill(&mut self, now: Time, rng: &mut SmallRng) {
+        self.refilled_at = now;
         let goal = if self.is_small() { self.peers.len() } else { self.config.eager_target };
         while self.eager.len() + self.asked.len() < goal {
             let Some(node) = self.candidate(now, rng) else { break };
+            self.ask(now, node);
+        }
+        if let Some(is_close) = self.lacks_kind()
+            && !self.asked.keys().any(|node| self.is_close(*node) == is_close)
+            && let Some(node) = self.stranger(now, rng, is_close)
+        {
+            if self.eager.len() >= self.config.eager_max {
+                self.end_one(now, rng);
+            }
             self.ask(now, node);
         }
         let next = self.strangers().map(|(_, peer)| peer.ask_after).min();
         self.refill_at = next.map_or(now + ASK_TIMEOUT, |next| next.max(now + ASK_TIMEOUT));
     }
 
-    /// Returns the nearest stranger while near neighbours are missing, then one by lot.
+    /// Returns a close stranger while close neighbours are missing, then a distant one, by lot; where
+    /// nobody is close the nearest two, then some by lot.
     fn candidate(&self, now: Time, rng: &mut SmallRng) -> Option<NodeId> {
-        let may_ask = || self.strangers().filter(|(_, peer)| peer.ask_after <= now);
-        if self.eager.len() + self.asked.len() < self.config.eager_near {
-            let nearest = may_ask()
-                .filter_map(|(node, peer)| Some((peer.round_trip?, node)))
-                .min()
-                .map(|(_, node)| node);
-            if nearest.is_some() {
-                return nearest;
+        let count = self.eager.len() + self.asked.len();
+        if self.close == 0 && count < CLOSE_MIN {
+            let round_trip = |(node, peer): (NodeId, &Peer)| Some((peer.round_trip?, node));
+            let may_ask = self.strangers().filter(|(_, peer)| peer.ask_after <= now);
+            if let Some((_, nearest)) = may_ask.filter_map(round_trip).min() {
+                return Some(nearest);
             }
         }
-        may_ask().map(|(node, _)| node).choose(rng)
+        let linked = self.eager().chain(self.asked.keys().copied());
+        let close = linked.filter(|node| self.is_close(*node)).count();
+        let is_close = close < self.config.eager_near;
+        self.stranger(now, rng, is_close).or_else(|| self.stranger(now, rng, !is_close))
+    }
+
+    /// Returns a stranger who may be asked, by lot, close or distant.
+    fn stranger(&self, now: Time, rng: &mut SmallRng, is_close: bool) -> Option<NodeId> {
+        self.strangers()
+            .filter(|(_, peer)| peer.ask_after <= now && peer.is_close == is_close)
+            .map(|(node, _)| node)
+            .choose(rng)
     }
 
     fn strangers(&self) -> impl Iterator<Item = (NodeId, &Peer)> {
@@ -316,7 +453,8 @@ impl Overlay {
             return;
         }
         self.events.push(Event::LinkMade);
-        if self.lazy.contains_key(&node) && self.has_others_for_digests() {
+        let has_others = !self.is_small() && self.has_others_for_digests();
+        if self.lazy.contains_key(&node) && has_others {
             self.lazy.remove(&node);
             self.refill_lazy(rng);
         }
@@ -329,12 +467,12 @@ impl Overlay {
         }
         self.events.push(Event::LinkEnded);
         self.leave_alone(now, node);
-        self.refill_at = self.refill_at.min(now);
+        self.refill_soon(now);
     }
 
     /// Ends a link by lot, but none of the nearest.
     fn end_one(&mut self, now: Time, rng: &mut SmallRng) {
-        let Some(node) = self.eager().filter(|node| !self.is_near(*node)).choose(rng) else {
+        let Some(node) = self.eager().filter(|node| !self.is_kept(*node)).choose(rng) else {
             return;
         };
         self.end(now, node);
@@ -347,14 +485,17 @@ impl Overlay {
         }
     }
 
-    /// Tells whether the neighbour is among the nearest ones, which are kept.
-    fn is_near(&self, node: NodeId) -> bool {
-        let round_trip = |node: NodeId| self.peers.get(&node).and_then(|peer| peer.round_trip);
-        let Some(own) = round_trip(node) else { return false };
-        let nearer = |other: &NodeId| {
-            round_trip(*other).is_some_and(|others| (others, *other) < (own, node))
-        };
-        self.eager().filter(nearer).count() < self.config.eager_near
+    /// Tells whether a neighbour is kept, since it is one of few of its kind, or where nobody is close
+    /// one of the nearest.
+    fn is_kept(&self, node: NodeId) -> bool {
+        let is_close = self.is_close(node);
+        let alike = self.eager().filter(|other| self.is_close(*other) == is_close).count();
+        if self.close > 0 {
+            return alike <= if is_close { CLOSE_MIN } else { DISTANT_MIN };
+        }
+        let nearest = self.nearest_first().into_iter().take(CLOSE_MIN);
+        self.peers.get(&node).is_some_and(|peer| peer.round_trip.is_some())
+            && nearest.into_iter().any(|other| other == node)
     }
 
     /// Asks a member by lot, and offers a neighbour by lot to part, so that the graph stays
@@ -363,14 +504,25 @@ impl Overlay {
         if self.is_small() {
             return;
         }
-        if self.eager.len() < self.config.eager_max
+        if self.eager.len() < self.eager_max()
             && let Some(node) = self.strangers().map(|(node, _)| node).choose(rng)
         {
             self.ask(now, node);
         }
         if self.eager.len() > self.config.eager_target
-            && let Some(node) = self.eager().filter(|node| !self.is_near(*node)).choose(rng)
+            && let Some(node) = self.eager().filter(|node| !self.is_kept(*node)).choose(rng)
         {
+            self.say(node, Neighbour::Part);
+        }
+    }
+
+    /// Offers a neighbour to part while there are too many: the cluster was small a while ago.
+    fn shed(&mut self, now: Time, rng: &mut SmallRng) {
+        if self.eager.len() <= self.eager_max() || now < self.part_at {
+            return;
+        }
+        self.part_at = now + PART_EVERY;
+        if let Some(node) = self.eager().filter(|node| !self.is_kept(*node)).choose(rng) {
             self.say(node, Neighbour::Part);
         }
     }
@@ -380,12 +532,33 @@ impl Overlay {
     }
 
     fn refill_lazy(&mut self, rng: &mut SmallRng) {
+        if self.is_small() {
+            return self.refill_ring();
+        }
         while self.lazy.len() < self.config.lazy_target.min(self.peers.len()) {
             let free: BTreeSet<_> =
                 self.peers.keys().filter(|node| !self.lazy.contains_key(node)).copied().collect();
             let other = free.iter().filter(|node| !self.eager.contains_key(node)).choose(rng);
             let Some(node) = other.or_else(|| free.iter().choose(rng)) else { return };
             self.make_lazy(rng, *node);
+        }
+    }
+
+    /// In a small cluster digests go to those who come next in the order of ids: so each gets as many,
+    /// and none is passed over.
+    fn refill_ring(&mut self) {
+        if !std::mem::take(&mut self.is_ring_stale) {
+            return;
+        }
+        let behind = self.peers.range((Bound::Excluded(self.me), Bound::Unbounded));
+        let ring = behind.chain(self.peers.range(..self.me)).map(|(node, _)| *node);
+        let next: Vec<NodeId> = ring.take(self.config.lazy_target.div_ceil(3)).collect();
+        self.lazy.retain(|node, _| next.contains(node));
+        for node in next {
+            if !self.lazy.contains_key(&node) {
+                self.lazy.insert(node, Cursor::default());
+                self.events.push(Event::LinkUp(node));
+            }
         }
     }
 
@@ -436,7 +609,7 @@ mod tests {
             let now = Time(1);
             let mut overlays = BTreeMap::new();
             for own in 0..count {
-                let mut overlay = Overlay::new(Config::default());
+                let mut overlay = Overlay::new(node(own), Config::default());
                 for other in (0..count).filter(|other| *other != own) {
                     overlay.on_peer_up(now, &mut rng, node(other), None);
                 }
@@ -485,7 +658,11 @@ mod tests {
         let party = Party::new(6);
         party.check_symmetry();
         assert!(party.overlays.values().all(|overlay| overlay.eager.len() == 5));
-        assert!(party.overlays.values().all(|overlay| overlay.lazy.len() == 5));
+        for overlay in party.overlays.values() {
+            assert_eq!(overlay.lazy.len(), 2);
+            let told = |other: &&Overlay| other.lazy.contains_key(&overlay.me);
+            assert_eq!(party.overlays.values().filter(told).count(), 2);
+        }
     }
 
     #[test]

@@ -17,6 +17,14 @@ pub struct Stats {
     pub pushes_dropped: u64,
     /// Pushes passed on, counted once for each neighbour they went to.
     pub relayed: u64,
+    /// Commits offered to neighbours.
+    pub offered: u64,
+    /// Commits asked for that neighbours offered.
+    pub takes: u64,
+    /// Of these, those asked for again, since the one who was asked did not send them.
+    pub takes_again: u64,
+    /// Commits sent to neighbours that asked for them.
+    pub taken: u64,
     /// Wants sent.
     pub pulls: u64,
     /// Wants answered with something new.

@@ -26,9 +26,11 @@ mod faults;
 mod membership;
 mod network;
 mod node;
+mod passage;
 mod report;
 mod scenario;
 mod trace;
+mod travel;
 mod workload;
 
 pub use disk::DiskConfig;
@@ -36,6 +38,7 @@ pub use faults::Fault;
 pub use network::NetworkConfig;
 pub use report::{Failure, Report};
 pub use scenario::{Mutation, Scenario};
+pub use travel::{Passage, Travel};
 
 use agenda::Agenda;
 use check::{Checked, Truths};
@@ -431,6 +434,8 @@ impl Cluster {
             Message::Hello { .. }
             | Message::Known { .. }
             | Message::Neighbour(_)
+            | Message::Offer(_)
+            | Message::Take(_)
             | Message::Heads(_)
             | Message::Buckets(_)
             | Message::BucketHeads { .. }
@@ -890,6 +895,8 @@ fn describe(message: &Message) -> (&'static str, u64) {
         Message::Neighbour(crate::wire::Neighbour::Part) => ("may part from", 0),
         Message::Neighbour(crate::wire::Neighbour::Ended) => ("is no neighbour of", 0),
         Message::Push { piece, .. } => ("gets a push from", piece.through.0),
+        Message::Offer(offers) => ("is offered by", offers.len() as u64),
+        Message::Take(names) => ("is asked to send by", names.len() as u64),
         Message::Heads(heads) => ("gets a digest from", heads.len() as u64),
         Message::Buckets(_) => ("compares with", 0),
         Message::BucketHeads { heads, .. } => ("differs in buckets from", heads.len() as u64),

@@ -570,8 +570,10 @@ mod tests {
             heads().prop_map(Message::Heads),
             heads().prop_map(Message::Take),
             heads().prop_map(|heads| {
-                let offers = heads.into_iter().map(|(origin, version)| {
-                    Offer { origin, version, bytes: version.0 / 3 }
+                let offers = heads.into_iter().map(|(origin, version)| Offer {
+                    origin,
+                    version,
+                    bytes: version.0 / 3,
                 });
                 Message::Offer(offers.collect())
             }),
