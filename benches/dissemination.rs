@@ -61,6 +61,7 @@ fn main() {
                 per_second,
                 ..Travel::calm(seed, nodes)
             };
+            travel.known_max = number("--known", 1e9) as usize;
             travel.value_bytes = number("--bytes", 210.0) as usize;
             travel.writers = number("--writers", nodes as f64) as usize;
             if number("--near", 0.0) > 0.0 {

@@ -28,7 +28,8 @@ pub struct Config {
     pub offers: bool,
     /// How long distant neighbours who probably have it by then are not offered a commit.
     pub offer_later: Duration,
-    /// How long a peer may take until it sends what it offered, beside the time on the way.
+    /// How long a peer may take at least until it sends what it offered, beside the time on the way.
+    /// The more peers are late, the longer they may.
     pub take_timeout: Duration,
     /// How many bytes of fresh commits are kept at hand for those who ask for them.
     pub kept_bytes_max: usize,
@@ -117,7 +118,7 @@ impl Default for Config {
             eager_target: 5,
             eager_floor: 4,
             eager_max: 8,
-            eager_near: 3,
+            eager_near: 4,
             close_max: Duration::from_millis(5),
             direct_max: 16,
             large_bytes: 16 * 1024,

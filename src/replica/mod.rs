@@ -58,6 +58,9 @@ struct Ways {
 /// this stops what no head could.
 const HOPS_MAX: u8 = 64;
 
+/// The round trip to a peer is not taken to be longer than this, nor where it is not known.
+const ROUND_TRIP_MAX: Duration = Duration::from_secs(1);
+
 /// A node begins few epochs in its life. Who claims to know one this far ahead is not believed, so
 /// that nobody can use up the numbers.
 const EPOCH_LEAP_MAX: u32 = 1 << 30;
@@ -150,8 +153,10 @@ impl Replica {
             }
             Input::Received { from, message } => self.on_received(now, from, message),
             Input::PeerUp { node, round_trip } if node != self.me.node => {
-                self.rounds.on_up(node);
-                self.on_met(now, node);
+                if !self.overlay.is_up(node) {
+                    self.rounds.on_up(node);
+                    self.on_met(now, node);
+                }
                 self.overlay.on_peer_up(now, &mut self.rng, node, round_trip);
             }
             Input::PeerUp { .. } => {}
@@ -412,7 +417,7 @@ impl Replica {
             self.stats.rejected += 1;
             return;
         }
-        self.offers.on_arrival((origin, through));
+        self.offers.on_arrival(from, (origin, through));
         self.offers.on_held(from, (origin, through));
         if self.is_own(origin) {
             self.stats.pushes_known += 1;
@@ -694,7 +699,14 @@ impl Replica {
 
     /// A peer has fresh commits: asks for those that are missing, unless another was asked already.
     fn on_offers(&mut self, now: Time, from: NodeId, offers: &[Offer]) {
+        self.overlay.on_offers(from);
+        // What was offered from afar is in this region for a while: a close neighbour answers sooner.
+        let closer = match self.overlay.is_close(from) {
+            true => None,
+            false => self.overlay.close_neighbour(&mut self.rng),
+        };
         let mut takes = Vec::new();
+        let mut closer_takes = Vec::new();
         for offer in offers.iter().copied() {
             let name = (offer.origin, offer.version);
             self.offers.on_held(from, name);
@@ -702,24 +714,25 @@ impl Replica {
             if self.is_own(offer.origin) || is_late || !self.takes_from(from) {
                 self.learn(now, from, &[name]);
             } else if self.intake.lacks(now, &self.ledger, name) {
-                let wait = self.take_wait(from);
-                takes.extend(self.offers.on_offer(now, from, offer, wait).then_some(name));
+                let round_trip = |peer| self.overlay.round_trip(peer).min(ROUND_TRIP_MAX);
+                if let Some(closer) = closer
+                    && self.offers.on_offer(now, closer, offer, round_trip(closer))
+                {
+                    closer_takes.push(name);
+                }
+                let is_taken = self.offers.on_offer(now, from, offer, round_trip(from));
+                takes.extend(is_taken.then_some(name));
             } else if offer.version > self.intake.reached(&self.ledger, offer.origin) {
                 self.learn(now, from, &[name]);
             }
         }
         self.take(from, takes);
+        closer.into_iter().for_each(|closer| self.take(closer, closer_takes.clone()));
     }
 
     fn take(&mut self, from: NodeId, names: Vec<Name>) {
         self.stats.takes += names.len() as u64;
         self.send(vec![from], Message::Take(names), Lane::Control);
-    }
-
-    /// How long the answer to a take is waited for, besides the payload.
-    fn take_wait(&self, peer: NodeId) -> Duration {
-        const FAR: Duration = Duration::from_secs(1);
-        self.config.take_timeout + self.overlay.round_trip(peer).min(FAR) * 3 / 2
     }
 
     /// A peer asks for what it was offered.
@@ -741,9 +754,7 @@ impl Replica {
             return;
         }
         let overlay = &self.overlay;
-        let timeout = self.config.take_timeout;
-        let wait = |peer| timeout + overlay.round_trip(peer).min(Duration::from_secs(1)) * 3 / 2;
-        let todo = self.offers.run(now, wait);
+        let todo = self.offers.run(now, |peer| overlay.round_trip(peer).min(ROUND_TRIP_MAX));
         for (node, offers) in todo.offers {
             self.stats.offered += offers.len() as u64;
             self.send(vec![node], Message::Offer(offers), Lane::Control);

@@ -27,6 +27,9 @@ const HOLDERS_MAX: usize = 6;
 /// How often a commit is asked for, of all peers together.
 const TRIES_MAX: u32 = 8;
 
+/// How long a peer is waited for at most, beside what the way takes.
+const PATIENCE_MAX: Duration = Duration::from_secs(1);
+
 /// How many bytes a second a link is taken to carry at least, when the wait for a payload is set.
 const LINK_BYTES_PER_SECOND: u64 = 1024 * 1024;
 
@@ -42,6 +45,8 @@ pub(super) struct Offers {
     due: BTreeMap<NodeId, Due>,
     open: BTreeMap<Name, Open>,
     timeouts: BTreeSet<(Time, Name)>,
+    /// How long a peer may take to answer, beside what the way takes.
+    patience: Duration,
     config: Config,
 }
 
@@ -66,6 +71,8 @@ struct Open {
     tries: u32,
     /// Who offered it; the one that was asked stands first.
     holders: VecDeque<NodeId>,
+    /// Who did not answer in time, of late.
+    missed: Option<NodeId>,
 }
 
 /// What is to be done now.
@@ -86,6 +93,7 @@ impl Offers {
             due: BTreeMap::new(),
             open: BTreeMap::new(),
             timeouts: BTreeSet::new(),
+            patience: config.take_timeout,
             config,
         }
     }
@@ -135,37 +143,57 @@ impl Offers {
     }
 
     /// A peer offers something that is missing here. Returns whether it is to be asked for it now:
-    /// the first who offers it is, the others only should it not come. `wait` is what an answer
-    /// takes, besides the payload.
+    /// the first who offers it is, and whoever is so much nearer that it answers sooner; the others
+    /// only should it not come.
     pub(super) fn on_offer(
         &mut self,
         now: Time,
         from: NodeId,
         offer: Offer,
-        wait: Duration,
+        round_trip: Duration,
     ) -> bool {
         let name = (offer.origin, offer.version);
+        let until = now + self.wait(round_trip) + transfer(offer.bytes);
         if let Some(open) = self.open.get_mut(&name) {
-            if open.holders.len() < HOLDERS_MAX && !open.holders.contains(&from) {
-                open.holders.push_back(from);
+            let is_known = open.holders.contains(&from);
+            if is_known || open.holders.len() >= HOLDERS_MAX || open.tries >= TRIES_MAX {
+                return false;
             }
-            return false;
+            if until >= open.until {
+                open.holders.push_back(from);
+                return false;
+            }
+            self.timeouts.remove(&(open.until, name));
+            self.timeouts.insert((until, name));
+            open.until = until;
+            open.tries += 1;
+            open.holders.push_front(from);
+            return true;
         }
         if self.open.len() >= OPEN_MAX {
             return false;
         }
-        let until = now + wait + transfer(offer.bytes);
         let holders = VecDeque::from([from]);
-        self.open.insert(name, Open { until, bytes: offer.bytes, tries: 1, holders });
+        self.open.insert(name, Open { until, bytes: offer.bytes, tries: 1, holders, missed: None });
         self.timeouts.insert((until, name));
         true
     }
 
-    /// Something came that may have been asked for.
-    pub(super) fn on_arrival(&mut self, name: Name) {
-        if let Some(open) = self.open.remove(&name) {
-            self.timeouts.remove(&(open.until, name));
-        }
+    /// Something came that may have been asked for. Where it comes from somebody who was given up
+    /// already, the patience was too short: peers that have much to do must not be asked for more.
+    pub(super) fn on_arrival(&mut self, from: NodeId, name: Name) {
+        let Some(open) = self.open.remove(&name) else { return };
+        self.timeouts.remove(&(open.until, name));
+        let is_late = open.missed == Some(from) && open.holders.front() != Some(&from);
+        self.patience = match is_late {
+            true => (self.patience * 2).min(PATIENCE_MAX),
+            false => (self.patience - self.patience / 64).max(self.config.take_timeout),
+        };
+    }
+
+    /// Returns how long a peer may take to answer, besides the time that the payload takes.
+    fn wait(&self, round_trip: Duration) -> Duration {
+        self.patience + round_trip * 3 / 2
     }
 
     /// Returns what a peer asks for, with its hops; `None`: it is not at hand any more.
@@ -186,8 +214,8 @@ impl Offers {
         [due, timeout].into_iter().flatten().min()
     }
 
-    /// Returns what to do at this time. `wait`: what an answer of a peer takes, besides the payload.
-    pub(super) fn run(&mut self, now: Time, wait: impl Fn(NodeId) -> Duration) -> Todo {
+    /// Returns what to do at this time.
+    pub(super) fn run(&mut self, now: Time, round_trip: impl Fn(NodeId) -> Duration) -> Todo {
         let mut todo = Todo::default();
         if self.due.values().any(|due| due.at <= now) {
             self.due.retain(|node, due| {
@@ -203,6 +231,7 @@ impl Offers {
             self.timeouts.remove(&(at, name));
             let Some(open) = self.open.get_mut(&name) else { continue };
             // Who did not answer stands behind the others, and may have its turn again.
+            open.missed = open.holders.front().copied();
             open.holders.rotate_left(usize::from(!open.holders.is_empty()));
             let Some(next) = open.holders.front().copied() else {
                 self.open.remove(&name);
@@ -214,7 +243,7 @@ impl Offers {
                 continue;
             }
             open.tries += 1;
-            open.until = now + wait(next) + transfer(open.bytes);
+            open.until = now + self.patience + round_trip(next) * 3 / 2 + transfer(open.bytes);
             self.timeouts.insert((open.until, name));
             takes.entry(next).or_default().push(name);
         }
@@ -236,7 +265,7 @@ mod tests {
     use crate::ledger::tests::origin;
     use crate::types::Wall;
 
-    const WAIT: Duration = Duration::from_millis(15);
+    const ROUND_TRIP: Duration = Duration::ZERO;
 
     fn name(version: u64) -> Name {
         (origin(9), Version(version))
@@ -262,23 +291,48 @@ mod tests {
     #[test]
     fn the_first_who_offers_is_asked_and_the_next_when_nothing_comes() {
         let mut offers = Offers::new(Config::default());
-        assert!(offers.on_offer(at(0), node(1), offer(1), WAIT));
-        assert!(!offers.on_offer(at(1), node(2), offer(1), WAIT));
+        assert!(offers.on_offer(at(0), node(1), offer(1), ROUND_TRIP));
+        assert!(!offers.on_offer(at(1), node(2), offer(1), ROUND_TRIP));
         assert_eq!(offers.deadline(), Some(at(15)));
-        assert_eq!(offers.run(at(15), |_| WAIT).takes, [(node(2), vec![name(1)])]);
-        assert_eq!(offers.run(at(30), |_| WAIT).takes, [(node(1), vec![name(1)])]);
-        offers.on_arrival(name(1));
+        assert_eq!(offers.run(at(15), |_| ROUND_TRIP).takes, [(node(2), vec![name(1)])]);
+        assert_eq!(offers.run(at(30), |_| ROUND_TRIP).takes, [(node(1), vec![name(1)])]);
+        offers.on_arrival(node(1), name(1));
         assert_eq!(offers.deadline(), None);
+        assert_eq!(offers.patience, Duration::from_millis(15));
+    }
+
+    #[test]
+    fn who_answers_late_is_given_more_time_from_then_on() {
+        let mut offers = Offers::new(Config::default());
+        offers.on_offer(at(0), node(1), offer(1), ROUND_TRIP);
+        offers.on_offer(at(0), node(2), offer(1), ROUND_TRIP);
+        offers.run(at(15), |_| ROUND_TRIP);
+        offers.on_arrival(node(1), name(1));
+        assert_eq!(offers.patience, Duration::from_millis(30));
+        for version in 2..100 {
+            offers.on_offer(at(20), node(1), offer(version), ROUND_TRIP);
+            offers.on_arrival(node(1), name(version));
+        }
+        assert_eq!(offers.patience, Duration::from_millis(15));
+    }
+
+    #[test]
+    fn who_answers_sooner_than_the_one_who_was_asked_is_asked_too() {
+        let mut offers = Offers::new(Config::default());
+        assert!(offers.on_offer(at(0), node(1), offer(1), Duration::from_millis(250)));
+        assert!(offers.on_offer(at(10), node(2), offer(1), ROUND_TRIP));
+        assert!(!offers.on_offer(at(11), node(3), offer(1), ROUND_TRIP));
+        assert_eq!(offers.deadline(), Some(at(25)));
     }
 
     #[test]
     fn what_nobody_sends_is_given_up_after_a_few_tries() {
         let mut offers = Offers::new(Config::default());
-        assert!(offers.on_offer(at(0), node(1), offer(1), WAIT));
+        assert!(offers.on_offer(at(0), node(1), offer(1), ROUND_TRIP));
         let mut takes = 0;
         loop {
             let now = offers.deadline().expect("it is waited for");
-            let todo = offers.run(now, |_| WAIT);
+            let todo = offers.run(now, |_| ROUND_TRIP);
             takes += todo.takes.len();
             if !todo.given_up.is_empty() {
                 assert_eq!(todo.given_up, [(node(1), name(1))]);
@@ -300,7 +354,7 @@ mod tests {
         offers.on_held(node(1), name(1));
         offers.on_held(node(2), name(1));
         offers.on_held(node(2), name(2));
-        let sent = offers.run(at(25), |_| WAIT).offers;
+        let sent = offers.run(at(25), |_| ROUND_TRIP).offers;
         assert_eq!(sent.len(), 1);
         assert_eq!((sent[0].0, sent[0].1[0].version), (node(1), Version(2)));
         assert_eq!(offers.kept(name(2)), Some((1, piece(2))));

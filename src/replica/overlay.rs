@@ -134,6 +134,11 @@ impl Overlay {
         self.peers.get(&node).is_some_and(|peer| peer.is_close)
     }
 
+    /// Returns a close neighbour by lot.
+    pub(super) fn close_neighbour(&self, rng: &mut SmallRng) -> Option<NodeId> {
+        self.eager().filter(|node| self.is_close(*node)).choose(rng)
+    }
+
     /// Tells whether a neighbour takes most of what it is offered, so that it is rather sent at once.
     /// An offer is counted where it is not.
     pub(super) fn takes_most(&mut self, node: NodeId) -> bool {
@@ -268,6 +273,13 @@ impl Overlay {
             link.duplicates = 0;
             self.part_at = now + PART_EVERY;
             self.say(from, Neighbour::Part);
+        }
+    }
+
+    /// A peer made offers, as only neighbours do.
+    pub(super) fn on_offers(&mut self, from: NodeId) {
+        if !self.eager.contains_key(&from) && !self.asked.contains_key(&from) {
+            self.say(from, Neighbour::Ended);
         }
     }
 

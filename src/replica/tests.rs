@@ -24,6 +24,15 @@ fn push(of: u8, version: u64) -> Message {
     Message::Push { hops: 0, piece: Piece::of(changeset(of, version)) }
 }
 
+/// A push that has come from afar, as the node that it came to would pass it on.
+fn far_push(of: u8, version: u64, hops: u8) -> Message {
+    Message::Push { hops: hops | HOPS_FAR, piece: Piece::of(changeset(of, version)) }
+}
+
+fn offer(of: u8, version: u64) -> Offer {
+    Offer { origin: origin(of), version: Version(version), bytes: 100 }
+}
+
 fn piece(of: u8, after: u64, through: u64) -> Piece {
     let changesets = (after + 1..=through).map(|version| changeset(of, version)).collect();
     Piece { origin: origin(of), after: Version(after), through: Version(through), changesets }
@@ -57,6 +66,24 @@ impl One {
         for neighbour in neighbours {
             let node = node(*neighbour);
             one.tell(Input::PeerUp { node, round_trip: None });
+            one.hear(*neighbour, Message::Neighbour(Neighbour::Accepted));
+        }
+        assert_eq!(one.replica.neighbours().count(), neighbours.len());
+        one
+    }
+
+    /// One in a cluster that is too large for everybody to know everybody, with these neighbours and
+    /// their round trips in milliseconds.
+    fn in_large_cluster(neighbours: &[(u8, u64)]) -> Self {
+        let config = Config { direct_max: 0, ..Config::default() };
+        let replica = Replica::new(origin(ME), [], config, 1);
+        let mut one = Self { replica, now: Time(0) };
+        for (neighbour, millis) in neighbours {
+            let round_trip = Some(Duration::from_millis(*millis));
+            one.tell(Input::PeerUp { node: node(*neighbour), round_trip });
+        }
+        one.wait(60);
+        for (neighbour, _) in neighbours {
             one.hear(*neighbour, Message::Neighbour(Neighbour::Accepted));
         }
         assert_eq!(one.replica.neighbours().count(), neighbours.len());
@@ -121,6 +148,12 @@ fn sent(effects: &[Effect]) -> Vec<(Vec<NodeId>, &Message)> {
     sent.collect()
 }
 
+fn offered_to(effects: &[Effect]) -> Vec<NodeId> {
+    let is_offer = |message: &Message| matches!(message, Message::Offer(_));
+    let offers = sent(effects).into_iter().filter(|(_, message)| is_offer(message));
+    offers.flat_map(|(to, _)| to).collect()
+}
+
 fn batch(effects: &[Effect]) -> Option<(BatchId, Batch)> {
     effects.iter().find_map(|effect| match effect {
         Effect::Apply { id, batch } => Some((*id, batch.clone())),
@@ -151,20 +184,86 @@ fn an_own_commit_goes_once_to_every_neighbour() {
     let mut one = One::with_neighbours(&[2, 3, 4]);
     let effects = one.tell(Input::Committed(changeset(ME, 1)));
     let to = vec![node(2), node(3), node(4)];
+    let message = far_push(ME, 1, 0);
     assert_eq!(
         effects,
-        [Effect::Send { to, message: push(ME, 1), lane: Lane::Own }],
+        [Effect::Send { to, message, lane: Lane::Own }],
         "the commit, and nothing else"
     );
     assert_eq!(one.held(ME), 1);
 }
 
 #[test]
-fn a_push_is_passed_on_before_it_is_on_disk_and_never_back() {
+fn in_a_small_cluster_nobody_passes_on_what_its_writer_sent_to_all() {
     let mut one = One::with_neighbours(&[2, 3, 4]);
+    let effects = one.hear(3, push(3, 1));
+    assert_eq!(sent(&effects), []);
+    let offers = one.hear(3, push(9, 1));
+    assert_eq!(sent(&offers), []);
+    let offered = one.wait(30);
+    let to: Vec<_> = offered_to(&offered);
+    assert_eq!(to, [node(2), node(4)], "what came another way is offered to the others");
+}
+
+#[test]
+fn close_neighbours_are_offered_what_distant_ones_are_sent() {
+    let mut one = One::in_large_cluster(&[(2, 1), (3, 1), (4, 80), (5, 90)]);
+    let effects = one.hear(2, push(9, 1));
+    let onward = far_push(9, 1, 1);
+    assert_eq!(sent(&effects), [(vec![node(4), node(5)], &onward)], "the nearest first");
+    let name = (origin(9), Version(1));
+    assert_eq!(offered_to(&one.wait(0)), [node(3)]);
+    let taken = one.hear(3, Message::Take(vec![name]));
+    let near = Message::Push { hops: 1, piece: Piece::of(changeset(9, 1)) };
+    assert_eq!(sent(&taken), [(vec![node(3)], &near)]);
+    assert_eq!(sent(&one.hear(3, Message::Take(vec![(origin(9), Version(2))]))), []);
+}
+
+#[test]
+fn what_has_come_from_afar_is_offered_to_distant_neighbours_when_they_probably_have_it() {
+    let mut one = One::in_large_cluster(&[(2, 80), (3, 1), (4, 80), (5, 90)]);
+    assert_eq!(sent(&one.hear(2, far_push(9, 1, 3))), []);
+    assert_eq!(offered_to(&one.wait(10)), [node(3)]);
+    one.hear(4, Message::Offer(vec![offer(9, 1)]));
+    assert_eq!(offered_to(&one.wait(20)), [node(5)], "4 has it: it said so");
+}
+
+#[test]
+fn what_is_offered_is_taken_from_the_first_and_from_the_next_when_it_does_not_come() {
+    let mut one = One::in_large_cluster(&[(2, 1), (3, 1), (4, 80), (5, 90)]);
+    let takes = |effects: &[Effect]| {
+        let is_take = |message: &Message| matches!(message, Message::Take(_));
+        let takes = sent(effects).into_iter().filter(|(_, message)| is_take(message));
+        takes.flat_map(|(to, _)| to).collect::<Vec<_>>()
+    };
+    let offers = || Message::Offer(vec![offer(9, 1)]);
+    assert_eq!(takes(&one.hear(2, offers())), [node(2)]);
+    assert_eq!(takes(&one.hear(3, offers())), []);
+    assert_eq!(takes(&one.hear(4, offers())), []);
+    assert_eq!(takes(&one.wait(17)), [node(3)], "2 did not answer");
+    one.hear(3, push(9, 1));
+    assert_eq!(takes(&one.wait(400)), []);
+    assert_eq!(takes(&one.hear(5, offers())), [], "it is here");
+}
+
+#[test]
+fn what_is_offered_from_afar_is_asked_of_a_close_neighbour_first() {
+    let mut one = One::in_large_cluster(&[(2, 1), (4, 80), (5, 80), (6, 80)]);
+    let asked = |effects: &[Effect]| {
+        let takes = sent(effects).into_iter();
+        let takes = takes.filter(|(_, message)| matches!(message, Message::Take(_)));
+        takes.flat_map(|(to, _)| to).collect::<Vec<_>>()
+    };
+    assert_eq!(asked(&one.hear(4, Message::Offer(vec![offer(9, 1)]))), [node(2)]);
+    assert_eq!(asked(&one.wait(17)), [node(4)]);
+}
+
+#[test]
+fn a_push_is_passed_on_before_it_is_on_disk_and_never_back() {
+    let mut one = One::in_large_cluster(&[(2, 80), (3, 80), (4, 80), (5, 80)]);
     let effects = one.hear(3, push(9, 1));
-    let onward = Message::Push { hops: 1, piece: Piece::of(changeset(9, 1)) };
-    assert_eq!(sent(&effects), [(vec![node(2), node(4)], &onward)]);
+    let onward = far_push(9, 1, 1);
+    assert_eq!(sent(&effects), [(vec![node(2), node(4), node(5)], &onward)]);
     let (id, batch) = batch(&effects).expect("it is applied at once");
     assert_eq!(one.held(9), 0);
     assert_eq!(sent(&one.hear(2, push(9, 1))), [], "the second copy stops here");
@@ -174,7 +273,7 @@ fn a_push_is_passed_on_before_it_is_on_disk_and_never_back() {
 
 #[test]
 fn what_comes_early_waits_for_what_it_follows() {
-    let mut one = One::with_neighbours(&[2, 3]);
+    let mut one = One::in_large_cluster(&[(2, 80), (3, 80), (4, 80), (5, 80)]);
     let early = one.hear(2, push(9, 2));
     assert_eq!(batch(&early), None);
     assert_eq!(sent(&early).len(), 1, "it is passed on all the same");

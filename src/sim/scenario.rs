@@ -204,6 +204,12 @@ fn draw_caps(rng: &mut SmallRng) -> Config {
         config.ready_bytes_max = 3_000;
         config.batch_bytes_max = 500;
     }
+    if rng.random_bool(0.5) {
+        // Too many for everybody to send to everybody.
+        config.direct_max = 2;
+        config.offers = rng.random_bool(0.9);
+        config.kept_bytes_max = [1_000, 1_000_000][rng.random_range(0..2)];
+    }
     if rng.random_bool(0.2) {
         config.loads_max = 1;
         config.pulls_max = 2;

@@ -17,7 +17,7 @@ use super::node::{first_origin, index_of, node_id};
 use super::{NodeIndex, passage};
 use crate::crdt::storage::{Bookmark, Extract};
 use crate::crdt::{CellChange, Changeset, Life, Piece, RowChange, Stamp, TableChanges};
-use crate::replica::{ApplyOutcome, BatchId, Config, Effect, Input, LoadId, Replica};
+use crate::replica::{ApplyOutcome, BatchId, Config, Effect, Input, Replica};
 use crate::types::{Origin, Time, Value, Version, Wall};
 use crate::wire::{Message, encode, piece_bytes};
 
@@ -56,6 +56,15 @@ pub struct Travel {
 }
 
 impl Travel {
+    /// [`Travel::calm`] with the load of a large cluster: 200 changes a second, 1 % of all messages
+    /// lost.
+    pub fn busy(seed: u64, nodes: usize) -> Self {
+        let mut travel = Self::calm(seed, nodes);
+        (travel.per_second, travel.changes) = (200.0, 2_000);
+        travel.network.loss = 0.01;
+        travel
+    }
+
     /// A quiet cluster in five regions, with changes of about 300 bytes.
     pub fn calm(seed: u64, nodes: usize) -> Self {
         Self {
@@ -260,8 +269,6 @@ impl World {
     }
 
     fn perform(&mut self, node: NodeIndex, effect: Effect, packets: &mut BTreeSet<NodeIndex>) {
-        let done = |heads: Vec<(Origin, Version)>| heads;
-        let _ = done;
         match effect {
             Effect::Send { to, message, lane: _ } => {
                 let bytes = encode(&message).len() + 4;
@@ -291,8 +298,6 @@ impl World {
             Effect::Load { id, origin, from, bytes_max } => {
                 let extract = Some(self.extract(node, origin, from, bytes_max));
                 let at = self.now + self.travel.disk.draw_read(&mut self.rng);
-                let loaded: (LoadId, Option<Extract>) = (id, extract);
-                let (id, extract) = loaded;
                 self.agenda.enter(at, Event::Tell(node, Input::Loaded { id, extract }));
             }
             Effect::Meet { .. } => self.add_job(node, Job::Answer(Input::Met { is_done: true })),
