@@ -306,3 +306,33 @@ fn told_comparison(comparison: &Comparison) -> Json {
         })).collect::<Vec<_>>(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::certificates::{Ca, NodeRequest, make_node};
+    use crate::types::NodeId;
+
+    #[test]
+    fn a_certificate_that_ends_soon_is_a_note_and_then_a_problem() {
+        const DAY: Duration = Duration::from_secs(86_400);
+        let (directory, now) = (tempfile::tempdir().unwrap(), SystemTime::now());
+        let request = NodeRequest { node: NodeId([7; 16]), name: "n1".to_owned(), days: 90 };
+        let ca = Ca::new(now).unwrap();
+        let file = make_node(&ca, &request, directory.path(), false, now).unwrap().certificate;
+        let look = |days: u32| {
+            let certificate = Certificate::look(file.clone(), now + DAY * days);
+            (certificate.is_problem, certificate.shown().unwrap_or_default())
+        };
+        assert_eq!(look(10), (false, String::new()));
+        let (is_problem, shown) = look(61);
+        assert!(!is_problem && shown.starts_with("note: "), "{shown}");
+        assert!(shown.contains("n1.pem: its certificate expires in 28 days."), "{shown}");
+        let (is_problem, shown) = look(85);
+        assert!(is_problem && shown.starts_with("PROBLEM: "), "{shown}");
+        let (is_problem, shown) = look(91);
+        assert!(is_problem && shown.contains("has expired"), "{shown}");
+        let missing = Certificate::look("/nowhere/n.pem".into(), now);
+        assert!(missing.is_problem && missing.told()["seconds_left"].is_null());
+    }
+}

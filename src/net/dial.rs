@@ -226,7 +226,7 @@ fn install(shared: &Shared, link: &Arc<Link>, dialled: Option<SocketAddr>) -> Ar
     drop(peers);
     for old in installed.closed {
         if old.node == node {
-            old.close(Close::Replaced, Why::Replaced);
+            old.displace(link.connection.remote_address());
         } else {
             Counters::one(&shared.counters.evicted);
             old.close(Close::Evicted, Why::Evicted);

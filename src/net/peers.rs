@@ -59,6 +59,13 @@ impl Link {
         self.connection.close(close.code(), reason.as_bytes());
     }
 
+    /// Closes the connection for a newer one, and says from where that came: should it not be the
+    /// other side's own, there is another process with its id.
+    pub fn displace(&self, by: SocketAddr) {
+        self.closed_for.get_or_init(|| Why::Replaced);
+        self.connection.close(Close::Replaced.code(), by.to_string().as_bytes());
+    }
+
     pub fn closed_for(&self) -> Option<Why> {
         self.closed_for.get().cloned()
     }
@@ -151,8 +158,7 @@ impl Peer {
 
     /// The connection has ended after so long.
     fn ended(&mut self, lived: Duration, why: &Why, chance: f64, now: Instant) {
-        // A node that restarts, and one of two that took the other's place, may come and go.
-        let is_expected = matches!(why, Why::Restarted | Why::Replaced | Why::Unwanted);
+        let is_expected = matches!(why, Why::Restarted | Why::Unwanted);
         if lived >= SHORT_LIVED || is_expected {
             self.failures = 0;
         } else {

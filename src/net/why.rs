@@ -21,6 +21,8 @@ pub enum Why {
     Replaced,
     #[error("it was not used for long, and there were too many")]
     Evicted,
+    #[error("the other node has a newer connection with this node's id, from {0}")]
+    Displaced(SocketAddr),
     #[error("the other node does not answer any more")]
     Silent,
     #[error("the other node does not read what it is sent")]
@@ -145,7 +147,10 @@ pub(super) fn why(error: &ConnectionError) -> Why {
     match error {
         ConnectionError::ApplicationClosed(close) => match Close::from_code(close.error_code) {
             Some(Close::Stopping) => Why::Stopping,
-            Some(Close::Replaced) => Why::Replaced,
+            Some(Close::Replaced) => match std::str::from_utf8(&close.reason).map(str::parse) {
+                Ok(Ok(by)) => Why::Displaced(by),
+                Ok(Err(_)) | Err(_) => Why::Replaced,
+            },
             Some(Close::Evicted) => Why::Evicted,
             Some(Close::Unwanted) => Why::Unwanted,
             Some(

@@ -28,7 +28,7 @@ use crate::catalog::view::Liveness;
 use crate::crdt::storage::{Extract, Settled, StorageError};
 use crate::crdt::{Changeset, Staging};
 use crate::live::Feed;
-use crate::net::{self, DialError, Net, SendError};
+use crate::net::{self, DialError, Net, SendError, Why};
 use crate::replica::{self, ApplyOutcome, BatchId, CollectOutcome, LoadId, Replica};
 use crate::swim::{self, Identity, Swim};
 use crate::telemetry::Pulse;
@@ -408,6 +408,11 @@ impl Engine {
             }
             net::Event::Disconnected { node, why } => {
                 debug!(%node, ?why, "Disconnected");
+                if let Why::Displaced(by) = why
+                    && ![self.swim.me().address, self.net.address()].contains(&by)
+                {
+                    self.ask_for_twin(by);
+                }
                 self.replica.handle(now, replica::Input::Overrun(node));
             }
             net::Event::DialFailed { address, error: DialError::Twin { process, .. }, .. }
@@ -479,6 +484,12 @@ impl Engine {
         }
     }
 
+    /// Another process with this node's id seems to be at an address.
+    fn ask_for_twin(&mut self, address: SocketAddr) {
+        self.relations.rumour(Instant::now(), address);
+        self.net.dial(address);
+    }
+
     /// Another process at an address runs with this node's certificate.
     fn meet_twin(&mut self, address: SocketAddr, twin: net::Process) {
         let mine = self.net.process();
@@ -493,10 +504,10 @@ impl Engine {
     }
 
     fn look_at_relations(&mut self) {
-        let swim = &self.swim;
-        self.relations.retain(|node| swim.member(node).is_some());
-        self.relations.look_at_names(&self.feed.view());
         let (now, wall) = (Instant::now(), SystemTime::now());
+        let swim = &self.swim;
+        self.relations.forget(now, |node| swim.member(node).is_some());
+        self.relations.look_at_names(&self.feed.view());
         self.relations.look_at_certificate(now, wall, self.net.validity());
     }
 
@@ -542,10 +553,7 @@ impl Engine {
             swim::Effect::Rejoined(identity) => {
                 info!(?identity, "The cluster had taken this node for dead; it has joined again");
             }
-            swim::Effect::Conflict { address } => {
-                self.relations.rumour(Instant::now(), address);
-                self.net.dial(address);
-            }
+            swim::Effect::Conflict { address } => self.ask_for_twin(address),
         }
     }
 

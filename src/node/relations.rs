@@ -16,13 +16,16 @@ use crate::net::{DialError, Process, Validity};
 use crate::types::NodeId;
 
 /// How often a process that stands aside looks whether the other one is still there.
-const LOOK_EVERY: Duration = Duration::from_secs(10);
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// How often it must not have been there, in a row, before this process takes its place.
-const MISSED_MAX: u32 = 3;
+const MISSED_MAX: u32 = 2;
 
 /// How often the same conflict over this node's id is told.
 const TELL_EVERY: Duration = Duration::from_secs(60);
+
+/// How long such a conflict is shown after it was last noticed.
+const CONFLICT_MEMORY: Duration = Duration::from_secs(150);
 
 /// How often it is said that a certificate ends soon, beside each time that it becomes urgent.
 const REMIND_EVERY: Duration = Duration::from_secs(24 * 3_600);
@@ -48,6 +51,8 @@ pub(super) struct Relations {
     /// Who shares its name with whom, of those that are up.
     namesakes: BTreeMap<NodeId, NodeId>,
     conflict: Option<(SocketAddr, Instant)>,
+    /// The other process that was last told of in the log, and when.
+    twin_told: Option<(SocketAddr, Instant)>,
     aside: Option<Aside>,
     certificate: Urgency,
 }
@@ -87,6 +92,7 @@ impl Relations {
             links: BTreeMap::new(),
             namesakes: BTreeMap::new(),
             conflict: None,
+            twin_told: None,
             aside: None,
             certificate: Urgency::default(),
         }
@@ -108,8 +114,10 @@ impl Relations {
         }
     }
 
-    /// Forgets whom membership has forgotten.
-    pub(super) fn retain(&mut self, is_member: impl Fn(NodeId) -> bool) {
+    /// Forgets whom membership has forgotten, and a conflict that seems to be over.
+    pub(super) fn forget(&mut self, now: Instant, is_member: impl Fn(NodeId) -> bool) {
+        let is_fresh = |at: Instant| now.saturating_duration_since(at) < CONFLICT_MEMORY;
+        self.conflict = self.conflict.filter(|(_, at)| is_fresh(*at));
         self.troubles.retain(|node, _| is_member(*node));
         self.links.retain(|node, _| is_member(*node));
     }
@@ -127,11 +135,8 @@ impl Relations {
 
     /// Others say that this node lives at another address: ask there.
     pub(super) fn rumour(&mut self, now: Instant, address: SocketAddr) {
-        let is_news = self.conflict.is_none_or(|(of, at)| {
-            of != address || now.saturating_duration_since(at) >= TELL_EVERY
-        });
-        if is_news {
-            self.conflict = Some((address, now));
+        let before = self.conflict.replace((address, now));
+        if before.is_none_or(|(of, _)| of != address) {
             warn!(
                 %address,
                 "Others hear of a node with this node's id at another address; asking there \
@@ -148,12 +153,13 @@ impl Relations {
         twin: Process,
         mine: Process,
     ) -> Verdict {
-        let is_told = self.conflict.is_some_and(|(of, at)| {
+        let is_told = self.twin_told.is_some_and(|(of, at)| {
             of == address && now.saturating_duration_since(at) < TELL_EVERY
         });
         if twin > mine {
             self.conflict = Some((address, now));
-            if !is_told || self.aside.is_some() {
+            if !is_told {
+                self.twin_told = Some((address, now));
                 error!(
                     %address,
                     "Another process runs under this node's id: a copied data directory or \
@@ -345,7 +351,7 @@ mod tests {
         let start = Instant::now();
         let mut younger = relations();
         younger.meet_twin(start, rival(), process(1), process(2));
-        assert_eq!(younger.look_for(start + Duration::from_secs(5)), None);
+        assert_eq!(younger.look_for(start + Duration::from_secs(3)), None);
         let mut looks = 0;
         for second in 0..120 {
             let now = start + Duration::from_secs(second);
@@ -357,11 +363,11 @@ mod tests {
                         younger.meet_twin(now, address, process(1), process(2)),
                         Verdict::AsBefore
                     ),
-                    _ => assert_eq!(younger.is_gone(address), looks == 5),
+                    _ => assert_eq!(younger.is_gone(address), looks == 4),
                 }
             }
         }
-        assert_eq!((looks, younger.is_aside(), younger.conflicts()), (5, false, (0, 0)));
+        assert_eq!((looks, younger.is_aside(), younger.conflicts()), (4, false, (0, 0)));
     }
 
     #[test]
@@ -372,6 +378,16 @@ mod tests {
         assert!(!relations.is_gone(([127, 0, 0, 8], 7401).into()));
         assert!(relations.is_gone(rival()));
         assert_eq!(relations.conflicts(), (0, 0));
+    }
+
+    #[test]
+    fn a_conflict_is_shown_until_nothing_is_heard_of_it_for_a_while() {
+        let (start, mut elder) = (Instant::now(), relations());
+        elder.meet_twin(start, rival(), process(2), process(1));
+        elder.forget(start + CONFLICT_MEMORY / 2, |_| true);
+        assert_eq!(elder.conflicts(), (0, 1));
+        elder.forget(start + CONFLICT_MEMORY, |_| true);
+        assert_eq!(elder.conflicts(), (0, 0));
     }
 
     #[test]

@@ -51,6 +51,9 @@ async fn a_goodbye_is_seen_at_once_and_a_stopped_node_declares_nobody_dead() {
     let (n3, n4) = (cluster.start(3).await, cluster.start(4).await);
     cluster.wait_joined(&[&n1, &n2, &n3, &n4]).await;
 
+    for node in [&n1, &n2, &n3] {
+        wait_state(node, "n4", "alive").await;
+    }
     assert_eq!(n4.terminate().await, Some(0), "{}", n4.log());
     for node in [&n1, &n2, &n3] {
         let took = wait_state(node, "n4", "left").await;
