@@ -513,16 +513,12 @@ impl Engine {
             net::Event::Connected { node, name, address, round_trip, version, certificate } => {
                 debug!(%node, name, %address, ?round_trip, version, "Connected");
                 self.relations.connected(node, version, certificate);
-                self.swim.handle(now, swim::Input::RoundTrip { node, round_trip });
                 self.measured(memory, node, round_trip);
             }
             net::Event::Answered { node, address } => {
                 self.swim.handle(now, swim::Input::Found { node, address });
             }
-            net::Event::RoundTrip { node, round_trip } => {
-                self.swim.handle(now, swim::Input::RoundTrip { node, round_trip });
-                self.measured(memory, node, round_trip);
-            }
+            net::Event::RoundTrip { node, round_trip } => self.measured(memory, node, round_trip),
             net::Event::Disconnected { node, why } => {
                 debug!(%node, ?why, "Disconnected");
                 if let Why::Displaced(by) = why
@@ -554,11 +550,14 @@ impl Engine {
         }
     }
 
-    /// The overlay chooses neighbours by their round trips.
+    /// A connection measured its round trip. The replica, which likes near neighbours, hears of it when
+    /// the member's is another than before: most are members before they have a connection.
     fn measured(&mut self, memory: &Memory, node: NodeId, round_trip: Duration) {
-        if memory.addresses.contains_key(&node) {
-            let up = replica::Input::PeerUp { node, round_trip: Some(round_trip) };
-            self.replica.handle(self.now(), up);
+        let before = self.swim.round_trip(node);
+        self.swim.handle(self.now(), swim::Input::RoundTrip { node, round_trip });
+        let round_trip = self.swim.round_trip(node);
+        if round_trip != before && memory.addresses.contains_key(&node) {
+            self.replica.handle(self.now(), replica::Input::PeerUp { node, round_trip });
         }
     }
 
