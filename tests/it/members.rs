@@ -82,8 +82,10 @@ async fn a_goodbye_is_seen_at_once_and_a_stopped_node_declares_nobody_dead() {
 async fn two_nodes_with_one_name_are_named_on_both_and_dns_does_not_change_its_mind() {
     let cluster = Cluster::new(91);
     let n1 = cluster.start(1).await;
-    let (n2, n3) =
-        (cluster.start_with(2, &["--node", "web"]).await, cluster.start_with(3, &["--node", "WEB"]).await);
+    let (n2, n3) = (
+        cluster.start_with(2, &["--node", "web"]).await,
+        cluster.start_with(3, &["--node", "WEB"]).await,
+    );
     cluster.wait_joined(&[&n1, &n2, &n3]).await;
     for node in [&n1, &n2, &n3] {
         for name in ["web", "WEB"] {
@@ -119,7 +121,8 @@ async fn of_two_processes_with_one_id_the_first_stays_and_the_copy_stands_aside(
     let copied = Command::new("cp").args(["-a", "n2.data", "n9.data"]).current_dir(home).status();
     assert!(copied.expect("cp runs").success());
     for end in [".pem", "-key.pem"] {
-        std::fs::copy(home.join(format!("n2{end}")), home.join(format!("n9{end}"))).expect("a copy");
+        std::fs::copy(home.join(format!("n2{end}")), home.join(format!("n9{end}")))
+            .expect("a copy");
     }
     // A directory that a process has in use cannot be used by another, a copy can.
     let ip = cluster.address(9);

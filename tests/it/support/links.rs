@@ -107,12 +107,8 @@ impl Links {
     /// own already.
     pub async fn new(nodes: u8) -> Self {
         must("ip", "link set lo up");
-        let mut links = Self {
-            nodes,
-            anchors: Vec::new(),
-            weather: Arc::default(),
-            carrier: Carrier::Kernel,
-        };
+        let mut links =
+            Self { nodes, anchors: Vec::new(), weather: Arc::default(), carrier: Carrier::Kernel };
         for k in 1..=nodes {
             links.add(k).await;
         }

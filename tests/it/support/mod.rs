@@ -124,13 +124,7 @@ impl Cluster {
     }
 
     /// Starts node `k` somewhere else than on the loopback address that is its own, without waiting.
-    pub fn start_at(
-        &self,
-        k: u8,
-        mut command: Command,
-        place: &Place,
-        further: &[&str],
-    ) -> Agent {
+    pub fn start_at(&self, k: u8, mut command: Command, place: &Place, further: &[&str]) -> Agent {
         let name = format!("n{k}");
         if !self.home().join(format!("{name}.pem")).exists() {
             self.tls(&["node", &name]);
