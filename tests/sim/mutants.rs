@@ -22,9 +22,14 @@ fn is_noticed(mistake: Mutation, promises: &[&str], scenario: fn(u64) -> Scenari
     panic!("{mistake:?} was not noticed by {promises:?} in {seeds} seeds");
 }
 
+/// A small cluster in which something is always under way.
+fn busy(seed: u64) -> Scenario {
+    Scenario { writes: 200, ..Scenario::drawn(seed) }
+}
+
 #[test]
 fn a_commit_that_is_told_before_it_is_synced() {
-    is_noticed(Mutation::SendBeforeSync, &["P1"], Scenario::drawn, 20);
+    is_noticed(Mutation::SendBeforeSync, &["P1"], busy, 20);
 }
 
 #[test]
@@ -44,7 +49,7 @@ fn versions_that_are_applied_out_of_order() {
 
 #[test]
 fn heads_that_are_on_disk_before_the_rows() {
-    is_noticed(Mutation::HeadBeforeData, &["P3", "P4", "P5"], Scenario::drawn, 20);
+    is_noticed(Mutation::HeadBeforeData, &["P3", "P4", "P5"], busy, 20);
 }
 
 #[test]
@@ -59,7 +64,7 @@ fn deleted_rows_that_stay_with_a_node_that_was_away() {
 
 #[test]
 fn cells_that_outlive_their_row() {
-    is_noticed(Mutation::CellsNotReset, &["P5"], Scenario::drawn, 20);
+    is_noticed(Mutation::CellsNotReset, &["P5"], busy, 20);
 }
 
 #[test]
