@@ -283,6 +283,7 @@ impl Swim {
                 }
                 self.forget_verdicts_if_alone();
                 self.note_answer(&header);
+                self.note_addressee(now, header.dst);
                 members.iter().for_each(|member| self.note_claim(now, member));
                 self.feed(now, body, header.src);
             }
@@ -303,7 +304,8 @@ impl Swim {
             }
             Ok(Datagram::Members(members)) => {
                 members.iter().for_each(|member| self.note_claim(now, member));
-                self.take_over(now, members.into_iter());
+                let active = members.into_iter().filter(is_active);
+                self.take_over(now, active);
             }
             Err(Unread::Unknown) => self.counters.unknown += 1,
             Err(Unread::Malformed(_)) => self.counters.malformed += 1,
@@ -330,6 +332,15 @@ impl Swim {
         self.repeat = None;
         let applied = self.foca.apply_many(left.into_iter(), false, &mut self.requests);
         debug_assert!(applied.is_ok(), "members that were known can be encoded: {applied:?}");
+    }
+
+    /// What came here may be meant for another life of this node, and foca drops it: connections
+    /// are with a node, whoever else goes under its id.
+    fn note_addressee(&mut self, now: Time, addressee: Identity) {
+        let me = self.me();
+        if addressee.node == me.node && addressee != me {
+            self.on_rival(now, addressee);
+        }
     }
 
     fn note_answer(&mut self, header: &foca::Header<Identity>) {
@@ -441,7 +452,7 @@ impl Swim {
         theirs: &Sums,
     ) {
         let to = *src.id();
-        self.take_over(now, std::iter::once(src));
+        self.take_over(now, std::iter::once(foca::Member::alive(to)));
         let ours = self.sums();
         if ours == *theirs {
             return;

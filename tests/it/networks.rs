@@ -116,9 +116,11 @@ impl Field {
 
     async fn write_many(&self, nodes: &[u8], count: usize, pause: Duration) {
         for turn in 0..count {
+            if turn > 0 {
+                tokio::time::sleep(pause).await;
+            }
             let k = nodes[turn % nodes.len()];
             assert!(self.write(k).await, "n{k} takes writes");
-            tokio::time::sleep(pause).await;
         }
     }
 

@@ -179,7 +179,8 @@ impl Links {
         let pid = self.anchors[usize::from(k) - 1].id().to_string();
         command.args(["-t", &pid, "-n", super::TRIBUNE]);
         let next = |by: u8| gossip((k - 1 + by) % self.nodes + 1);
-        let place = Place { ip: face(k), gossip: gossip(k), join: vec![next(1), next(2)] };
+        let place =
+            Place { ip: face(k), gossip: gossip(k), join: vec![next(1), next(2)], node: None };
         cluster.start_at(k, command, &place, further)
     }
 
