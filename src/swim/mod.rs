@@ -304,7 +304,8 @@ impl Swim {
             }
             Ok(Datagram::Members(members)) => {
                 members.iter().for_each(|member| self.note_claim(now, member));
-                self.take_over(now, members.into_iter());
+                let active = members.into_iter().filter(is_active);
+                self.take_over(now, active);
             }
             Err(Unread::Unknown) => self.counters.unknown += 1,
             Err(Unread::Malformed(_)) => self.counters.malformed += 1,
@@ -451,7 +452,7 @@ impl Swim {
         theirs: &Sums,
     ) {
         let to = *src.id();
-        self.take_over(now, std::iter::once(src));
+        self.take_over(now, std::iter::once(foca::Member::alive(to)));
         let ours = self.sums();
         if ours == *theirs {
             return;
