@@ -443,6 +443,19 @@ async fn a_node_that_dials_itself_or_its_twin_is_told() {
 }
 
 #[tokio::test]
+async fn who_is_displaced_by_its_twin_learns_from_where() {
+    let [mut a, mut b] = cluster();
+    a.send(&b, Lane::Own, b"x").unwrap();
+    assert_eq!((b.connected().await, a.connected().await), (a.node(), b.node()));
+    let twin = start(&a.identity);
+    twin.send(&b, Lane::Own, b"x").unwrap();
+    assert_eq!(b.disconnected().await, (a.node(), Why::Restarted));
+    assert_eq!(a.disconnected().await, (b.node(), Why::Displaced(twin.net.address())));
+    // It does not fight for the place without a pause.
+    assert_eq!(a.send(&b, Lane::Own, b"x"), Err(SendError::Unreachable));
+}
+
+#[tokio::test]
 async fn who_stands_aside_speaks_to_nobody_but_finds_out_whether_its_twin_is_there() {
     let [mut a, mut b] = cluster();
     a.send(&b, Lane::Own, b"x").unwrap();
