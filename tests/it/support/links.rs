@@ -11,6 +11,7 @@
 //! rules cut them. Where it has none, the test itself carries the packets of gossip from link to
 //! link, and loses and delays them: the hub has the gossip addresses of all nodes, and for each two
 //! nodes a socket that is bound to the address of the one on the link of the other.
+#![allow(clippy::print_stdout, reason = "who carries the packets is a part of the result")]
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
