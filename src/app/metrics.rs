@@ -303,8 +303,12 @@ fn of_net(net: &Net) -> Vec<Family> {
             "Connections, begun by either side, that did not come about, by the reason.",
             failures,
         ),
-        Family::gauge("certificate_left", "How long this node's certificate, and its CA's, counts.", left)
-            .unit("seconds"),
+        Family::gauge(
+            "certificate_left",
+            "How long this node's certificate, and its CA's, counts.",
+            left,
+        )
+        .unit("seconds"),
         Family::counter("accepted", "Connections of others taken.", counts.accepted),
         Family::counter("refused", "Connections of others refused.", counts.refused),
         Family::counter("evicted", "Connections closed to make room.", counts.evicted),
@@ -325,7 +329,8 @@ fn of_net(net: &Net) -> Vec<Family> {
         .unit("bytes"),
         Family::counter("packets_sent", "Packets of UDP sent.", counts.packets_sent),
         Family::counter("packets_received", "Packets of UDP received.", counts.packets_received),
-        Family::counter("packets_sent", "Bytes of UDP sent.", counts.packet_bytes_sent).unit("bytes"),
+        Family::counter("packets_sent", "Bytes of UDP sent.", counts.packet_bytes_sent)
+            .unit("bytes"),
         Family::counter("packets_received", "Bytes of UDP received.", counts.packet_bytes_received)
             .unit("bytes"),
         Family::counter(

@@ -64,7 +64,11 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
         format!("{told:#}")
     } else {
         let certificate = certificate.as_ref().and_then(Certificate::shown);
-        [Some(shown(&diagnosis)), certificate].into_iter().flatten().collect::<Vec<_>>().join("\n\n")
+        [Some(shown(&diagnosis)), certificate]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+            .join("\n\n")
     })?;
     let count = diagnosis.findings.iter().filter(|finding| is_problem(finding)).count()
         + usize::from(certificate.is_some_and(|certificate| certificate.is_problem));

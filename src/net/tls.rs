@@ -21,8 +21,8 @@ use rustls::{
     RootCertStore, ServerConfig, SignatureScheme,
 };
 
-pub use super::subject::{Validity, words};
 use super::subject::{NodeSubject, Subject, subject_of};
+pub use super::subject::{Validity, words};
 use crate::types::{ClusterId, NodeId};
 
 /// The protocol that nodes speak over TLS. Another number is another protocol.

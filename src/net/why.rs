@@ -60,7 +60,7 @@ pub enum DialError {
         release: String,
         ours: Versions,
     },
-    #[error("the node at {0} stands aside: another process runs with its certificate")]
+    #[error("no connection with {0}: one of the two stands aside for another process with its id")]
     Aside(SocketAddr),
     #[error("the node at {address} is {found} ('{name}'), not {wanted}")]
     WrongNode { address: SocketAddr, wanted: NodeId, found: NodeId, name: String },

@@ -144,9 +144,8 @@ impl Heard {
 
 /// Lists where the catalog says that members are, but for those who have left.
 fn addresses_in(view: &View, swim: &Swim) -> Vec<SocketAddr> {
-    let is_there = |node: NodeId| {
-        swim.member(node).is_none_or(|member| member.state != swim::State::Left)
-    };
+    let is_there =
+        |node: NodeId| swim.member(node).is_none_or(|member| member.state != swim::State::Left);
     view.nodes()
         .filter(|entry| entry.info.member.is_some_and(is_there))
         .filter_map(|entry| entry.info.node.gossip.parse().ok())
@@ -399,14 +398,12 @@ impl Engine {
             net::Event::Connected { node, name, address, round_trip, version, certificate } => {
                 debug!(%node, name, %address, ?round_trip, version, "Connected");
                 self.relations.connected(node, version, certificate);
-                self.swim.handle(now, swim::Input::RoundTrip { node, round_trip });
+                self.measured(memory, node, round_trip);
             }
             net::Event::Answered { node, address } => {
                 self.swim.handle(now, swim::Input::Found { node, address });
             }
-            net::Event::RoundTrip { node, round_trip } => {
-                self.swim.handle(now, swim::Input::RoundTrip { node, round_trip });
-            }
+            net::Event::RoundTrip { node, round_trip } => self.measured(memory, node, round_trip),
             net::Event::Disconnected { node, why } => {
                 debug!(%node, ?why, "Disconnected");
                 self.replica.handle(now, replica::Input::Overrun(node));
@@ -430,6 +427,17 @@ impl Engine {
                 self.relations.failed(node, &error);
             }
             net::Event::EndpointLost => memory.is_net_lost = true,
+        }
+    }
+
+    /// A connection measured its round trip. The replica, which likes near neighbours, hears of it when
+    /// the member's is another than before: most are members before they have a connection.
+    fn measured(&mut self, memory: &Memory, node: NodeId, round_trip: Duration) {
+        let before = self.swim.round_trip(node);
+        self.swim.handle(self.now(), swim::Input::RoundTrip { node, round_trip });
+        let round_trip = self.swim.round_trip(node);
+        if round_trip != before && memory.addresses.contains_key(&node) {
+            self.replica.handle(self.now(), replica::Input::PeerUp { node, round_trip });
         }
     }
 

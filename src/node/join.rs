@@ -88,11 +88,7 @@ impl Join {
 
     /// Returns the addresses to dial now.
     pub(super) fn due(&mut self, now: Instant, known: &Known<'_>) -> Vec<SocketAddr> {
-        if known.is_alone {
-            self.due_alone(now, known)
-        } else {
-            self.due_in_company(now, known)
-        }
+        if known.is_alone { self.due_alone(now, known) } else { self.due_in_company(now, known) }
     }
 
     /// All targets, and some others, ever more rarely.

@@ -243,6 +243,11 @@ impl Replica {
         self.returned.is_pending()
     }
 
+    /// Tells whether this node may speak for itself: see `standing`.
+    pub fn is_settled(&self) -> bool {
+        self.speaks()
+    }
+
     /// Returns how the collection of tombstones stands.
     pub fn collection(&self, now: Time) -> Collection {
         let round = self.rounds.round();

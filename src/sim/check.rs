@@ -489,7 +489,7 @@ pub(super) fn has_converged(nodes: &[VirtualNode]) -> bool {
             replica.behind().versions == 0
                 && replica.waiting_bytes().0 == 0
                 && !replica.awaits_withdrawal()
-                && replica.collection(Time(0)).is_settled
+                && replica.is_settled()
         });
         is_told && node.disk.is_at_rest() && node.heads_hash() == first
     })

@@ -181,7 +181,10 @@ pub fn lossy(seed: u64, nodes: usize, lasting: Duration) -> Scenario {
 
 /// Nobody writes.
 pub fn idle(seed: u64, nodes: usize, lasting: Duration) -> Scenario {
-    let mut scenario = watched(seed, nodes, lasting);
+    // By then nodes have connected to those that they will probe.
+    let before = Duration::from_secs(600).min(Duration::from_secs(nodes as u64));
+    let mut scenario = watched(seed, nodes, before + lasting);
+    scenario.measure_from = scenario.measure_from + before;
     scenario.replica.collect = true;
     scenario
 }

@@ -424,13 +424,25 @@ impl Cluster<'_> {
     /// Hands an input to a node's SWIM, and carries out what it asks for.
     pub(super) fn tell_swim(&mut self, node: NodeIndex, input: swim::Input) -> Checked {
         let Some(mut swim) = self.nodes[node.0].swim.take() else { return Ok(()) };
+        let measured = match &input {
+            swim::Input::RoundTrip { node, .. } => Some((*node, swim.round_trip(*node))),
+            _ => None,
+        };
         swim.handle(self.now, input);
+        // The replica hears of a round trip when it is another than before.
+        let measured = measured.filter(|(node, before)| swim.round_trip(*node) != *before);
+        let measured = measured.map(|(node, _)| (node, swim.round_trip(node)));
         let effects: Vec<Effect> = std::iter::from_fn(|| swim.next_effect()).collect();
         let deadline = swim.deadline();
         let this = &mut self.nodes[node.0];
         this.swim = Some(swim);
         for effect in effects {
             self.perform_swim(node, effect)?;
+        }
+        if let Some((peer, round_trip)) = measured
+            && self.nodes[node.0].up.contains(&index_of(peer))
+        {
+            self.tell(node, Input::PeerUp { node: peer, round_trip })?;
         }
         let this = &mut self.nodes[node.0];
         if this.dialler.is_due(self.now, this.up.is_empty()) {

@@ -268,7 +268,7 @@ impl<'a> Cluster<'a> {
 
     fn converge(&mut self, quiet_from: Time) -> Result<Duration, String> {
         let deadline = quiet_from + self.scenario.converge_within;
-        while !(check::has_converged(&self.nodes) && self.is_whole()) {
+        while !(self.is_whole() && check::has_converged(&self.nodes)) {
             if self.now >= deadline {
                 return Err(self.who_differs() + &self.who_is_missed());
             }

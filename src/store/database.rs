@@ -747,12 +747,7 @@ fn identify(
 ) -> Result<Identified, OpenError> {
     let failed = |error| OpenError::of(path, error);
     let past = past_of(conn).map_err(failed)?;
-    let (written_in, last) = past.unwrap_or_default();
-    let doubt = if written_in == place.file {
-        last.doubt(Beside::read(&config.data_dir).as_deref(), has_log, &place.mark)
-    } else {
-        Some(Doubt::Copied)
-    };
+    let doubt = doubt(past.unwrap_or_default(), &config.data_dir, place, has_log);
     let held = identity_of(conn).map_err(failed)?;
     let identity = match held.clone() {
         None => {
@@ -789,6 +784,28 @@ fn identify(
     let ended = held.map(|held| held.origin()).filter(|origin| *origin != identity.origin());
     let is_whole = !matches!(doubt, Some(Doubt::Copied | Doubt::Exchanged));
     Ok(Identified { identity, ended, is_whole })
+}
+
+/// Says whether the end of a database's last life may be missing.
+fn doubt(
+    (written_in, last): (Option<FileName>, Mark),
+    data_dir: &Path,
+    place: &Place,
+    has_log: bool,
+) -> Option<Doubt> {
+    if written_in != place.file {
+        return Some(Doubt::Copied);
+    }
+    last.doubt(Beside::read(data_dir).as_deref(), has_log, &place.mark)
+}
+
+/// Tells whether more than a process went down since a database with a log was written: its disk
+/// may hold one sector and lack another. Yes, too, where the database does not tell.
+pub(super) fn may_be_torn(conn: &Connection, path: &Path) -> bool {
+    let Some(data_dir) = path.parent() else { return true };
+    let (Ok(Some(past)), Ok(file)) = (past_of(conn), file_of(path)) else { return true };
+    let place = Place { file: Some(file), mark: Mark::new() };
+    doubt(past, data_dir, &place, true).is_some()
 }
 
 /// Reads who a database belongs to; `None`: nobody yet.

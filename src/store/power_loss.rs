@@ -13,7 +13,7 @@ use super::life::{BOOTS, LIFE_FILE};
 use super::open::{DATABASE_FILE, wal_path};
 use super::trial::{T, Trial};
 use super::vfs::disk::{self, Recording};
-use super::{OpenConfig, Store};
+use super::{OpenConfig, OpenError, Store};
 use crate::crdt::Commit;
 use crate::crdt::storage::Storage;
 use crate::types::{Origin, Version};
@@ -110,6 +110,10 @@ impl Scene {
     /// Puts the files back as they were, with the log cut, under the names and inodes they had,
     /// and opens the database.
     fn open_cut(&mut self, log_bytes: usize) -> Store {
+        self.try_cut(log_bytes).unwrap()
+    }
+
+    fn try_cut(&mut self, log_bytes: usize) -> Result<Store, OpenError> {
         // Closing it lets go of the lock.
         drop(self.trial.take().map(|trial| {
             let Trial { store, dir, .. } = trial;
@@ -122,7 +126,7 @@ impl Scene {
         fs::write(wal_path(&database), &self.log[..log_bytes]).unwrap();
         fs::write(self.path(LIFE_FILE), &self.life).unwrap();
         let _ = fs::remove_file(self.path("tribune.db-shm"));
-        Store::open(&self.config).unwrap()
+        Store::open(&self.config)
     }
 
     /// Every frame's end, and places inside of frames: in the header, and in the page.
@@ -178,6 +182,23 @@ fn a_killed_process_has_lost_nothing_and_counts_on() {
     assert!(store.fingerprint().unwrap() == scene.history.last().unwrap().fingerprint);
     let last = scene.history.last().unwrap().head;
     assert_eq!(write_one(&mut store), (scene.origin, last.next()));
+}
+
+#[test]
+fn the_whole_file_is_read_after_a_loss_of_power_and_not_after_a_kill() {
+    const PAGE: usize = 4_096;
+    let mut scene = Scene::play();
+    let whole = scene.log.len();
+    let seen = (1..scene.database.len() / PAGE).filter(|page| {
+        let held = scene.database.clone();
+        scene.database[page * PAGE..page * PAGE + 200].fill(0x55);
+        let is_seen_after_kill = scene.try_cut(whole).is_err();
+        scene.reboot();
+        let after_reboot = scene.try_cut(whole).err();
+        scene.database = held;
+        !is_seen_after_kill && matches!(after_reboot, Some(OpenError::Damaged { .. }))
+    });
+    assert!(seen.count() > 3, "no page is read after a loss of power alone");
 }
 
 #[test]

@@ -5,6 +5,8 @@
 //! datagram  version u8 = 1 | kind u8 | body
 //! kind 0    gossip:  identity src | u16 incarnation | identity dst | message | [u16 n | n members]
 //! kind 1    leaving: identity
+//! kind 2    compare: member src | u8 is it an answer | 32 sums u64
+//! kind 3    members: u16 n | n members
 //! identity  node [16] | family u8 (4 or 6) | ip [4] or [16] | port u16 | generation u64
 //! member    identity | incarnation u16 | state u8
 //! message   tag u8 | [probe number u8] | [identity]
@@ -15,6 +17,8 @@ use std::net::{IpAddr, SocketAddr};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use foca::{Header, Member, Message, State};
 
+use super::compare::{BUCKETS, Sums};
+use super::config::DATAGRAM_BYTES_MAX;
 use super::identity::Identity;
 use crate::types::NodeId;
 
@@ -22,6 +26,8 @@ use crate::types::NodeId;
 const VERSION: u8 = 1;
 const KIND_GOSSIP: u8 = 0;
 const KIND_LEAVING: u8 = 1;
+const KIND_COMPARE: u8 = 2;
+const KIND_MEMBERS: u8 = 3;
 
 /// What the envelope adds to a packet of foca's.
 pub(super) const ENVELOPE_BYTES: usize = 2;
@@ -55,6 +61,10 @@ pub(super) enum Datagram<'a> {
     Gossip { header: Header<Identity>, members: Vec<Member<Identity>>, body: &'a [u8] },
     /// This life of the sender says goodbye.
     Leaving(Identity),
+    /// What the sender knows of members: see `compare`.
+    Compare { src: Member<Identity>, is_answer: bool, sums: Sums },
+    /// Members that the receiver may not know of.
+    Members(Vec<Member<Identity>>),
 }
 
 /// Reads a datagram whole, so that nothing half-read reaches the state machine, and tells how many
@@ -82,6 +92,12 @@ pub(super) fn open(bytes: &[u8]) -> Result<(Datagram<'_>, usize), Unread> {
             Datagram::Gossip { header, members, body }
         }
         KIND_LEAVING => Datagram::Leaving(identity_of(&mut rest)?),
+        KIND_COMPARE => Datagram::Compare {
+            src: member_of(&mut rest)?,
+            is_answer: u8_of(&mut rest)? != 0,
+            sums: sums_of(&mut rest)?,
+        },
+        KIND_MEMBERS => Datagram::Members(members_of(&mut rest)?),
         _ => return Err(Unread::Unknown),
     };
     Ok((datagram, rest.len()))
@@ -101,6 +117,41 @@ pub(super) fn leaving(identity: &Identity) -> Bytes {
     bytes.put_slice(&[VERSION, KIND_LEAVING]);
     put_identity(identity, &mut bytes).expect("BytesMut grows as needed");
     bytes.freeze()
+}
+
+/// Writes a comparison.
+pub(super) fn compare(src: &Member<Identity>, is_answer: bool, sums: &Sums) -> Bytes {
+    let mut bytes = BytesMut::with_capacity(DATAGRAM_BYTES_MAX);
+    bytes.put_slice(&[VERSION, KIND_COMPARE]);
+    foca::Codec::encode_member(&mut Codec, src, &mut bytes).expect("BytesMut grows as needed");
+    bytes.put_u8(u8::from(is_answer));
+    sums.iter().for_each(|sum| bytes.put_u64(*sum));
+    bytes.freeze()
+}
+
+/// Writes members into as many datagrams as it takes.
+pub(super) fn members(members: &[Member<Identity>]) -> Vec<Bytes> {
+    let mut datagrams = Vec::new();
+    let mut rest = members;
+    while !rest.is_empty() {
+        let mut room = DATAGRAM_BYTES_MAX - ENVELOPE_BYTES - 2;
+        let fits = |member: &&Member<Identity>| {
+            let left = room.checked_sub(member_bytes(member.id()));
+            room = left.unwrap_or(0);
+            left.is_some()
+        };
+        let (now, later) = rest.split_at(rest.iter().take_while(fits).count());
+        let mut bytes = BytesMut::with_capacity(DATAGRAM_BYTES_MAX);
+        bytes.put_slice(&[VERSION, KIND_MEMBERS]);
+        bytes.put_u16(u16::try_from(now.len()).expect("a datagram has room for few"));
+        for member in now {
+            foca::Codec::encode_member(&mut Codec, member, &mut bytes)
+                .expect("BytesMut grows as needed");
+        }
+        datagrams.push(bytes.freeze());
+        rest = later;
+    }
+    datagrams
 }
 
 /// foca's view of the dialect: without the envelope.
@@ -169,6 +220,14 @@ fn members_of(buf: &mut impl Buf) -> Result<Vec<Member<Identity>>, Malformed> {
         members.push(member_of(buf)?);
     }
     Ok(members)
+}
+
+fn sums_of(buf: &mut impl Buf) -> Result<Sums, Malformed> {
+    let mut sums = [0; BUCKETS];
+    for sum in &mut sums {
+        *sum = u64::from_be_bytes(array_of(buf)?);
+    }
+    Ok(sums)
 }
 
 fn member_of(buf: &mut impl Buf) -> Result<Member<Identity>, Malformed> {
@@ -416,8 +475,12 @@ mod tests {
             let carries_none = matches!(header.message, Message::Announce);
             Said::Gossip(header, if carries_none { Vec::new() } else { members.clone() })
         };
+        let known = |is_answer| Said::Compare(members[0].clone(), is_answer, [0x0908; BUCKETS]);
         let samples = [
             ("leaving", Said::Leaving(a)),
+            ("compare", known(false)),
+            ("compare-answer", known(true)),
+            ("members", Said::Members(members.clone())),
             ("ping", of(Message::Ping(7))),
             ("ack", of(Message::Ack(7))),
             ("ping-req", of(Message::PingReq { probe_number: 7, target: b })),
@@ -432,10 +495,14 @@ mod tests {
         let encode = |said: &Said| match said {
             Said::Leaving(identity) => leaving(identity).to_vec(),
             Said::Gossip(header, members) => write(header, members).to_vec(),
+            Said::Compare(src, is_answer, sums) => compare(src, *is_answer, sums).to_vec(),
+            Said::Members(members) => super::members(members)[0].to_vec(),
         };
         let decode = |bytes: &[u8]| match open(bytes).unwrap() {
             (Datagram::Leaving(identity), 0) => Said::Leaving(identity),
             (Datagram::Gossip { header, members, .. }, 0) => Said::Gossip(header, members),
+            (Datagram::Compare { src, is_answer, sums }, 0) => Said::Compare(src, is_answer, sums),
+            (Datagram::Members(members), 0) => Said::Members(members),
             (_, left) => panic!("{left} bytes are left"),
         };
         crate::wire::golden::hold("swim", &samples, encode, decode);
@@ -455,6 +522,30 @@ mod tests {
     enum Said {
         Gossip(Header<Identity>, Vec<Member<Identity>>),
         Leaving(Identity),
+        Compare(Member<Identity>, bool, Sums),
+        Members(Vec<Member<Identity>>),
+    }
+
+    #[test]
+    fn members_go_into_as_many_datagrams_as_it_takes() {
+        let identity = |n: u8, address: &str| {
+            Member::alive(Identity::new(NodeId([n; 16]), address.parse().unwrap(), 1))
+        };
+        for (address, in_one) in [("10.0.0.1:7401", 33), ("[2001:db8::1]:7401", 24)] {
+            let all: Vec<_> = (0..100).map(|n| identity(n, address)).collect();
+            let datagrams = super::members(&all);
+            assert!(datagrams.iter().all(|bytes| bytes.len() <= DATAGRAM_BYTES_MAX));
+            let read: Vec<Vec<_>> = datagrams
+                .iter()
+                .map(|bytes| match open(bytes) {
+                    Ok((Datagram::Members(members), 0)) => members,
+                    other => panic!("{other:?}"),
+                })
+                .collect();
+            assert_eq!(read[0].len(), in_one);
+            assert_eq!(read.concat(), all);
+        }
+        assert!(super::members(&[]).is_empty());
     }
 
     #[test]
@@ -464,7 +555,7 @@ mod tests {
         assert_eq!(open(&bytes), Ok((Datagram::Leaving(identity), 0)));
         for at in [0, 1] {
             let mut newer = bytes.to_vec();
-            newer[at] = 2;
+            newer[at] = 99;
             assert_eq!(open(&newer), Err(Unread::Unknown), "another version, another kind");
         }
         let mut absurd = bytes.to_vec();

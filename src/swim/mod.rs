@@ -5,6 +5,7 @@
 mod agenda;
 mod announcer;
 mod codec;
+mod compare;
 mod config;
 mod guard;
 mod identity;
@@ -27,6 +28,7 @@ use rand::{RngExt, SeedableRng};
 use self::agenda::Agenda;
 use self::announcer::Announcer;
 use self::codec::{Codec, Datagram, Unread};
+use self::compare::{Comparer, Sums};
 pub use self::config::{Config, DATAGRAM_BYTES_MAX};
 use self::guard::Guard;
 pub use self::identity::Identity;
@@ -84,6 +86,8 @@ pub struct Counters {
     pub forged: u64,
     /// Pings repeated because no answer had come yet.
     pub pings_repeated: u64,
+    /// Times this node and another did not know the same members.
+    pub differences: u64,
     /// Times this node had to defend itself against a suspicion.
     pub suspected: u64,
     /// Times this node took a new identity because it had been declared dead.
@@ -103,6 +107,7 @@ pub struct Swim {
     upkeep_at: Time,
     roster: Roster,
     announcer: Announcer,
+    comparer: Comparer,
     guard: Guard,
     repeat: Option<Repeat>,
     health: Health,
@@ -155,6 +160,7 @@ impl Swim {
             upkeep_at: Time(0),
             roster: Roster::default(),
             announcer: Announcer::new(config.announce_wait),
+            comparer: Comparer::default(),
             guard: Guard::default(),
             repeat: None,
             health: Health::default(),
@@ -215,6 +221,11 @@ impl Swim {
         self.roster.get(node)
     }
 
+    /// Returns the smallest of a member's last round trips, if any was measured.
+    pub fn round_trip(&self, node: NodeId) -> Option<Duration> {
+        self.member(node).and_then(|member| member.round_trip)
+    }
+
     /// Lists all members but this node, the gone ones too, in the order of their ids. Suspicion
     /// is up to a second old.
     pub fn members(&self) -> impl Iterator<Item = &Member> {
@@ -272,6 +283,7 @@ impl Swim {
                 }
                 self.forget_verdicts_if_alone();
                 self.note_answer(&header);
+                self.note_addressee(now, header.dst);
                 members.iter().for_each(|member| self.note_claim(now, member));
                 self.feed(now, body, header.src);
             }
@@ -281,6 +293,19 @@ impl Swim {
                     return;
                 }
                 self.on_goodbye(now, identity);
+            }
+            Ok(Datagram::Compare { src, is_answer, sums }) => {
+                if src.id().node != from || from == self.me().node {
+                    self.counters.forged += 1;
+                    return;
+                }
+                self.forget_verdicts_if_alone();
+                self.on_compared(now, src, is_answer, &sums);
+            }
+            Ok(Datagram::Members(members)) => {
+                members.iter().for_each(|member| self.note_claim(now, member));
+                let active = members.into_iter().filter(is_active);
+                self.take_over(now, active);
             }
             Err(Unread::Unknown) => self.counters.unknown += 1,
             Err(Unread::Malformed(_)) => self.counters.malformed += 1,
@@ -307,6 +332,15 @@ impl Swim {
         self.repeat = None;
         let applied = self.foca.apply_many(left.into_iter(), false, &mut self.requests);
         debug_assert!(applied.is_ok(), "members that were known can be encoded: {applied:?}");
+    }
+
+    /// What came here may be meant for another life of this node, and foca drops it: connections
+    /// are with a node, whoever else goes under its id.
+    fn note_addressee(&mut self, now: Time, addressee: Identity) {
+        let me = self.me();
+        if addressee.node == me.node && addressee != me {
+            self.on_rival(now, addressee);
+        }
     }
 
     fn note_answer(&mut self, header: &foca::Header<Identity>) {
@@ -395,6 +429,56 @@ impl Swim {
         self.update(now, std::iter::once(update));
     }
 
+    /// Compares what this node knows of members with one of them by lot.
+    fn compare(&mut self) {
+        let Some(other) = self.roster.active().choose(&mut self.rng) else { return };
+        let to = other.identity;
+        let bytes = codec::compare(&foca::Member::alive(self.me()), false, &self.sums());
+        self.send(to, bytes);
+    }
+
+    fn sums(&self) -> Sums {
+        let others = self.foca.iter_members().map(|member| *member.id());
+        compare::sums_of(others.chain([self.me()]))
+    }
+
+    /// Another says what it knows of members. Where that is not what this node knows, both tell what
+    /// they have.
+    fn on_compared(
+        &mut self,
+        now: Time,
+        src: foca::Member<Identity>,
+        is_answer: bool,
+        theirs: &Sums,
+    ) {
+        let to = *src.id();
+        self.take_over(now, std::iter::once(foca::Member::alive(to)));
+        let ours = self.sums();
+        if ours == *theirs {
+            return;
+        }
+        self.counters.differences += 1;
+        self.comparer.differed(now);
+        let differs = |node: NodeId| {
+            let bucket = compare::bucket_of(node);
+            node != to.node && ours[bucket] != theirs[bucket]
+        };
+        let members = self.foca.iter_members().filter(|member| differs(member.id().node));
+        let members = self.comparer.telling(now, &mut self.rng, members.cloned().collect());
+        codec::members(&members).into_iter().for_each(|bytes| self.send(to, bytes));
+        if !is_answer {
+            let me = foca::Member::alive(self.me());
+            self.send(to, codec::compare(&me, true, &ours));
+        }
+    }
+
+    /// Takes over what another knows. It is not passed on: others compare, too.
+    fn take_over(&mut self, now: Time, members: impl Iterator<Item = foca::Member<Identity>>) {
+        let applied = self.foca.apply_many(members, false, &mut self.requests);
+        debug_assert!(applied.is_ok(), "a decoded member can be encoded: {applied:?}");
+        self.settle(now, None);
+    }
+
     fn update(&mut self, now: Time, updates: impl Iterator<Item = foca::Member<Identity>>) {
         let applied = self.foca.apply_many(updates, true, &mut self.requests);
         debug_assert!(applied.is_ok(), "a decoded member can be encoded: {applied:?}");
@@ -471,7 +555,10 @@ impl Swim {
         let bytes = codec::seal(packet);
         let is_ping = matches!(
             codec::open(&bytes),
-            Ok((Datagram::Gossip { header: foca::Header { message: Message::Ping(_), .. }, .. }, _))
+            Ok((
+                Datagram::Gossip { header: foca::Header { message: Message::Ping(_), .. }, .. },
+                _
+            ))
         );
         if is_ping {
             let due = now + self.config.probe_timeout / 2;
@@ -571,6 +658,9 @@ impl Swim {
         self.note_suspects(now);
         self.review_guard(now);
         self.announce_to_targets(now);
+        if self.foca.num_members() > 0 && self.comparer.is_due(now, &mut self.rng) {
+            self.compare();
+        }
         self.announcer.alone(now, self.foca.num_members() == 0);
         if self.announcer.is_due_alone(now, &mut self.rng) {
             self.announce_to_members_of_old(now);
@@ -581,9 +671,8 @@ impl Swim {
     }
 
     fn note_suspects(&mut self, now: Time) {
-        for member in self.foca.iter_members() {
-            self.roster.suspect(now, member.id(), member.state() == foca::State::Suspect);
-        }
+        let suspects = self.foca.iter_members().filter(|member| is_suspect(member));
+        self.roster.suspect(now, suspects.map(|member| *member.id()).collect());
     }
 
     fn review_guard(&mut self, now: Time) {

@@ -1,6 +1,6 @@
 //! The members this node knows of: their state, and how near they are.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::identity::Identity;
@@ -44,6 +44,8 @@ pub struct Member {
 #[derive(Debug, Default)]
 pub(super) struct Roster {
     entries: BTreeMap<NodeId, Entry>,
+    /// Who was under suspicion when that was looked at last.
+    suspects: BTreeSet<NodeId>,
 }
 
 #[derive(Debug)]
@@ -84,12 +86,26 @@ impl Roster {
         entry.member
     }
 
-    /// Records whether an active member is under suspicion.
-    pub fn suspect(&mut self, now: Time, identity: &Identity, is_suspect: bool) {
-        let Some(entry) = self.entries.get_mut(&identity.node) else { return };
+    /// Records which active members are under suspicion, and that all others are not.
+    pub fn suspect(&mut self, now: Time, suspects: Vec<Identity>) {
+        let before = std::mem::take(&mut self.suspects);
+        for identity in &suspects {
+            self.set_suspect(now, identity.node, Some(identity));
+        }
+        self.suspects = suspects.into_iter().map(|identity| identity.node).collect();
+        for node in
+            before.into_iter().filter(|node| !self.suspects.contains(node)).collect::<Vec<_>>()
+        {
+            self.set_suspect(now, node, None);
+        }
+    }
+
+    fn set_suspect(&mut self, now: Time, node: NodeId, as_whom: Option<&Identity>) {
+        let Some(entry) = self.entries.get_mut(&node) else { return };
         let member = &mut entry.member;
-        let state = if is_suspect { State::Suspect } else { State::Alive };
-        if member.identity == *identity && member.state.is_active() && member.state != state {
+        let state = if as_whom.is_some() { State::Suspect } else { State::Alive };
+        let is_meant = as_whom.is_none_or(|identity| member.identity == *identity);
+        if is_meant && member.state.is_active() && member.state != state {
             member.state = state;
             member.since = now;
         }

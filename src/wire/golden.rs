@@ -67,9 +67,7 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
-    use crate::crdt::{
-        CellChange, Changeset, Life, Part, Piece, RowChange, Stamp, TableChanges,
-    };
+    use crate::crdt::{CellChange, Changeset, Life, Part, Piece, RowChange, Stamp, TableChanges};
     use crate::ledger::round::Nodes;
     use crate::ledger::{BUCKETS, Round};
     use crate::types::{Epoch, NodeId, Origin, Scope, Value, Version, Wall};
@@ -181,10 +179,7 @@ mod tests {
                     cut: Cut { from: 2, to: 300 },
                 },
             ),
-            (
-                "busy",
-                Message::Busy { request: REQUEST, retry_after: Duration::from_millis(250) },
-            ),
+            ("busy", Message::Busy { request: REQUEST, retry_after: Duration::from_millis(250) }),
             ("gone", Message::Gone { request: REQUEST, floor: Version(128) }),
             ("join", Message::Join { origin, is_whole: true }),
             (

@@ -82,8 +82,14 @@ async fn a_goodbye_is_seen_at_once_and_a_stopped_node_declares_nobody_dead() {
 async fn two_nodes_with_one_name_are_named_on_both_and_dns_does_not_change_its_mind() {
     let cluster = Cluster::new(91);
     let n1 = cluster.start(1).await;
-    let (n2, n3) =
-        (cluster.start_with(2, &["--node", "web"]).await, cluster.start_with(3, &["--node", "WEB"]).await);
+    let called = async |k, name| {
+        let (ip, join) = (cluster.address(k), vec![cluster.address(1)]);
+        let place = Place { ip, gossip: ip, join, node: Some(name) };
+        let agent = cluster.start_at(k, Command::new(TRIBUNE), &place, &[]);
+        cluster.wait_up(&agent).await;
+        agent
+    };
+    let (n2, n3) = (called(2, "web").await, called(3, "WEB").await);
     cluster.wait_joined(&[&n1, &n2, &n3]).await;
     for node in [&n1, &n2, &n3] {
         for name in ["web", "WEB"] {
@@ -119,12 +125,13 @@ async fn of_two_processes_with_one_id_the_first_stays_and_the_copy_stands_aside(
     let copied = Command::new("cp").args(["-a", "n2.data", "n9.data"]).current_dir(home).status();
     assert!(copied.expect("cp runs").success());
     for end in [".pem", "-key.pem"] {
-        std::fs::copy(home.join(format!("n2{end}")), home.join(format!("n9{end}"))).expect("a copy");
+        std::fs::copy(home.join(format!("n2{end}")), home.join(format!("n9{end}")))
+            .expect("a copy");
     }
     // A directory that a process has in use cannot be used by another, a copy can.
     let ip = cluster.address(9);
-    let place = Place { ip, gossip: ip, join: vec![cluster.address(1)] };
-    let copy = cluster.start_at(9, Command::new(TRIBUNE), &place, &["--node", "n2"]);
+    let place = Place { ip, gossip: ip, join: vec![cluster.address(1)], node: Some("n2") };
+    let copy = cluster.start_at(9, Command::new(TRIBUNE), &place, &[]);
     cluster.wait_up(&copy).await;
     let note = wait_note(&copy, "n2", "stands aside").await;
     assert!(note.contains(&format!("{}:7401", n2.ip)), "{note}");

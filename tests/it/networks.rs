@@ -80,7 +80,8 @@ fn millis(count: u64) -> Duration {
 impl Field {
     async fn new() -> Self {
         let cluster = Cluster::new(0);
-        let schema = "CREATE TABLE t (id INTEGER NOT NULL PRIMARY KEY, v TEXT NOT NULL DEFAULT '');";
+        let schema =
+            "CREATE TABLE t (id INTEGER NOT NULL PRIMARY KEY, v TEXT NOT NULL DEFAULT '');";
         std::fs::write(cluster.home().join("t.sql"), schema).expect("a file");
         let links = Links::new(NODES).await;
         let (acknowledged, next) = (Mutex::default(), Mutex::new(1));
@@ -115,9 +116,11 @@ impl Field {
 
     async fn write_many(&self, nodes: &[u8], count: usize, pause: Duration) {
         for turn in 0..count {
+            if turn > 0 {
+                tokio::time::sleep(pause).await;
+            }
             let k = nodes[turn % nodes.len()];
             assert!(self.write(k).await, "n{k} takes writes");
-            tokio::time::sleep(pause).await;
         }
     }
 
@@ -148,9 +151,10 @@ impl Field {
     /// Returns whom a node takes for alive, suspects included: they are in every answer.
     async fn alive(&self, k: u8) -> Option<BTreeSet<String>> {
         let members = self.agent(k).try_get("/v1/members").await?;
-        let alive = members.as_array()?.iter().filter(|member| {
-            member["state"] == "alive" || member["state"] == "suspect"
-        });
+        let alive = members
+            .as_array()?
+            .iter()
+            .filter(|member| member["state"] == "alive" || member["state"] == "suspect");
         Some(alive.filter_map(|member| member["name"].as_str().map(str::to_owned)).collect())
     }
 
@@ -180,7 +184,10 @@ impl Field {
         self.see_all().await;
         println!("five nodes start and find each other: {:.1?}", begun.elapsed());
         self.write_many(&[1, 2, 3, 4, 5], 10, millis(10)).await;
-        println!("clean links: on all nodes {:.0?} after the last of 10", self.all_hold_all().await);
+        println!(
+            "clean links: on all nodes {:.0?} after the last of 10",
+            self.all_hold_all().await
+        );
     }
 
     async fn cut(&self) {
@@ -196,7 +203,10 @@ impl Field {
         self.see_all().await;
         let seen = healed.elapsed();
         self.all_hold_all().await;
-        println!("healed: all are members after {seen:.1?}, hold all after {:.1?}", healed.elapsed());
+        println!(
+            "healed: all are members after {seen:.1?}, hold all after {:.1?}",
+            healed.elapsed()
+        );
     }
 
     async fn slow(&self) {

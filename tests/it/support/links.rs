@@ -107,12 +107,8 @@ impl Links {
     /// own already.
     pub async fn new(nodes: u8) -> Self {
         must("ip", "link set lo up");
-        let mut links = Self {
-            nodes,
-            anchors: Vec::new(),
-            weather: Arc::default(),
-            carrier: Carrier::Kernel,
-        };
+        let mut links =
+            Self { nodes, anchors: Vec::new(), weather: Arc::default(), carrier: Carrier::Kernel };
         for k in 1..=nodes {
             links.add(k).await;
         }
@@ -183,7 +179,8 @@ impl Links {
         let pid = self.anchors[usize::from(k) - 1].id().to_string();
         command.args(["-t", &pid, "-n", super::TRIBUNE]);
         let next = |by: u8| gossip((k - 1 + by) % self.nodes + 1);
-        let place = Place { ip: face(k), gossip: gossip(k), join: vec![next(1), next(2)] };
+        let place =
+            Place { ip: face(k), gossip: gossip(k), join: vec![next(1), next(2)], node: None };
         cluster.start_at(k, command, &place, further)
     }
 

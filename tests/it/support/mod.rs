@@ -46,6 +46,8 @@ pub struct Place {
     pub gossip: Ipv4Addr,
     /// Whom it joins by.
     pub join: Vec<Ipv4Addr>,
+    /// What it is called, where that is not its number.
+    pub node: Option<&'static str>,
 }
 
 /// A cluster of agents in a network of its own.
@@ -120,28 +122,23 @@ impl Cluster {
     fn start_process(&self, k: u8, command: Command, further: &[&str]) -> Agent {
         let ip = self.address(k);
         let join = if k == 1 { Vec::new() } else { vec![self.address(1)] };
-        self.start_at(k, command, &Place { ip, gossip: ip, join }, further)
+        self.start_at(k, command, &Place { ip, gossip: ip, join, node: None }, further)
     }
 
     /// Starts node `k` somewhere else than on the loopback address that is its own, without waiting.
-    pub fn start_at(
-        &self,
-        k: u8,
-        mut command: Command,
-        place: &Place,
-        further: &[&str],
-    ) -> Agent {
+    pub fn start_at(&self, k: u8, mut command: Command, place: &Place, further: &[&str]) -> Agent {
         let name = format!("n{k}");
         if !self.home().join(format!("{name}.pem")).exists() {
             self.tls(&["node", &name]);
         }
-        let Place { ip, gossip, join } = place;
+        let Place { ip, gossip, join, node } = place;
         let log_path = self.home().join(format!("{name}.log"));
         let log = File::options().create(true).append(true).open(&log_path).expect("a log file");
         command
             .current_dir(self.home())
             .env_remove("TRIBUNE_LOG")
-            .args(["agent", "--node", &name, "--data-dir", &format!("{name}.data")])
+            .args(["agent", "--node", node.unwrap_or(&name)])
+            .args(["--data-dir", &format!("{name}.data")])
             .args(["--http", &format!("{ip}:8500"), "--dns", &format!("{ip}:8600")])
             .args(["--gossip", &format!("{gossip}:7401"), "--log", "info,tribune=debug"])
             .args(["--ca", "ca.pem", "--cert", &format!("{name}.pem"), "--key"])
