@@ -216,7 +216,7 @@ impl Scenario {
     /// kinds there are at all, then how much of each. It is what every change is held against.
     pub fn mixed(seed: u64, nodes: usize) -> Self {
         let mut rng = SmallRng::seed_from_u64(seed ^ 0x5eed_3142);
-        let mut scenario = Self::calm(seed, nodes, rng.random_range(nodes / 2..=nodes));
+        let mut scenario = Self::calm(seed, nodes, [60, 100, 200][rng.random_range(0..3)]);
         let until = Time(10_000_000);
         scenario.writes_from = Time(1_000_000);
         scenario.writes_until = until;
