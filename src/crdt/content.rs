@@ -65,6 +65,11 @@ pub struct Range {
 }
 
 impl Stretch {
+    /// Returns the range that a key falls into; one behind the last where it falls into none.
+    pub fn range_of(&self, key: &Key) -> usize {
+        self.ranges.partition_point(|range| range.to.as_ref().is_some_and(|to| to < key))
+    }
+
     /// Returns behind which key a range begins, and with which it ends.
     pub fn bounds(&self, index: usize) -> Option<(Key, Option<Key>)> {
         let to = self.ranges.get(index)?.to.clone();

@@ -496,18 +496,20 @@ impl Audit {
         let table = suspect.part.table.clone();
         let ours = hashes(&own.stretch);
         let theirs = by_key(seen.rows);
-        let end = [seen.cut, own.next.as_ref().map(|next| next.key.clone())];
-        let end = end.into_iter().flatten().min();
+        let end = seen.cut;
         let mut mend = Mend { table: table.clone(), rows: Vec::new(), gone: Vec::new() };
         for (key, (our_hash, before)) in &suspect.rows {
-            let is_beyond = end.as_ref().is_some_and(|end| key > end);
+            let range = own.stretch.range_of(key);
+            let is_beyond = end.as_ref().is_some_and(|end| key > end) || range >= seen.looked;
             if is_beyond || ours.get(key).copied().unwrap_or(0) != *our_hash {
                 continue;
             }
+            // Of ranges that are the same no rows are told.
+            let is_same = !seen.differing.iter().any(|index| usize::from(*index) == range);
             let after = theirs.get(key);
             let hash = |row: Option<&RowState>| row.map_or(0, |row| row.hash(&table));
             let (then, now) = (hash(before.as_ref()), hash(after));
-            if now == *our_hash {
+            if is_same || now == *our_hash {
                 self.findings.odd_elsewhere += u64::from(first != from);
             } else if first == from {
                 mend.rows.extend(after.map(|row| (Trust::One(from), row.clone())));
