@@ -40,6 +40,8 @@ pub struct Config {
     pub digest_every: Duration,
     /// How long a node stays behind before it pulls: most pushes come by themselves until then.
     pub pull_after: Duration,
+    /// The same where a close peer says that it holds what is missing: it came there a while ago.
+    pub pull_soon: Duration,
     /// When a pull that was not answered is tried elsewhere.
     pub pull_timeout: Duration,
     /// How many pulls may be outstanding.
@@ -129,6 +131,7 @@ impl Default for Config {
             lazy_target: 6,
             digest_every: Duration::from_millis(500),
             pull_after: Duration::from_millis(300),
+            pull_soon: Duration::from_millis(50),
             pull_timeout: Duration::from_secs(1),
             pulls_max: 16,
             pulls_per_peer_max: 4,

@@ -770,13 +770,16 @@ impl Replica {
 
     /// A peer holds these heads.
     fn learn(&mut self, now: Time, from: NodeId, heads: &[(Origin, Version)]) {
+        // What a close peer has had time to write is overdue here.
+        let is_close = self.overlay.is_close(from);
+        let due = now + if is_close { self.config.pull_soon } else { self.config.pull_after };
         for (origin, head) in heads.iter().copied() {
             if self.is_own(origin) {
                 self.hear_of_own(now, origin, head);
             } else if !self.takes_from(from) {
                 self.stats.unheard += 1;
             } else if head > self.intake.reached(&self.ledger, origin)
-                && !self.pulls.learn(now, from, (origin, head), now)
+                && !self.pulls.learn(now, from, (origin, head), due)
             {
                 self.stats.rejected += 1;
             }
@@ -785,7 +788,8 @@ impl Replica {
 
     fn pull_again(&mut self, now: Time, lost: Lost) {
         let Lost { origin, from, through, not_before } = lost;
-        self.pulls.learn(now, from, (origin, through), not_before);
+        let due = not_before.max(now + self.config.pull_after);
+        self.pulls.learn(now, from, (origin, through), due);
     }
 
     fn reached(&mut self, origin: Origin) {

@@ -32,8 +32,11 @@ const DISTANT_FACTOR: u32 = 2;
 
 /// How many close neighbours, and how many distant ones, a node wants at least, where there are such
 /// members: a region must hold together, and must not be cut off.
-const CLOSE_MIN: usize = 2;
+const CLOSE_MIN: usize = 3;
 const DISTANT_MIN: usize = 1;
+
+/// Where nobody is close, how many of the nearest are neighbours, and stay so.
+const NEAREST: usize = 2;
 
 /// After so many offers on a link it is looked how many were taken. Where it was half of them or
 /// more, the next so many commits are pushed.
@@ -382,17 +385,32 @@ impl Overlay {
         self.eager.len() < enough || self.lacks_kind().is_some()
     }
 
+    /// Returns how many close and how many distant neighbours a node looks for.
+    fn goals(&self) -> [usize; 2] {
+        let target = self.config.eager_target;
+        let distant = self.peers.len() - self.close;
+        let close = if distant > 0 { self.config.eager_near } else { target };
+        let close = close.min(self.close).min(target);
+        [close, (target - close).min(distant)]
+    }
+
+    /// Counts the close and the distant ones among some members.
+    fn kinds(&self, nodes: impl Iterator<Item = NodeId>) -> [usize; 2] {
+        let mut kinds = [0; 2];
+        nodes.for_each(|node| kinds[usize::from(!self.is_close(node))] += 1);
+        kinds
+    }
+
     /// Returns which kind of neighbours is missing: close ones (`true`) or distant ones.
     fn lacks_kind(&self) -> Option<bool> {
         if self.is_small() {
             return None;
         }
-        let close = self.eager().filter(|node| self.is_close(*node)).count();
-        let close_wanted = CLOSE_MIN.min(self.config.eager_near).min(self.close);
-        let distant_wanted = DISTANT_MIN.min(self.peers.len() - self.close);
+        let [close, distant] = self.kinds(self.eager());
+        let goals = self.goals();
         match () {
-            () if close < close_wanted => Some(true),
-            () if self.eager.len() - close < distant_wanted => Some(false),
+            () if close < goals[0].min(CLOSE_MIN) => Some(true),
+            () if distant < goals[1].min(DISTANT_MIN) => Some(false),
             () => None,
         }
     }
@@ -405,8 +423,7 @@ impl Overlay {
 
     fn refill(&mut self, now: Time, rng: &mut SmallRng) {
         self.refilled_at = now;
-        let goal = if self.is_small() { self.peers.len() } else { self.config.eager_target };
-        while self.eager.len() + self.asked.len() < goal {
+        while self.eager.len() + self.asked.len() < self.eager_max() {
             let Some(node) = self.candidate(now, rng) else { break };
             self.ask(now, node);
         }
@@ -414,30 +431,32 @@ impl Overlay {
             && !self.asked.keys().any(|node| self.is_close(*node) == is_close)
             && let Some(node) = self.stranger(now, rng, is_close)
         {
-            if self.eager.len() >= self.config.eager_max {
-                self.end_one(now, rng);
-            }
+            // There is no room for it.
+            self.end_one(now, rng);
             self.ask(now, node);
         }
         let next = self.strangers().map(|(_, peer)| peer.ask_after).min();
         self.refill_at = next.map_or(now + ASK_TIMEOUT, |next| next.max(now + ASK_TIMEOUT));
     }
 
-    /// Returns a close stranger while close neighbours are missing, then a distant one, by lot; where
-    /// nobody is close the nearest two, then some by lot.
+    /// Returns whom to ask next: in a small cluster anybody, else a stranger of a kind that is missing,
+    /// by lot. Where nobody is close the first few are the nearest.
     fn candidate(&self, now: Time, rng: &mut SmallRng) -> Option<NodeId> {
-        let count = self.eager.len() + self.asked.len();
-        if self.close == 0 && count < CLOSE_MIN {
+        if self.is_small() {
+            let may_ask = self.strangers().filter(|(_, peer)| peer.ask_after <= now);
+            return may_ask.map(|(node, _)| node).choose(rng);
+        }
+        let [close, distant] = self.kinds(self.eager().chain(self.asked.keys().copied()));
+        let goals = self.goals();
+        if goals[0] == 0 && distant < NEAREST.min(goals[1]) {
             let round_trip = |(node, peer): (NodeId, &Peer)| Some((peer.round_trip?, node));
             let may_ask = self.strangers().filter(|(_, peer)| peer.ask_after <= now);
             if let Some((_, nearest)) = may_ask.filter_map(round_trip).min() {
                 return Some(nearest);
             }
         }
-        let linked = self.eager().chain(self.asked.keys().copied());
-        let close = linked.filter(|node| self.is_close(*node)).count();
-        let is_close = close < self.config.eager_near;
-        self.stranger(now, rng, is_close).or_else(|| self.stranger(now, rng, !is_close))
+        let close = (close < goals[0]).then(|| self.stranger(now, rng, true)).flatten();
+        close.or_else(|| (distant < goals[1]).then(|| self.stranger(now, rng, false)).flatten())
     }
 
     /// Returns a stranger who may be asked, by lot, close or distant.
@@ -501,30 +520,31 @@ impl Overlay {
     /// one of the nearest.
     fn is_kept(&self, node: NodeId) -> bool {
         let is_close = self.is_close(node);
-        let alike = self.eager().filter(|other| self.is_close(*other) == is_close).count();
         if self.close > 0 {
+            let alike = self.kinds(self.eager())[usize::from(!is_close)];
             return alike <= if is_close { CLOSE_MIN } else { DISTANT_MIN };
         }
-        let nearest = self.nearest_first().into_iter().take(CLOSE_MIN);
+        let nearest = self.nearest_first().into_iter().take(NEAREST);
         self.peers.get(&node).is_some_and(|peer| peer.round_trip.is_some())
             && nearest.into_iter().any(|other| other == node)
     }
 
-    /// Asks a member by lot, and offers a neighbour by lot to part, so that the graph stays
-    /// random however it came about.
+    /// Exchanges a neighbour by lot for another member of its kind, so that the graph stays random
+    /// however it came about: asks the other, and offers this one to part while there are enough.
     fn shuffle(&mut self, now: Time, rng: &mut SmallRng) {
         if self.is_small() {
             return;
         }
+        let Some(old) = self.eager().filter(|node| !self.is_kept(*node)).choose(rng) else {
+            return;
+        };
         if self.eager.len() < self.eager_max()
-            && let Some(node) = self.strangers().map(|(node, _)| node).choose(rng)
+            && let Some(node) = self.stranger(now, rng, self.is_close(old))
         {
             self.ask(now, node);
         }
-        if self.eager.len() > self.config.eager_target
-            && let Some(node) = self.eager().filter(|node| !self.is_kept(*node)).choose(rng)
-        {
-            self.say(node, Neighbour::Part);
+        if self.eager.len() > self.config.eager_target {
+            self.say(old, Neighbour::Part);
         }
     }
 
@@ -534,7 +554,12 @@ impl Overlay {
             return;
         }
         self.part_at = now + PART_EVERY;
-        if let Some(node) = self.eager().filter(|node| !self.is_kept(*node)).choose(rng) {
+        let [counts, goals] = [self.kinds(self.eager()), self.goals()];
+        let is_surplus = |node: &NodeId| {
+            let kind = usize::from(!self.is_close(*node));
+            counts[kind] > goals[kind] && !self.is_kept(*node)
+        };
+        if let Some(node) = self.eager().filter(is_surplus).choose(rng) {
             self.say(node, Neighbour::Part);
         }
     }

@@ -181,20 +181,19 @@ impl Pulls {
         }
     }
 
-    /// Notes that `peer` holds `head` of an origin of which this node has `reached` less. Returns
-    /// false when there was no room to remember it.
+    /// Notes that `peer` holds `head` of an origin of which this node has `reached` less, and that it is
+    /// pulled from `due` on. Returns false when there was no room to remember it.
     pub(super) fn learn(
         &mut self,
         now: Time,
         peer: NodeId,
         (origin, head): (Origin, Version),
-        not_before: Time,
+        due: Time,
     ) -> bool {
         if !self.wants.contains_key(&origin) {
             if self.wants.len() >= WANTS_MAX {
                 return false;
             }
-            let due = (now + self.config.pull_after).max(not_before);
             self.queue.insert((due, origin));
             let sources = BTreeMap::new();
             let want = Want {
