@@ -155,6 +155,19 @@ fn of_replica(stats: &Stats) -> Vec<Family> {
         Family::counter("own_pushed", "Own commits sent to neighbours.", replica.own_pushed),
         Family::counter("relayed", "Pushes passed on.", replica.relayed),
         Family::counters("pushes", "Pushes received, by what they were.", labelled("kind", pushes)),
+        Family::counters(
+            "offers",
+            "Commits offered to neighbours before they are sent, by what became of them.",
+            labelled(
+                "kind",
+                [
+                    ("made", replica.offered),
+                    ("sent", replica.taken),
+                    ("asked", replica.takes),
+                    ("asked_again", replica.takes_again),
+                ],
+            ),
+        ),
         Family::counters("pulls", "Pulls answered, by how.", labelled("outcome", pulls)),
         Family::counter("served", "Pulls of others answered.", replica.served),
         Family::counter("batches", "Batches of remote changes written.", replica.batches),

@@ -101,8 +101,11 @@ impl App {
             address: agent.address.clone(),
             gossip: agent.gossip.advertise,
         };
-        let (net, events) =
-            Net::bind(net::Config::new(agent.gossip.listen), &identity).map_err(StartError::of)?;
+        let gossip = net::Config {
+            send_bytes_per_second: agent.gossip.send_bytes_per_second,
+            ..net::Config::new(agent.gossip.listen)
+        };
+        let (net, events) = Net::bind(gossip, &identity).map_err(StartError::of)?;
         net.give_snapshots(snapshot::maker(agent.data_dir.clone()));
         let net_face = net.clone();
         let config = node::Config {

@@ -24,6 +24,9 @@ const WATCHDOG_LIMIT_MIN: Duration = Duration::from_secs(2);
 /// fast one by one: some 40,000 take a second.
 const SNAPSHOT_BYTES_MIN: u64 = 8 << 20;
 
+/// How much of other nodes' changes a node sends a second, unless it is told otherwise.
+const SEND_BYTES_PER_SECOND: u64 = 8 << 20;
+
 /// How often all members are asked what they hold, unless told otherwise, so that tombstones may go.
 const ROUND_EVERY: Duration = Duration::from_secs(600);
 const ROUND_EVERY_MIN: Duration = Duration::from_secs(1);
@@ -138,6 +141,8 @@ pub struct Gossip {
     /// From how many bytes on a node without a database gets a member's whole, before it starts.
     /// `None`: never.
     pub snapshot_bytes_min: Option<u64>,
+    /// How much is sent of other nodes' changes.
+    pub send_bytes_per_second: u64,
     /// `None`: the node keeps to itself.
     pub tls: Option<Tls>,
     pub scope: Scope,
@@ -253,9 +258,22 @@ fn gossip(flags: &Flags, file: &File) -> Result<Gossip, ConfigError> {
         advertise,
         join,
         snapshot_bytes_min: is_wanted.then_some(bytes_min),
+        send_bytes_per_second: send_bytes_per_second(file)?,
         tls,
         scope: Scope(file.gossip.scope.unwrap_or_default()),
     })
+}
+
+fn send_bytes_per_second(file: &File) -> Result<u64, ConfigError> {
+    const MIN: u64 = 64 * 1024;
+    match file.gossip.send_bytes_per_second {
+        None => Ok(SEND_BYTES_PER_SECOND),
+        Some(bytes) if bytes >= MIN => Ok(bytes),
+        Some(bytes) => Err(ConfigError::new(format!(
+            "[gossip] send_bytes_per_second is {bytes}, but a node that sends less than {MIN} does not \
+             keep up with its cluster"
+        ))),
+    }
 }
 
 /// Takes the files of an identity together: all of them or none.
@@ -415,6 +433,15 @@ mod tests {
         assert_eq!(agent.http, ["127.0.0.1:8500".parse().unwrap()]);
         assert_eq!(agent.gossip.listen, "127.0.0.1:7401".parse().unwrap());
         assert_eq!(agent.address, "127.0.0.1");
+    }
+
+    #[test]
+    fn what_is_sent_of_others_has_a_limit_that_is_not_too_low() {
+        let limit = |file: &str| resolve(Flags::default(), file).map(|a| a.gossip);
+        assert_eq!(limit("").unwrap().send_bytes_per_second, 8 << 20);
+        let file = "[gossip]\nsend_bytes_per_second = 1_000_000";
+        assert_eq!(limit(file).unwrap().send_bytes_per_second, 1_000_000);
+        assert!(limit("[gossip]\nsend_bytes_per_second = 10").is_err());
     }
 
     #[test]

@@ -136,6 +136,9 @@ pub struct Gossip {
     /// A node that starts without a database asks the members above for a snapshot of theirs, and
     /// gets the rest like any other node. Default true.
     pub snapshot: Option<bool>,
+    /// How many bytes a second of other nodes' changes are sent to all peers together: those passed on,
+    /// and answers to who is behind. Sensible: 1 to 100 MiB. Default 8,388,608.
+    pub send_bytes_per_second: Option<u64>,
     /// The cluster's CA certificate, this node's certificate and its key, as PEM files.
     pub ca: Option<PathBuf>,
     pub cert: Option<PathBuf>,

@@ -401,3 +401,42 @@ impl World {
         Changeset { stamp, at: Wall(1_700_000_000_000_000 + self.now.0), tables: vec![table] }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn small(seed: u64) -> Travel {
+        Travel { changes: 40, ..Travel::calm(seed, 60) }
+    }
+
+    #[test]
+    fn a_change_is_everywhere_in_little_more_than_the_longest_way_and_comes_less_than_twice() {
+        let passage = small(1).measure();
+        assert_eq!((passage.unreached, passage.changes), (0, 40));
+        assert!(passage.copies < 2.2, "{passage:?}");
+        assert!(passage.to_all[1] < Duration::from_millis(200), "{passage:?}");
+        assert_eq!(passage.pulls, 0, "{passage:?}");
+    }
+
+    #[test]
+    fn a_change_reaches_everybody_though_messages_are_lost_and_nodes_die() {
+        for (loss, repaired, deaths) in [(0.05, 0.0, 0.0), (0.0, 0.05, 0.0), (0.0, 0.0, 0.1)] {
+            let mut travel = Travel { deaths, ..small(2) };
+            (travel.network.loss, travel.network.loss_repaired) = (loss, repaired);
+            let passage = travel.measure();
+            assert_eq!(passage.unreached, 0, "{passage:?}");
+            assert!(passage.copies < 2.6, "{passage:?}");
+            assert!(passage.to_each[1] < Duration::from_millis(200), "{passage:?}");
+        }
+    }
+
+    #[test]
+    fn where_everybody_is_sent_a_change_by_its_writer_it_comes_once() {
+        let network = NetworkConfig { regions: 1, ..NetworkConfig::five_regions() };
+        let travel = Travel { network, per_second: 10.0, value_bytes: 190, ..small(3) };
+        let passage = Travel { nodes: 10, writers: 10, ..travel }.measure();
+        assert!((passage.copies - 1.0).abs() < 0.01, "{passage:?}");
+        assert!(passage.wire_bytes < 800.0, "{passage:?}");
+    }
+}
