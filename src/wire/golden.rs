@@ -67,13 +67,17 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
-    use crate::crdt::{CellChange, Changeset, Life, Part, Piece, RowChange, Stamp, TableChanges};
+    use crate::crdt::content::{Mark, Range, RowState, Seen, Stretch};
+    use crate::crdt::merge::CellClock;
+    use crate::crdt::{
+        CellChange, Changeset, Key, Life, Part, Piece, RowChange, Stamp, TableChanges,
+    };
     use crate::ledger::round::Nodes;
     use crate::ledger::{BUCKETS, Round};
     use crate::types::{Epoch, NodeId, Origin, Scope, Value, Version, Wall};
     use crate::wire::{
-        BucketSet, Cut, DecodeError, FrameReader, Message, Neighbour, PROTOCOL_VERSION, RequestId,
-        decode, decode_part, encode_frame, encode_part,
+        BucketSet, Cut, DecodeError, FrameReader, Message, Neighbour, Offer, PROTOCOL_VERSION,
+        RequestId, decode, decode_part, encode_frame, encode_part,
     };
 
     const REQUEST: RequestId = RequestId(9);
@@ -140,6 +144,26 @@ mod tests {
         round
     }
 
+    const MARK: Mark = Mark { heads: 0x0102, fingerprint: u64::MAX };
+
+    fn key(text: &str) -> Key {
+        Arc::from(text.as_bytes())
+    }
+
+    fn look() -> Message {
+        let ranges = vec![Range { to: Some(key("k")), hash: 3 }, Range { to: None, hash: 4 }];
+        let stretch = Stretch { table: Arc::from("kv"), after: key("a"), ranges };
+        Message::Look { request: REQUEST, mark: MARK, stretch, wants_rows: true }
+    }
+
+    fn seen() -> Seen {
+        let stamp = Stamp { origin: origin(7), version: Version(5) };
+        let life = Life { length: 1, stamp: Stamp { version: Version(4), ..stamp } };
+        let cell = (Arc::from("v"), CellClock { count: 2, stamp }, Value::Integer(-1));
+        let rows = vec![RowState { key: key("k"), life, cells: vec![cell] }];
+        Seen { mark: MARK, looked: 2, differing: vec![1], rows, cut: Some(key("k")) }
+    }
+
     fn messages() -> Vec<(&'static str, Message)> {
         let (origin, head) = (origin(7), Version(5));
         let mut hashes = Box::new([0; BUCKETS]);
@@ -193,6 +217,10 @@ mod tests {
             ),
             ("round", Message::Round(Box::new(round()))),
             ("forgotten", Message::Forgotten { origin }),
+            ("offer", Message::Offer(vec![Offer { origin, version: head, bytes: 300 }])),
+            ("take", Message::Take(heads())),
+            ("look", look()),
+            ("seen", Message::Seen { request: REQUEST, seen: Box::new(seen()) }),
         ]
     }
 

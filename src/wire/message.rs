@@ -462,7 +462,7 @@ mod tests {
         check(
             &Message::Look { request, mark, stretch, wants_rows: true },
             &format!(
-                "01 14 09 {marked} 01 02 6b76 01 61
+                "01 12 09 {marked} 01 02 6b76 01 61
                  02 01 6b 0000000000000003 00 0000000000000004"
             ),
         );
@@ -474,7 +474,7 @@ mod tests {
         check(
             &Message::Seen { request, seen: Box::new(seen) },
             &format!(
-                "01 15 09 {marked} 02 01 01 01 6b 01 01 76 02 {ORIGIN_7} 04 {ORIGIN_7} 05
+                "01 13 09 {marked} 02 01 01 01 6b 01 01 76 02 {ORIGIN_7} 04 {ORIGIN_7} 05
                  01 01 6b 01 00 01 00 02 01 04 01"
             ),
         );
