@@ -449,6 +449,7 @@ impl<'a> Cluster<'a> {
     fn tell(&mut self, node: NodeIndex, input: Input) -> Checked {
         let Some(mut replica) = self.nodes[node.0].replica.take() else { return Ok(()) };
         replica.handle(self.now, input);
+        self.nodes[node.0].set_aside = replica.stats().set_aside;
         while let Some(effect) = replica.next_effect() {
             self.perform(node, effect)?;
         }
@@ -730,6 +731,8 @@ impl<'a> Cluster<'a> {
                 let begun = this.storage.begin_epoch(now, above);
                 let Begun { origin, ended, commits } = begun.map_err(|error| error.to_string())?;
                 this.read_heads();
+                // Under a name that is new it need not ask what it wrote before.
+                this.confirmations_needed = 0;
                 // Its commits follow.
                 this.heads.remove(&origin);
                 self.tell_soon(node, Input::EpochBegun { origin, ended });
@@ -903,10 +906,23 @@ impl<'a> Cluster<'a> {
         !self.nodes[node.0].heads.iter().all(is_elsewhere)
     }
 
+    /// Tells whether whomever a node asks holds all that it wrote. A machine that was rolled back asks
+    /// two peers, and where these do not know takes a name twice (see ARCHITECTURE.md).
+    fn is_known_by_all(&self, node: NodeIndex) -> bool {
+        let this = &self.nodes[node.0];
+        let mut own = this.heads.iter().filter(|(origin, _)| origin.node == this.id);
+        own.all(|(origin, head)| self.nodes.iter().all(|other| other.head(*origin) >= *head))
+    }
+
     fn trouble(&mut self, fault: Fault) -> Checked {
         let fault = match fault {
             Fault::Restore(node) | Fault::Wipe(node)
                 if self.scenario.keeps_only_copies && self.is_only_copy(node) =>
+            {
+                Fault::Restart(node)
+            }
+            Fault::RollBack(node)
+                if self.scenario.keeps_only_copies && !self.is_known_by_all(node) =>
             {
                 Fault::Restart(node)
             }

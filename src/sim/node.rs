@@ -74,6 +74,8 @@ pub(super) struct VirtualNode {
     pub(super) is_frozen: bool,
     /// What a crash leaves of the disk; `None`: all of it.
     pub(super) unsynced: Option<Box<Image>>,
+    /// How often its process has set an origin aside.
+    pub(super) set_aside: u64,
     /// For a mistake: cells that should be forgotten.
     pub(super) old_cells: OldCells,
 }
@@ -107,6 +109,7 @@ impl VirtualNode {
             schema: Schema::Whole,
             is_frozen: false,
             unsynced: None,
+            set_aside: 0,
             old_cells: OldCells::new(),
         }
     }

@@ -265,10 +265,9 @@ impl Cluster<'_> {
         receivers: usize,
     ) -> Checked {
         let this = &self.nodes[from.0];
-        let set_aside = this.replica.as_ref().map_or(0, |replica| replica.stats().set_aside);
         let (process, config) = ((from, this.life), &self.scenario.replica);
         let said = (message, bytes, receivers);
-        self.budget.on_sent(self.now, process, said, (config, set_aside))
+        self.budget.on_sent(self.now, process, said, (config, this.set_aside))
     }
 
     /// A node got an answer to a want: what is new to it gives it the right to ask again.
