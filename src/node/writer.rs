@@ -185,11 +185,13 @@ fn conclude(group: Group<'_>, mut outcomes: Vec<Outcome>, may_define: bool, list
     match group.commit() {
         Ok(commits) => {
             pulse.beat("telling of what was written");
-            // A new epoch is heard of before what is written under it.
-            let is_epoch =
-                |outcome: &mut Outcome| matches!(outcome, Outcome::Epoch(_) | Outcome::Rejoined(_));
-            answer(outcomes.extract_if(.., is_epoch).collect(), None, listeners);
             commits.iter().for_each(|commit| feed.publish(commit));
+            // A new epoch is heard of before what is written under it, and after what was done before
+            // it: the heads that a batch has moved fall with it.
+            let is_epoch =
+                |outcome: &Outcome| matches!(outcome, Outcome::Epoch(_) | Outcome::Rejoined(_));
+            let until_epoch = outcomes.iter().rposition(is_epoch).map_or(0, |last| last + 1);
+            answer(outcomes.drain(..until_epoch).collect(), None, listeners);
             let written: Vec<Written> =
                 commits.iter().filter_map(|commit| written(commit, me, longest)).collect();
             if !written.is_empty() {
@@ -363,4 +365,44 @@ impl From<SqlError> for TransactError {
 pub(super) fn wall_now() -> Wall {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Wall(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::catalog::View;
+    use crate::crdt::{Batch, Piece};
+    use crate::store::OpenConfig;
+    use crate::telemetry::Pulses;
+    use crate::types::{Epoch, NodeId, Scope};
+
+    const ME: NodeId = NodeId([0x11; 16]);
+
+    #[test]
+    fn what_was_applied_before_all_heads_fell_is_told_before_it() {
+        let config = OpenConfig { node: Some(ME), ..OpenConfig::default() };
+        let store = Store::in_memory(&config, &[]).expect("a store in memory");
+        let other = Origin { scope: Scope(0), node: NodeId([0x22; 16]), epoch: Epoch(1) };
+        let (reports, mut told) = mpsc::channel(100);
+        let listeners = Listeners {
+            mailbox: Arc::default(),
+            feed: Arc::new(Feed::new(View::new(ME))),
+            reports,
+            definitions: Arc::new(watch::Sender::new(0)),
+            pulse: Pulses::default().add("test"),
+            runtime: tokio::runtime::Runtime::new().expect("a runtime").handle().clone(),
+        };
+        let piece =
+            Piece { origin: other, after: Version(0), through: Version(7), changesets: Vec::new() };
+        listeners.mailbox.push(Job::Apply { id: BatchId(1), batch: Batch { pieces: vec![piece] } });
+        listeners.mailbox.push(Job::Rejoin { held: vec![(other, Version(7))], length: 0 });
+        listeners.mailbox.close();
+        drop(run(store, &listeners));
+        let first = told.blocking_recv().expect("the batch was applied");
+        assert!(matches!(first, Happened::Applied { result: Ok(_), .. }), "{first:?}");
+        let second = told.blocking_recv().expect("it rejoins");
+        assert!(matches!(second, Happened::Rejoined(Ok(_))), "{second:?}");
+    }
 }
