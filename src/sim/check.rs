@@ -294,7 +294,9 @@ pub(super) fn rejoin_is_needed(node: &VirtualNode, nodes: &[VirtualNode]) -> Che
         running.is_some_and(|forgotten| forgotten.contains(&node.id))
             || on_disk.iter().any(|(forgotten, _)| *forgotten == node.id)
     };
-    if has_settled && node.image.is_none() && !nodes.iter().any(has_forgotten) {
+    // Whoever said so may have crashed before that was on its disk.
+    let is_gone = node.is_told_gone || nodes.iter().any(has_forgotten);
+    if has_settled && node.image.is_none() && !is_gone {
         return Err(format!("{} takes all rows anew, though all waited for it", node.index));
     }
     Ok(())

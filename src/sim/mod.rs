@@ -438,8 +438,8 @@ impl Cluster {
             | Message::Gone { .. }
             | Message::Join { .. }
             | Message::Welcome { .. }
-            | Message::Round(_)
-            | Message::Forgotten { .. } => {}
+            | Message::Round(_) => {}
+            Message::Forgotten { .. } => self.nodes[to.0].is_told_gone = true,
         }
         let from = self.nodes[from.0].id;
         self.tell(to, Input::Received { from, message: Arc::unwrap_or_clone(message) })
@@ -779,6 +779,7 @@ impl Cluster {
         this.replica = None;
         this.disk.crash();
         this.up.clear();
+        this.is_told_gone = false;
         this.wake_at = None;
         this.told_at = Time(0);
         this.confirmations_needed = 0;

@@ -38,6 +38,8 @@ pub(super) struct VirtualNode {
     /// The rows that it owns as its last commits left them, by key: what all nodes must show.
     pub(super) own: OwnRows,
     pub(super) disk: Disk,
+    /// Whether somebody told its process that it was forgotten.
+    pub(super) is_told_gone: bool,
     /// Whom its process believes to be up.
     pub(super) up: BTreeSet<NodeIndex>,
     /// When it is to be woken.
@@ -63,6 +65,7 @@ impl VirtualNode {
             buried: BTreeSet::new(),
             own: OwnRows::new(),
             disk: Disk::default(),
+            is_told_gone: false,
             up: BTreeSet::new(),
             wake_at: None,
             told_at: Time(0),
