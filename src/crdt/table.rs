@@ -828,7 +828,7 @@ impl Table {
 
     /// As [`Table::extract`], from a part on and as far as `bytes_max` goes. Returns also where the
     /// rest begins, if any is left. Each row is a part, by the hash of its place: rows that go or
-    /// come meanwhile do not renumber the others.
+    /// come meanwhile do not renumber the others. Each node has numbers of its own, as on a disk.
     fn extract_parts(
         &self,
         stamp: Stamp,
@@ -837,7 +837,7 @@ impl Table {
     ) -> (Changeset, usize, Option<u64>) {
         let mut parts: BTreeMap<u64, Vec<(&Name, &Key)>> = BTreeMap::new();
         for place in self.places_of(stamp) {
-            parts.entry(part_of(place)).or_default().push(place);
+            parts.entry(part_of(self.origin.node, place)).or_default().push(place);
         }
         let mut rows: BTreeMap<&Name, Vec<&Key>> = BTreeMap::new();
         let (mut bytes, mut rest) = (0, None);
@@ -912,10 +912,11 @@ impl Table {
     }
 }
 
-/// Returns the number of the part that a row is; never 0.
-fn part_of((table, key): (&Name, &Key)) -> u64 {
+/// Returns the number of the part that a row is on a node; never 0.
+fn part_of(node: NodeId, (table, key): (&Name, &Key)) -> u64 {
+    let salt = NameHash::of("").row(&node.0).number();
     // Numbers that travel have 63 bits.
-    (NameHash::of(table).row(key).number() >> 1).max(1)
+    (NameHash::of(table).row(key).number().wrapping_add(salt) >> 1).max(1)
 }
 
 fn first_place(stamp: Stamp) -> (Stamp, Name, Key) {
