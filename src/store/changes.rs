@@ -104,8 +104,9 @@ pub(super) fn load(
             let next = Builder::new(Stamp { origin, version });
             std::mem::replace(&mut builder, next).close(tables, &mut piece);
         } else if bytes > bytes_max {
-            // Of a version that began here: one that follows others is left for the next piece.
-            cut = Some(part);
+            // Of a version that began here: one that follows others is left for the next piece, and
+            // so is one of which nothing was left in the parts so far.
+            cut = Some(if builder.tables.is_empty() { 0 } else { part });
             return Ok(false);
         }
         let stamp = builder.stamp;
@@ -415,6 +416,28 @@ mod tests {
         trial.store.apply(NOW, &Batch { pieces: vec![piece] }).unwrap();
         let there = loader.load(other.origin(), Version(0), 100).unwrap();
         assert_eq!(there.piece.changesets, [changeset]);
+    }
+
+    #[test]
+    fn what_is_cut_within_a_version_ends_with_rows_of_it() {
+        let mut trial = Trial::new(T);
+        let me = trial.store.origin();
+        trial.write(&["INSERT INTO t (id) VALUES (-1)"]);
+        // More than one part of the log, of which the first has nothing left.
+        let fill = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 1000)
+            INSERT INTO t (id) SELECT i FROM n";
+        trial.write(&[fill]);
+        trial.write(&["DELETE FROM t WHERE id BETWEEN 1 AND 400"]);
+        let mut from = Bookmark::from(Version(0));
+        let mut told = Vec::new();
+        while from.after < Version(3) {
+            let extract = trial.store.load(me, from, 1).unwrap();
+            let last = extract.piece.changesets.last().unwrap().stamp.version;
+            assert_eq!(last > extract.piece.through, extract.part > 0, "{last}, {extract:?}");
+            told.push((extract.piece.through.0, extract.part > 0));
+            from = extract.end();
+        }
+        assert_eq!(told[..2], [(1, false), (1, true)]);
     }
 
     #[test]
