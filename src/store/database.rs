@@ -30,6 +30,7 @@ use super::schema::{
     self, Mode, Schema, SchemaChange, SchemaError, SchemaRequest, Source, fixed_sources,
     read_sources,
 };
+use super::staged::Told;
 use super::sums::{Delta, Sums};
 use super::tables::{Table, TableId, Tables, read_local, replicated};
 use super::waiting::Waiting;
@@ -119,6 +120,7 @@ pub struct Store {
     swept: BTreeSet<TableId>,
     /// What SQLite counts up when another connection commits; `None` before the first look.
     data_version: Option<i64>,
+    /// How often another program wrote to the database since it was opened.
     foreign_commits: u64,
     identity: Identity,
     path: Option<PathBuf>,
@@ -343,12 +345,6 @@ impl Store {
         self.broken.as_deref()
     }
 
-    /// Makes the commits to come later than `at`: call it with the greatest index that the catalog
-    /// has shown, since the machine's clock may have gone back while the node was down.
-    pub fn not_before(&mut self, at: Hlc) {
-        self.now.at = self.now.at.max(at);
-    }
-
     /// From now on users' transactions are ended when somebody has waited for this store for
     /// [`YIELD_GRACE`](super::limits::YIELD_GRACE). Said once.
     pub fn yield_to(&self, waiting: Arc<Waiting>) {
@@ -360,21 +356,21 @@ impl Store {
         self.gate.echo_to(echo);
     }
 
-    /// Returns how often another program wrote to the database since it was opened. Such writes
-    /// have no clocks: they reach no other node, and a merge may undo them.
-    pub fn foreign_commits(&self) -> u64 {
+    #[cfg(test)]
+    pub(super) fn foreign_commits(&self) -> u64 {
         self.foreign_commits
     }
 
     /// Looks whether somebody else committed since the last look. The caller is in a transaction,
-    /// so nobody does meanwhile.
+    /// so nobody does meanwhile. Such writes have no clocks: they reach no other node, and a merge may
+    /// undo them.
     pub(super) fn look_for_foreign_commits(&mut self) -> rusqlite::Result<()> {
         let version: i64 =
             self.conn.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))?;
         if self.data_version.replace(version).is_some_and(|before| before != version) {
             self.foreign_commits += 1;
             tracing::error!(
-                path = ?self.path,
+                path = ?self.path, times = self.foreign_commits,
                 "another program wrote to the database; other nodes do not hear of what it wrote"
             );
         }
@@ -455,19 +451,20 @@ impl Store {
         self.take_shapes();
         let id_of = |name: &String| self.tables.get(name).map(|table| table.id);
         let whole: BTreeSet<TableId> = carried.whole.iter().filter_map(id_of).collect();
-        let mut events = self.show_parked(&whole)?;
+        let mut told = Told::default();
+        self.show_parked(&whole, &mut told)?;
         for (id, keys) in forgotten {
             if whole.contains(&id) || self.tables.entry(id).table.is_none() {
                 continue;
             }
             let keys: Vec<Key> = keys.into_iter().collect();
             for keys in keys.chunks(ROWS_AT_ONCE.unsigned_abs() as usize) {
-                events.extend(self.show(id, keys.to_vec())?);
+                told.add(self.show(id, keys.to_vec())?);
             }
         }
-        events.retain(|events| !carried.rebuilt.contains(&*events.table.name));
+        told.tables.retain(|events| !carried.rebuilt.contains(&*events.table.name));
         self.has_parked = parked::tables(&self.conn)?.into_iter().collect();
-        Ok(events)
+        Ok(told.tables)
     }
 
     /// Begins a group: callers who share one sync of the disk.
@@ -549,8 +546,9 @@ impl Store {
         }
         let unknown: BTreeSet<TableId> = self.tables.without_shape().collect();
         self.tables.number_all(&self.conn)?;
-        let tables = self.show_parked(&unknown)?;
-        Ok((change, tables))
+        let mut told = Told::default();
+        self.show_parked(&unknown, &mut told)?;
+        Ok((change, told.tables))
     }
 
     /// Removes some of the clocks of tables that were dropped. They count for nothing any more;
@@ -584,8 +582,7 @@ impl Store {
 
     /// Gives rows and values a place that were waiting for one: all rows of the tables in `whole`,
     /// of others those that have something parked.
-    fn show_parked(&mut self, whole: &BTreeSet<TableId>) -> rusqlite::Result<Vec<TableEvents>> {
-        let mut events = Vec::new();
+    fn show_parked(&mut self, whole: &BTreeSet<TableId>, told: &mut Told) -> rusqlite::Result<()> {
         for id in 0..self.tables.entries().len() {
             let id = TableId::try_from(id).expect("table ids are numbers of this type");
             if self.tables.entry(id).table.is_none() {
@@ -597,10 +594,11 @@ impl Store {
                 let keys = self.keys_after(sql, id, &from)?;
                 let Some(last) = keys.last() else { break };
                 from = Arc::clone(last);
-                events.extend(self.show(id, keys)?);
+                told.add(self.show(id, keys)?);
+                self.gate.beat();
             }
         }
-        Ok(events)
+        Ok(())
     }
 
     fn show(&mut self, id: TableId, keys: Vec<Key>) -> rusqlite::Result<Vec<TableEvents>> {

@@ -159,8 +159,8 @@ fn merge_part(store: &mut Store, part: &Part, told: &mut Told) -> rusqlite::Resu
 
 /// What a commit of many parts tells: as many rows as are listed, and beyond that which tables.
 #[derive(Default)]
-struct Told {
-    tables: Vec<TableEvents>,
+pub(super) struct Told {
+    pub tables: Vec<TableEvents>,
     rows: usize,
     bytes: usize,
     /// Whether the schema changed, and the tables are not in line with it yet.
@@ -168,7 +168,7 @@ struct Told {
 }
 
 impl Told {
-    fn add(&mut self, more: Vec<TableEvents>) {
+    pub fn add(&mut self, more: Vec<TableEvents>) {
         for events in more {
             self.rows += events.rows.each().len();
             let rows = events.rows.each().iter().filter_map(|event| event.row.as_ref());
