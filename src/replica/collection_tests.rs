@@ -382,3 +382,96 @@ fn a_forgotten_node_is_told_so_and_its_commits_are_taken_only_as_others_merged_t
     let effects = other.hear(2, Message::Forgotten { origin: origin(ME) });
     assert_eq!(joins(&effects), [(node(2), true)]);
 }
+
+#[test]
+fn a_guest_whose_rows_take_long_to_come_does_not_begin_anew() {
+    let mut one = on(&Floor::default(), &[], &[2, 3]);
+    let (held, floor) = (vec![at(9, 60)], vec![at(9, 4)]);
+    let welcome = Message::Welcome { is_settled: true, length: 8, heads: held, floor };
+    one.hear(2, welcome.clone());
+    one.tell(Input::Settled { is_done: true });
+    let mut effects = one.hear(2, welcome.clone());
+    effects.extend(one.wait(1_000));
+    // Each piece takes its time, and only with the last of them a head moves.
+    for version in 0..60 {
+        let asked = wants(&effects);
+        let [(from, request, _, after)] = asked[..] else { panic!("{version}: {asked:?}") };
+        assert_eq!((from, after), (node(2), version));
+        effects = one.wait(900);
+        let message = pulled(request, piece(9, version, version + 1), 60);
+        effects.extend(one.hear(2, message));
+        for (to, _) in joins(&effects) {
+            assert_eq!(to, node(2), "whom it lives with");
+            effects.extend(one.hear(2, welcome.clone()));
+        }
+        effects.extend(one.wait(200));
+        assert!(!effects.iter().any(|effect| matches!(effect, Effect::Rejoin { .. })));
+    }
+    let (id, whole) = batch(&effects).expect("it is whole");
+    // Nor while the disk takes its time.
+    let effects = one.wait(100_000);
+    assert!(joins(&effects).iter().all(|(to, _)| *to == node(2)), "{effects:?}");
+    assert!(one.done(id, &whole).iter().any(|effect| matches!(effect, Effect::Settle { .. })));
+}
+
+#[test]
+fn who_takes_all_rows_anew_gives_nothing_away_that_it_read_back_meanwhile() {
+    let mut one = settled(&[at(8, 3), at(9, 1)], &[2, 3]);
+    let request = RequestId(1);
+    let want = Message::Want { request, origin: origin(8), after: Version(0), part: 0 };
+    let effects = one.hear(3, want);
+    let [Effect::Load { id, .. }] = effects[..] else { panic!("{effects:?}") };
+    let effects = [one.hear(2, heads(9, 5)), one.wait(1_000)].concat();
+    let (_, request, _, _) = wants(&effects)[0];
+    one.hear(2, Message::Gone { request, floor: Version(4) });
+    let welcome = Message::Welcome {
+        is_settled: true,
+        length: 8,
+        heads: vec![at(8, 3), at(9, 5)],
+        floor: vec![at(9, 4)],
+    };
+    let effects = one.hear(2, welcome);
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Rejoin { .. })), "{effects:?}");
+    let extract = Some(Extract { piece: piece(8, 0, 3), head: Version(3), part: 0 });
+    assert_eq!(said(&one.tell(Input::Loaded { id, extract })), []);
+}
+
+#[test]
+fn who_was_a_guest_on_another_disk_is_none() {
+    let floor =
+        Floor { heads: vec![at(2, 5)], settled: Some(origin(ME)), length: 4, ..Floor::default() };
+    let mut one = on(&floor, &[at(2, 9)], &[2, 3]);
+    one.hear(3, Message::Join { origin: origin(3), is_whole: true });
+    let request = RequestId(1);
+    let want = Message::Want { request, origin: origin(2), after: Version(0), part: 0 };
+    let effects = one.hear(3, want.clone());
+    let [Effect::Load { id, .. }] = effects[..] else { panic!("{effects:?}") };
+    // Others have met its next epoch.
+    let mut round = Round::new(1);
+    let known = Nodes::from([(node(3), Epoch(2))]);
+    round.tell(origin(2), [at(2, 9)], &known, &Nodes::new());
+    one.hear(2, Message::Round(Box::new(round)));
+    let gone = Message::Gone { request, floor: Version(5) };
+    assert_eq!(said(&one.hear(3, want)), [(node(3), gone.clone())]);
+    let extract = Some(Extract { piece: piece(2, 0, 9), head: Version(9), part: 0 });
+    assert_eq!(said(&one.tell(Input::Loaded { id, extract })), [(node(3), gone)]);
+}
+
+#[test]
+fn what_a_process_answered_that_is_no_more_is_not_taken() {
+    let mut one = settled(&[at(3, 4)], &[2, 3]);
+    one.hear(3, heads(3, 6));
+    let (_, request, ..) = wants(&one.wait(1_000))[0];
+    let half = pulled(request, piece(3, 4, 5), 6);
+    let (_, late, _, 5) = wants(&one.hear(3, half))[0] else { panic!("it is asked for the rest") };
+    // It begins another epoch, and what it had may have gone with its disk.
+    let later = Origin { epoch: Epoch(2), ..origin(3) };
+    let effects = one.hear(3, Message::Hello { origin: later, head: Version(0) });
+    let again = wants(&effects);
+    let [(_, request, _, 4)] = again[..] else { panic!("{again:?}") };
+    for whole in [pulled(late, piece(3, 5, 6), 6), pulled(late, piece(3, 4, 6), 6)] {
+        assert_eq!(batch(&one.hear(3, whole)), None);
+    }
+    let (_, batch) = batch(&one.hear(3, pulled(request, piece(3, 4, 5), 5))).unwrap();
+    assert_eq!(batch.pieces, [piece(3, 4, 5)]);
+}

@@ -157,6 +157,7 @@ impl Replica {
             }
             Input::Applied { id, outcome } => self.on_applied(now, id, outcome),
             Input::Staged { staging, is_done } => {
+                self.note_progress(now);
                 let reached = |origin| self.intake.reached(&self.ledger, origin);
                 if let Some(whole) =
                     self.pulls.on_staged(now, &mut self.stats, (staging, is_done), reached)
@@ -166,10 +167,11 @@ impl Replica {
             }
             Input::Loaded { id, extract } => {
                 let own = (self.me, self.said(), self.is_heard_whole());
-                let floor = |peer, origin| match self.standing.is_guest(peer) {
-                    true => Version(0),
-                    false => self.rounds.floor(origin),
-                };
+                let floor =
+                    |peer, origin| match self.standing.is_guest(peer, self.rounds.epoch_of(peer)) {
+                        true => Version(0),
+                        false => self.rounds.floor(origin),
+                    };
                 let answer = self.serve.on_loaded(&mut self.stats, id, extract, own, floor);
                 self.effects.extend(answer);
             }
@@ -435,11 +437,19 @@ impl Replica {
     }
 
     fn on_pulled(&mut self, now: Time, answer: Answer) {
-        self.note_lives(&answer.piece);
         let origin = answer.piece.origin;
+        if self.is_outdated(answer.from, answer.request, origin) {
+            self.stats.unheard += 1;
+            return;
+        }
+        self.note_lives(&answer.piece);
         let reached = self.intake.reached(&self.ledger, origin);
+        let useful = self.stats.pulls_useful;
         if let Some(whole) = self.pulls.on_pulled(now, &mut self.stats, answer, reached) {
             self.take_in(now, whole);
+        }
+        if self.stats.pulls_useful > useful {
+            self.note_progress(now);
         }
     }
 

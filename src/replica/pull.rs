@@ -47,8 +47,10 @@ const STORING_MAX: Duration = Duration::from_secs(10);
 /// times tells again what it holds within the time between two comparisons.
 const ORPHANED_MAX: Duration = Duration::from_secs(60);
 
-/// How long a want is left alone whose parts could not be stored.
+/// How long a want is left alone whose parts could not be stored: the first time, doubling a few
+/// times. All of them travel again.
 const STORE_AGAIN: Duration = Duration::from_secs(2);
+const STORE_DOUBLINGS_MAX: u32 = 6;
 
 /// The wants of this node, and its requests on the way.
 ///
@@ -83,6 +85,8 @@ struct Want {
     staged: Option<Staged>,
     /// Since when there has been no source for the rest of what is staged.
     orphaned: Option<Time>,
+    /// How often in a row parts could not be stored.
+    failures: u32,
 }
 
 #[derive(Debug)]
@@ -205,6 +209,7 @@ impl Pulls {
                 sources,
                 staged: None,
                 orphaned: None,
+                failures: 0,
             };
             self.wants.insert(origin, want);
         }
@@ -308,12 +313,17 @@ impl Pulls {
         if !is_done {
             stats.stagings_failed += 1;
             self.unstage(origin);
+            let want = self.wants.get_mut(&origin)?;
+            let pause = STORE_AGAIN * 2_u32.pow(want.failures.min(STORE_DOUBLINGS_MAX));
+            want.failures += 1;
             if !self.has_open(origin) {
-                self.requeue(now + STORE_AGAIN, origin);
+                self.requeue(now + pause, origin);
             }
             return None;
         }
-        let staged = self.wants.get_mut(&origin)?.staged.as_mut()?;
+        let want = self.wants.get_mut(&origin)?;
+        want.failures = 0;
+        let staged = want.staged.as_mut()?;
         let stored = staged.stored.as_mut()?;
         self.staged_bytes -= stored.storing;
         stored.bytes += stored.storing;
@@ -322,6 +332,11 @@ impl Pulls {
             self.requeue(now, origin);
         }
         self.conclude(stats, origin, reached(origin))
+    }
+
+    /// Tells whether the disk is at work on parts.
+    pub(super) fn is_storing(&self) -> bool {
+        self.wants.values().any(|want| want.staged.as_ref().is_some_and(Staged::is_storing))
     }
 
     /// Returns what the disk is to keep and to forget.
@@ -336,6 +351,28 @@ impl Pulls {
         let (request, staging) = (self.request, self.staging);
         let stores = std::mem::take(&mut self.stores);
         *self = Self { request, staging, stores, ..Self::new(self.config.clone()) };
+    }
+
+    /// A node begins to write as `later`: what it answered before, of its epochs before that, may have
+    /// been on no disk but the one that it lost. It is asked again, and says what it has now.
+    pub(super) fn drop_before(&mut self, later: Origin) {
+        let is_before = |origin: &Origin| origin.node == later.node && origin.epoch < later.epoch;
+        let origins = self.wants.keys().copied().filter(is_before);
+        let origins: Vec<Origin> = origins.collect();
+        for origin in origins {
+            self.unstage(origin);
+            let is_its_own = |open: &Open| open.origin == origin && open.peer == later.node;
+            let asked = self.open.extract_if(.., |_, open| is_its_own(open)).count();
+            let since = self.wants.get(&origin).map(|want| want.since);
+            if let Some(since) = since.filter(|_| asked > 0) {
+                self.requeue(since, origin);
+            }
+        }
+    }
+
+    /// Tells whether a peer has yet to answer a want.
+    pub(super) fn is_awaited(&self, from: NodeId, request: RequestId) -> bool {
+        self.open.get(&request).is_some_and(|open| open.peer == from)
     }
 
     /// A peer cannot answer a want. Returns the origin, if it was waited for: that peer is not asked

@@ -42,6 +42,11 @@ impl Serve {
         Self { loads: BTreeMap::new(), load: LoadId(0), config }
     }
 
+    /// Forgets all that is being loaded: who asked for it asks again, perhaps somebody else.
+    pub(super) fn forget_all(&mut self) {
+        self.loads.clear();
+    }
+
     /// Answers a want at once, or begins to load what was asked for. `held` is the origin's head
     /// on this node's disk.
     pub(super) fn on_want(

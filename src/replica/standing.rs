@@ -33,7 +33,7 @@
 //!
 //! [`is_harmless`]: crate::crdt::change::is_harmless
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::io::CollectOutcome;
@@ -43,7 +43,7 @@ use crate::crdt::change::is_harmless;
 use crate::crdt::{Changeset, Floor, Piece};
 use crate::ledger::Round;
 use crate::ledger::round::{Heads, reaches};
-use crate::types::{NodeId, Origin, Time, Version};
+use crate::types::{Epoch, NodeId, Origin, Time, Version};
 use crate::wire::{Message, RequestId};
 
 /// How many peers are asked at a time.
@@ -73,7 +73,7 @@ pub(super) struct Standing {
     ask_at: Time,
     /// Up to where tombstones may be missing in the host's rows, and how long those rows lived.
     host_floor: (Vec<(Origin, Version)>, u64),
-    /// When the heads moved last.
+    /// When the heads moved last, or came nearer to moving.
     moved_at: Time,
     /// When a peer first said that it may not let anybody in either.
     alone_since: Option<Time>,
@@ -92,8 +92,9 @@ pub(super) struct Standing {
     has_left: bool,
     /// Peers that were refused what tombstones were dropped of.
     refused: BTreeSet<NodeId>,
-    /// Peers that are taking all rows from here.
-    guests: BTreeSet<NodeId>,
+    /// Peers that are taking all rows from here, each under this epoch: under a later one its disk
+    /// may be another.
+    guests: BTreeMap<NodeId, Epoch>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -127,8 +128,9 @@ enum Clearance {
 }
 
 impl Standing {
-    pub(super) fn is_guest(&self, peer: NodeId) -> bool {
-        self.guests.contains(&peer)
+    /// Tells whether a peer, of which this is the latest epoch, takes all rows from here.
+    pub(super) fn is_guest(&self, peer: NodeId, epoch: Epoch) -> bool {
+        self.guests.get(&peer) == Some(&epoch)
     }
 
     fn host(&self) -> Option<NodeId> {
@@ -261,10 +263,11 @@ impl Replica {
     /// Tells whether a want goes below what tombstones were dropped of.
     pub(super) fn is_below(&self, peer: NodeId, origin: Origin, after: Version) -> bool {
         let is_more = self.ledger.head(origin) > after;
-        is_more && after < self.rounds.floor(origin) && !self.standing.is_guest(peer)
+        let is_guest = self.standing.is_guest(peer, self.rounds.epoch_of(peer));
+        is_more && after < self.rounds.floor(origin) && !is_guest
     }
 
-    /// Something was applied.
+    /// Something was applied, or came to be applied.
     pub(super) fn note_progress(&mut self, now: Time) {
         self.standing.moved_at = now;
     }
@@ -273,7 +276,15 @@ impl Replica {
     pub(super) fn meet(&mut self, origin: Origin) {
         if self.rounds.know(origin) && self.config.collect {
             self.intake.drop_before(origin);
+            self.pulls.drop_before(origin);
         }
+    }
+
+    /// Tells whether an answer to a want may stem from a process that wrote as this origin, and is no
+    /// more: it may not have known what was deleted.
+    pub(super) fn is_outdated(&self, from: NodeId, request: RequestId, origin: Origin) -> bool {
+        let is_past = origin.node == from && !self.rounds.is_current(origin);
+        self.config.collect && is_past && !self.pulls.is_awaited(from, request)
     }
 
     pub(super) fn on_join(&mut self, now: Time, from: NodeId, origin: Origin, is_whole: bool) {
@@ -284,7 +295,7 @@ impl Replica {
         // While tombstones go it is not known how long their rows lived: he asks again.
         let Some(length) = self.rounds.length() else { return };
         if is_whole {
-            self.standing.guests.insert(from);
+            self.standing.guests.insert(from, origin.epoch);
         } else {
             self.standing.guests.remove(&from);
         }
@@ -482,6 +493,8 @@ impl Replica {
     fn leave(&mut self, host: NodeId, held: Vec<(Origin, Version)>, length: u64) {
         self.standing.state = State::Leaving { host };
         self.stats.rejoins += 1;
+        // What is read back from now on may have been deleted.
+        self.serve.forget_all();
         self.effects.push_back(Effect::Rejoin { held, length });
     }
 
@@ -601,7 +614,9 @@ impl Replica {
         if self.standing.ask_at > now {
             return;
         }
-        let is_stuck = now.since(self.standing.moved_at) >= STUCK_AFTER;
+        // What is on its way to the disk moves, however long that takes.
+        let is_at_work = !self.intake.is_idle() || self.pulls.is_storing();
+        let is_stuck = !is_at_work && now.since(self.standing.moved_at) >= STUCK_AFTER;
         let mut pause = self.config.join_every;
         let (to, is_whole) = match &self.standing.state {
             State::CatchingUp { .. } if is_stuck => {
@@ -669,6 +684,11 @@ impl Replica {
     pub(super) fn on_round(&mut self, now: Time, from: NodeId, round: &Round) {
         if !self.config.collect || self.rounds.is_forgotten(from) {
             return;
+        }
+        for (node, epoch) in &round.known {
+            if *node != self.me.node {
+                self.meet(Origin { node: *node, epoch: *epoch, ..self.me });
+            }
         }
         if self.rounds.on_round(now, round) && self.rounds.may_answer(now, from) {
             let ours = Message::Round(Box::new(self.rounds.round().clone()));

@@ -621,6 +621,75 @@ fn parts_that_cannot_be_stored_are_pulled_again_a_little_later() {
 }
 
 #[test]
+fn while_the_disk_is_full_parts_travel_less_and_less_often() {
+    let (mut one, (peer, mut request)) = pulling(on_disk(), &[2]);
+    let mut asked_at = vec![one.now];
+    for staging in 1..9 {
+        one.tell(Input::Received { from: peer, message: part(request, 0, 3) });
+        one.tell(Input::Staged { staging: Staging(staging), is_done: false });
+        request = loop {
+            match wanted_parts(&one.wait(100))[..] {
+                [(_, request, 0)] => break request,
+                _ => assert!(one.now.since(asked_at[0]) < Duration::from_secs(3_600)),
+            }
+        };
+        asked_at.push(one.now);
+    }
+    let pauses = asked_at.windows(2).map(|pair| pair[1].since(pair[0]).as_secs());
+    assert_eq!(pauses.collect::<Vec<_>>(), [2, 4, 8, 16, 32, 64, 128, 128]);
+}
+
+#[test]
+fn a_pull_that_is_much_is_applied_at_the_end_of_a_version_and_goes_on() {
+    let mut config = on_disk();
+    config.stored_origin_bytes_max = 40;
+    let (mut one, (peer, request)) = pulling(config, &[2]);
+    one.hear(2, heads(9, 4));
+    let cut = |request, after: u64, through: u64, (from, to)| {
+        let last = if to > 0 { through + 1 } else { through };
+        let changesets = (after + 1..=last).map(|version| changeset(9, version)).collect();
+        let (origin, after, through) = (origin(9), Version(after), Version(through));
+        let piece = Piece { origin, after, through, changesets };
+        Message::Pulled { request, piece, head: Version(4), cut: Cut { from, to } }
+    };
+    let wanted = |effects: &[Effect]| {
+        let wants = sent(effects).into_iter().filter_map(|(_, message)| match message {
+            Message::Want { request, after, part, .. } => Some((*request, after.0, *part)),
+            _ => None,
+        });
+        wants.collect::<Vec<_>>()
+    };
+    let mut next = request;
+    // The second version is not split, however much it is.
+    for (staging, after, through, cut_at) in
+        [(1, 0, 1, (0, 5)), (1, 1, 1, (5, 9)), (1, 1, 1, (9, 12))]
+    {
+        let message = cut(next, after, through, cut_at);
+        let effects = one.tell(Input::Received { from: peer, message });
+        assert!(disk(&effects).iter().all(|word| word.starts_with("stage")), "{effects:?}");
+        let effects = one.tell(Input::Staged { staging: Staging(staging), is_done: true });
+        let [(request, _, part)] = wanted(&effects)[..] else { panic!("{effects:?}") };
+        assert_eq!(part, cut_at.1);
+        next = request;
+    }
+    let effects = one.tell(Input::Received { from: peer, message: cut(next, 1, 2, (12, 0)) });
+    assert_eq!(disk(&effects), ["apply 1 0..2"]);
+    assert_eq!(one.replica.stats().pulls_split, 1);
+    // What follows is another pull, which begins where that one ends, also if it failed meanwhile.
+    let rest = wanted(&effects);
+    assert_eq!((rest[0].1, rest[0].2), (2, 0));
+    let Some(Effect::ApplyStaged { id, .. }) = effects.first() else { panic!("{effects:?}") };
+    let heads = vec![(origin(9), Version(2))];
+    one.tell(Input::Applied { id: *id, outcome: ApplyOutcome::Done { heads } });
+    let effects = one.tell(Input::Received { from: peer, message: cut(rest[0].0, 2, 4, (0, 0)) });
+    let (id, batch) = batch(&effects).expect("what is left is little");
+    assert_eq!((batch.pieces[0].after, batch.pieces[0].through), (Version(2), Version(4)));
+    one.done(id, &batch);
+    assert_eq!((one.held(9), one.replica.behind().versions), (4, 0));
+    assert_eq!(one.replica.staged_bytes(), (0, 0));
+}
+
+#[test]
 fn parts_whose_rest_nobody_offers_any_more_are_forgotten_in_the_end() {
     let (mut one, (peer, request)) = pulling(on_disk(), &[2]);
     one.tell(Input::Received { from: peer, message: part(request, 0, 3) });
