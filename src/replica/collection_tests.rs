@@ -330,7 +330,7 @@ fn who_is_below_the_floor_takes_all_rows_of_one_peer() {
     let effects = [one.hear(2, heads(9, 5)), one.wait(1_000)].concat();
     let (_, request, _, _) = wants(&effects)[0];
     let effects = one.hear(2, Message::Gone { request, floor: Version(4) });
-    assert_eq!(joins(&effects), [(node(2), true)]);
+    assert_eq!(joins(&effects), [(node(2), false)]);
     let told = vec![at(ME, 2), at(9, 5)];
     let floor = vec![at(9, 4)];
     let welcome =
@@ -380,7 +380,7 @@ fn a_forgotten_node_is_told_so_and_its_commits_are_taken_only_as_others_merged_t
 
     let mut other = settled(&[at(ME, 4)], &[2]);
     let effects = other.hear(2, Message::Forgotten { origin: origin(ME) });
-    assert_eq!(joins(&effects), [(node(2), true)]);
+    assert_eq!(joins(&effects), [(node(2), false)]);
 }
 
 #[test]

@@ -341,7 +341,8 @@ impl Replica {
                 self.refuse(from, request, origin);
             }
             Message::Want { request, origin, after, part } => {
-                let held = self.ledger.head(origin);
+                let may_part = origin != self.me || self.is_heard_whole();
+                let held = (self.ledger.head(origin), may_part);
                 let asked = (origin, Bookmark { after, part });
                 let answer = self.serve.on_want(&mut self.stats, (from, request), asked, held);
                 self.effects.push_back(answer);

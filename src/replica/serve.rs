@@ -48,13 +48,14 @@ impl Serve {
     }
 
     /// Answers a want at once, or begins to load what was asked for. `held` is the origin's head
-    /// on this node's disk.
+    /// on this node's disk. `may_part`: a version may go in parts. Where what follows it is not
+    /// told, nothing would make up for what that overwrites between two of them.
     pub(super) fn on_want(
         &mut self,
         stats: &mut Stats,
         (peer, request): (NodeId, RequestId),
         (origin, from): (Origin, Bookmark),
-        held: Version,
+        (held, may_part): (Version, bool),
     ) -> Effect {
         if held <= from.after {
             let piece = Piece { origin, after: held, through: held, changesets: Vec::new() };
@@ -67,7 +68,8 @@ impl Serve {
         }
         self.load = LoadId(self.load.0 + 1);
         self.loads.insert(self.load, Load { peer, request, from });
-        Effect::Load { id: self.load, origin, from, bytes_max: self.config.piece_bytes_max }
+        let bytes_max = if may_part { self.config.piece_bytes_max } else { CHANGESET_BYTES_MAX };
+        Effect::Load { id: self.load, origin, from, bytes_max }
     }
 
     /// The storage answered. `floor` tells how far tombstones of an origin may be missing for this

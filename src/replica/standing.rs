@@ -240,6 +240,8 @@ impl Replica {
             Message::Join { .. } | Message::Neighbour(_) | Message::Forgotten { .. } => true,
             // Whom it let in has to look for somebody else.
             Message::Welcome { is_settled, .. } => !is_settled,
+            // Who has yet to settle itself tells nobody to: the two would wait for each other.
+            _ if !self.speaks() => false,
             Message::Hello { origin, .. } => {
                 let forgotten = Message::Forgotten { origin: *origin };
                 self.send(vec![from], forgotten, Lane::Control);
@@ -635,10 +637,11 @@ impl Replica {
                 pause *= ASK_AGAIN_AFTER;
                 (vec![*host], true)
             }
-            State::Seeking { is_whole, host } => {
+            State::Seeking { host, .. } => {
                 let host = host.filter(|host| self.overlay.is_up(*host));
                 let others = || self.overlay.some_peers(&mut self.rng, ASKED_MAX);
-                (host.map_or_else(others, |host| vec![host]), *is_whole)
+                // Whatever it seeks, it has its rows still: it is nobody's guest yet.
+                (host.map_or_else(others, |host| vec![host]), false)
             }
             State::Announcing { host } => (vec![*host], true),
             _ => return,

@@ -5,12 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::node::VirtualNode;
 use super::trace::Fnv;
-use super::{NodeIndex, workload};
-use crate::crdt::change::owns;
+use super::workload;
 use crate::crdt::{Commit, Piece, Storage};
 use crate::replica::Config;
 use crate::types::{NodeId, Origin, Time, Value, Version};
-use crate::wire::{Message, encode};
+use crate::wire::{Cut, Message, encode};
 
 /// What all nodes together have seen.
 #[derive(Debug, Default)]
@@ -32,6 +31,8 @@ pub(super) struct Truths {
     /// Versions of origins that have yet to settle, which told of themselves up to here: what they
     /// wrote once more since is missing.
     cut: BTreeSet<(Origin, Version)>,
+    /// Versions of which somebody was sent a part.
+    parted: BTreeSet<(Origin, Version)>,
     /// When each version was committed, for the report.
     committed_at: BTreeMap<(Origin, Version), Time>,
 }
@@ -69,7 +70,15 @@ impl Truths {
     }
 
     /// A node answers a pull.
-    pub(super) fn on_answer(&mut self, node: &VirtualNode, piece: &Piece, head: Version) {
+    pub(super) fn on_answer(
+        &mut self,
+        node: &VirtualNode,
+        piece: &Piece,
+        (head, cut): (Version, Cut),
+    ) {
+        if cut.to > 0 {
+            self.parted.insert((piece.origin, piece.through.next()));
+        }
         if piece.origin.node == node.id && head < node.head(piece.origin) {
             self.cut.insert((piece.origin, head));
         }
@@ -119,9 +128,12 @@ impl Truths {
         self.committed_at.len()
     }
 
-    /// Tells whether the row's owner has written under several origins.
-    fn has_split(&self, key: &[Value]) -> bool {
-        self.split_owners.iter().any(|owner| owns(*owner, &key[0]))
+    /// Tells whether a row holds something of a version that may have come in parts.
+    fn came_in_parts(&self, node: &VirtualNode, table: &str, key: &[Value]) -> bool {
+        let Some(held) = node.storage.inspect(table, key).ok().flatten() else { return false };
+        let cells = held.cells.values().map(|cell| cell.stamp);
+        let mut stamps = cells.chain([held.life.stamp]);
+        stamps.any(|stamp| self.parted.contains(&(stamp.origin, stamp.version)))
     }
 
     /// No name denotes two contents, ever.
@@ -220,31 +232,30 @@ impl Truths {
 /// Rows that are written together are never seen apart.
 ///
 /// An exception: what another origin overwrites, a later epoch of the same owner too, between two
-/// parts of a pull is missing in the second. It comes with the other origin. Where pieces are so small
-/// that every transaction travels in parts (`cuts_all`), that may befall any rows that nodes share.
+/// parts of a version is missing in the second. It comes with the other origin.
 pub(super) fn twins_change_together(
     truths: &Truths,
-    cuts_all: bool,
-    node: NodeIndex,
+    node: &VirtualNode,
     commit: &Commit,
 ) -> Checked {
     for table in &commit.tables {
         let name = &*table.table.name;
         for event in table.rows.each() {
-            let Some(twin) = workload::twin_of(name, &event.key) else { continue };
-            let may_be_cut = truths.has_split(&event.key) || (cuts_all && name == "kv");
-            if commit.changeset.is_none() && may_be_cut {
-                continue;
-            }
-            let twin = table.rows.each().iter().find(|other| other.key == twin);
+            let Some(twin_key) = workload::twin_of(name, &event.key) else { continue };
+            let twin = table.rows.each().iter().find(|other| other.key == twin_key);
             let is_alike = twin.is_some_and(|twin| {
                 workload::shared_part(twin) == workload::shared_part(event)
                     && twin.existed == event.existed
             });
-            if !is_alike {
+            let came_in_parts = || {
+                let keys = [&event.key, &twin_key];
+                keys.into_iter().any(|key| truths.came_in_parts(node, name, key))
+            };
+            if !is_alike && (commit.changeset.is_some() || !came_in_parts()) {
                 let heads = &commit.heads;
                 return Err(format!(
-                    "{node} sees half a transaction: {name} {event:?} and {twin:?}, with {heads:?}"
+                    "{} sees half a transaction: {name} {event:?} and {twin:?}, with {heads:?}",
+                    node.index
                 ));
             }
         }

@@ -98,9 +98,6 @@ struct Cluster {
     tally: Tally,
 }
 
-/// What a small transaction of the workload may have: where a piece holds less, it is cut.
-const SMALL_BYTES: usize = 1_000;
-
 /// What is counted for the report.
 #[derive(Default)]
 struct Tally {
@@ -399,8 +396,8 @@ impl Cluster {
         } else {
             self.tally.other_bytes += sent;
         }
-        if let Message::Pulled { piece, head, .. } = &message {
-            self.truths.on_answer(&self.nodes[from.0], piece, *head);
+        if let Message::Pulled { piece, head, cut, .. } = &message {
+            self.truths.on_answer(&self.nodes[from.0], piece, (*head, *cut));
         }
         let message = Arc::new(message);
         for peer in to {
@@ -632,8 +629,7 @@ impl Cluster {
 
     /// A commit, own or not, is on a node's disk: everything about it must be right.
     fn became_true(&mut self, node: NodeIndex, commit: &Commit) -> Checked {
-        let cuts_all = self.scenario.replica.piece_bytes_max < SMALL_BYTES;
-        check::twins_change_together(&self.truths, cuts_all, node, commit)?;
+        check::twins_change_together(&self.truths, &self.nodes[node.0], commit)?;
         self.truths.the_dead_stay_dead(&mut self.nodes[node.0], commit)?;
         let tombstones = self.nodes[node.0].storage.tombstones().unwrap_or_default();
         self.tally.tombstones_max = self.tally.tombstones_max.max(tombstones);

@@ -143,6 +143,7 @@ impl Group<'_> {
         let mut left = places.iter().copied().peekable();
         while left.peek().is_some() {
             let store = &mut *self.store;
+            store.gate.beat();
             let origin = store.now.origin;
             let version = store.origins.head(origin).next();
             let stamp = Stamp { origin, version };

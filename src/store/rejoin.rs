@@ -17,6 +17,7 @@ use super::group::{Done, Group};
 use super::local::push_event;
 use super::log;
 use super::parked;
+use super::staged::Told;
 use super::sums::Delta;
 use super::tables::TableId;
 use super::tombstones::{look_at_all, raise};
@@ -32,6 +33,9 @@ const FORGET_CONFIRMED: &str = "DELETE FROM __tribune_confirmed";
 const SELECT_UNCONFIRMED: &str = "SELECT tbl, key, clock FROM __tribune_rows AS r
     WHERE NOT EXISTS (SELECT 1 FROM __tribune_confirmed AS c WHERE c.tbl = r.tbl AND c.key = r.key)";
 const SELECT_TABLE: &str = "SELECT tbl, key, clock FROM __tribune_rows WHERE tbl = ?1";
+
+/// After how many rows the watchdog hears that a long step gets on.
+const ROWS_AT_ONCE: usize = 1_000;
 
 /// Notes that the peer has told of a row.
 pub(super) fn confirm(conn: &Connection, place: (TableId, &[u8])) -> rusqlite::Result<()> {
@@ -194,10 +198,16 @@ impl Group<'_> {
 
     /// Forgets rows without a trace. Who watches sees them go.
     fn remove(&mut self, rows: Vec<((TableId, Key), RowClock)>) -> rusqlite::Result<()> {
-        let mut tables = Vec::new();
-        for ((table, key), clock) in rows {
-            self.store.remove_row((table, &key), &clock, &mut tables)?;
+        let mut told = Told::default();
+        for rows in rows.chunks(ROWS_AT_ONCE) {
+            let mut tables = Vec::new();
+            for ((table, key), clock) in rows {
+                self.store.remove_row((*table, key), clock, &mut tables)?;
+            }
+            told.add(tables);
+            self.store.gate.beat();
         }
+        let tables = told.tables;
         if !tables.is_empty() {
             let (seq, at) = (Seq::default(), self.store.now.at);
             self.conclude(Commit { seq, at, tables, changeset: None, heads: Vec::new() });
@@ -235,7 +245,12 @@ impl Store {
     ) -> rusqlite::Result<()> {
         let mut statement = self.conn.prepare_cached(sql)?;
         let mut rows = statement.query(params)?;
+        let mut count = 0_usize;
         while let Some(row) = rows.next()? {
+            count += 1;
+            if count.is_multiple_of(ROWS_AT_ONCE) {
+                self.gate.beat();
+            }
             let clock = clocks::decode(&self.origins, row.get_ref(2)?.as_blob()?)?;
             each((row.get(0)?, row.get_ref(1)?.as_blob()?.into()), clock);
         }
@@ -277,4 +292,39 @@ impl Store {
 
 fn is_covered(heads: &Heads, stamp: Stamp) -> bool {
     heads.get(&stamp.origin).is_some_and(|head| stamp.version <= *head)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::crdt::RowEvents;
+    use crate::crdt::storage::Storage;
+    use crate::crdt::suite::catch_up;
+    use crate::store::limits::EVENT_ROWS_MAX;
+    use crate::store::trial::{ME, NOW, T, in_memory, rows, run, source};
+    use crate::types::NodeId;
+
+    const YOU: NodeId = NodeId([0x22; 16]);
+
+    #[test]
+    fn rows_that_come_or_go_by_the_thousand_are_told_as_many() {
+        let mut from = in_memory(YOU, T);
+        let count = EVENT_ROWS_MAX + 1;
+        let fill = format!(
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT {count})
+            INSERT INTO t (id) SELECT i FROM n"
+        );
+        run(&mut from, &[&fill]).unwrap();
+        let mut to = in_memory(ME, "");
+        while catch_up(&mut to, &from, from.origin(), 1 << 20).is_some() {}
+        let (_, shown) = to.apply_schema(NOW, &[source(T)]).unwrap();
+        let shown = shown.expect("the table shows what was parked for it");
+        assert_eq!((shown.tables.len(), &shown.tables[0].rows), (1, &RowEvents::Many));
+        assert_eq!(rows(&to, "SELECT count(*) FROM t"), [count.to_string()]);
+        // The peer it turns to has none of them.
+        Storage::rejoin(&mut to, NOW, &[], 0).unwrap();
+        let settled = Storage::settle(&mut to, NOW, &[], 0).unwrap();
+        assert_eq!((settled.dropped, settled.commits.len()), (count, 1));
+        assert_eq!(settled.commits[0].tables[0].rows, RowEvents::Many);
+        assert_eq!(rows(&to, "SELECT count(*) FROM t"), ["0"]);
+    }
 }
