@@ -386,19 +386,19 @@ fn a_forgotten_node_is_told_so_and_its_commits_are_taken_only_as_others_merged_t
 #[test]
 fn a_guest_whose_rows_take_long_to_come_does_not_begin_anew() {
     let mut one = on(&Floor::default(), &[], &[2, 3]);
-    let (held, floor) = (vec![at(9, 60)], vec![at(9, 4)]);
+    let (held, floor) = (vec![at(9, 80)], vec![at(9, 4)]);
     let welcome = Message::Welcome { is_settled: true, length: 8, heads: held, floor };
     one.hear(2, welcome.clone());
     one.tell(Input::Settled { is_done: true });
     let mut effects = one.hear(2, welcome.clone());
-    effects.extend(one.wait(1_000));
+    effects.extend(one.wait(350));
     // Each piece takes its time, and only with the last of them a head moves.
-    for version in 0..60 {
+    for version in 0..80 {
         let asked = wants(&effects);
         let [(from, request, _, after)] = asked[..] else { panic!("{version}: {asked:?}") };
         assert_eq!((from, after), (node(2), version));
-        effects = one.wait(900);
-        let message = pulled(request, piece(9, version, version + 1), 60);
+        effects = one.wait(700);
+        let message = pulled(request, piece(9, version, version + 1), 80);
         effects.extend(one.hear(2, message));
         for (to, _) in joins(&effects) {
             assert_eq!(to, node(2), "whom it lives with");

@@ -235,7 +235,7 @@ impl Truths {
 /// parts of a version is missing in the second. It comes with the other origin.
 pub(super) fn twins_change_together(
     truths: &Truths,
-    node: &VirtualNode,
+    node: &mut VirtualNode,
     commit: &Commit,
 ) -> Checked {
     for table in &commit.tables {
@@ -247,17 +247,24 @@ pub(super) fn twins_change_together(
                 workload::shared_part(twin) == workload::shared_part(event)
                     && twin.existed == event.existed
             });
-            let came_in_parts = || {
-                let keys = [&event.key, &twin_key];
-                keys.into_iter().any(|key| truths.came_in_parts(node, name, key))
-            };
-            if !is_alike && (commit.changeset.is_some() || !came_in_parts()) {
+            if is_alike {
+                node.apart.remove(&event.key);
+                continue;
+            }
+            let in_parts = |key: &[Value]| truths.came_in_parts(node, name, key);
+            let came_in_parts = in_parts(&event.key) || in_parts(&twin_key);
+            // Who takes all rows anew is told of the tombstones that are left. What else was deleted
+            // goes when it settles.
+            let is_leftover = node.is_rejoining() && event.row.is_none();
+            let may_part = commit.changeset.is_none() && (came_in_parts || is_leftover);
+            if !may_part && !node.apart.contains(&event.key) {
                 let heads = &commit.heads;
                 return Err(format!(
                     "{} sees half a transaction: {name} {event:?} and {twin:?}, with {heads:?}",
                     node.index
                 ));
             }
+            node.apart.extend([event.key.clone(), twin_key]);
         }
     }
     Ok(())

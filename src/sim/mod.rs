@@ -629,7 +629,7 @@ impl Cluster {
 
     /// A commit, own or not, is on a node's disk: everything about it must be right.
     fn became_true(&mut self, node: NodeIndex, commit: &Commit) -> Checked {
-        check::twins_change_together(&self.truths, &self.nodes[node.0], commit)?;
+        check::twins_change_together(&self.truths, &mut self.nodes[node.0], commit)?;
         self.truths.the_dead_stay_dead(&mut self.nodes[node.0], commit)?;
         let tombstones = self.nodes[node.0].storage.tombstones().unwrap_or_default();
         self.tally.tombstones_max = self.tally.tombstones_max.max(tombstones);

@@ -33,6 +33,9 @@ pub(super) struct VirtualNode {
     /// The storage's heads, counted here too.
     pub(super) heads: BTreeMap<Origin, Version>,
     pub(super) image: Option<Image>,
+    /// Rows that are written with others, and for good reason are not as they are: see
+    /// [`twins_change_together`](super::check::twins_change_together).
+    pub(super) apart: BTreeSet<Vec<Value>>,
     /// Rows that are born once only and that this disk has seen die.
     pub(super) buried: BTreeSet<Value>,
     /// The rows that it owns as its last commits left them, by key: what all nodes must show.
@@ -62,6 +65,7 @@ impl VirtualNode {
             storage,
             heads: BTreeMap::new(),
             image: None,
+            apart: BTreeSet::new(),
             buried: BTreeSet::new(),
             own: OwnRows::new(),
             disk: Disk::default(),
