@@ -53,7 +53,15 @@ fn flood() -> Config {
 
 /// The same, but links that bring only duplicates are given up.
 fn pruned() -> Config {
-    Config { offers: false, direct_max: 8, eager_near: 2, lazy_target: 6, ..Config::default() }
+    Config {
+        offers: false,
+        direct_max: 8,
+        eager_target: 5,
+        eager_floor: 4,
+        eager_max: 8,
+        eager_near: 2,
+        ..Config::default()
+    }
 }
 
 fn travel(is_full: bool, trouble: &str, replica: Config) -> Travel {

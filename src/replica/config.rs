@@ -5,8 +5,8 @@ use std::time::Duration;
 /// How a replica behaves. The defaults suit a cluster of one to some thousand nodes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Config {
-    /// How many neighbours a node looks for. With five, random overlays of any size hold together
-    /// and reach everybody in about log N steps.
+    /// How many neighbours a node looks for. With five or more, random overlays of any size hold
+    /// together and reach everybody in about log N steps.
     pub eager_target: usize,
     /// Below this many neighbours a node looks for more, and it parts from none.
     pub eager_floor: usize,
@@ -117,10 +117,10 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            eager_target: 5,
-            eager_floor: 4,
-            eager_max: 8,
-            eager_near: 4,
+            eager_target: 6,
+            eager_floor: 5,
+            eager_max: 9,
+            eager_near: 5,
             close_max: Duration::from_millis(5),
             direct_max: 16,
             large_bytes: 16 * 1024,

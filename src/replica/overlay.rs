@@ -31,8 +31,9 @@ const ASK_AGAIN_AFTER: Duration = Duration::from_secs(10);
 const DISTANT_FACTOR: u32 = 2;
 
 /// How many close neighbours, and how many distant ones, a node wants at least, where there are such
-/// members: a region must hold together, and must not be cut off.
-const CLOSE_MIN: usize = 3;
+/// members: a region must hold together, and must not be cut off. With four close ones it takes four
+/// lost messages until a node in a region hears of a commit late.
+const CLOSE_MIN: usize = 4;
 const DISTANT_MIN: usize = 1;
 
 /// Where nobody is close, how many of the nearest are neighbours, and stay so.
@@ -389,8 +390,8 @@ impl Overlay {
     fn goals(&self) -> [usize; 2] {
         let target = self.config.eager_target;
         let distant = self.peers.len() - self.close;
-        let close = if distant > 0 { self.config.eager_near } else { target };
-        let close = close.min(self.close).min(target);
+        let near = self.config.eager_near.min(target.saturating_sub(DISTANT_MIN));
+        let close = if distant > 0 { near } else { target }.min(self.close);
         [close, (target - close).min(distant)]
     }
 
@@ -707,7 +708,7 @@ mod tests {
         let party = Party::new(60);
         party.check_symmetry();
         for overlay in party.overlays.values() {
-            assert!((4..=8).contains(&overlay.eager.len()), "{:?}", overlay.eager);
+            assert!((5..=9).contains(&overlay.eager.len()), "{:?}", overlay.eager);
             assert_eq!(overlay.lazy.len(), 6);
         }
         let mut reached = BTreeSet::from([node(0)]);
