@@ -14,13 +14,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::node::VirtualNode;
 use super::trace::Fnv;
 use super::{NodeIndex, workload};
-use crate::crdt::change::owns;
 use crate::crdt::fingerprint::{NameHash, clock_hash};
 use crate::crdt::merge::CellClock;
-use crate::crdt::{Changeset, Commit, Piece, Storage, TableChanges};
+use crate::crdt::{Changeset, Commit, Piece, TableChanges};
 use crate::replica::Config;
 use crate::types::{NodeId, Origin, Time, Value, Version};
-use crate::wire::{Cut, Message, encode};
+use crate::wire::Cut;
 
 /// What all nodes together have seen.
 #[derive(Debug, Default)]
@@ -234,7 +233,7 @@ impl Truths {
     /// Of nodes that hold less this is not true: a piece that was pulled lacks the cells that were
     /// overwritten where it came from, perhaps by an origin that its receiver has yet to hear of.
     pub(super) fn whoever_holds_all_holds_the_same(&mut self, node: &VirtualNode) -> Checked {
-        let held = node.heads.values().map(|head| head.0).sum::<u64>();
+        let held = node.heads.sum();
         if node.is_rejoining() || held != self.committed_at.len() as u64 {
             return Ok(());
         }
