@@ -397,7 +397,7 @@ fn a_guest_whose_rows_take_long_to_come_does_not_begin_anew() {
         let asked = wants(&effects);
         let [(from, request, _, after)] = asked[..] else { panic!("{version}: {asked:?}") };
         assert_eq!((from, after), (node(2), version));
-        effects = one.wait(700);
+        effects = one.wait(600);
         let message = pulled(request, piece(9, version, version + 1), 80);
         effects.extend(one.hear(2, message));
         for (to, _) in joins(&effects) {

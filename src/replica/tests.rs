@@ -788,7 +788,7 @@ fn a_pull_that_is_much_is_applied_at_the_end_of_a_version_and_goes_on() {
     assert_eq!(disk(&effects), ["apply 1 0..2"]);
     assert_eq!(one.replica.stats().pulls_split, 1);
     // What follows is another pull, which begins where that one ends, also if it failed meanwhile.
-    let rest = wanted(&one.wait(400));
+    let rest = [wanted(&effects), wanted(&one.wait(400))].concat();
     assert_eq!((rest[0].1, rest[0].2), (2, 0));
     let Some(Effect::ApplyStaged { id, .. }) = effects.first() else { panic!("{effects:?}") };
     let heads = vec![(origin(9), Version(2))];
