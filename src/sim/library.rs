@@ -98,6 +98,15 @@ pub const LIBRARY: &[Named] = &[
         },
     },
     Named {
+        name: "mixed",
+        what: "many write while trouble of all kinds, drawn from the seed, befalls up to a tenth of all",
+        nodes: Some(100),
+        make: |wanted, nodes| {
+            let scenario = Scenario::mixed(wanted.seed, nodes);
+            Scenario { writes: wanted.writes.unwrap_or(scenario.writes), ..scenario }
+        },
+    },
+    Named {
         name: "join",
         what: "all nodes start within five seconds and find each other through three of them (SWIM)",
         nodes: Some(100),
