@@ -445,11 +445,12 @@ pub(super) fn queues_are_bounded(node: &VirtualNode, config: &Config) -> Checked
     let queues = replica.queues();
     // On the wire a small row is estimated at some times its weight in the storage.
     let piece = 4 * config.piece_bytes_max + 4_000;
-    // What waited too early follows what it waited for; a batch that failed comes back; and what
-    // was asked for before there was no room comes still.
-    let comes_late = config.early_origin_bytes_max + config.batch_bytes_max;
-    let ready_max = config.ready_bytes_max + comes_late + piece * (1 + config.pulls_max);
     let staged_max = config.staged_origin_bytes_max.max(config.stage_bytes_max) + piece;
+    // A pull that is whole is taken where nothing else waits, however large it is, and another one
+    // while it is being written; should that fail, both wait. What waited too early follows what it
+    // waited for, and the last parts of pulls that are on disk are always taken.
+    let comes_late = config.early_origin_bytes_max + config.batch_bytes_max;
+    let ready_max = config.ready_bytes_max + comes_late + 2 * staged_max + piece * config.pulls_max;
     let limits = [
         ("ready bytes", queues.ready_bytes, ready_max),
         ("early bytes", queues.early_bytes, config.early_bytes_max),
