@@ -220,7 +220,7 @@ impl Truths {
     /// Of nodes that hold less this is not true: a piece that was pulled lacks the cells that were
     /// overwritten where it came from, perhaps by an origin that its receiver has yet to hear of.
     pub(super) fn whoever_holds_all_holds_the_same(&mut self, node: &VirtualNode) -> Checked {
-        let held = node.heads.values().map(|head| head.0).sum::<u64>();
+        let held = node.heads.sum();
         if node.is_rejoining() || held != self.committed_at.len() as u64 {
             return Ok(());
         }

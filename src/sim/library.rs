@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+
 use super::membership::{Membership, Oracle};
 use super::{Fault, NodeIndex, Scenario};
 use crate::types::Time;
@@ -127,6 +130,20 @@ pub const LIBRARY: &[Named] = &[
         },
     },
     Named {
+        name: "frozen",
+        what: "1 % of the nodes stand still for 0.5 to 4 s at a time: nobody may be taken for down (SWIM)",
+        nodes: Some(100),
+        make: |wanted, nodes| {
+            frozen(wanted.seed, nodes, wanted.lasting.unwrap_or(Duration::from_secs(600)))
+        },
+    },
+    Named {
+        name: "mixed",
+        what: "many nodes that write, and trouble of all kinds drawn from the seed",
+        nodes: Some(100),
+        make: |wanted, nodes| Scenario::mixed(wanted.seed, nodes),
+    },
+    Named {
         name: "idle",
         what: "nobody writes for 25 minutes: what membership, digests and rounds send (SWIM)",
         nodes: Some(100),
@@ -185,6 +202,27 @@ pub fn lossy(seed: u64, nodes: usize, lasting: Duration) -> Scenario {
     let mut scenario = watched(seed, nodes, lasting);
     scenario.network.loss = 0.05;
     scenario.verdicts_are_right = true;
+    scenario
+}
+
+/// At any time one node of a hundred stands still, for half a second to four, and nobody may be taken
+/// for down.
+pub fn frozen(seed: u64, nodes: usize, lasting: Duration) -> Scenario {
+    let mut scenario = watched(seed, nodes, lasting);
+    scenario.verdicts_are_right = true;
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let places = (nodes / 100).max(1);
+    for place in 0..places {
+        let mut at = scenario.measure_from;
+        while at < scenario.writes_until {
+            let node = NodeIndex(place + places * rng.random_range(0..nodes / places));
+            let thaws_at = at + Duration::from_millis(rng.random_range(500..4_000));
+            scenario.faults.push((at, Fault::Freeze(node)));
+            scenario.faults.push((thaws_at, Fault::Thaw(node)));
+            at = thaws_at + Duration::from_micros(1);
+        }
+    }
+    scenario.faults.sort_by_key(|(at, _)| *at);
     scenario
 }
 

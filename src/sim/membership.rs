@@ -236,7 +236,8 @@ impl Cluster<'_> {
         if self.scenario.membership.joining().is_some() {
             return;
         }
-        if is_redivided {
+        // Where most have changed everybody hears of most.
+        if is_redivided || changed.len() > self.scenario.nodes / 4 {
             (0..self.scenario.nodes).for_each(|node| self.give_news(NodeIndex(node)));
             return;
         }
@@ -299,6 +300,7 @@ impl Cluster<'_> {
             && self.network.connects(of, node)
             && for_long(other.since)
             && for_long(self.society.redivided_at)
+            && (!other.is_frozen || self.scenario.verdicts_are_right)
         {
             let words = format!("{node} takes {of} for down, which is up and can be reached");
             self.tally.verdicts.wrong += 1;
@@ -523,7 +525,7 @@ impl Cluster<'_> {
     }
 
     fn send_datagram(&mut self, from: NodeIndex, to: NodeIndex, bytes: Bytes) {
-        if !reaches(&self.nodes, &self.network, from, to) {
+        if self.nodes[to.0].replica.is_none() || !self.network.connects(from, to) {
             // It would have to prove that it is there before anything is sent to it.
             return self.count(from, Kind::Handshakes, traffic::KNOCK_BYTES);
         }
@@ -534,7 +536,10 @@ impl Cluster<'_> {
         for delay in self.network.send(&mut self.rng, from, to).into_iter().flatten() {
             let at = self.now + first + delay;
             let bytes = bytes.clone();
-            self.agenda.enter(at, Event::Datagram { to, life, from, bytes });
+            let event = Event::Datagram { to, life, from, bytes };
+            if let Some(event) = self.over_link(from, to, event) {
+                self.agenda.enter(at, event);
+            }
         }
     }
 

@@ -66,6 +66,9 @@ use trouble::Troubles;
 /// How often it is looked whether all nodes hold the same.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
+/// In large clusters ledgers are read whole after so many events; that takes longer than the rest.
+const LEDGER_EVERY: u64 = 64;
+
 /// How long a cluster that has converged is listened to: it must be silent.
 const LISTEN_FOR: Duration = Duration::from_secs(10);
 
@@ -815,7 +818,9 @@ impl<'a> Cluster<'a> {
             return Err(format!("{node}: {fault}"));
         }
         self.truths.whoever_holds_all_holds_the_same(this)?;
-        check::ledger_is_honest(this, false)?;
+        if self.scenario.is_thorough || self.trace.count().is_multiple_of(LEDGER_EVERY) {
+            check::ledger_is_honest(this, false)?;
+        }
         if commit.changeset.is_none() {
             let is_thorough = self.scenario.is_thorough;
             self.truths.owned_rows_are_a_prefix(this, &commit.heads, is_thorough)?;
@@ -892,7 +897,9 @@ impl<'a> Cluster<'a> {
                 let origin = Origin { epoch, ..first_origin(node) };
                 let empty =
                     self.media.create(origin, &workload::definitions(workload::Schema::Old))?;
-                let empty = empty.copy()?.into();
+                let copy = empty.copy()?;
+                drop(empty);
+                let empty = copy.into();
                 let (own, buried) = (OwnRows::new(), BTreeSet::new());
                 self.nodes[node.0].image = Some(Image { storage: empty, own, buried });
                 self.roll_back(node)?;
@@ -951,7 +958,7 @@ impl<'a> Cluster<'a> {
         opened.map_err(|fault| format!("{node} does not start again: {fault}"))?;
         this.read_heads();
         self.truths.what_was_acknowledged_is_on_disk(this)?;
-        let heads = this.heads.clone();
+        let heads: Vec<_> = this.heads.iter().map(|(origin, v)| (*origin, *v)).collect();
         let mut config = mistakes::settings(self.scenario.mutation, &self.scenario.replica);
         // Long enough for some writes to come first.
         config.withdraw_after = Duration::from_secs(2);

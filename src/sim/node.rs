@@ -2,6 +2,7 @@
 //! any kind.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Deref;
 
 use super::NodeIndex;
 use super::check::Shown;
@@ -26,6 +27,41 @@ pub(super) struct Image {
     pub(super) buried: BTreeSet<Value>,
 }
 
+/// How far a disk holds each origin, and how many versions that makes.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Heads {
+    by_origin: BTreeMap<Origin, Version>,
+    sum: u64,
+}
+
+impl Heads {
+    pub(super) fn insert(&mut self, origin: Origin, head: Version) {
+        let before = self.by_origin.insert(origin, head).unwrap_or_default();
+        self.sum = self.sum - before.0 + head.0;
+    }
+
+    pub(super) fn remove(&mut self, origin: &Origin) {
+        self.sum -= self.by_origin.remove(origin).unwrap_or_default().0;
+    }
+
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Returns how many versions are held.
+    pub(super) fn sum(&self) -> u64 {
+        self.sum
+    }
+}
+
+impl Deref for Heads {
+    type Target = BTreeMap<Origin, Version>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.by_origin
+    }
+}
+
 /// A node's process, disk and clock.
 #[derive(Debug)]
 pub(super) struct VirtualNode {
@@ -39,7 +75,7 @@ pub(super) struct VirtualNode {
     /// What the disk was in the midst of when the process ended.
     pub(super) torn: Option<Torn>,
     /// The storage's heads, counted here too.
-    pub(super) heads: BTreeMap<Origin, Version>,
+    pub(super) heads: Heads,
     pub(super) image: Option<Image>,
     /// Rows that are born once only and that this disk has seen die.
     pub(super) buried: BTreeSet<Value>,
@@ -87,7 +123,7 @@ impl VirtualNode {
             replica: None,
             storage,
             torn: None,
-            heads: BTreeMap::new(),
+            heads: Heads::default(),
             image: None,
             buried: BTreeSet::new(),
             own: OwnRows::new(),
@@ -114,7 +150,8 @@ impl VirtualNode {
     /// Reads the heads from the storage, as a process does when it starts.
     pub(super) fn read_heads(&mut self) {
         let heads = self.storage.heads().expect("the storage in memory does not fail");
-        self.heads = heads.into_iter().collect();
+        self.heads = Heads::default();
+        heads.into_iter().for_each(|(origin, head)| self.heads.insert(origin, head));
     }
 
     /// Notes what a commit of its own did to the rows that it owns. A row that was written as it
@@ -149,7 +186,7 @@ impl VirtualNode {
     /// Returns a number that is the same for equal heads.
     pub(super) fn heads_hash(&self) -> u64 {
         let mut hash = Fnv::default();
-        for (origin, head) in &self.heads {
+        for (origin, head) in self.heads.iter() {
             hash.add(&origin.to_bytes()[14..]);
             hash.add_number(head.0);
         }

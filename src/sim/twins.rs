@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fmt;
 
 use super::medium::{Media, Medium, Torn};
@@ -83,17 +84,26 @@ impl Twins {
 struct Told<'a> {
     heads: Vec<(Origin, Version)>,
     changeset: Option<ToldChangeset<'a>>,
-    rows: Vec<(&'a str, &'a RowEvent)>,
+    rows: BTreeMap<(&'a str, &'a [Value]), Net<'a>>,
 }
 
 type ToldChangeset<'a> = &'a crate::crdt::Changeset;
+
+/// Whether a row existed before a commit, and what it is after it. How many steps lie between is the
+/// business of each storage.
+type Net<'a> = (bool, Option<&'a [Value]>);
 
 impl<'a> Told<'a> {
     fn of(commit: &'a Commit) -> Self {
         let mut heads = commit.heads.clone();
         heads.sort_unstable();
-        let mut rows: Vec<_> = commit.tables.iter().flat_map(rows_of).collect();
-        rows.sort_by(|a, b| (a.0, &a.1.key).cmp(&(b.0, &b.1.key)));
+        let mut rows: BTreeMap<_, Net<'a>> = BTreeMap::new();
+        for (table, event) in commit.tables.iter().flat_map(rows_of) {
+            let net = rows.entry((table, &event.key[..])).or_insert((event.existed, None));
+            net.1 = event.row.as_deref();
+        }
+        // What came and went was never there.
+        rows.retain(|_, (existed, row)| *existed || row.is_some());
         Self { heads, changeset: commit.changeset.as_deref(), rows }
     }
 }
@@ -180,8 +190,10 @@ impl Storage for Twins {
 
     fn floor(&self) -> Result<Floor, StorageError> {
         let (a, b) = (self.one.floor()?, self.other.floor()?);
-        let (length, settled) = (a.length == b.length, a.settled == b.settled);
-        if !(length && settled && a.is_rejoining == b.is_rejoining && a.harmless == b.harmless) {
+        let of = |floor: &Floor| (floor.length, floor.settled, floor.is_rejoining);
+        // Who has settled may say everything.
+        let is_settled = a.settled == Some(self.one.origin());
+        if of(&a) != of(&b) || (a.harmless != b.harmless && !is_settled) {
             self.complain(format!("floor: one storage says {a:?}, the other {b:?}"));
         }
         Ok(a)

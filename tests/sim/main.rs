@@ -2,10 +2,13 @@
 //!
 //! `SIM_SEED=7 cargo test --test sim` plays one seed of the drawn scenarios, with `SIM_SEEDS=5000`
 //! so many from there on; `SIM_NODES=1000` plays the large one with so many nodes. `mixed` plays the
-//! mixture of all trouble, `mutants` has mistakes made and noticed.
+//! mixture of all trouble, `mutants` has mistakes made and noticed, `members` and `disks` have SWIM and
+//! SQLite in the places of an oracle and a model.
 
 use std::time::Duration;
 
+mod disks;
+mod members;
 mod mixed;
 mod mutants;
 
