@@ -320,8 +320,9 @@ impl Audit {
             Task::Narrow(_) => None,
             Task::Survey => {
                 let unequal = self.findings.unequal.keys().copied();
-                let unequal = unequal.filter(|node| self.pass.is_hurried && overlay.is_up(*node));
-                unequal.last().or_else(|| overlay.some_peers(rng, 1).pop())
+                let mut unequal =
+                    unequal.filter(|node| self.pass.is_hurried && overlay.is_up(*node));
+                unequal.next_back().or_else(|| overlay.some_peers(rng, 1).pop())
             }
             Task::Confirm(suspect) => {
                 let first = suspect.part.peer;
