@@ -749,7 +749,12 @@ impl Replica {
         }
         self.greet_at = Some(now + every.mul_f64(self.rng.random_range(0.8..1.2)));
         self.heard_at.retain(|_, at| now.since(*at) <= 2 * self.config.link_silence);
-        self.say_hello();
+        // Who was heard just now is there, and its greeting or whatever it sent was heard for both.
+        let is_silent = |node: &NodeId| {
+            self.heard_at.get(node).is_none_or(|at| now.since(*at) >= every.mul_f64(0.75))
+        };
+        let silent: Vec<NodeId> = self.overlay.eager().filter(is_silent).collect();
+        self.say_hello(silent);
     }
 
     fn note_made(&mut self, piece: &Piece) {

@@ -334,9 +334,17 @@ impl Replica {
     }
 
     /// Tells the neighbours of this node's origin, and has them say what they know of it.
-    pub(super) fn say_hello(&mut self) {
+    fn say_hello_to_all(&mut self) {
+        let neighbours = self.overlay.eager().collect();
+        self.say_hello(neighbours);
+    }
+
+    /// Tells some peers of this node's origin, and has them say what they know of it.
+    pub(super) fn say_hello(&mut self, to: Vec<NodeId>) {
+        if to.is_empty() {
+            return;
+        }
         let hello = Message::Hello { origin: self.me, head: self.said() };
-        let to: Vec<NodeId> = self.overlay.eager().collect();
         self.send(to, hello, Lane::Control);
     }
 
@@ -376,7 +384,7 @@ impl Replica {
         if !self.config.collect {
             return;
         }
-        self.say_hello();
+        self.say_hello_to_all();
         self.standing.ask_at = Time(0);
         self.standing.state = match std::mem::take(&mut self.standing.state) {
             State::Settled | State::CatchingUp { .. } => {
@@ -532,7 +540,7 @@ impl Replica {
         self.epoch_asked = None;
         // Of its own rows it kept some that it may not have written in this life.
         self.returned.on_returned(now);
-        self.say_hello();
+        self.say_hello_to_all();
         if self.overlay.is_up(host) {
             self.standing.state = State::Announcing { host };
         } else {
