@@ -161,10 +161,15 @@ pub(super) struct Moment {
 impl Store {
     /// Opens the database of a data directory, and makes one where there is none.
     pub fn open(config: &OpenConfig) -> Result<Self, OpenError> {
+        Self::open_with(config, &fixed_sources())
+    }
+
+    /// As [`Store::open`], with other tables in the place of those that every node has.
+    pub(super) fn open_with(config: &OpenConfig, fixed: &[Source]) -> Result<Self, OpenError> {
         // The schema is read first: a mistake in a file is told before anything is made.
         let sources = read_sources(&config.schema)?;
         Schema::parse(&sources)?;
-        let fixed = Schema::parse(&fixed_sources())?;
+        let fixed = Schema::parse(fixed)?;
         let lock = lock_directory(&config.data_dir)?;
         let path = config.data_dir.join(DATABASE_FILE);
         let has_log = has_log(&path);

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use super::open::{DATABASE_FILE, wal_path};
-use super::schema::{Source, fixed_sources, literal};
+use super::schema::{Source, literal};
 use super::values::quote;
 use super::{OpenConfig, Store, life::LIFE_FILE};
 use crate::crdt::content::{Look, Mend, Mended, Sight};
@@ -46,7 +46,8 @@ impl Media for SqliteInMemory {
         let config = config_of(origin, PathBuf::new());
         let sources: Vec<Source> = definitions.iter().map(source).collect();
         let store = Store::in_memory(&config, &sources).map_err(words)?;
-        Ok(Box::new(SqliteDisk { config, home: None, state: State::Open(Box::new(store)) }))
+        let state = State::Open(Box::new(store));
+        Ok(Box::new(SqliteDisk { config, home: None, state, tables: sources }))
     }
 }
 
@@ -59,17 +60,10 @@ impl Media for SqliteInFiles {
         let home = Home(self.root.join(self.directories.to_string()));
         self.directories += 1;
         let config = config_of(origin, home.0.clone());
-        let mut store = Store::open(&config).map_err(words)?;
-        // The tables that every node has are as they are.
-        let fixed = fixed_sources();
-        let is_fixed = |definition: &&Definition| {
-            let made = format!("CREATE TABLE {} ", definition.info().name);
-            fixed.iter().any(|fixed| fixed.sql.contains(&made))
-        };
-        let others: Vec<Source> = definitions.iter().filter(|d| !is_fixed(d)).map(source).collect();
-        store.apply_schema(Wall(0), &others).map_err(words)?;
+        let tables: Vec<Source> = definitions.iter().map(source).collect();
+        let store = Store::open_with(&config, &tables).map_err(words)?;
         let (home, state) = (Some(Rc::new(home)), State::Open(Box::new(store)));
-        Ok(Box::new(SqliteDisk { config, home, state }))
+        Ok(Box::new(SqliteDisk { config, home, state, tables }))
     }
 }
 
@@ -91,6 +85,8 @@ struct SqliteDisk {
     /// `None`: it is in memory.
     home: Option<Rc<Home>>,
     state: State,
+    /// The tables that it has.
+    tables: Vec<Source>,
 }
 
 #[derive(Debug)]
@@ -180,7 +176,7 @@ impl SqliteDisk {
         // The store that was killed closes in order here; what it does to the files is undone.
         self.state = State::Nobodys;
         pages.write(&self.config.data_dir, log_bytes).map_err(words)?;
-        let store = Store::open(&self.config).map_err(words)?;
+        let store = Store::open_with(&self.config, &self.tables).map_err(words)?;
         let after = (store.origin(), store.heads(), store.fingerprint());
         if before.as_ref().is_some_and(|before| *before != after) {
             return Err(format!("a kill changes what is there: {before:?}, then {after:?}"));
@@ -232,7 +228,8 @@ impl Medium for SqliteDisk {
             }
             (State::Nobodys, _) => return Err("its files could not be opened before".to_owned()),
         };
-        Ok(Box::new(Self { config: self.config.clone(), home: self.home.clone(), state }))
+        let (config, home) = (self.config.clone(), self.home.clone());
+        Ok(Box::new(Self { config, home, state, tables: self.tables.clone() }))
     }
 
     fn difference(&self, other: &dyn Medium) -> Option<String> {
@@ -251,7 +248,13 @@ impl Medium for SqliteDisk {
     }
 
     fn define(&mut self, now: Wall, definition: &Definition) -> Result<(), String> {
-        self.store_mut().apply_schema(now, &[source(definition)]).map(drop).map_err(words)
+        let source = source(definition);
+        let sources = std::slice::from_ref(&source);
+        self.store_mut().apply_schema(now, sources).map_err(words)?;
+        if !self.tables.contains(&source) {
+            self.tables.push(source);
+        }
+        Ok(())
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -52,6 +52,9 @@ const RECOVERY: Duration = Duration::from_secs(10);
 /// need fresh handshakes, for which a node that is going has no time.
 const GOODBYES_MAX: usize = 512;
 
+/// How many members tell a suspect each second that it is one.
+const ACCUSERS: f64 = 8.0;
+
 /// How many members of old are greeted in one round when this node is alone.
 const GREETINGS_ALONE: usize = 5;
 
@@ -656,6 +659,7 @@ impl Swim {
         // one will do.
         self.update(now, std::iter::empty());
         self.note_suspects(now);
+        self.tell_suspects();
         self.review_guard(now);
         self.announce_to_targets(now);
         if self.foca.num_members() > 0 && self.comparer.is_due(now, &mut self.rng) {
@@ -673,6 +677,20 @@ impl Swim {
     fn note_suspects(&mut self, now: Time) {
         let suspects = self.foca.iter_members().filter(|member| is_suspect(member));
         self.roster.suspect(now, suspects.map(|member| *member.id()).collect());
+    }
+
+    /// Tells those that are under suspicion, so that they can object. The rumour runs for seconds only:
+    /// who was cut off just then would hear of it when it is too late. A few of all members do.
+    fn tell_suspects(&mut self) {
+        let share = (ACCUSERS / self.foca.num_members().max(1) as f64).min(1.0);
+        let suspects: Vec<_> =
+            self.foca.iter_members().filter(|member| is_suspect(member)).cloned().collect();
+        for suspect in suspects {
+            if self.rng.random_bool(share) {
+                let to = *suspect.id();
+                codec::members(&[suspect]).into_iter().for_each(|bytes| self.send(to, bytes));
+            }
+        }
     }
 
     fn review_guard(&mut self, now: Time) {

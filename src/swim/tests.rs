@@ -248,6 +248,21 @@ fn sixty_that_start_at_once_know_each_other_within_seconds() {
 }
 
 #[test]
+fn a_cut_that_is_shorter_than_a_suspicion_leaves_no_trace() {
+    for seed in 0..3 {
+        let mut cluster = Cluster::joined(40, seed);
+        cluster.run(secs(5));
+        cluster.island = (0..6).collect();
+        cluster.run(secs(4));
+        cluster.island.clear();
+        cluster.run(secs(30));
+        assert!(cluster.downs().is_empty(), "seed {seed}: {:?}", cluster.downs());
+        let lives = (0..40).map(|index| cluster.swim(index).counters().rejoins).sum::<u64>();
+        assert_eq!(lives, 0, "seed {seed}");
+    }
+}
+
+#[test]
 fn whoever_misses_one_hears_of_it_without_news() {
     let mut cluster = Cluster::joined(12, 3);
     cluster.run(secs(10));
