@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{pull, serve};
+use super::{offers, pull, serve};
 
 /// How a replica behaves. The defaults suit a cluster of one to some thousand nodes.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -125,11 +125,12 @@ pub struct Config {
 
 /// What follows from the settings: how much may be sent at most, whatever fails.
 impl Config {
-    /// Returns how often a process sends one version on its own account: once to each neighbour.
-    /// Where the disk refuses it and its origin is set aside, so often again, should it come by as
-    /// a push once more.
+    /// Returns how often a process sends one version at most: once to each neighbour, and again
+    /// to each as often as it may ask for what was offered. Where the disk refuses it and its origin
+    /// is set aside, so often again, should it come by as a push once more.
     pub fn pushes_max(&self) -> usize {
-        self.eager_max
+        let neighbours = self.eager_max.max(self.direct_max);
+        neighbours * (1 + offers::TRIES_MAX as usize)
     }
 
     /// Returns how often a process asks for one origin in vain: so often in a row, and then so

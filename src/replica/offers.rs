@@ -25,7 +25,7 @@ const OPEN_MAX: usize = 4_096;
 const HOLDERS_MAX: usize = 6;
 
 /// How often a commit is asked for, of all peers together.
-const TRIES_MAX: u32 = 8;
+pub(super) const TRIES_MAX: u32 = 8;
 
 /// How long a peer is waited for at most, beside what the way takes.
 const PATIENCE_MAX: Duration = Duration::from_secs(1);

@@ -49,7 +49,9 @@ async fn whoever_carries_a_version_reads_its_own_writes_on_any_node() {
     let token = response.headers()["x-tribune-version"].to_str().expect("text").to_owned();
     let request = n3.http.get(n3.url("/v1/catalog/service/web"));
     let response = request.header("x-tribune-wait-for", &token).send().await.expect("an answer");
-    assert_eq!(response.headers()["x-tribune-lag"].to_str().expect("text").parse::<u64>(), Ok(0));
+    // Of what it was asked for it misses nothing; of something else it may for a moment.
+    let lag = response.headers()["x-tribune-lag"].to_str().expect("text").parse::<u64>();
+    assert!(lag.expect("a number") < 5_000);
     assert_eq!(response.json::<Json>().await.expect("JSON")[0]["ServiceID"], "web-1");
 
     let token = write(&n2, 1_000).await;

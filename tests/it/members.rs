@@ -124,6 +124,8 @@ async fn of_two_processes_with_one_id_the_first_stays_and_the_copy_stands_aside(
     cluster.wait_joined(&[&n1, &n2]).await;
     n2.register("web", "web", 80).await;
     n1.wait_passing("web", 1).await;
+    // The copy answers from what it has: from here on that is n1's row, too.
+    n2.wait_dig("n1.node.internal", &[&n1.ip.to_string()]).await;
     let home = cluster.home();
     let copied = Command::new("cp").args(["-a", "n2.data", "n9.data"]).current_dir(home).status();
     assert!(copied.expect("cp runs").success());
