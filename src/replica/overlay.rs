@@ -5,6 +5,7 @@
 //! link that only one side believes in is answered with "ended". Few links suffice: five random
 //! ones a node hold a graph of any size together.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::time::Duration;
@@ -593,8 +594,8 @@ impl Overlay {
         let next: Vec<NodeId> = ring.take(self.config.lazy_target.div_ceil(3)).collect();
         self.lazy.retain(|node, _| next.contains(node));
         for node in next {
-            if !self.lazy.contains_key(&node) {
-                self.lazy.insert(node, Cursor::default());
+            if let Entry::Vacant(place) = self.lazy.entry(node) {
+                place.insert(Cursor::default());
                 self.events.push(Event::LinkUp(node));
             }
         }

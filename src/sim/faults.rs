@@ -164,7 +164,8 @@ pub(super) fn draw_mixed(
 ) -> Vec<(Time, Fault)> {
     let kinds = Kinds::draw(rng);
     let mut draw = Mixed { rng, nodes, start: start.0, end: end.0, faults: Vec::new() };
-    let per_node: [(bool, fn(&mut Mixed<'_>, NodeIndex)); 9] = [
+    type Befalls = fn(&mut Mixed<'_>, NodeIndex);
+    let per_node: [(bool, Befalls); 9] = [
         (kinds.crashes, |draw, node| draw.crash(node)),
         (kinds.lost_disks, |draw, node| draw.lose_disk(node)),
         (kinds.roll_backs, |draw, node| draw.roll_back(node)),

@@ -980,13 +980,12 @@ impl<'a> Cluster<'a> {
                 self.start(node)?;
             }
             Fault::Restore(_) | Fault::Wipe(_) | Fault::RollBack(_) => {}
-            Fault::Forget(by, whom) => {
-                if by != whom && self.nodes[by.0].replica.is_some() {
-                    self.note(by, "is told to forget", Some(whom), 0);
-                    let whom = self.nodes[whom.0].id;
-                    self.tell(by, Input::Forget(whom))?;
-                }
+            Fault::Forget(by, whom) if by != whom && self.nodes[by.0].replica.is_some() => {
+                self.note(by, "is told to forget", Some(whom), 0);
+                let whom = self.nodes[whom.0].id;
+                self.tell(by, Input::Forget(whom))?;
             }
+            Fault::Forget(..) => {}
             Fault::Partition(sides) => {
                 self.note(NodeIndex(0), "and others: the network is divided", None, 0);
                 self.society.is_redivided = true;

@@ -159,7 +159,7 @@ impl SqliteDisk {
         }
         let pages = Pages::read(&self.config.data_dir).map_err(words)?;
         let torn_bytes = pages.log.len().saturating_sub(acknowledged);
-        let left = torn.map_or(0, |torn| torn_bytes * usize::from(torn.left) >> 16);
+        let left = torn.map_or(0, |torn| (torn_bytes * usize::from(torn.left)) >> 16);
         Ok((pages, acknowledged + left))
     }
 
