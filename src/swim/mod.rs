@@ -15,7 +15,7 @@ mod roster;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -52,7 +52,7 @@ const RECOVERY: Duration = Duration::from_secs(10);
 /// need fresh handshakes, for which a node that is going has no time.
 const GOODBYES_MAX: usize = 512;
 
-/// How many members tell a suspect each second that it is one.
+/// How many members tell a suspect each second that it is one, beside who found it silent.
 const ACCUSERS: f64 = 8.0;
 
 /// How many members of old are greeted in one round when this node is alone.
@@ -116,6 +116,8 @@ pub struct Swim {
     health: Health,
     /// The last accusation this node has heard of itself: its generation and incarnation then.
     accused: Option<(u64, u16)>,
+    /// Whom this node itself found silent, not by hearsay, and suspects since.
+    silent: BTreeSet<NodeId>,
     rejoins: Rejoins,
     /// The size and health for which foca is configured.
     configured: (usize, u8),
@@ -168,6 +170,7 @@ impl Swim {
             repeat: None,
             health: Health::default(),
             accused: None,
+            silent: BTreeSet::new(),
             rejoins: Rejoins::default(),
             configured: (1, 0),
             conflict_told: None,
@@ -517,7 +520,7 @@ impl Swim {
             }
             // foca's errors here tell of timers that outlived their reason: nothing to be done.
             let _ = self.foca.handle_timer(timer, &mut self.requests);
-            self.settle(now, None);
+            self.settle_timer(now);
         }
         if let Some(repeat) = self.repeat.take_if(|repeat| repeat.due <= now) {
             self.counters.pings_repeated += 1;
@@ -539,6 +542,17 @@ impl Swim {
         !self.foca.iter_members().any(|member| {
             member.id() == member_id && member.incarnation() == *incarnation && is_suspect(member)
         })
+    }
+
+    /// Carries out what foca asked for at a timer. A suspicion that begins so is this node's own.
+    fn settle_timer(&mut self, now: Time) {
+        while let Some((after, timer)) = self.requests.to_schedule() {
+            if let Timer::ChangeSuspectToDown { member_id, .. } = &timer {
+                self.silent.insert(member_id.node);
+            }
+            self.agenda.add(now + after, timer);
+        }
+        self.settle(now, None);
     }
 
     /// Carries out what foca asked for. `sender` is whose datagram made it ask, if one did.
@@ -680,17 +694,21 @@ impl Swim {
     }
 
     /// Tells those that are under suspicion, so that they can object. The rumour runs for seconds only:
-    /// who was cut off just then would hear of it when it is too late. A few of all members do.
+    /// who was cut off just then would hear of it when it is too late. Whoever raised the suspicion
+    /// does, who may be the only one that knows of it, and a few of the others.
     fn tell_suspects(&mut self) {
-        let share = (ACCUSERS / self.foca.num_members().max(1) as f64).min(1.0);
         let suspects: Vec<_> =
             self.foca.iter_members().filter(|member| is_suspect(member)).cloned().collect();
+        let mut silent = std::mem::take(&mut self.silent);
+        silent.retain(|node| suspects.iter().any(|suspect| suspect.id().node == *node));
+        let share = (ACCUSERS / self.foca.num_members().max(1) as f64).min(1.0);
         for suspect in suspects {
-            if self.rng.random_bool(share) {
-                let to = *suspect.id();
+            let to = *suspect.id();
+            if silent.contains(&to.node) || self.rng.random_bool(share) {
                 codec::members(&[suspect]).into_iter().for_each(|bytes| self.send(to, bytes));
             }
         }
+        self.silent = silent;
     }
 
     fn review_guard(&mut self, now: Time) {
