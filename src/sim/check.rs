@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::node::VirtualNode;
 use super::trace::Fnv;
+use super::twins::net_rows;
 use super::{NodeIndex, workload};
 use crate::crdt::fingerprint::{NameHash, clock_hash};
 use crate::crdt::merge::CellClock;
@@ -325,34 +326,34 @@ pub(super) fn twins_change_together(
     node: &mut VirtualNode,
     commit: &Commit,
 ) -> Checked {
-    for table in &commit.tables {
-        let name = &*table.table.name;
-        for event in table.rows.each() {
-            let Some(twin_key) = workload::twin_of(name, &event.key) else { continue };
-            let twin = table.rows.each().iter().find(|other| other.key == twin_key);
-            let is_alike = twin.is_some_and(|twin| {
-                workload::shared_part(twin) == workload::shared_part(event)
-                    && twin.existed == event.existed
-            });
-            if is_alike {
-                node.apart.remove(&event.key);
-                continue;
-            }
-            let in_parts = |key: &[Value]| truths.came_in_parts(node, name, key);
-            let came_in_parts = in_parts(&event.key) || in_parts(&twin_key);
-            // Who takes all rows anew is told of the tombstones that are left. What else was deleted
-            // goes when it settles.
-            let is_leftover = node.is_rejoining() && event.row.is_none();
-            let may_part = commit.changeset.is_none() && (came_in_parts || is_leftover);
-            if !may_part && !node.apart.contains(&event.key) {
-                let heads = &commit.heads;
-                return Err(format!(
-                    "P3: {} sees half a transaction: {name} {event:?} and {twin:?}, with {heads:?}",
-                    node.index
-                ));
-            }
-            node.apart.extend([event.key.clone(), twin_key]);
+    let rows = net_rows(commit);
+    for (&(table, key), &(existed, row)) in &rows {
+        let Some(twin_key) = workload::twin_of(table, key) else { continue };
+        let twin = rows.get(&(table, &twin_key[..]));
+        let is_alike = twin.is_some_and(|(twin_existed, twin)| {
+            // All but the keys is the same.
+            let values = |row: Option<&'_ [Value]>| row.map(|row| row[key.len()..].to_vec());
+            values(*twin) == values(row) && *twin_existed == existed
+        });
+        if is_alike {
+            node.apart.remove(key);
+            continue;
         }
+        let in_parts = |key: &[Value]| truths.came_in_parts(node, table, key);
+        let came_in_parts = in_parts(key) || in_parts(&twin_key);
+        // Who takes all rows anew is told of the tombstones that are left. What else was deleted
+        // goes when it settles.
+        let is_leftover = node.is_rejoining() && row.is_none();
+        let may_part = commit.changeset.is_none() && (came_in_parts || is_leftover);
+        if !may_part && !node.apart.contains(key) {
+            let heads = &commit.heads;
+            return Err(format!(
+                "P3: {} sees half a transaction: {table} {key:?} {existed} {row:?} and {twin:?}, \
+                 with {heads:?}",
+                node.index
+            ));
+        }
+        node.apart.extend([key.to_vec(), twin_key]);
     }
     Ok(())
 }
@@ -465,7 +466,7 @@ pub(super) fn queues_are_bounded(node: &VirtualNode, config: &Config) -> Checked
     let Some(replica) = &node.replica else { return Ok(()) };
     let queues = replica.queues();
     // On the wire a small row is estimated at some times its weight in the storage.
-    let piece = 4 * config.piece_bytes_max + 4_000;
+    let piece = 4 * (config.piece_bytes_max + node.storage.part_bytes());
     let staged_max = config.staged_origin_bytes_max.max(config.stage_bytes_max) + piece;
     // A pull that is whole is taken where nothing else waits, however large it is, and another one
     // while it is being written; should that fail, both wait. What waited too early follows what it

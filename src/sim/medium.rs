@@ -35,6 +35,12 @@ pub trait Medium: Storage + fmt::Debug {
         None
     }
 
+    /// How many bytes of small rows are never parted, however little a piece may have: see
+    /// [`Storage::load`].
+    fn part_bytes(&self) -> usize {
+        1_000
+    }
+
     /// See [`Table::define`]. Nothing tells of what became visible.
     fn define(&mut self, now: Wall, definition: &Definition) -> Result<(), String>;
 

@@ -86,7 +86,7 @@ impl Twins {
 struct Told<'a> {
     heads: Vec<(Origin, Version)>,
     changeset: Option<ToldChangeset<'a>>,
-    rows: BTreeMap<(&'a str, &'a [Value]), Net<'a>>,
+    rows: NetRows<'a>,
 }
 
 type ToldChangeset<'a> = &'a Changeset;
@@ -95,18 +95,25 @@ type ToldChangeset<'a> = &'a Changeset;
 /// business of each storage.
 type Net<'a> = (bool, Option<&'a [Value]>);
 
+/// The rows that a commit changed, by table and key.
+pub(super) type NetRows<'a> = BTreeMap<(&'a str, &'a [Value]), Net<'a>>;
+
+/// Returns what became of each row in a commit. What came and went was never there.
+pub(super) fn net_rows(commit: &Commit) -> NetRows<'_> {
+    let mut rows = NetRows::new();
+    for (table, event) in commit.tables.iter().flat_map(rows_of) {
+        let net = rows.entry((table, &event.key[..])).or_insert((event.existed, None));
+        net.1 = event.row.as_deref();
+    }
+    rows.retain(|_, (existed, row)| *existed || row.is_some());
+    rows
+}
+
 impl<'a> Told<'a> {
     fn of(commit: &'a Commit) -> Self {
         let mut heads = commit.heads.clone();
         heads.sort_unstable();
-        let mut rows: BTreeMap<_, Net<'a>> = BTreeMap::new();
-        for (table, event) in commit.tables.iter().flat_map(rows_of) {
-            let net = rows.entry((table, &event.key[..])).or_insert((event.existed, None));
-            net.1 = event.row.as_deref();
-        }
-        // What came and went was never there.
-        rows.retain(|_, (existed, row)| *existed || row.is_some());
-        Self { heads, changeset: commit.changeset.as_deref(), rows }
+        Self { heads, changeset: commit.changeset.as_deref(), rows: net_rows(commit) }
     }
 }
 
@@ -318,6 +325,10 @@ impl Medium for Twins {
     fn fault(&self) -> Option<String> {
         let of_either = || self.one.fault().or_else(|| self.other.fault());
         self.fault.borrow().clone().or_else(of_either)
+    }
+
+    fn part_bytes(&self) -> usize {
+        self.one.part_bytes().max(self.other.part_bytes())
     }
 
     fn define(&mut self, now: Wall, definition: &Definition) -> Result<(), String> {

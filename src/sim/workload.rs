@@ -4,7 +4,7 @@
 use rand::RngExt;
 use rand::rngs::SmallRng;
 
-use crate::crdt::{Definition, RowEvent, RowOp};
+use crate::crdt::{Definition, RowOp};
 use crate::types::{NodeId, Value};
 
 /// How many pairs each node owns in `services`.
@@ -190,11 +190,6 @@ pub(super) fn twin_of(table: &str, key: &[Value]) -> Option<Vec<Value>> {
     let mut key = key.to_vec();
     *key.last_mut()? = Value::from(twin);
     Some(key)
-}
-
-/// Returns what a row and its twin have in common, and nothing when the row is gone.
-pub(super) fn shared_part(event: &RowEvent) -> Option<&[Value]> {
-    event.row.as_ref().map(|row| &row[event.key.len()..])
 }
 
 fn put_owned_pair(me: NodeId, pair: u8, port: i64) -> Vec<RowOp> {

@@ -247,6 +247,11 @@ impl Medium for SqliteDisk {
         }
     }
 
+    /// The rows whose keys share an entry of the log: some 64 small ones.
+    fn part_bytes(&self) -> usize {
+        4_000
+    }
+
     fn define(&mut self, now: Wall, definition: &Definition) -> Result<(), String> {
         let source = source(definition);
         let sources = std::slice::from_ref(&source);

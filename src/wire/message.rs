@@ -85,7 +85,7 @@ pub fn encode(message: &Message) -> Vec<u8> {
         }
         Message::Buckets(hashes) => {
             writer.byte(kind::BUCKETS);
-            hashes.iter().for_each(|hash| writer.raw(&hash.to_be_bytes()));
+            write_buckets(&mut writer, hashes);
         }
         Message::BucketHeads { buckets, heads } => {
             writer.byte(kind::BUCKET_HEADS);
@@ -320,10 +320,25 @@ fn read_nodes(reader: &mut Reader<'_>) -> Result<Nodes, DecodeError> {
     Ok(nodes.into_iter().collect())
 }
 
+/// Which buckets are not empty, and the hashes of those: a small cluster fills few.
+fn write_buckets(writer: &mut Writer, hashes: &[u64; BUCKETS]) {
+    let filled = || (0..=u8::MAX).zip(hashes).filter(|(_, hash)| **hash != 0);
+    let mut buckets = BucketSet::default();
+    filled().for_each(|(bucket, _)| buckets.insert(bucket));
+    writer.raw(&buckets.0);
+    filled().for_each(|(_, hash)| writer.raw(&hash.to_be_bytes()));
+}
+
 fn read_buckets(reader: &mut Reader<'_>) -> Result<Box<[u64; BUCKETS]>, DecodeError> {
+    let buckets = BucketSet(reader.array()?);
     let mut hashes = Box::new([0; BUCKETS]);
-    for hash in hashes.iter_mut() {
-        *hash = u64::from_be_bytes(reader.array()?);
+    for (bucket, hash) in (0..=u8::MAX).zip(hashes.iter_mut()) {
+        if buckets.contains(bucket) {
+            *hash = u64::from_be_bytes(reader.array()?);
+            if *hash == 0 {
+                return Err(DecodeError::Impossible("an empty bucket among those that are not"));
+            }
+        }
     }
     Ok(hashes)
 }
@@ -496,10 +511,9 @@ mod tests {
     fn hashes_are_written_so() {
         let mut hashes = Box::new([0; BUCKETS]);
         hashes[1] = 0x0102;
-        check(
-            &Message::Buckets(hashes),
-            &format!("01 06 {} 0000000000000102 {}", "00".repeat(8), "00".repeat(254 * 8)),
-        );
+        check(&Message::Buckets(hashes), &format!("01 06 02 {} 0000000000000102", "00".repeat(31)));
+        let empty = [&[1, 6, 2][..], &[0; 31 + 8]].concat();
+        assert!(matches!(decode(&empty), Err(DecodeError::Impossible(_))));
         let mut buckets = BucketSet::default();
         buckets.insert(0);
         buckets.insert(9);
