@@ -509,6 +509,10 @@ impl Swim {
     }
 
     fn send(&mut self, to: Identity, bytes: Bytes) {
+        // foca greets all who went down, a former life of this very node among them.
+        if to.node == self.me().node {
+            return;
+        }
         self.counters.datagrams_sent += 1;
         self.effects.push_back(Effect::Send { to: to.node, address: to.address, bytes });
     }
