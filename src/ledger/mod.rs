@@ -79,6 +79,11 @@ impl Ledger {
         }
     }
 
+    /// Whoever was told of this origin is told once more, as if its head had moved just now.
+    pub fn renew(&mut self, origin: Origin) {
+        self.set(origin, self.head(origin));
+    }
+
     /// The disk holds nothing any more but these: what was held is pulled again.
     pub fn restart(&mut self, heads: impl IntoIterator<Item = (Origin, Version)>) {
         let held: Vec<Origin> = self.heads.keys().copied().collect();

@@ -182,6 +182,8 @@ fn a_new_origin_is_silent_until_it_has_caught_up_with_one_that_speaks() {
     assert!(!joins(&one.wait(1_000)).is_empty());
     let effects = one.tell(written(1, "kv"));
     assert_eq!(said(&effects), [], "it keeps its commits to itself");
+    // Meanwhile digests go out that leave it out.
+    one.wait(1_500);
     let request = RequestId(1);
     let want = Message::Want { request, origin: origin(ME), after: Version(0), part: 0 };
     assert!(matches!(said(&one.hear(2, want.clone()))[..], [(_, Message::Busy { .. })]));

@@ -586,6 +586,7 @@ impl Replica {
 
     /// Tells everybody of what this node kept to itself, which nobody was pushed.
     fn tell_own(&mut self, now: Time) {
+        self.ledger.renew(self.me);
         self.digests.on_pulled(self.me);
         self.digests.at_once(now);
     }
