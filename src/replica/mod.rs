@@ -326,6 +326,11 @@ impl Replica {
         self.speaks()
     }
 
+    /// Tells whether a node has to take all rows anew before it is listened to.
+    pub fn has_forgotten(&self, node: NodeId) -> bool {
+        self.rounds.is_forgotten(node)
+    }
+
     /// Returns how the collection of tombstones stands.
     pub fn collection(&self, now: Time) -> Collection {
         let round = self.rounds.round();

@@ -520,6 +520,8 @@ pub(super) fn has_converged(nodes: &[VirtualNode]) -> bool {
                 && replica.waiting_bytes().0 == 0
                 && !replica.awaits_withdrawal()
                 && replica.is_settled()
+                // Who is forgotten takes all rows anew as soon as it hears of it.
+                && !nodes.iter().any(|other| replica.has_forgotten(other.id))
         });
         is_told && node.disk.is_at_rest() && node.heads_hash() == first
     })

@@ -65,8 +65,11 @@ impl Twins {
     ) -> Result<T, StorageError> {
         match (&one, &other) {
             (Ok(one), Ok(other)) => {
-                let told_of = |done| told(done).into_iter().map(Told::of).collect::<Vec<_>>();
-                self.same(what, told_of(one), told_of(other));
+                let (one, other) = (told(one), told(other));
+                self.same(what, one.len(), other.len());
+                for (one, other) in one.into_iter().zip(other) {
+                    self.same(what, Told::of(one, other), Told::of(other, one));
+                }
             }
             (Err(StorageError::Refused(_)), Err(StorageError::Refused(_))) => {}
             (Ok(_) | Err(_), Ok(_) | Err(_)) => self.complain(format!(
@@ -110,10 +113,21 @@ pub(super) fn net_rows(commit: &Commit) -> NetRows<'_> {
 }
 
 impl<'a> Told<'a> {
-    fn of(commit: &'a Commit) -> Self {
+    /// `other` is the same commit of the other storage.
+    fn of(commit: &'a Commit, other: &Commit) -> Self {
         let mut heads = commit.heads.clone();
         heads.sort_unstable();
-        Self { heads, changeset: commit.changeset.as_deref(), rows: net_rows(commit) }
+        let mut rows = net_rows(commit);
+        // In several steps a row may come back to what it was: who tells of each step tells of that.
+        let of_other = net_rows(other);
+        let is_in_steps = |place: &(&str, &[Value])| {
+            let all = commit.tables.iter().flat_map(rows_of);
+            all.filter(|(table, event)| (*table, &event.key[..]) == *place).count() > 1
+        };
+        rows.retain(|place, (existed, row)| {
+            of_other.contains_key(place) || !(*existed && row.is_some() && is_in_steps(place))
+        });
+        Self { heads, changeset: commit.changeset.as_deref(), rows }
     }
 }
 
