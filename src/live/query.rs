@@ -2,13 +2,15 @@
 //!
 //! One live query serves all subscribers of the same SQL, on any node under the same id. It learns
 //! from SQLite which tables the statement reads; after a commit that touches one of them it looks
-//! again and compares. Commits that come while it looks are looked at together. Subscribers read
+//! again and compares: at the rows alone that changed, where each row of the result comes of one
+//! row of one table and shows its key ([`Narrow`]), else at all. Commits that come while it looks
+//! are looked at together. Subscribers read
 //! one shared log of changes, each from its own place, so that none can be passed over.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, broadcast, watch};
@@ -21,7 +23,8 @@ use uuid::Uuid;
 use super::feed::Feed;
 use super::lock;
 use super::rows::{Change, Row, Rows};
-use crate::crdt::Commit;
+use crate::crdt::{Commit, RowEvents, TableEvents};
+use crate::store::narrow::{KEYS_MAX, Narrow};
 use crate::store::readers::{Described, QueryError, QueryEvent};
 use crate::store::schema::SCHEMA_TABLE;
 use crate::store::{Params, Readers, Statement};
@@ -130,12 +133,30 @@ struct LiveQuery {
     tables: BTreeSet<String>,
     /// The columns by which a row is known again.
     key: Vec<usize>,
+    narrow: Option<ByKey>,
     state: Mutex<State>,
     /// Rises with every entry of the log, and when the query fails.
     news: watch::Sender<u64>,
     subscribers: AtomicUsize,
     looked_in: Duration,
 }
+
+/// How a query is asked of a few rows alone.
+struct ByKey {
+    narrow: Narrow,
+    /// For each column of [`LiveQuery::key`], its place in the table's primary key.
+    places: Vec<usize>,
+}
+
+impl ByKey {
+    /// Returns a key of the table as the result has it.
+    fn shown(&self, key: &[Value]) -> Option<Vec<Value>> {
+        self.places.iter().map(|place| key.get(*place).cloned()).collect()
+    }
+}
+
+/// Keys of the table that a query reads, as the table has them.
+type Keys = BTreeSet<Vec<Value>>;
 
 struct State {
     rows: Rows,
@@ -241,7 +262,7 @@ impl Queries {
         }
         // Commits are followed before the first look, so that none falls between the two.
         let commits = self.feed.follow();
-        let (described, key) = self.describe(&statement).await?;
+        let Meant { described, key, narrow } = self.describe(&statement).await?;
         if !described.is_deterministic() {
             return Err(SubscribeError::Refused(NOT_FOR_LIFE.to_owned()));
         }
@@ -256,6 +277,7 @@ impl Queries {
             tables: described.tables().into_iter().map(str::to_owned).collect(),
             columns: described.columns.into_iter().map(|column| column.name).collect(),
             key,
+            narrow,
             state: Mutex::new(State {
                 rows,
                 log: VecDeque::new(),
@@ -297,18 +319,20 @@ impl Queries {
                 break query.end(Event::Failed(NOBODY.to_owned()));
             }
             let Ok(received) = next else { continue };
-            match query.is_hit(received, &mut commits) {
-                Hit::Yes => {}
+            let keys = match query.is_hit(received, &mut commits) {
+                Hit::Yes => None,
+                Hit::Rows(keys) => Some(keys),
                 Hit::Schema => {
                     if let Err(error) = self.look_at_schema(&query).await {
                         break query.end(Event::Failed(error.to_string()));
                     }
+                    None
                 }
                 Hit::No => continue,
                 Hit::Over => break query.end(Event::Interrupted),
-            }
+            };
             let caught_up = tokio::select! {
-                caught_up = self.catch_up(&query) => caught_up,
+                caught_up = self.catch_up(&query, keys) => caught_up,
                 () = self.token.cancelled() => break query.end(Event::Interrupted),
             };
             if let Err(error) = caught_up {
@@ -323,23 +347,21 @@ impl Queries {
     }
 
     /// Asks what a statement returns, and by which of its columns a row is known again.
-    async fn describe(
-        &self,
-        statement: &Statement,
-    ) -> Result<(Described, Vec<usize>), SubscribeError> {
+    async fn describe(&self, statement: &Statement) -> Result<Meant, SubscribeError> {
         let readers = Arc::clone(&self.readers);
         let sql = statement.sql.clone();
         let described = blocking(move || {
             let described = readers.describe(&sql)?;
             let key = key_of(&described, |table| readers.key_of(table))?;
-            Ok((described, key))
+            let narrow = by_key(&readers, &sql, &described, &key)?;
+            Ok(Meant { described, key, narrow })
         });
         described.await?.map_err(sort)
     }
 
     /// Looks whether the statement still means what it did: its columns were told once.
     async fn look_at_schema(&self, query: &LiveQuery) -> Result<(), SubscribeError> {
-        let (described, key) = self.describe(&query.statement).await?;
+        let Meant { described, key, .. } = self.describe(&query.statement).await?;
         let columns = described.columns.iter().map(|column| &column.name);
         let is_same = columns.eq(&query.columns)
             && described.tables().iter().eq(&query.tables)
@@ -347,8 +369,13 @@ impl Queries {
         if is_same { Ok(()) } else { Err(SubscribeError::Refused(OTHER_SHAPE.to_owned())) }
     }
 
-    /// Looks again, and yet again where the database is busy.
-    async fn catch_up(&self, query: &LiveQuery) -> Result<(), SubscribeError> {
+    /// Looks again, at the rows with these keys or at all, and yet again where the database is busy.
+    async fn catch_up(&self, query: &LiveQuery, keys: Option<Keys>) -> Result<(), SubscribeError> {
+        if let Some(keys) = keys
+            && self.look_at(query, keys).await?
+        {
+            return Ok(());
+        }
         for _ in 1..FAILURES_MAX {
             match self.look(&query.statement).await {
                 Ok(rows) => {
@@ -365,42 +392,86 @@ impl Queries {
         self.look(&query.statement).await.map(|rows| query.take(rows))
     }
 
+    /// Looks at the rows with these keys. Returns whether that was enough.
+    async fn look_at(&self, query: &LiveQuery, keys: Keys) -> Result<bool, SubscribeError> {
+        let Some(by_key) = &query.narrow else { return Ok(false) };
+        let asked: Vec<Vec<Value>> = keys.iter().cloned().collect();
+        let shown: Option<Keys> = keys.iter().map(|key| by_key.shown(key)).collect();
+        let (Some(sql), Some(shown)) = (by_key.narrow.at(&asked), shown) else { return Ok(false) };
+        let statement = Statement { sql, params: query.statement.params.clone() };
+        match self.run(statement, Text::Once).await {
+            Ok(rows) => query.patch(&shown, rows),
+            Err(error) => {
+                debug!(id = %query.id, %error, "A look at a few rows failed; looking at all");
+                Ok(false)
+            }
+        }
+    }
+
     /// Runs the query once.
     async fn look(&self, statement: &Statement) -> Result<Vec<Row>, SubscribeError> {
+        self.run(statement.clone(), Text::Again).await
+    }
+
+    async fn run(&self, statement: Statement, text: Text) -> Result<Vec<Row>, SubscribeError> {
         // Held while the look runs; waited for without occupying a thread.
         let _turn = self.looks.acquire().await.expect("this semaphore is never closed");
         let readers = Arc::clone(&self.readers);
-        let statement = statement.clone();
-        let (rows, is_too_large) = blocking(move || {
-            let (mut rows, mut bytes, mut is_too_large) = (Vec::new(), 0, false);
+        let (rows, is_large) = blocking(move || {
+            let (mut rows, mut bytes, mut is_large) = (Vec::new(), 0, false);
             let deadline = std::time::Instant::now() + LOOK_WITHIN;
-            readers.query(&statement, Some(deadline), &mut |event| {
+            let mut on_event = |event: QueryEvent<'_>| {
                 if let QueryEvent::Row(row) = event {
                     bytes += row.iter().map(Value::bytes).sum::<usize>();
-                    is_too_large = rows.len() >= ROWS_MAX || bytes > ROW_BYTES_MAX;
-                    if is_too_large {
+                    is_large = is_too_large(rows.len() + 1, bytes);
+                    if is_large {
                         return ControlFlow::Break(());
                     }
                     rows.push(Row::from(row));
                 }
                 ControlFlow::Continue(())
-            })?;
-            Ok((rows, is_too_large))
+            };
+            match text {
+                Text::Again => readers.query(&statement, Some(deadline), &mut on_event)?,
+                Text::Once => readers.query_once(&statement, deadline, &mut on_event)?,
+            };
+            Ok((rows, is_large))
         })
         .await?
         .map_err(sort)?;
-        if is_too_large {
-            return Err(SubscribeError::Refused(format!(
-                "the query has more than {ROWS_MAX} rows or {ROW_BYTES_MAX} bytes, too many to \
-                 keep live; narrow it"
-            )));
-        }
-        Ok(rows)
+        if is_large { Err(too_large()) } else { Ok(rows) }
     }
+}
+
+/// Whether a statement's text will be run again.
+#[derive(Clone, Copy)]
+enum Text {
+    Again,
+    Once,
+}
+
+/// What SQLite says of a statement, and what follows for its being live.
+struct Meant {
+    described: Described,
+    key: Vec<usize>,
+    narrow: Option<ByKey>,
+}
+
+fn is_too_large(rows: usize, bytes: usize) -> bool {
+    rows > ROWS_MAX || bytes > ROW_BYTES_MAX
+}
+
+fn too_large() -> SubscribeError {
+    SubscribeError::Refused(format!(
+        "the query has more than {ROWS_MAX} rows or {ROW_BYTES_MAX} bytes, too many to keep live; \
+         narrow it"
+    ))
 }
 
 enum Hit {
     Yes,
+    /// These rows of the one table that it reads.
+    Rows(Keys),
     /// The schema changed, too.
     Schema,
     No,
@@ -421,8 +492,13 @@ impl LiveQuery {
         let shapes = |commit: &Commit| {
             commit.tables.iter().any(|events| *events.table.name == *SCHEMA_TABLE)
         };
+        // `None`: more than can be told.
+        let mut keys = self.narrow.is_some().then(Keys::new);
         let (mut is_hit, mut is_schema) = match first {
-            Ok(commit) => (touches(&commit), shapes(&commit)),
+            Ok(commit) => {
+                self.add_keys(&commit, &mut keys);
+                (touches(&commit), shapes(&commit))
+            }
             // Some were missed: any of them may have.
             Err(broadcast::error::RecvError::Lagged(_)) => (true, true),
             Err(broadcast::error::RecvError::Closed) => return Hit::Over,
@@ -430,6 +506,7 @@ impl LiveQuery {
         loop {
             match commits.try_recv() {
                 Ok(commit) => {
+                    self.add_keys(&commit, &mut keys);
                     is_hit |= touches(&commit);
                     is_schema |= shapes(&commit);
                 }
@@ -438,16 +515,45 @@ impl LiveQuery {
                 Err(broadcast::error::TryRecvError::Closed) => return Hit::Over,
             }
         }
-        match (is_schema, is_hit) {
-            (true, _) => Hit::Schema,
-            (false, true) => Hit::Yes,
-            (false, false) => Hit::No,
+        match (is_schema, is_hit, keys) {
+            (true, _, _) => Hit::Schema,
+            (false, true, Some(keys)) => Hit::Rows(keys),
+            (false, true, None) => Hit::Yes,
+            (false, false, _) => Hit::No,
+        }
+    }
+
+    /// Adds the keys of the rows that a commit changed, as long as they are few.
+    fn add_keys(&self, commit: &Commit, keys: &mut Option<Keys>) {
+        let read = |events: &&TableEvents| self.tables.contains(&*events.table.name);
+        for events in commit.tables.iter().filter(read) {
+            let (RowEvents::Each(rows), Some(held)) = (&events.rows, &mut *keys) else {
+                *keys = None;
+                return;
+            };
+            held.extend(rows.iter().take(KEYS_MAX + 1).map(|row| row.key.clone()));
+            if held.len() > KEYS_MAX {
+                *keys = None;
+            }
         }
     }
 
     fn take(&self, rows: Vec<Row>) {
         let mut state = lock(&self.state);
         let changes = state.rows.replace(rows);
+        self.tell(state, changes);
+    }
+
+    /// Takes over the rows with these keys. Returns whether that could be done.
+    fn patch(&self, keys: &Keys, rows: Vec<Row>) -> Result<bool, SubscribeError> {
+        let mut state = lock(&self.state);
+        let Some(changes) = state.rows.patch(keys, rows) else { return Ok(false) };
+        let (rows, bytes) = state.rows.size();
+        self.tell(state, changes);
+        if is_too_large(rows, bytes) { Err(too_large()) } else { Ok(true) }
+    }
+
+    fn tell(&self, mut state: MutexGuard<'_, State>, changes: Vec<Change>) {
         if changes.is_empty() {
             return;
         }
@@ -629,6 +735,23 @@ fn key_of(
     }
     key.sort_unstable();
     Ok(key)
+}
+
+/// Returns how to ask a statement of a few rows alone, where its result shows their key.
+fn by_key(
+    readers: &Readers,
+    sql: &str,
+    described: &Described,
+    key: &[usize],
+) -> Result<Option<ByKey>, QueryError> {
+    let Some(narrow) = readers.narrow(sql, described)? else { return Ok(None) };
+    let place = |shown: &usize| {
+        let (_, column) = described.columns[*shown].origin.as_ref()?;
+        narrow.key().iter().position(|of_key| of_key == column)
+    };
+    let places: Option<Vec<usize>> = key.iter().map(place).collect();
+    let places = places.filter(|places| places.len() == narrow.key().len());
+    Ok(places.map(|places| ByKey { narrow, places }))
 }
 
 async fn blocking<T: Send + 'static>(

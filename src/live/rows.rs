@@ -4,7 +4,7 @@
 //! key, where the result has them, else all of its values. Rows with equal keys are told apart by
 //! their order among each other. Each row gets a number that no later row of the query gets again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::types::Value;
@@ -41,6 +41,8 @@ pub struct Rows {
     /// Indexes of the result columns that make the key; empty: all of them.
     key: Vec<usize>,
     rows: BTreeMap<Identity, (u64, Row)>,
+    /// What the values of all rows come to.
+    bytes: usize,
     last_row: u64,
     last_change: u64,
 }
@@ -54,19 +56,29 @@ impl Rows {
     /// Takes over what the query now returns, and returns how that differs from before: what is
     /// gone first, then what changed or came.
     pub fn replace(&mut self, now: Vec<Row>) -> Vec<Change> {
-        let mut now = self.identify(now);
-        let mut changes = Vec::new();
-        let gone: Vec<Identity> =
+        let now = self.identify(now);
+        let gone =
             self.rows.keys().filter(|identity| !now.contains_key(*identity)).cloned().collect();
+        self.become_so(gone, now)
+    }
+
+    fn become_so(
+        &mut self,
+        gone: Vec<Identity>,
+        now: impl IntoIterator<Item = (Identity, Row)>,
+    ) -> Vec<Change> {
+        let mut changes = Vec::new();
         for identity in gone {
             if let Some((row, cells)) = self.rows.remove(&identity) {
+                self.bytes -= bytes_of(&cells);
                 changes.push(self.change(Kind::Delete, row, cells));
             }
         }
-        for (identity, cells) in std::mem::take(&mut now) {
+        for (identity, cells) in now {
             let kind = match self.rows.get_mut(&identity) {
                 Some((_, held)) if *held == cells => continue,
                 Some((row, held)) => {
+                    self.bytes -= bytes_of(held);
                     *held = cells.clone();
                     (Kind::Update, *row)
                 }
@@ -76,9 +88,27 @@ impl Rows {
                     (Kind::Insert, self.last_row)
                 }
             };
+            self.bytes += bytes_of(&cells);
             changes.push(self.change(kind.0, kind.1, cells));
         }
         changes
+    }
+
+    /// Takes over what the query now returns of the rows with these keys alone, and returns how that
+    /// differs from before. `None`: it returned another row, or two with one key, and nothing
+    /// was done.
+    pub fn patch(&mut self, keys: &BTreeSet<Vec<Value>>, now: Vec<Row>) -> Option<Vec<Change>> {
+        let mut held = BTreeMap::new();
+        for row in now {
+            let key = self.key_of(&row);
+            if !keys.contains(&key) || held.insert(key, row).is_some() {
+                return None;
+            }
+        }
+        let is_gone = |key: &&Vec<Value>| !held.contains_key(*key);
+        let gone: Vec<Identity> = keys.iter().filter(is_gone).map(|key| (key.clone(), 0)).collect();
+        let held = held.into_iter().map(|(key, row)| ((key, 0), row));
+        Some(self.become_so(gone, held))
     }
 
     /// Takes over the first look, which is told as rows and not as changes. The first change after
@@ -93,6 +123,11 @@ impl Rows {
         let mut rows: Vec<(u64, Row)> = self.rows.values().cloned().collect();
         rows.sort_by_key(|(row, _)| *row);
         rows
+    }
+
+    /// Returns how many rows there are, and how many bytes of values.
+    pub fn size(&self) -> (usize, usize) {
+        (self.rows.len(), self.bytes)
     }
 
     /// Returns the id of the newest change; the base before the first.
@@ -127,6 +162,10 @@ impl Rows {
         self.last_change += 1;
         Change { id: self.last_change, kind, row, cells }
     }
+}
+
+fn bytes_of(row: &Row) -> usize {
+    row.iter().map(Value::bytes).sum()
 }
 
 #[cfg(test)]
@@ -170,6 +209,28 @@ mod tests {
         rows.begin(vec![row(&[1, 5]), row(&[1, 4])], 9);
         assert!(rows.replace(vec![row(&[1, 4]), row(&[1, 5])]).is_empty());
         assert_eq!(rows.last_change(), 9);
+    }
+
+    #[test]
+    fn a_few_rows_are_patched_as_if_all_had_been_looked_at() {
+        let key = |number: i64| vec![Value::Integer(number)];
+        let mut patched = Rows::new(vec![0]);
+        let mut replaced = Rows::new(vec![0]);
+        for rows in [&mut patched, &mut replaced] {
+            rows.begin(vec![row(&[1, 10]), row(&[2, 20]), row(&[3, 30])], 7);
+        }
+        let keys = BTreeSet::from([key(1), key(2), key(4), key(5)]);
+        let changes = patched.patch(&keys, vec![row(&[4, 40]), row(&[2, 21])]).unwrap();
+        let all = vec![row(&[2, 21]), row(&[3, 30]), row(&[4, 40])];
+        assert_eq!(changes, replaced.replace(all));
+        assert_eq!(
+            told(&changes),
+            [(8, Kind::Delete, 1), (9, Kind::Update, 2), (10, Kind::Insert, 4)]
+        );
+        assert_eq!((patched.all(), patched.size()), (replaced.all(), replaced.size()));
+        assert_eq!(patched.patch(&keys, vec![row(&[3, 31])]), None, "nobody asked for it");
+        assert_eq!(patched.patch(&keys, vec![row(&[2, 1]), row(&[2, 2])]), None);
+        assert_eq!(patched.all(), replaced.all());
     }
 
     #[test]

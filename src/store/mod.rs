@@ -30,6 +30,7 @@ mod log;
 pub mod maintain;
 mod migrate;
 mod names;
+pub mod narrow;
 pub mod open;
 mod ops;
 mod origins;

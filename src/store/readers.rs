@@ -13,6 +13,7 @@ use rusqlite::{Connection, ErrorCode};
 use super::bind::{BindError, bind};
 use super::database::CHECKS_TABLE;
 use super::gate::{Ended, Gate, refusal};
+use super::narrow::Narrow;
 use super::open::open_reader;
 use super::sql::Statement;
 use super::tables::{Tables, read_at};
@@ -181,7 +182,30 @@ impl Readers {
     ) -> Result<QueryEnd, QueryError> {
         let limit = Instant::now() + QUERY_MAX;
         let deadline = deadline.map_or(limit, |deadline| deadline.min(limit));
-        self.with_reader(deadline, |reader| reader.query(statement, deadline, on_event))
+        self.with_reader(deadline, |reader| reader.query(statement, Kept::Yes, deadline, on_event))
+    }
+
+    /// As [`Readers::query`], for a text that will not come again: it takes no other's place among
+    /// those that are kept prepared.
+    pub fn query_once(
+        &self,
+        statement: &Statement,
+        deadline: Instant,
+        on_event: &mut dyn FnMut(QueryEvent<'_>) -> ControlFlow<()>,
+    ) -> Result<QueryEnd, QueryError> {
+        let deadline = deadline.min(Instant::now() + QUERY_MAX);
+        self.with_reader(deadline, |reader| reader.query(statement, Kept::No, deadline, on_event))
+    }
+
+    /// Returns how to ask a statement of a few rows alone, if that can be done. `described` is what
+    /// [`Readers::describe`] says of it.
+    pub fn narrow(&self, sql: &str, described: &Described) -> Result<Option<Narrow>, QueryError> {
+        let tables = described.tables();
+        let Some(key) = tables.first().map(|table| self.key_of(table)).transpose()? else {
+            return Ok(None);
+        };
+        let conn = open_reader(&self.path).map_err(failed)?;
+        Narrow::of(&conn, sql, described, &key).map_err(failed)
     }
 
     /// Says what a statement reads and returns, without running it.
@@ -308,6 +332,7 @@ impl Reader {
     fn query(
         &mut self,
         statement: &Statement,
+        kept: Kept,
         deadline: Instant,
         on_event: &mut dyn FnMut(QueryEvent<'_>) -> ControlFlow<()>,
     ) -> Result<QueryEnd, QueryError> {
@@ -324,7 +349,7 @@ impl Reader {
             // not when it is prepared.
             snapshot.execute_batch("SELECT 1 FROM sqlite_schema LIMIT 1").map_err(failed)?;
         }
-        let work = || run((&snapshot, gate), statement, deadline, on_event);
+        let work = || run((&snapshot, gate), (statement, kept), deadline, on_event);
         let result = gate.guarded(Some(deadline), work);
         drop(snapshot);
         match (result, gate.take_denied()) {
@@ -360,9 +385,16 @@ impl Reader {
     }
 }
 
+/// Whether a statement stays prepared.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kept {
+    Yes,
+    No,
+}
+
 fn run(
     (conn, gate): (&Connection, &Gate),
-    statement: &Statement,
+    (statement, kept): (&Statement, Kept),
     deadline: Instant,
     on_event: &mut dyn FnMut(QueryEvent<'_>) -> ControlFlow<()>,
 ) -> Result<QueryEnd, QueryError> {
@@ -372,7 +404,8 @@ fn run(
     if let Some(reason) = unfolding::refusal(&statement.sql) {
         return Err(QueryError::Prepare(reason));
     }
-    let mut prepared = if statement.sql.contains(super::tables::INTERNAL_PREFIX) {
+    let names_internal = statement.sql.contains(super::tables::INTERNAL_PREFIX);
+    let mut prepared = if names_internal || kept == Kept::No {
         conn.prepare(&statement.sql).map(Prepared::Fresh)
     } else {
         conn.prepare_cached(&statement.sql).map(Prepared::Kept)
