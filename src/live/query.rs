@@ -133,7 +133,8 @@ struct LiveQuery {
     tables: BTreeSet<String>,
     /// The columns by which a row is known again.
     key: Vec<usize>,
-    narrow: Option<ByKey>,
+    /// Renewed with the schema; gone when it was found to be of no use.
+    by_key: Mutex<Option<Arc<ByKey>>>,
     state: Mutex<State>,
     /// Rises with every entry of the log, and when the query fails.
     news: watch::Sender<u64>,
@@ -262,7 +263,7 @@ impl Queries {
         }
         // Commits are followed before the first look, so that none falls between the two.
         let commits = self.feed.follow();
-        let Meant { described, key, narrow } = self.describe(&statement).await?;
+        let Meant { described, key, by_key } = self.describe(&statement).await?;
         if !described.is_deterministic() {
             return Err(SubscribeError::Refused(NOT_FOR_LIFE.to_owned()));
         }
@@ -277,7 +278,7 @@ impl Queries {
             tables: described.tables().into_iter().map(str::to_owned).collect(),
             columns: described.columns.into_iter().map(|column| column.name).collect(),
             key,
-            narrow,
+            by_key: Mutex::new(by_key),
             state: Mutex::new(State {
                 rows,
                 log: VecDeque::new(),
@@ -353,15 +354,16 @@ impl Queries {
         let described = blocking(move || {
             let described = readers.describe(&sql)?;
             let key = key_of(&described, |table| readers.key_of(table))?;
-            let narrow = by_key(&readers, &sql, &described, &key)?;
-            Ok(Meant { described, key, narrow })
+            let by_key = by_key(&readers, &sql, &described, &key).map(Arc::new);
+            Ok(Meant { described, key, by_key })
         });
         described.await?.map_err(sort)
     }
 
     /// Looks whether the statement still means what it did: its columns were told once.
     async fn look_at_schema(&self, query: &LiveQuery) -> Result<(), SubscribeError> {
-        let Meant { described, key, .. } = self.describe(&query.statement).await?;
+        let Meant { described, key, by_key } = self.describe(&query.statement).await?;
+        *lock(&query.by_key) = by_key;
         let columns = described.columns.iter().map(|column| &column.name);
         let is_same = columns.eq(&query.columns)
             && described.tables().iter().eq(&query.tables)
@@ -394,18 +396,24 @@ impl Queries {
 
     /// Looks at the rows with these keys. Returns whether that was enough.
     async fn look_at(&self, query: &LiveQuery, keys: Keys) -> Result<bool, SubscribeError> {
-        let Some(by_key) = &query.narrow else { return Ok(false) };
+        let Some(by_key) = lock(&query.by_key).clone() else { return Ok(false) };
         let asked: Vec<Vec<Value>> = keys.iter().cloned().collect();
         let shown: Option<Keys> = keys.iter().map(|key| by_key.shown(key)).collect();
         let (Some(sql), Some(shown)) = (by_key.narrow.at(&asked), shown) else { return Ok(false) };
         let statement = Statement { sql, params: query.statement.params.clone() };
-        match self.run(statement, Text::Once).await {
-            Ok(rows) => query.patch(&shown, rows),
-            Err(error) => {
-                debug!(id = %query.id, %error, "A look at a few rows failed; looking at all");
-                Ok(false)
+        let is_enough = match self.run(statement, Text::Once).await {
+            Ok(rows) => query.patch(&shown, rows)?,
+            Err(SubscribeError::Failed(error)) => {
+                debug!(id = %query.id, error, "A look at a few rows failed; looking at all");
+                return Ok(false);
             }
+            Err(_) => false,
+        };
+        if !is_enough {
+            // It would be no better the next time.
+            *lock(&query.by_key) = None;
         }
+        Ok(is_enough)
     }
 
     /// Runs the query once.
@@ -454,7 +462,7 @@ enum Text {
 struct Meant {
     described: Described,
     key: Vec<usize>,
-    narrow: Option<ByKey>,
+    by_key: Option<Arc<ByKey>>,
 }
 
 fn is_too_large(rows: usize, bytes: usize) -> bool {
@@ -493,7 +501,7 @@ impl LiveQuery {
             commit.tables.iter().any(|events| *events.table.name == *SCHEMA_TABLE)
         };
         // `None`: more than can be told.
-        let mut keys = self.narrow.is_some().then(Keys::new);
+        let mut keys = lock(&self.by_key).is_some().then(Keys::new);
         let (mut is_hit, mut is_schema) = match first {
             Ok(commit) => {
                 self.add_keys(&commit, &mut keys);
@@ -549,8 +557,11 @@ impl LiveQuery {
         let mut state = lock(&self.state);
         let Some(changes) = state.rows.patch(keys, rows) else { return Ok(false) };
         let (rows, bytes) = state.rows.size();
+        if is_too_large(rows, bytes) {
+            return Err(too_large());
+        }
         self.tell(state, changes);
-        if is_too_large(rows, bytes) { Err(too_large()) } else { Ok(true) }
+        Ok(true)
     }
 
     fn tell(&self, mut state: MutexGuard<'_, State>, changes: Vec<Change>) {
@@ -738,20 +749,14 @@ fn key_of(
 }
 
 /// Returns how to ask a statement of a few rows alone, where its result shows their key.
-fn by_key(
-    readers: &Readers,
-    sql: &str,
-    described: &Described,
-    key: &[usize],
-) -> Result<Option<ByKey>, QueryError> {
-    let Some(narrow) = readers.narrow(sql, described)? else { return Ok(None) };
+fn by_key(readers: &Readers, sql: &str, described: &Described, key: &[usize]) -> Option<ByKey> {
+    let narrow = readers.narrow(sql, described)?;
     let place = |shown: &usize| {
         let (_, column) = described.columns[*shown].origin.as_ref()?;
         narrow.key().iter().position(|of_key| of_key == column)
     };
-    let places: Option<Vec<usize>> = key.iter().map(place).collect();
-    let places = places.filter(|places| places.len() == narrow.key().len());
-    Ok(places.map(|places| ByKey { narrow, places }))
+    let places: Vec<usize> = key.iter().map(place).collect::<Option<_>>()?;
+    (places.len() == narrow.key().len()).then_some(ByKey { narrow, places })
 }
 
 async fn blocking<T: Send + 'static>(

@@ -120,7 +120,7 @@ impl Described {
     /// Tells whether the statement says the same as long as the tables do: whether it calls no
     /// function of the time, of chance or of the connection.
     pub fn is_deterministic(&self) -> bool {
-        const CHANGING: [&str; 13] = [
+        const CHANGING: [&str; 14] = [
             "random",
             "randomblob",
             "changes",
@@ -136,6 +136,7 @@ impl Described {
             "time",
             "julianday",
             "unixepoch",
+            "timediff",
         ];
         !self.functions.iter().any(|name| CHANGING.contains(&&**name) || name == "strftime")
     }
@@ -198,14 +199,11 @@ impl Readers {
     }
 
     /// Returns how to ask a statement of a few rows alone, if that can be done. `described` is what
-    /// [`Readers::describe`] says of it.
-    pub fn narrow(&self, sql: &str, described: &Described) -> Result<Option<Narrow>, QueryError> {
-        let tables = described.tables();
-        let Some(key) = tables.first().map(|table| self.key_of(table)).transpose()? else {
-            return Ok(None);
-        };
-        let conn = open_reader(&self.path).map_err(failed)?;
-        Narrow::of(&conn, sql, described, &key).map_err(failed)
+    /// [`Readers::describe`] says of it. Whatever goes wrong, it can be asked of all rows.
+    pub fn narrow(&self, sql: &str, described: &Described) -> Option<Narrow> {
+        let key = described.tables().first().map(|table| self.key_of(table))?.ok()?;
+        let conn = open_reader(&self.path).ok()?;
+        Narrow::of(&conn, sql, described, &key).ok()?
     }
 
     /// Says what a statement reads and returns, without running it.
