@@ -1,7 +1,10 @@
 //! The SQL API across nodes: users' tables, queries, subscriptions.
 
+use std::collections::BTreeMap;
 use std::fs;
 
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
 use serde_json::{Value as Json, json};
 
 use crate::support::{Agent, Cluster, wait_for};
@@ -84,6 +87,74 @@ async fn a_users_table_is_written_on_one_node_and_followed_on_another() {
             (found == [json!(["9", 2.5])]).then_some(())
         })
         .await;
+    }
+}
+
+#[tokio::test]
+async fn what_subscribers_are_told_adds_up_to_what_the_query_returns() {
+    let cluster = Cluster::new(44);
+    let schema = cluster.home().join("pairs.sql");
+    let table = "CREATE TABLE pairs (s TEXT NOT NULL, n INTEGER NOT NULL, x, PRIMARY KEY (s, n));";
+    fs::write(&schema, table).expect("a file");
+    let schema = schema.to_str().expect("text");
+    let n1 = cluster.start_with(1, &["--schema", schema]).await;
+    let n2 = cluster.start_with(2, &["--schema", schema]).await;
+    cluster.wait_joined(&[&n1, &n2]).await;
+    // The first two are asked of the rows alone that changed, the key's columns in another order.
+    let queries = [
+        "SELECT n, x, s FROM pairs WHERE x IS NOT 'hidden'",
+        "SELECT s, n, upper(x) FROM pairs WHERE n > 2 ORDER BY x",
+        "SELECT s, count(*), max(x) FROM pairs GROUP BY s",
+    ];
+    let mut subscribed = Vec::new();
+    for sql in queries {
+        subscribed.push((sql, n2.subscribe(sql).await, BTreeMap::<u64, Json>::new()));
+    }
+
+    let mut rng = SmallRng::seed_from_u64(44);
+    for _ in 0..150 {
+        let s = ["a", "b", "it's"][rng.random_range(0..3)].replace('\'', "''");
+        let (n, m) = (rng.random_range(0..8), rng.random_range(0..8));
+        let x = ["'up'", "'hidden'", "NULL", "x'00ff'", "2.5"][rng.random_range(0..5)];
+        let sql = match rng.random_range(0..20) {
+            0 => "DELETE FROM pairs".to_owned(),
+            // More than a look at single rows takes.
+            1 => format!(
+                "WITH RECURSIVE c(i) AS (SELECT 100 UNION ALL SELECT i + 1 FROM c WHERE i < 400) \
+                 INSERT OR REPLACE INTO pairs SELECT '{s}', i, {x} FROM c"
+            ),
+            2 => "DELETE FROM pairs WHERE n >= 100".to_owned(),
+            3..=6 => format!("UPDATE pairs SET x = {x} WHERE n = {n}"),
+            7 | 8 => format!("UPDATE OR REPLACE pairs SET n = {m} WHERE s = '{s}' AND n = {n}"),
+            9 | 10 => format!("DELETE FROM pairs WHERE s = '{s}' AND n < {n}"),
+            _ => format!("INSERT OR REPLACE INTO pairs VALUES ('{s}', {n}, {x})"),
+        };
+        let node = if rng.random_bool(0.5) { &n1 } else { &n2 };
+        let (status, body) = node.send("POST", "/v1/transactions", &json!([sql]).to_string()).await;
+        assert_eq!(status, 200, "{sql}: {body}");
+    }
+    let all = "SELECT s, n, typeof(x), quote(x) FROM pairs ORDER BY s, n";
+    wait_for("both nodes hold the same", async || {
+        (rows(&n1, all).await == rows(&n2, all).await).then_some(())
+    })
+    .await;
+    for (sql, changes, held) in &mut subscribed {
+        let sorted = |rows: Vec<Json>| {
+            let mut rows: Vec<String> = rows.iter().map(Json::to_string).collect();
+            rows.sort();
+            rows
+        };
+        let returned = sorted(rows(&n2, sql).await);
+        while sorted(held.values().cloned().collect()) != returned {
+            let line = changes.line().await;
+            let change = line.get("change").unwrap_or_else(|| panic!("{sql}: {line}"));
+            let row = change[1].as_u64().expect("a row");
+            let before = match change[0].as_str() {
+                Some("delete") => held.remove(&row),
+                _ => held.insert(row, change[2].clone()),
+            };
+            assert_eq!(before.is_some(), change[0] != "insert", "{sql}: {line}");
+        }
     }
 }
 
