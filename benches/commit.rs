@@ -19,6 +19,10 @@ use tribune::crdt::RowOp;
 use tribune::store::{OpenConfig, Params, Statement, Store};
 use tribune::types::{NodeId, Value, Wall};
 
+/// As the program has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const CALLERS: usize = 16;
 const NOW: Wall = Wall(1_700_000_000_000_000);
 const NODE: NodeId = NodeId([0x11; 16]);

@@ -17,6 +17,10 @@ use std::time::Duration;
 use tribune::replica::Config;
 use tribune::sim::{NetworkConfig, Passage, Travel};
 
+/// As the program has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const TROUBLES: [&str; 8] = [
     "none",
     "lost 1 %",

@@ -17,6 +17,10 @@ use tribune::dns::answer::{Request, Transport, answer_into};
 use tribune::dns::config::Config;
 use tribune::types::{Hlc, NodeId, Seq, Value};
 
+/// As the program has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() {
     let is_test = std::env::args().any(|argument| argument == "--test");
     let (services, rounds) = if is_test { (10, 1) } else { (1_000, 500) };

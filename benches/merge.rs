@@ -19,6 +19,10 @@ use tribune::crdt::{Batch, Piece, Storage};
 use tribune::store::{OpenConfig, Params, Statement, Store};
 use tribune::types::{NodeId, Value, Version, Wall};
 
+/// As the program has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const NOW: Wall = Wall(1_700_000_000_000_000);
 const HERE: NodeId = NodeId([0x11; 16]);
 const THERE: NodeId = NodeId([0x22; 16]);

@@ -16,6 +16,10 @@ use tribune::catalog::{Topic, View};
 use tribune::crdt::{Commit, Name, RowEvent, RowEvents, TableEvents, TableInfo};
 use tribune::types::{Hlc, NodeId, Seq, Value};
 
+/// As the program has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const ME: NodeId = NodeId([0xff; 16]);
 
 fn main() {

@@ -17,6 +17,10 @@ use serde_json::json;
 use support::consul::Consul;
 use support::{Agent, Cluster};
 
+/// As the program has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() {
     let is_full = std::env::args().any(|arg| arg == "--bench");
     let changes = if is_full { 200 } else { 6 };

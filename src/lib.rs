@@ -1,9 +1,6 @@
 //! Tribune: a service discovery node. Rooms in building order: a room may use only the rooms
 //! declared above it. ARCHITECTURE.md is the map.
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// The words: identities, time, versions, values.
 pub mod types;
 

@@ -15,6 +15,10 @@ mod mutants;
 use tribune::sim::{Fault, NodeIndex, Report, Scenario, run};
 use tribune::types::Time;
 
+/// As the program has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn from_environment(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
     Some(text.parse().unwrap_or_else(|_| panic!("{name} must be a number, not '{text}'")))
