@@ -212,6 +212,16 @@ fn unsafe_code_stands_where_sqlite_calls_back() {
 }
 
 #[test]
+fn the_library_has_no_allocator_of_its_own() {
+    // Fuzz targets, which nothing here builds, bring theirs, and so may who uses the library.
+    for path in files(&root().join("src"), ".rs") {
+        let is_program = path.ends_with("src/main.rs");
+        let sets_one = code(&read(&path)).any(|(_, line)| line.contains("#[global_allocator]"));
+        assert_eq!(sets_one, is_program, "{}", path.display());
+    }
+}
+
+#[test]
 fn every_dependency_has_a_licence_that_deny_toml_allows() {
     let deny: toml::Table = read(root().join("deny.toml")).parse().expect("deny.toml is TOML");
     let allowed: BTreeSet<&str> = deny["licenses"]["allow"]
