@@ -139,8 +139,9 @@ pub(super) fn load(
                 return Ok(false);
             }
         }
-        // A part alone may be large already: it shares a message with no other then.
-        if bytes > 0 && bytes + part_bytes > bytes_max {
+        // A part alone may be large already: it shares a message with no other then. One of which
+        // nothing is left takes no room.
+        if bytes > 0 && part_bytes > 0 && bytes + part_bytes > bytes_max {
             cut = Some(part);
             return Ok(false);
         }
