@@ -4,8 +4,8 @@
 //! from SQLite which tables the statement reads; after a commit that touches one of them it looks
 //! again and compares: at the rows alone that changed, where each row of the result comes of one
 //! row of one table and shows its key ([`Narrow`]), else at all. Commits that come while it looks
-//! are looked at together. Subscribers read
-//! one shared log of changes, each from its own place, so that none can be passed over.
+//! are looked at together. Subscribers read one shared log of changes, each from its own place, so
+//! that none can be passed over.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::ControlFlow;
@@ -22,10 +22,10 @@ use uuid::Uuid;
 
 use super::feed::Feed;
 use super::lock;
-use super::rows::{Change, Row, Rows};
+use super::rows::{Change, Row, Rows, bytes_of};
 use crate::crdt::{Commit, RowEvents, TableEvents};
 use crate::store::narrow::{KEYS_MAX, Narrow};
-use crate::store::readers::{Described, QueryError, QueryEvent};
+use crate::store::readers::{Described, Kept, QueryError, QueryEvent};
 use crate::store::schema::SCHEMA_TABLE;
 use crate::store::{Params, Readers, Statement};
 use crate::types::Value;
@@ -155,6 +155,9 @@ impl ByKey {
         self.places.iter().map(|place| key.get(*place).cloned()).collect()
     }
 }
+
+/// The primary keys of the tables that a query reads, each in the key's order.
+type PrimaryKeys = BTreeMap<String, Vec<String>>;
 
 /// Keys of the table that a query reads, as the table has them.
 type Keys = BTreeSet<Vec<Value>>;
@@ -353,8 +356,11 @@ impl Queries {
         let sql = statement.sql.clone();
         let described = blocking(move || {
             let described = readers.describe(&sql)?;
-            let key = key_of(&described, |table| readers.key_of(table))?;
-            let by_key = by_key(&readers, &sql, &described, &key).map(Arc::new);
+            let tables = described.tables().into_iter();
+            let primary = tables.map(|table| Ok((table.to_owned(), readers.key_of(table)?)));
+            let primary = primary.collect::<Result<PrimaryKeys, QueryError>>()?;
+            let key = key_of(&described, &primary);
+            let by_key = by_key(&readers, &sql, &described, &primary, &key).map(Arc::new);
             Ok(Meant { described, key, by_key })
         });
         described.await?.map_err(sort)
@@ -401,7 +407,7 @@ impl Queries {
         let shown: Option<Keys> = keys.iter().map(|key| by_key.shown(key)).collect();
         let (Some(sql), Some(shown)) = (by_key.narrow.at(&asked), shown) else { return Ok(false) };
         let statement = Statement { sql, params: query.statement.params.clone() };
-        let is_enough = match self.run(statement, Text::Once).await {
+        let is_enough = match self.run(statement, Kept::No).await {
             Ok(rows) => query.patch(&shown, rows)?,
             Err(SubscribeError::Failed(error)) => {
                 debug!(id = %query.id, error, "A look at a few rows failed; looking at all");
@@ -418,10 +424,10 @@ impl Queries {
 
     /// Runs the query once.
     async fn look(&self, statement: &Statement) -> Result<Vec<Row>, SubscribeError> {
-        self.run(statement.clone(), Text::Again).await
+        self.run(statement.clone(), Kept::Yes).await
     }
 
-    async fn run(&self, statement: Statement, text: Text) -> Result<Vec<Row>, SubscribeError> {
+    async fn run(&self, statement: Statement, kept: Kept) -> Result<Vec<Row>, SubscribeError> {
         // Held while the look runs; waited for without occupying a thread.
         let _turn = self.looks.acquire().await.expect("this semaphore is never closed");
         let readers = Arc::clone(&self.readers);
@@ -430,7 +436,7 @@ impl Queries {
             let deadline = std::time::Instant::now() + LOOK_WITHIN;
             let mut on_event = |event: QueryEvent<'_>| {
                 if let QueryEvent::Row(row) = event {
-                    bytes += row.iter().map(Value::bytes).sum::<usize>();
+                    bytes += bytes_of(&row);
                     is_large = is_too_large(rows.len() + 1, bytes);
                     if is_large {
                         return ControlFlow::Break(());
@@ -439,23 +445,13 @@ impl Queries {
                 }
                 ControlFlow::Continue(())
             };
-            match text {
-                Text::Again => readers.query(&statement, Some(deadline), &mut on_event)?,
-                Text::Once => readers.query_once(&statement, deadline, &mut on_event)?,
-            };
+            readers.query_kept((&statement, kept), Some(deadline), &mut on_event)?;
             Ok((rows, is_large))
         })
         .await?
         .map_err(sort)?;
         if is_large { Err(too_large()) } else { Ok(rows) }
     }
-}
-
-/// Whether a statement's text will be run again.
-#[derive(Clone, Copy)]
-enum Text {
-    Again,
-    Once,
 }
 
 /// What SQLite says of a statement, and what follows for its being live.
@@ -569,11 +565,11 @@ impl LiveQuery {
             return;
         }
         state.snapshot = None;
-        state.log_bytes += changes.iter().map(bytes_of).sum::<usize>();
+        state.log_bytes += changes.iter().map(room_of).sum::<usize>();
         state.log.extend(changes.into_iter().map(Arc::new));
         while state.log.len() > LOG_CHANGES_MAX || state.log_bytes > LOG_BYTES_MAX {
             let Some(oldest) = state.log.pop_front() else { break };
-            state.log_bytes -= bytes_of(&oldest);
+            state.log_bytes -= room_of(&oldest);
             state.forgotten_to = oldest.id;
         }
         drop(state);
@@ -705,8 +701,8 @@ fn sort(error: QueryError) -> SubscribeError {
     }
 }
 
-fn bytes_of(change: &Change) -> usize {
-    size_of::<Change>() + change.cells.iter().map(Value::bytes).sum::<usize>()
+fn room_of(change: &Change) -> usize {
+    size_of::<Change>() + bytes_of(&change.cells)
 }
 
 /// Returns a query's id: the same for the same text and parameters on every node.
@@ -731,26 +727,29 @@ fn id_of(statement: &Statement) -> Uuid {
 
 /// Finds the result columns by which a row is known again: those of every primary key that the
 /// result shows whole. None: the row is known by all of its values.
-fn key_of(
-    described: &Described,
-    primary_key: impl Fn(&str) -> Result<Vec<String>, QueryError>,
-) -> Result<Vec<usize>, QueryError> {
+fn key_of(described: &Described, primary: &PrimaryKeys) -> Vec<usize> {
     let mut key = Vec::new();
-    for table in described.tables() {
+    for (table, of_table) in primary {
         let shown = |column: &String| {
-            let wanted = (table.to_owned(), column.clone());
+            let wanted = (table.clone(), column.clone());
             described.columns.iter().position(|shown| shown.origin.as_ref() == Some(&wanted))
         };
-        let columns: Option<Vec<usize>> = primary_key(table)?.iter().map(shown).collect();
+        let columns: Option<Vec<usize>> = of_table.iter().map(shown).collect();
         key.extend(columns.unwrap_or_default());
     }
     key.sort_unstable();
-    Ok(key)
+    key
 }
 
 /// Returns how to ask a statement of a few rows alone, where its result shows their key.
-fn by_key(readers: &Readers, sql: &str, described: &Described, key: &[usize]) -> Option<ByKey> {
-    let narrow = readers.narrow(sql, described)?;
+fn by_key(
+    readers: &Readers,
+    sql: &str,
+    described: &Described,
+    primary: &PrimaryKeys,
+    key: &[usize],
+) -> Option<ByKey> {
+    let narrow = readers.narrow(sql, described, primary.values().next()?)?;
     let place = |shown: &usize| {
         let (_, column) = described.columns[*shown].origin.as_ref()?;
         narrow.key().iter().position(|of_key| of_key == column)

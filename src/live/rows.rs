@@ -164,7 +164,8 @@ impl Rows {
     }
 }
 
-fn bytes_of(row: &Row) -> usize {
+/// Returns what the values of a row come to.
+pub(super) fn bytes_of(row: &[Value]) -> usize {
     row.iter().map(Value::bytes).sum()
 }
 

@@ -1,7 +1,8 @@
 //! What may be sent at most: the promise that nothing becomes a storm (P9). Each limit follows from
 //! the settings, none from the size of the cluster or the length of its history.
 //!
-//! * A process passes a version on once, to its neighbours: at most [`Config::eager_max`] pushes.
+//! * A process sends a version to each neighbour once, and as often again as that may ask for it: at
+//!   most [`Config::pushes_max`] pushes.
 //!   Only where it dropped the version after it had taken it in, since its disk refused it, does it
 //!   pass on another one that comes by: once more for each time that an origin was set aside, and
 //!   those times are apart by pauses that double (one second to ten minutes).

@@ -332,8 +332,8 @@ pub(super) fn twins_change_together(
         let twin = rows.get(&(table, &twin_key[..]));
         let is_alike = twin.is_some_and(|(twin_existed, twin)| {
             // All but the keys is the same.
-            let values = |row: Option<&'_ [Value]>| row.map(|row| row[key.len()..].to_vec());
-            values(*twin) == values(row) && *twin_existed == existed
+            twin.map(|twin| &twin[key.len()..]) == row.map(|row| &row[key.len()..])
+                && *twin_existed == existed
         });
         if is_alike {
             node.apart.remove(key);

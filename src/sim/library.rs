@@ -138,12 +138,6 @@ pub const LIBRARY: &[Named] = &[
         },
     },
     Named {
-        name: "mixed",
-        what: "many nodes that write, and trouble of all kinds drawn from the seed",
-        nodes: Some(100),
-        make: |wanted, nodes| Scenario::mixed(wanted.seed, nodes),
-    },
-    Named {
         name: "idle",
         what: "nobody writes for 25 minutes: what membership, digests and rounds send (SWIM)",
         nodes: Some(100),
@@ -234,4 +228,17 @@ pub fn idle(seed: u64, nodes: usize, lasting: Duration) -> Scenario {
     scenario.measure_from = scenario.measure_from + before;
     scenario.replica.collect = true;
     scenario
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_name_is_that_of_one_scenario() {
+        for named in LIBRARY {
+            let found = LIBRARY.iter().filter(|other| other.name == named.name).count();
+            assert_eq!(found, 1, "{}", named.name);
+        }
+    }
 }

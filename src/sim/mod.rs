@@ -768,11 +768,14 @@ impl<'a> Cluster<'a> {
             Job::Rejoin { .. } if is_failing => Some(Input::Rejoined { begun: None }),
             Job::Rejoin { held, length } => {
                 let begun = match self.scenario.mutation {
+                    // The disk keeps its heads along with the rows.
                     Some(Mutation::TheDeletedStay) => this.storage.begin_epoch(now, Epoch(0)),
-                    _ => this.storage.rejoin(now, &held, length),
+                    _ => {
+                        this.heads.clear();
+                        this.storage.rejoin(now, &held, length)
+                    }
                 };
                 let Begun { origin, commits, .. } = begun.map_err(|error| error.to_string())?;
-                this.heads.clear();
                 self.tell_soon(node, Input::Rejoined { begun: Some(origin) });
                 self.committed(node, commits)?;
                 self.excuse();

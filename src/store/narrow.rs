@@ -233,23 +233,27 @@ fn column_of(conn: &Connection, sql: &str, column: &str) -> rusqlite::Result<Vec
 mod tests {
     use std::collections::BTreeSet;
     use std::ops::ControlFlow;
-    use std::time::{Duration, Instant};
 
     use rand::rngs::SmallRng;
     use rand::seq::IteratorRandom;
     use rand::{RngExt, SeedableRng};
 
     use super::*;
-    use crate::store::readers::QueryEvent;
+    use crate::store::readers::{Kept, QueryEvent};
     use crate::store::trial::{T, Trial};
     use crate::store::{Params, Readers, Statement};
+
+    fn narrowed(readers: &Readers, sql: &str, described: &Described) -> Option<Narrow> {
+        let key = readers.key_of(described.tables().first()?).unwrap();
+        readers.narrow(sql, described, &key)
+    }
 
     fn is_narrow(sql: &str) -> bool {
         let two = "CREATE TABLE u (a TEXT NOT NULL, b INTEGER NOT NULL, c, PRIMARY KEY (a, b));";
         let trial = Trial::new(&format!("{T}{two}"));
         let readers = trial.readers();
         let described = readers.describe(sql).unwrap();
-        described.is_deterministic() && readers.narrow(sql, &described).is_some()
+        described.is_deterministic() && narrowed(&readers, sql, &described).is_some()
     }
 
     #[test]
@@ -304,9 +308,8 @@ mod tests {
     fn answers(readers: &Readers, sql: String) -> BTreeSet<Vec<Value>> {
         let mut rows = Vec::new();
         let statement = Statement { sql, params: Params::None };
-        let deadline = Instant::now() + Duration::from_secs(10);
         readers
-            .query_once(&statement, deadline, &mut |event| {
+            .query_kept((&statement, Kept::No), None, &mut |event| {
                 if let QueryEvent::Row(row) = event {
                     rows.push(row);
                 }
@@ -369,7 +372,7 @@ mod tests {
                  WHERE {condition}{order}"
             );
             let described = readers.describe(&sql).unwrap();
-            let Some(narrow) = readers.narrow(&sql, &described) else { continue };
+            let Some(narrow) = narrowed(&readers, &sql, &described) else { continue };
             let count = if asked % 50 == 0 { KEYS_MAX } else { rng.random_range(1..12) };
             let some: Vec<Vec<Value>> = keys.iter().cloned().sample(&mut rng, count);
             let is_asked = |row: &Vec<Value>| some.iter().any(|key| row.starts_with(key));

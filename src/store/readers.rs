@@ -50,6 +50,14 @@ struct Reader {
     schema: i64,
 }
 
+/// Whether a statement stays prepared. One whose text will not come again would take the place of
+/// another's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kept {
+    Yes,
+    No,
+}
+
 /// What a query says, in order: its columns once, then its rows.
 #[derive(Debug)]
 pub enum QueryEvent<'a> {
@@ -181,29 +189,27 @@ impl Readers {
         deadline: Option<Instant>,
         on_event: &mut dyn FnMut(QueryEvent<'_>) -> ControlFlow<()>,
     ) -> Result<QueryEnd, QueryError> {
-        let limit = Instant::now() + QUERY_MAX;
-        let deadline = deadline.map_or(limit, |deadline| deadline.min(limit));
-        self.with_reader(deadline, |reader| reader.query(statement, Kept::Yes, deadline, on_event))
+        self.query_kept((statement, Kept::Yes), deadline, on_event)
     }
 
-    /// As [`Readers::query`], for a text that will not come again: it takes no other's place among
-    /// those that are kept prepared.
-    pub fn query_once(
+    /// As [`Readers::query`], where the statement may be one that does not stay prepared.
+    pub fn query_kept(
         &self,
-        statement: &Statement,
-        deadline: Instant,
+        (statement, kept): (&Statement, Kept),
+        deadline: Option<Instant>,
         on_event: &mut dyn FnMut(QueryEvent<'_>) -> ControlFlow<()>,
     ) -> Result<QueryEnd, QueryError> {
-        let deadline = deadline.min(Instant::now() + QUERY_MAX);
-        self.with_reader(deadline, |reader| reader.query(statement, Kept::No, deadline, on_event))
+        let limit = Instant::now() + QUERY_MAX;
+        let deadline = deadline.map_or(limit, |deadline| deadline.min(limit));
+        self.with_reader(deadline, |reader| reader.query((statement, kept), deadline, on_event))
     }
 
     /// Returns how to ask a statement of a few rows alone, if that can be done. `described` is what
-    /// [`Readers::describe`] says of it. Whatever goes wrong, it can be asked of all rows.
-    pub fn narrow(&self, sql: &str, described: &Described) -> Option<Narrow> {
-        let key = described.tables().first().map(|table| self.key_of(table))?.ok()?;
+    /// [`Readers::describe`] says of it, and `key` the primary key of the table that it reads.
+    /// Whatever goes wrong, it can be asked of all rows.
+    pub fn narrow(&self, sql: &str, described: &Described, key: &[String]) -> Option<Narrow> {
         let conn = open_reader(&self.path).ok()?;
-        Narrow::of(&conn, sql, described, &key).ok()?
+        Narrow::of(&conn, sql, described, key).ok()?
     }
 
     /// Says what a statement reads and returns, without running it.
@@ -329,8 +335,7 @@ impl Reader {
 
     fn query(
         &mut self,
-        statement: &Statement,
-        kept: Kept,
+        (statement, kept): (&Statement, Kept),
         deadline: Instant,
         on_event: &mut dyn FnMut(QueryEvent<'_>) -> ControlFlow<()>,
     ) -> Result<QueryEnd, QueryError> {
@@ -381,13 +386,6 @@ impl Reader {
         }
         Ok(Some((Arc::clone(&table.info), collected)))
     }
-}
-
-/// Whether a statement stays prepared.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kept {
-    Yes,
-    No,
 }
 
 fn run(

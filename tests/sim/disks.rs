@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use tribune::sim::{InMemory, Media, Membership, Report, Scenario, SideBySide, run_on};
 use tribune::store::disks::{SqliteInFiles, SqliteInMemory};
 
-use crate::from_environment;
+use crate::{from_environment, seeds};
 
 fn must_on(media: &mut dyn Media, scenario: Scenario) -> Report {
     run_on(scenario, media, &mut |_| ControlFlow::Continue(()))
@@ -21,13 +21,6 @@ fn directory() -> TempDir {
     let quick = Path::new("/dev/shm");
     let made = if quick.is_dir() { tempfile::tempdir_in(quick) } else { tempfile::tempdir() };
     made.expect("a directory for files")
-}
-
-fn seeds(count: u64) -> std::ops::Range<u64> {
-    let first = from_environment("SIM_SEED");
-    let count = from_environment("SIM_SEEDS").unwrap_or(if first.is_some() { 1 } else { count });
-    let first = first.unwrap_or(0);
-    first..first + count
 }
 
 #[test]

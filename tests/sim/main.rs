@@ -24,18 +24,24 @@ fn from_environment(name: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{name} must be a number, not '{text}'")))
 }
 
+/// The seeds to play: so many unless the environment says otherwise.
+fn seeds(count: u64) -> std::ops::Range<u64> {
+    let first = from_environment("SIM_SEED");
+    let count = from_environment("SIM_SEEDS").unwrap_or(if first.is_some() { 1 } else { count });
+    let first = first.unwrap_or(0);
+    first..first + count
+}
+
 fn must(scenario: Scenario) -> Report {
     run(scenario).unwrap_or_else(|failure| panic!("{failure}"))
 }
 
 #[test]
 fn small_clusters_survive_whatever_is_drawn_for_them() {
-    let asked = from_environment("SIM_SEED");
-    let seeds = from_environment("SIM_SEEDS").unwrap_or(if asked.is_some() { 1 } else { 200 });
-    let first = asked.unwrap_or(0);
-    for seed in first..first + seeds {
+    let is_asked = from_environment("SIM_SEED").is_some();
+    for seed in seeds(200) {
         let report = must(Scenario::drawn(seed));
-        if asked.is_some() {
+        if is_asked {
             println!("{:?}\n{report}", Scenario::drawn(seed));
         }
     }
@@ -43,23 +49,23 @@ fn small_clusters_survive_whatever_is_drawn_for_them() {
 
 #[test]
 fn what_was_deleted_stays_deleted_though_its_tombstones_go() {
-    let asked = from_environment("SIM_SEED");
-    let seeds = from_environment("SIM_SEEDS").unwrap_or(if asked.is_some() { 1 } else { 60 });
-    let first = asked.unwrap_or(0);
+    let is_asked = from_environment("SIM_SEED").is_some();
+    let seeds = seeds(60);
+    let count = seeds.end - seeds.start;
     let (mut rejoins, mut dropped) = (0, 0);
-    for seed in first..first + seeds {
+    for seed in seeds {
         let mut scenario = Scenario::churn(seed);
         if let Some(within) = from_environment("SIM_WITHIN") {
             scenario.converge_within = Duration::from_millis(within);
         }
         let report = must(scenario);
-        if asked.is_some() && seeds == 1 {
+        if is_asked && count == 1 {
             println!("{:?}\n{report}", Scenario::churn(seed));
         }
         rejoins += report.rejoins;
         dropped += report.tombstones_dropped;
     }
-    println!("{seeds} seeds: {dropped} tombstones dropped, {rejoins} rejoined");
+    println!("{count} seeds: {dropped} tombstones dropped, {rejoins} rejoined");
 }
 
 #[test]
@@ -162,9 +168,7 @@ fn a_node_whose_disk_was_rolled_back_begins_a_new_epoch_before_it_writes() {
 
 #[test]
 fn a_damaged_row_is_found_named_and_mended() {
-    let seeds = from_environment("SIM_SEEDS").unwrap_or(6);
-    let first = from_environment("SIM_SEED").unwrap_or(0);
-    for seed in first..first + seeds {
+    for seed in seeds(6) {
         for (loses_row, is_kept) in [(false, false), (false, true), (true, false), (true, true)] {
             let nodes = 3 + seed as usize % 4;
             let mut scenario = Scenario::calm(seed, nodes, 60);

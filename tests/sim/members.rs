@@ -8,7 +8,7 @@ use std::time::Duration;
 use tribune::sim::library;
 use tribune::sim::{Membership, Scenario};
 
-use crate::{from_environment, must};
+use crate::{from_environment, must, seeds};
 
 fn nodes() -> usize {
     from_environment("SIM_NODES").unwrap_or(60) as usize
@@ -56,10 +56,7 @@ fn an_idle_node_sends_less_than_two_kilobytes_a_second() {
 
 #[test]
 fn small_clusters_with_membership_of_their_own_survive_what_is_drawn_for_them() {
-    let asked = from_environment("SIM_SEED");
-    let seeds = from_environment("SIM_SEEDS").unwrap_or(if asked.is_some() { 1 } else { 40 });
-    let first = asked.unwrap_or(0);
-    for seed in first..first + seeds {
+    for seed in seeds(40) {
         let foca = || Membership::foca(Duration::ZERO);
         must(Scenario::drawn(seed).with(foca()));
         must(Scenario::churn(seed).with(foca()));

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use tribune::sim::{Scenario, run};
 
-use crate::from_environment;
+use crate::{from_environment, seeds};
 
 /// What became of all seeds together.
 #[derive(Default)]
@@ -25,17 +25,16 @@ struct Outcome {
 
 #[test]
 fn many_nodes_survive_the_mixture_of_all_trouble() {
-    let asked = from_environment("SIM_SEED");
-    let first = asked.unwrap_or(0);
-    let seeds = from_environment("SIM_SEEDS").unwrap_or(if asked.is_some() { 1 } else { 20 });
+    let seeds = seeds(20);
+    let count = seeds.end - seeds.start;
     let nodes = from_environment("SIM_NODES").unwrap_or(100) as usize;
     let threads = from_environment("SIM_THREADS").unwrap_or(2);
     let began = Instant::now();
-    let next = AtomicU64::new(first);
+    let next = AtomicU64::new(seeds.start);
     let outcome = Mutex::new(Outcome::default());
     let play = || loop {
         let seed = next.fetch_add(1, Ordering::Relaxed);
-        if seed >= first + seeds {
+        if seed >= seeds.end {
             return;
         }
         let played = run(Scenario::mixed(seed, nodes));
@@ -43,7 +42,7 @@ fn many_nodes_survive_the_mixture_of_all_trouble() {
         outcome.played += 1;
         match played {
             Ok(report) => {
-                if seeds == 1 {
+                if count == 1 {
                     println!("{:?}\n{report}", Scenario::mixed(seed, nodes));
                 }
                 outcome.events += report.events;
@@ -66,7 +65,7 @@ fn many_nodes_survive_the_mixture_of_all_trouble() {
     });
     let Outcome { events, slowest, failed, .. } = outcome.into_inner().expect("nobody panicked");
     let spent = began.elapsed();
-    println!("{seeds} seeds of {nodes} nodes, {events} events in {spent:.1?}, slowest {slowest:?}");
+    println!("{count} seeds of {nodes} nodes, {events} events in {spent:.1?}, slowest {slowest:?}");
     assert!(failed.is_empty(), "seeds that failed: {failed:?}");
 }
 
