@@ -22,7 +22,7 @@ CREATE TABLE __tribune_node (
 
 -- Every origin this node has heard of, and the number that stands for it here.
 CREATE TABLE __tribune_origins (
-    -- Dense, from 1. Other nodes number otherwise.
+    -- From 1 on; a number is never used twice. Other nodes number otherwise.
     ordinal INTEGER NOT NULL PRIMARY KEY,
     -- Scope, node and epoch: 22 bytes that sort as origins do.
     origin  BLOB    NOT NULL UNIQUE

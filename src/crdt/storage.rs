@@ -113,6 +113,46 @@ pub struct Floor {
     /// No shared row that was ever held here died in a longer life, nor did one whose tombstone was
     /// dropped. It is a bound: it may be greater.
     pub longest: u64,
+    /// Origins that are retired (see [`Storage::tidy`]), and how far they were held.
+    pub retired: Vec<(Origin, Version)>,
+    /// See [`Tidy::era`]; 1 on a new disk.
+    pub era: u64,
+    /// See [`Tidy::erased`]; 0: nothing was ever erased.
+    pub erased: u64,
+}
+
+/// What is to be forgotten of origins that write no more: see [`Storage::tidy`].
+///
+/// Rounds ([`crate::ledger::Round`]) are numbered. A disk with an era of so much or more knows of
+/// every origin that was erased in a round up to that one that it was retired, so it holds no row
+/// that was deleted by it. Who comes back with a disk of an earlier era than what was erased takes
+/// all rows anew: of the deletes nothing is left that could be told.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Tidy {
+    /// Spent origins that every member holds up to these heads: from now on they are retired. They
+    /// are no heads any more, nothing of them is taken, and whoever asks is told that nothing is
+    /// left.
+    pub retire: Vec<(Origin, Version)>,
+    /// Origins that write no more: which of them are spent?
+    pub ask: Vec<Origin>,
+    /// Retired origins that no member holds any more: nothing of them is remembered.
+    pub erase: Vec<Origin>,
+    /// Members that were forgotten, and of which no origin is left: so are they.
+    pub gone: Vec<NodeId>,
+    /// The era is at least this from now on: the number of the next round that this node tells.
+    pub era: u64,
+    /// The number of the latest round in which something was erased.
+    pub erased: u64,
+}
+
+/// What [`Storage::tidy`] did.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Tidied {
+    /// Which of those to be retired are: those of which nothing is left, if they are held so far.
+    pub retired: Vec<(Origin, Version)>,
+    /// Of which of those that were asked for nothing is left, and how far they are held. Some may be
+    /// missing: one call looks at a bounded number of rows.
+    pub spent: Vec<(Origin, Version)>,
 }
 
 /// What [`Storage::collect`] did.
@@ -207,7 +247,7 @@ pub trait Storage {
     /// Forgets the parts that are kept under a number.
     fn unstage(&mut self, staging: Staging) -> Result<(), StorageError>;
 
-    /// Returns the held head of every origin.
+    /// Returns the held head of every origin that is not retired.
     fn heads(&self) -> Result<Vec<(Origin, Version)>, StorageError>;
 
     /// Begins a new epoch for this node's own writes and returns the new origin. Its epoch is
@@ -275,7 +315,8 @@ pub trait Storage {
     ) -> Result<Begun, StorageError>;
 
     /// Notes that this node's origin may speak: it holds all that one settled member held, whose
-    /// floor `heads` and `length` are: what is missing there may be missing here.
+    /// floor `heads` and `length` are: what is missing there may be missing here. Its era was `era`,
+    /// and so is this node's, unless that is later.
     ///
     /// Shared rows that this origin inserted, which nobody has heard of, begin again above every
     /// life that was dropped.
@@ -290,7 +331,28 @@ pub trait Storage {
         now: Wall,
         heads: &[(Origin, Version)],
         length: u64,
+        era: u64,
     ) -> Result<Settled, StorageError>;
+
+    /// Deletes the rows that a node owns which is forgotten, as the node itself would have done: under
+    /// an origin of it that never was, `under`, whose versions every member writes by itself. They
+    /// are the same everywhere, since `held` are the heads of all of the node's origins with every
+    /// member. Nothing happens where they are others here. Returns the commits, without their
+    /// changesets: nobody has to be told.
+    ///
+    /// The node is forgotten up to that epoch from now on. Should it be alive, it is told so, goes on
+    /// under a later epoch and says its rows again.
+    fn depart(
+        &mut self,
+        now: Wall,
+        under: Origin,
+        held: &[(Origin, Version)],
+    ) -> Result<Vec<Commit>, StorageError>;
+
+    /// Retires and erases origins that write no more, in one transaction. Nobody sees a difference.
+    ///
+    /// The caller knows that every member is in the same state: see [`crate::replica`].
+    fn tidy(&mut self, tidy: &Tidy) -> Result<Tidied, StorageError>;
 
     /// Returns a row of a table that is here, live or dead, with its clock; `None`: nobody ever
     /// wrote it, or it is dead and its tombstone was dropped.

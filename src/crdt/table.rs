@@ -21,7 +21,7 @@ use super::row::{COUNT_MAX, ColumnId, Fate, Incoming, RowClock};
 use super::sheet::{Row, Shape, Sheet};
 use super::storage::{
     Begun, Bookmark, Collected, Extract, Floor, Inspected, LENGTH_DROPPED_MAX, Part, Settled,
-    Staging, Storage, StorageError,
+    Staging, Storage, StorageError, Tidied, Tidy,
 };
 use crate::types::{Epoch, Hlc, NodeId, Origin, Seq, Value, Version, Wall};
 
@@ -57,6 +57,10 @@ pub struct Table {
     forgotten: OrdMap<NodeId, Epoch>,
     members: OrdMap<NodeId, Epoch>,
     settled: Option<Origin>,
+    /// Origins that are retired; they are no heads.
+    retired: OrdMap<Origin, Version>,
+    era: u64,
+    erased: u64,
     /// While this node rejoins: the rows that the peer has not told of yet.
     unconfirmed: Option<OrdSet<(Name, Key)>>,
 }
@@ -83,6 +87,9 @@ impl Table {
             forgotten: OrdMap::new(),
             members: OrdMap::new(),
             settled: None,
+            retired: OrdMap::new(),
+            era: 1,
+            erased: 0,
             unconfirmed: None,
         };
         for definition in definitions {
@@ -275,18 +282,8 @@ impl Storage for Table {
     fn withdraw(&mut self, now: Wall) -> Result<Vec<Commit>, StorageError> {
         let me = self.origin;
         let is_past = |stamp: Stamp| stamp.origin.node == me.node && stamp.origin.epoch < me.epoch;
-        let mut places = Vec::new();
-        for (name, sheet) in self.sheets.iter().filter(|(name, _)| is_owned(name)).rev() {
-            let is_left = |row: &Row| row.clock.is_alive() && is_past(row.clock.life().stamp);
-            let left = sheet.rows.iter().filter(|(_, row)| is_left(row));
-            places.extend(left.map(|(key, _)| (Arc::clone(name), Arc::clone(key))));
-        }
-        let delete = |_: &str, row: &Row, stamp: Stamp| {
-            let mut clock = row.clock.clone();
-            clock.deleted(stamp);
-            Row { clock, values: BTreeMap::new() }
-        };
-        Ok(self.write_places(now, &places, delete))
+        let is_left = |row: &Row| row.clock.is_alive() && is_past(row.clock.life().stamp);
+        Ok(self.write_places(now, &self.owned(is_left), delete))
     }
 
     fn fingerprint(&self) -> Result<u64, StorageError> {
@@ -303,6 +300,9 @@ impl Storage for Table {
             is_rejoining: self.unconfirmed.is_some(),
             harmless: self.harmless(),
             longest: self.longest.max(self.length),
+            retired: self.retired.iter().map(|(origin, head)| (*origin, *head)).collect(),
+            era: self.era,
+            erased: self.erased,
         })
     }
 
@@ -367,8 +367,10 @@ impl Storage for Table {
         now: Wall,
         heads: &[(Origin, Version)],
         length: u64,
+        era: u64,
     ) -> Result<Settled, StorageError> {
         self.settled = Some(self.origin);
+        self.era = self.era.max(era);
         self.raise_floor(heads, length);
         let unconfirmed = self.unconfirmed.take();
         let is_rejoining = unconfirmed.is_some();
@@ -415,6 +417,53 @@ impl Storage for Table {
         };
         settled.commits.extend(self.write_places(now, &beyond, restamp));
         Ok(settled)
+    }
+
+    fn depart(
+        &mut self,
+        now: Wall,
+        under: Origin,
+        held: &[(Origin, Version)],
+    ) -> Result<Vec<Commit>, StorageError> {
+        let of_node = |origin: &Origin| origin.node == under.node;
+        let here = self.heads.iter().filter(|(origin, _)| of_node(origin));
+        if !here.map(|(origin, head)| (*origin, *head)).eq(held.iter().copied()) {
+            return Ok(Vec::new());
+        }
+        let is_left = |row: &Row| row.clock.is_alive() && of_node(&row.clock.life().stamp.origin);
+        let places = self.owned(is_left);
+        if places.is_empty() {
+            return Ok(Vec::new());
+        }
+        raise(&mut self.forgotten, &[(under.node, under.epoch)]);
+        let mut commits = self.write_places_as((now, Wall(0), under), &places, delete);
+        commits.iter_mut().for_each(|commit| commit.changeset = None);
+        Ok(commits)
+    }
+
+    fn tidy(&mut self, tidy: &Tidy) -> Result<Tidied, StorageError> {
+        for (origin, head) in &tidy.retire {
+            if self.is_spent(*origin) && self.heads.get(origin) == Some(head) {
+                self.heads.remove(origin);
+                self.retired.insert(*origin, *head);
+            }
+        }
+        for origin in &tidy.erase {
+            if self.retired.remove(origin).is_some() {
+                self.floor.remove(origin);
+            }
+        }
+        for node in &tidy.gone {
+            self.forgotten.remove(node);
+            self.members.remove(node);
+        }
+        self.era = self.era.max(tidy.era);
+        self.erased = self.erased.max(tidy.erased);
+        let is_retired = |(origin, _): &&(Origin, Version)| self.retired.contains_key(origin);
+        let retired = tidy.retire.iter().filter(is_retired).copied().collect();
+        let held = tidy.ask.iter().filter_map(|origin| self.heads.get_key_value(origin));
+        let spent = held.filter(|(origin, _)| self.is_spent(**origin));
+        Ok(Tidied { retired, spent: spent.map(|(origin, head)| (*origin, *head)).collect() })
     }
 
     fn inspect(&self, table: &str, key: &[Value]) -> Result<Option<Inspected>, StorageError> {
@@ -545,7 +594,8 @@ impl Table {
     }
 
     pub(super) fn head(&self, origin: Origin) -> Version {
-        self.heads.get(&origin).copied().unwrap_or_default()
+        let held = self.heads.get(&origin).or_else(|| self.retired.get(&origin));
+        held.copied().unwrap_or_default()
     }
 }
 
@@ -586,24 +636,45 @@ impl Table {
         places: &[(Name, Key)],
         write: impl Fn(&str, &Row, Stamp) -> Row,
     ) -> Vec<Commit> {
+        self.write_places_as((now, now, self.origin), places, write)
+    }
+
+    /// As [`Table::write_places`], now, as if written at another time and by another origin.
+    fn write_places_as(
+        &mut self,
+        as_of: (Wall, Wall, Origin),
+        places: &[(Name, Key)],
+        write: impl Fn(&str, &Row, Stamp) -> Row,
+    ) -> Vec<Commit> {
         let is_first = |(table, _): &(Name, Key)| is_harmless(table);
         let (first, last): (Vec<_>, Vec<_>) = places.iter().cloned().partition(is_first);
-        let mut commits = self.write_in_order(now, &first, &write);
-        commits.extend(self.write_in_order(now, &last, &write));
+        let mut commits = self.write_in_order(as_of, &first, &write);
+        commits.extend(self.write_in_order(as_of, &last, &write));
         commits
+    }
+
+    /// Lists the rows of owned tables that `is_wanted` chooses. Instances go before their nodes and
+    /// checks.
+    fn owned(&self, is_wanted: impl Fn(&Row) -> bool) -> Vec<(Name, Key)> {
+        let mut places = Vec::new();
+        for (name, sheet) in self.sheets.iter().filter(|(name, _)| is_owned(name)).rev() {
+            let wanted = sheet.rows.iter().filter(|(_, row)| is_wanted(row));
+            places.extend(wanted.map(|(key, _)| (Arc::clone(name), Arc::clone(key))));
+        }
+        places
     }
 
     fn write_in_order(
         &mut self,
-        now: Wall,
+        (now, at, origin): (Wall, Wall, Origin),
         places: &[(Name, Key)],
         write: impl Fn(&str, &Row, Stamp) -> Row,
     ) -> Vec<Commit> {
         let mut commits = Vec::new();
         let mut left = places;
         while !left.is_empty() {
-            let version = self.head(self.origin).next();
-            let stamp = Stamp { origin: self.origin, version };
+            let version = self.head(origin).next();
+            let stamp = Stamp { origin, version };
             let mut touched = Touched::default();
             let (mut rows, mut bytes) = (0, 0);
             while let Some((place, rest)) = left.split_first() {
@@ -620,14 +691,20 @@ impl Table {
                 self.put_row(name, key, row);
                 left = rest;
             }
-            self.times.insert(stamp, now);
-            self.heads.insert(self.origin, version);
+            self.times.insert(stamp, at);
+            self.heads.insert(origin, version);
             let changeset = Some(Arc::new(self.extract(stamp).0));
             let events = self.events(touched);
-            commits.push(self.conclude(now, events, changeset, vec![(self.origin, version)]));
+            commits.push(self.conclude(now, events, changeset, vec![(origin, version)]));
         }
         commits
     }
+}
+
+fn delete(_: &str, row: &Row, stamp: Stamp) -> Row {
+    let mut clock = row.clock.clone();
+    clock.deleted(stamp);
+    Row { clock, values: BTreeMap::new() }
 }
 
 /// Tombstones that go, and a node that rejoins.
@@ -655,6 +732,12 @@ impl Table {
             covered.extend(below.take(count_max - covered.len()).cloned());
         }
         covered
+    }
+
+    /// Tells whether nothing is left of an origin.
+    fn is_spent(&self, origin: Origin) -> bool {
+        let mut of_origin = self.index.range(first_place(Stamp { origin, version: Version(0) })..);
+        of_origin.next().is_none_or(|(stamp, ..)| stamp.origin != origin)
     }
 
     /// See [`Floor::harmless`].
@@ -757,7 +840,8 @@ fn is_owned(table: &str) -> bool {
 impl Table {
     /// Tells whether a piece joins what is held of its origin, and may be taken.
     fn takes(&self, piece: &Piece, head: Version) -> bool {
-        let joins = piece.after <= head && head < piece.through;
+        let is_retired = self.retired.contains_key(&piece.origin);
+        let joins = piece.after <= head && head < piece.through && !is_retired;
         joins && piece.through.0 <= COUNT_MAX && piece.origin != self.origin
     }
 
@@ -1200,10 +1284,28 @@ mod tests {
             now: Wall,
             heads: &[(Origin, Version)],
             length: u64,
+            era: u64,
         ) -> Result<Settled, StorageError> {
-            let settled = self.0.settle(now, heads, length);
+            let settled = self.0.settle(now, heads, length, era);
             self.check();
             settled
+        }
+
+        fn depart(
+            &mut self,
+            now: Wall,
+            under: Origin,
+            held: &[(Origin, Version)],
+        ) -> Result<Vec<Commit>, StorageError> {
+            let commits = self.0.depart(now, under, held);
+            self.check();
+            commits
+        }
+
+        fn tidy(&mut self, tidy: &Tidy) -> Result<Tidied, StorageError> {
+            let tidied = self.0.tidy(tidy);
+            self.check();
+            tidied
         }
 
         fn inspect(&self, table: &str, key: &[Value]) -> Result<Option<Inspected>, StorageError> {

@@ -19,7 +19,7 @@ pub struct Cursor(u64);
 
 /// The heads of all origins, as they stand on disk.
 ///
-/// Laws: a head never goes down but by [`Ledger::set_back`] and [`Ledger::restart`], and is never 0; every version up to it
+/// Laws: a head never goes down but by [`Ledger::set_back`], [`Ledger::restart`] and [`Ledger::retire`], and is never 0; every version up to it
 /// is held. The moves are numbered from 1, and `recent` holds the number of each origin's latest one.
 #[derive(Clone, Debug)]
 pub struct Ledger {
@@ -77,6 +77,11 @@ impl Ledger {
         if self.head(origin) > head {
             self.set(origin, head);
         }
+    }
+
+    /// An origin is retired: it is held no more than one that never was.
+    pub fn retire(&mut self, origin: Origin) {
+        self.set(origin, Version(0));
     }
 
     /// Whoever was told of this origin is told once more, as if its head had moved just now.

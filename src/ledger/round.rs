@@ -1,7 +1,7 @@
 //! What all members hold: a statement that grows as it is passed around, until every member has
 //! added its own heads to it. Who starts one and passes it on is the replica's business.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::types::{Epoch, NodeId, Origin, Version};
 
@@ -29,6 +29,26 @@ pub struct Round {
     pub low: Heads,
     /// What some who told holds.
     pub high: Heads,
+    /// Of those, the origins of which nothing is left with anybody who told: they write no more, and
+    /// all that they wrote is overwritten or forgotten.
+    pub spent: BTreeSet<Origin>,
+    /// Of those, the origins that everybody who told of them has retired.
+    pub retired: BTreeSet<Origin>,
+    /// The least of the eras that were told (see [`Told::era`]); 0: nobody has told.
+    pub era: u64,
+}
+
+/// What a member adds to a round.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Told {
+    /// What it holds, of retired origins too.
+    pub heads: Heads,
+    /// The origins of which nothing is left with it.
+    pub spent: BTreeSet<Origin>,
+    /// Those that it has retired, which are all spent.
+    pub retired: BTreeSet<Origin>,
+    /// Its era: at least the number of the last round of which it knows on disk that it told it.
+    pub era: u64,
 }
 
 impl Round {
@@ -37,14 +57,8 @@ impl Round {
     }
 
     /// Adds a member's heads, and whom it knows and forgot.
-    pub fn tell(
-        &mut self,
-        me: Origin,
-        heads: impl IntoIterator<Item = (Origin, Version)>,
-        known: &Nodes,
-        forgotten: &Nodes,
-    ) {
-        let heads: Heads = heads.into_iter().collect();
+    pub fn tell(&mut self, me: Origin, what: Told, known: &Nodes, forgotten: &Nodes) {
+        let Told { heads, spent, retired, era } = what;
         let told = Nodes::from([(me.node, me.epoch)]);
         self.merge(&Self {
             number: self.number,
@@ -53,6 +67,9 @@ impl Round {
             low: heads.clone(),
             high: heads,
             told,
+            spent,
+            retired,
+            era,
         });
     }
 
@@ -71,6 +88,13 @@ impl Round {
                 });
             }
         }
+        self.era = match (self.told.is_empty(), other.told.is_empty()) {
+            (_, true) => self.era,
+            (true, false) => other.era,
+            (false, false) => self.era.min(other.era),
+        };
+        self.spent = of_both((&self.spent, &self.high), (&other.spent, &other.high));
+        self.retired = of_both((&self.retired, &self.high), (&other.retired, &other.high));
         raise(&mut self.high, &other.high);
         raise(&mut self.told, &other.told);
         raise(&mut self.known, &other.known);
@@ -103,6 +127,19 @@ impl Round {
     pub fn is_whole(&self) -> bool {
         !self.told.is_empty() && self.awaited().next().is_none()
     }
+}
+
+/// Returns the origins that are in the set of each side which has heard of them.
+fn of_both(
+    (ours, we_heard): (&BTreeSet<Origin>, &Heads),
+    (theirs, they_heard): (&BTreeSet<Origin>, &Heads),
+) -> BTreeSet<Origin> {
+    let all = ours.union(theirs);
+    let is_left_out = |origin: &Origin| {
+        (we_heard.contains_key(origin) && !ours.contains(origin))
+            || (they_heard.contains_key(origin) && !theirs.contains(origin))
+    };
+    all.copied().filter(|origin| !is_left_out(origin)).collect()
 }
 
 /// Raises each entry to the other's.
@@ -139,7 +176,8 @@ mod tests {
 
     fn told(number: u8, held: &[(u8, u64)], known: &[u8]) -> Round {
         let mut round = Round::new(1);
-        round.tell(origin(number), heads(held), &nodes(known), &Nodes::new());
+        let what = Told { heads: heads(held), era: 1, ..Told::default() };
+        round.tell(origin(number), what, &nodes(known), &Nodes::new());
         round
     }
 
@@ -168,9 +206,42 @@ mod tests {
         assert!(!round.is_whole());
     }
 
+    #[test]
+    fn an_origin_is_spent_and_retired_where_it_is_so_for_all_who_hold_it() {
+        let told = |number: u8, held: &[(u8, u64)], spent: &[u8], retired: &[u8], era| {
+            let origins = |numbers: &[u8]| numbers.iter().map(|number| origin(*number)).collect();
+            let (spent, retired) = (origins(spent), origins(retired));
+            let what = Told { heads: heads(held), spent, retired, era };
+            let mut round = Round::new(1);
+            round.tell(origin(number), what, &nodes(&[number]), &Nodes::new());
+            round
+        };
+        let mut round = told(1, &[(4, 1), (5, 1), (6, 1), (7, 1)], &[4, 5, 6, 7], &[4, 5], 9);
+        round.merge(&told(2, &[(4, 1), (5, 1), (6, 1)], &[4, 5], &[4], 7));
+        assert!(round.spent.iter().eq([&origin(4), &origin(5), &origin(7)]));
+        assert!(round.retired.iter().eq([&origin(4)]));
+        assert_eq!(round.era, 7);
+    }
+
     fn any_round() -> impl Strategy<Value = Round> {
-        let told = (1..5_u8, prop::collection::vec((1..5_u8, 1..9_u64), 0..4))
-            .prop_map(|(number, held)| told(number, &held, &[number]));
+        let told = (1..5_u8, prop::collection::vec((1..5_u8, 1..9_u64, 0..3_u8), 0..4), 1..5_u64)
+            .prop_map(|(number, held, era)| {
+                let of = |least: u8| -> BTreeSet<Origin> {
+                    let heads: BTreeMap<u8, u8> =
+                        held.iter().map(|(o, _, left)| (*o, *left)).collect();
+                    heads
+                        .iter()
+                        .filter(|(_, left)| **left >= least)
+                        .map(|(o, _)| origin(*o))
+                        .collect()
+                };
+                let (spent, retired) = (of(1), of(2));
+                let held: Vec<(u8, u64)> = held.iter().map(|(o, head, _)| (*o, *head)).collect();
+                let mut round = Round::new(1);
+                let what = Told { heads: heads(&held), spent, retired, era };
+                round.tell(origin(number), what, &nodes(&[number]), &Nodes::new());
+                round
+            });
         prop::collection::vec(told, 0..3).prop_map(|parts| {
             let mut round = Round::new(1);
             parts.iter().for_each(|part| round.merge(part));

@@ -25,7 +25,7 @@ use crate::catalog::View;
 use crate::catalog::model::key_of;
 use crate::catalog::view::Liveness;
 use crate::crdt::content::Sight;
-use crate::crdt::storage::{Extract, Settled, StorageError};
+use crate::crdt::storage::{Extract, Settled, StorageError, Tidied};
 use crate::crdt::{Changeset, Key, Name, Staging, pack};
 use crate::live::Feed;
 use crate::net::{self, DialError, Net, Parcel, SendError, Why};
@@ -92,6 +92,10 @@ pub(super) enum Happened {
     Rejoined(Result<Origin, StorageError>),
     /// It is noted that this node may speak.
     Settled(Result<Settled, StorageError>),
+    /// The rows of a forgotten node were deleted, by so many versions.
+    Departed(NodeId, Result<Version, StorageError>),
+    /// Origins were retired, and erased.
+    Tidied(Result<Tidied, StorageError>),
     /// Rows were looked at.
     Sighted {
         id: LookId,
@@ -466,6 +470,26 @@ impl Engine {
                 tell_of_settled(&result);
                 replica::Input::Settled { is_done: result.is_ok() }
             }
+            Happened::Departed(node, result) => {
+                let name = self.name_of(node);
+                match &result {
+                    Ok(Version(0)) => {}
+                    Ok(_) => {
+                        info!(%node, name, "The rows of a member that was forgotten are deleted")
+                    }
+                    Err(error) => warn!(
+                        %node, name, %error,
+                        "The rows of a member that was forgotten could not be deleted; trying again"
+                    ),
+                }
+                replica::Input::Departed { head: result.ok() }
+            }
+            Happened::Tidied(result) => {
+                if let Err(error) = &result {
+                    warn!(%error, "What is left of members that are gone could not be dropped; trying again");
+                }
+                replica::Input::Tidied { tidied: result.ok() }
+            }
             Happened::Sighted { id, sight } => replica::Input::Sighted { id, sight },
             Happened::Mended(table, result) => {
                 tell_of_mended(&table, &result);
@@ -747,9 +771,13 @@ impl Engine {
                 );
                 self.mailbox.push(Job::Rejoin { held, length });
             }
-            replica::Effect::Settle { heads, length } => {
-                self.mailbox.push(Job::Settle { heads, length });
+            replica::Effect::Settle { heads, length, era } => {
+                self.mailbox.push(Job::Settle { heads, length, era });
             }
+            replica::Effect::Depart { under, held } => {
+                self.mailbox.push(Job::Depart { under, held });
+            }
+            replica::Effect::Tidy(tidy) => self.mailbox.push(Job::Tidy(tidy)),
             replica::Effect::Look { id, look } => self.looks.ask(id, look),
             replica::Effect::Mend(mend) => self.mailbox.push(Job::Mend(mend)),
             replica::Effect::Recount => self.mailbox.push(Job::Recount),

@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 
 use super::engine::Happened;
 use crate::crdt::content::Mend;
+use crate::crdt::storage::Tidy;
 use crate::crdt::{Batch, Part, Piece, RowOp, Staging};
 use crate::node::{SubmitError, TransactError};
 use crate::replica::BatchId;
@@ -88,7 +89,15 @@ pub(super) enum Job {
     Settle {
         heads: Vec<(Origin, Version)>,
         length: u64,
+        era: u64,
     },
+    /// Delete the rows of a node that is forgotten.
+    Depart {
+        under: Origin,
+        held: Vec<(Origin, Version)>,
+    },
+    /// Retire and erase origins.
+    Tidy(Tidy),
     /// Rows are not what others have.
     Mend(Mend),
     /// Add the fingerprint up anew.

@@ -17,7 +17,7 @@ use super::engine::{Happened, Written};
 use super::mailbox::{GROUP_JOBS_MAX, Job, Mailbox, Reports, Transaction, Turn};
 use super::{SubmitError, TransactError};
 use crate::catalog::rows;
-use crate::crdt::storage::{Settled, StorageError};
+use crate::crdt::storage::{Settled, StorageError, Tidied};
 use crate::crdt::{Commit, Key, Name, Refusal, RowOp, Staging};
 use crate::live::Feed;
 use crate::replica::{BatchId, CollectOutcome};
@@ -51,6 +51,8 @@ enum Outcome {
     Collected(Result<CollectOutcome, StorageError>),
     Rejoined(Result<Origin, StorageError>),
     Settled(Result<Settled, StorageError>),
+    Departed(Origin, Result<Version, StorageError>),
+    Tidied(Result<Tidied, StorageError>),
     Mended(Name, Result<Vec<(Key, Origin)>, StorageError>),
     Recounted(Result<(), StorageError>),
 }
@@ -142,9 +144,17 @@ fn write_jobs(store: &mut Store, jobs: Vec<Job>, listeners: &Listeners) {
                 listeners.pulse.beat_long("beginning to take over the rows of another node");
                 Outcome::Rejoined(group.rejoin(&held, length).map(|(origin, _)| origin))
             }
-            Job::Settle { heads, length } => {
+            Job::Settle { heads, length, era } => {
                 listeners.pulse.beat_long("dropping rows that were deleted elsewhere");
-                Outcome::Settled(group.settle(&heads, length))
+                Outcome::Settled(group.settle(&heads, length, era))
+            }
+            Job::Depart { under, held } => {
+                listeners.pulse.beat_long("deleting the rows of a node that will not return");
+                Outcome::Departed(under, group.depart(under, &held))
+            }
+            Job::Tidy(tidy) => {
+                listeners.pulse.beat_long("forgetting origins of which nothing is left");
+                Outcome::Tidied(group.tidy(&tidy))
             }
             Job::Mend(mend) => {
                 listeners.pulse.beat_long("mending rows");
@@ -261,6 +271,8 @@ fn may_define(job: &Job) -> bool {
         | Job::Collect { .. }
         | Job::Rejoin { .. }
         | Job::Settle { .. }
+        | Job::Depart { .. }
+        | Job::Tidy(_)
         | Job::Mend(_)
         | Job::Recount => false,
     }
@@ -328,6 +340,10 @@ fn answer(outcomes: Vec<Outcome>, group: Option<&StorageError>, listeners: &List
             }
             Outcome::Rejoined(result) => report(reports, Happened::Rejoined(all(result, group))),
             Outcome::Settled(result) => report(reports, Happened::Settled(all(result, group))),
+            Outcome::Departed(under, result) => {
+                report(reports, Happened::Departed(under.node, all(result, group)));
+            }
+            Outcome::Tidied(result) => report(reports, Happened::Tidied(all(result, group))),
             Outcome::Mended(table, result) => {
                 report(reports, Happened::Mended(table, all(result, group)));
             }

@@ -4,7 +4,7 @@ use super::*;
 use crate::crdt::storage::{Collected, Extract};
 use crate::crdt::{Key, Life, RowChange, TableChanges};
 use crate::ledger::Round;
-use crate::ledger::round::Nodes;
+use crate::ledger::round::{Nodes, Told};
 
 fn hasty() -> Config {
     Config {
@@ -43,7 +43,8 @@ fn on(floor: &Floor, held: &[(Origin, Version)], neighbours: &[u8]) -> One {
 fn told(number: u64, of: u8, held: &[(Origin, Version)], known: &[u8]) -> Message {
     let known: Nodes = known.iter().map(|of| (node(*of), Epoch(1))).collect();
     let mut round = Round::new(number);
-    round.tell(origin(of), held.iter().copied(), &known, &Nodes::new());
+    let what = Told { heads: held.iter().copied().collect(), ..Told::default() };
+    round.tell(origin(of), what, &known, &Nodes::new());
     Message::Round(Box::new(round))
 }
 
@@ -59,7 +60,7 @@ fn said(effects: &[Effect]) -> Vec<(NodeId, Message)> {
 }
 
 fn alone() -> Effect {
-    Effect::Settle { heads: vec![], length: 0 }
+    Effect::Settle { heads: vec![], length: 0, era: 0 }
 }
 
 fn joins(effects: &[Effect]) -> Vec<(NodeId, bool)> {
@@ -141,7 +142,7 @@ fn who_comes_before_tombstones_go_is_asked_first() {
     let mut one = settled(&held, &[2]);
     first_round(&mut one, &held, &[2]);
     // The third round's first word comes with a newcomer that nobody asked.
-    one.hear(5, Message::Join { origin: origin(5), is_whole: false });
+    one.hear(5, Message::Join { origin: origin(5), is_whole: false, era: 0 });
     assert_eq!(collected(&one.hear(2, told(2, 2, &held, &[2]))), None);
     assert_eq!(one.replica.collection(Time(0)).awaited, [node(5)]);
 }
@@ -156,9 +157,16 @@ fn what_tombstones_are_missing_of_is_not_served_but_to_guests() {
     let gone = Message::Gone { request, floor: Version(5) };
     assert_eq!(said(&one.hear(3, want(4))), [(node(3), gone)]);
     assert!(said(&one.hear(3, want(5))).is_empty(), "the storage is asked");
-    let effects = one.hear(3, Message::Join { origin: origin(3), is_whole: true });
+    let effects = one.hear(3, Message::Join { origin: origin(3), is_whole: true, era: 0 });
     let heads = vec![at(2, 9)];
-    let welcome = Message::Welcome { is_settled: true, length: 4, heads, floor: vec![at(2, 5)] };
+    let welcome = Message::Welcome {
+        is_settled: true,
+        length: 4,
+        heads,
+        floor: vec![at(2, 5)],
+        era: 0,
+        retired: vec![],
+    };
     assert_eq!(said(&effects), [(node(3), welcome)]);
     assert!(said(&one.hear(3, want(0))).is_empty());
 }
@@ -173,7 +181,14 @@ fn written(version: u64, table: &str) -> Input {
 }
 
 fn unsettled() -> Message {
-    Message::Welcome { is_settled: false, length: 0, heads: vec![], floor: vec![] }
+    Message::Welcome {
+        is_settled: false,
+        length: 0,
+        heads: vec![],
+        floor: vec![],
+        era: 0,
+        retired: vec![],
+    }
 }
 
 #[test]
@@ -194,6 +209,8 @@ fn a_new_origin_is_silent_until_it_has_caught_up_with_one_that_speaks() {
             length: 0,
             heads: vec![at(8, 1), at(9, 1)],
             floor: vec![],
+            era: 0,
+            retired: vec![],
         },
     );
     let (id, batch) = batch(&one.hear(2, push(9, 1))).unwrap();
@@ -275,11 +292,17 @@ fn an_empty_disk_becomes_the_guest_of_who_dropped_tombstones_and_keeps_its_epoch
     let mut one = on(&Floor::default(), &[at(ME, 1)], &[2, 3]);
     assert_eq!(said(&one.tell(written(2, "kv"))), []);
     let (held, floor) = (vec![at(9, 5)], vec![at(9, 4)]);
-    let welcome =
-        Message::Welcome { is_settled: true, length: 8, heads: held, floor: floor.clone() };
+    let welcome = Message::Welcome {
+        is_settled: true,
+        length: 8,
+        heads: held,
+        floor: floor.clone(),
+        era: 0,
+        retired: vec![],
+    };
     let effects = one.hear(2, welcome.clone());
     assert_eq!(joins(&effects), [(node(2), true)]);
-    let settle = Effect::Settle { heads: floor, length: 8 };
+    let settle = Effect::Settle { heads: floor, length: 8, era: 0 };
     assert!(effects.contains(&settle), "its rows must live longer: {effects:?}");
     one.tell(written(3, "kv"));
     let effects = one.tell(Input::Settled { is_done: true });
@@ -306,7 +329,7 @@ fn who_lets_others_in_says_how_long_rows_lived_that_it_holds_or_dropped() {
     let floor = Floor { settled: Some(origin(ME)), length: 4, longest: 6, ..Floor::default() };
     let mut one = on(&floor, &[], &[2]);
     let welcomed = |one: &mut One| {
-        let effects = one.hear(2, Message::Join { origin: origin(2), is_whole: false });
+        let effects = one.hear(2, Message::Join { origin: origin(2), is_whole: false, era: 0 });
         match &said(&effects)[..] {
             [(_, Message::Welcome { length, .. })] => *length,
             other => panic!("{other:?}"),
@@ -335,8 +358,14 @@ fn who_is_below_the_floor_takes_all_rows_of_one_peer() {
     assert_eq!(joins(&effects), [(node(2), false)]);
     let told = vec![at(ME, 2), at(9, 5)];
     let floor = vec![at(9, 4)];
-    let welcome =
-        Message::Welcome { is_settled: true, length: 8, heads: told.clone(), floor: floor.clone() };
+    let welcome = Message::Welcome {
+        is_settled: true,
+        length: 8,
+        heads: told.clone(),
+        floor: floor.clone(),
+        era: 0,
+        retired: vec![],
+    };
     let effects = one.hear(2, welcome.clone());
     assert_eq!(effects, [Effect::Rejoin { held: told, length: 8 }]);
     let me = Origin { epoch: Epoch(2), ..origin(ME) };
@@ -359,7 +388,7 @@ fn who_is_below_the_floor_takes_all_rows_of_one_peer() {
         let (id, batch) = batch(&one.hear(2, pulled)).unwrap();
         last = one.done(id, &batch);
     }
-    assert!(last.contains(&Effect::Settle { heads: floor, length: 8 }), "{last:?}");
+    assert!(last.contains(&Effect::Settle { heads: floor, length: 8, era: 0 }), "{last:?}");
     one.tell(Input::Settled { is_done: true });
     assert!(one.replica.collection(Time(0)).is_settled);
     assert_eq!(one.replica.stats().rejoins, 1);
@@ -369,19 +398,22 @@ fn who_is_below_the_floor_takes_all_rows_of_one_peer() {
 fn a_forgotten_node_is_told_so_and_its_commits_are_taken_only_as_others_merged_them() {
     let mut one = settled(&[at(3, 4)], &[2, 3]);
     one.tell(Input::Forget(node(3)));
-    let effects = one.hear(3, Message::Hello { origin: origin(3), head: Version(5) });
-    assert_eq!(said(&effects), [(node(3), Message::Forgotten { origin: origin(3) })]);
+    let effects = one.hear(3, Message::Hello { origin: origin(3), head: Version(5), era: 0 });
+    assert_eq!(
+        said(&effects),
+        [(node(3), Message::Forgotten { origin: origin(3), last: Epoch(1) })]
+    );
     let effects = one.hear(2, push(3, 5));
     assert_eq!(batch(&effects), None);
     let asked = wants(&one.wait(1_000));
     assert!(matches!(asked[..], [(from, _, _, 4)] if from == node(2)), "{asked:?}");
     // Under another epoch it is a member like any other.
     let later = Origin { epoch: Epoch(2), ..origin(3) };
-    let effects = one.hear(3, Message::Hello { origin: later, head: Version(0) });
+    let effects = one.hear(3, Message::Hello { origin: later, head: Version(0), era: 0 });
     assert!(matches!(said(&effects)[..], [(_, Message::Known { .. }), ..]), "{effects:?}");
 
     let mut other = settled(&[at(ME, 4)], &[2]);
-    let effects = other.hear(2, Message::Forgotten { origin: origin(ME) });
+    let effects = other.hear(2, Message::Forgotten { origin: origin(ME), last: Epoch(1) });
     assert_eq!(joins(&effects), [(node(2), false)]);
 }
 
@@ -389,7 +421,14 @@ fn a_forgotten_node_is_told_so_and_its_commits_are_taken_only_as_others_merged_t
 fn a_guest_whose_rows_take_long_to_come_does_not_begin_anew() {
     let mut one = on(&Floor::default(), &[], &[2, 3]);
     let (held, floor) = (vec![at(9, 80)], vec![at(9, 4)]);
-    let welcome = Message::Welcome { is_settled: true, length: 8, heads: held, floor };
+    let welcome = Message::Welcome {
+        is_settled: true,
+        length: 8,
+        heads: held,
+        floor,
+        era: 0,
+        retired: vec![],
+    };
     one.hear(2, welcome.clone());
     one.tell(Input::Settled { is_done: true });
     let mut effects = one.hear(2, welcome.clone());
@@ -431,6 +470,8 @@ fn who_takes_all_rows_anew_gives_nothing_away_that_it_read_back_meanwhile() {
         length: 8,
         heads: vec![at(8, 3), at(9, 5)],
         floor: vec![at(9, 4)],
+        era: 0,
+        retired: vec![],
     };
     let effects = one.hear(2, welcome);
     assert!(effects.iter().any(|effect| matches!(effect, Effect::Rejoin { .. })), "{effects:?}");
@@ -443,7 +484,7 @@ fn who_was_a_guest_on_another_disk_is_none() {
     let floor =
         Floor { heads: vec![at(2, 5)], settled: Some(origin(ME)), length: 4, ..Floor::default() };
     let mut one = on(&floor, &[at(2, 9)], &[2, 3]);
-    one.hear(3, Message::Join { origin: origin(3), is_whole: true });
+    one.hear(3, Message::Join { origin: origin(3), is_whole: true, era: 0 });
     let request = RequestId(1);
     let want = Message::Want { request, origin: origin(2), after: Version(0), part: 0 };
     let effects = one.hear(3, want.clone());
@@ -451,7 +492,8 @@ fn who_was_a_guest_on_another_disk_is_none() {
     // Others have met its next epoch.
     let mut round = Round::new(1);
     let known = Nodes::from([(node(3), Epoch(2))]);
-    round.tell(origin(2), [at(2, 9)], &known, &Nodes::new());
+    let what = Told { heads: [at(2, 9)].into(), ..Told::default() };
+    round.tell(origin(2), what, &known, &Nodes::new());
     one.hear(2, Message::Round(Box::new(round)));
     let gone = Message::Gone { request, floor: Version(5) };
     assert_eq!(said(&one.hear(3, want)), [(node(3), gone.clone())]);
@@ -468,7 +510,7 @@ fn what_a_process_answered_that_is_no_more_is_not_taken() {
     let (_, late, _, 5) = wants(&one.hear(3, half))[0] else { panic!("it is asked for the rest") };
     // It begins another epoch, and what it had may have gone with its disk.
     let later = Origin { epoch: Epoch(2), ..origin(3) };
-    let effects = one.hear(3, Message::Hello { origin: later, head: Version(0) });
+    let effects = one.hear(3, Message::Hello { origin: later, head: Version(0), era: 0 });
     let again = wants(&effects);
     let [(_, request, _, 4)] = again[..] else { panic!("{again:?}") };
     for whole in [pulled(late, piece(3, 5, 6), 6), pulled(late, piece(3, 4, 6), 6)] {

@@ -111,6 +111,9 @@ pub struct Config {
     /// How long a process must have run without hearing of any other member before it drops
     /// tombstones by its own word.
     pub alone_after: Duration,
+    /// How long it is remembered of an origin that nothing is left of it, and of a node that it is
+    /// gone, after all members know: longer than any message is on its way.
+    pub retired_for: Duration,
     /// How many tombstones one transaction drops.
     pub collect_rows_max: usize,
     /// How often a node that must not speak yet asks to be let in.
@@ -188,6 +191,7 @@ impl Default for Config {
             tell_after: Duration::from_secs(30),
             forget_after: Duration::from_secs(72 * 3_600),
             alone_after: Duration::from_secs(3_600),
+            retired_for: Duration::from_secs(3_600),
             collect_rows_max: 500,
             join_every: Duration::from_secs(1),
             settle_alone_after: Duration::from_secs(1),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::audit::LookId;
 use crate::crdt::content::{Look, Mend, Sight};
-use crate::crdt::storage::{Bookmark, Collected, Extract};
+use crate::crdt::storage::{Bookmark, Collected, Extract, Tidied, Tidy};
 use crate::crdt::{Batch, Changeset, Key, Part, Piece, Staging};
 use crate::types::{Epoch, NodeId, Origin, Version};
 use crate::wire::Message;
@@ -47,6 +47,11 @@ pub enum Input {
     Met { is_done: bool },
     /// The answer to [`Effect::Collect`].
     Collected { outcome: Option<CollectOutcome> },
+    /// The answer to [`Effect::Depart`]: the head of the origin that deleted rows, 0 where there were
+    /// none; `None`: the storage failed.
+    Departed { head: Option<Version> },
+    /// The answer to [`Effect::Tidy`]; `None`: nothing was written.
+    Tidied { tidied: Option<Tidied> },
     /// The answer to [`Effect::Rejoin`]: the new origin; `None`: nothing was written. What was
     /// written under it is told by [`Input::Committed`] after this.
     Rejoined { begun: Option<Origin> },
@@ -116,12 +121,18 @@ pub enum Effect {
     /// Call [`crate::crdt::storage::Storage::collect`], and answer [`Input::Collected`], whatever
     /// happens. There is never more than one outstanding.
     Collect { heads: Vec<(Origin, Version)>, forgotten: Vec<(NodeId, Epoch)>, rows_max: usize },
+    /// Call [`crate::crdt::storage::Storage::depart`], and answer [`Input::Departed`], whatever happens.
+    /// There is never more than one outstanding.
+    Depart { under: Origin, held: Vec<(Origin, Version)> },
+    /// Call [`crate::crdt::storage::Storage::tidy`], and answer [`Input::Tidied`], whatever happens.
+    /// There is never more than one outstanding.
+    Tidy(Tidy),
     /// This node was away for too long, or its disk was set back: call
     /// [`crate::crdt::storage::Storage::rejoin`], and answer [`Input::Rejoined`], whatever happens.
     Rejoin { held: Vec<(Origin, Version)>, length: u64 },
     /// Call [`crate::crdt::storage::Storage::settle`], and answer [`Input::Settled`], whatever
     /// happens, after an [`Input::Committed`] for each of its commits that has a changeset.
-    Settle { heads: Vec<(Origin, Version)>, length: u64 },
+    Settle { heads: Vec<(Origin, Version)>, length: u64, era: u64 },
     /// Call [`crate::crdt::storage::Storage::look`], and answer [`Input::Sighted`], whatever happens.
     /// There are never more than three outstanding.
     Look { id: LookId, look: Look },

@@ -27,6 +27,7 @@ pub mod io;
 mod offers;
 mod overlay;
 mod pull;
+mod retirement;
 mod returned;
 mod rounds;
 mod serve;
@@ -214,6 +215,8 @@ impl Replica {
             Input::Forget(_) => {}
             Input::Met { is_done } => self.rounds.on_met(now, is_done),
             Input::Collected { outcome } => self.on_collected(now, outcome),
+            Input::Departed { head } => self.on_departed(now, head),
+            Input::Tidied { tidied } => self.on_tidied(now, tidied),
             Input::Rejoined { begun } => self.on_rejoined(now, begun),
             Input::Settled { is_done } => self.on_settled(now, is_done),
             Input::Sighted { id, sight } => {
@@ -341,6 +344,7 @@ impl Replica {
             collected: floors.iter().map(|(_, floor)| floor.0).sum(),
             awaited: round.awaited().collect(),
             forgotten: self.rounds.forgotten().collect(),
+            retired: self.rounds.retirement.retired(),
             is_settled: self.speaks(),
             is_rejoining: self.is_rejoining(),
         }
@@ -421,7 +425,7 @@ impl Replica {
         }
         self.heard_at.insert(from, now);
         match message {
-            Message::Hello { origin, head } => self.on_hello(now, from, origin, head),
+            Message::Hello { origin, head, .. } => self.on_hello(now, from, origin, head),
             Message::Known { origin, head } => self.on_known(now, from, origin, head),
             Message::Neighbour(word) => self.overlay.on_word(now, &mut self.rng, from, word),
             Message::Push { hops, piece } => self.on_push(now, from, hops, piece),
@@ -450,7 +454,7 @@ impl Replica {
             }
             Message::Want { request, origin, after, part } => {
                 let may_part = origin != self.me || self.is_heard_whole();
-                let held = (self.ledger.head(origin), may_part);
+                let held = (self.held(origin), may_part);
                 let asked = (origin, Bookmark { after, part });
                 let answer = self.serve.on_want(&mut self.stats, (from, request), asked, held);
                 self.effects.push_back(answer);
@@ -463,13 +467,13 @@ impl Replica {
                 self.pulls.on_busy(now, &mut self.rng, (from, request), retry_after);
             }
             Message::Gone { request, floor } => self.on_gone(now, (from, request), floor),
-            Message::Join { origin, is_whole } => self.on_join(now, from, origin, is_whole),
-            Message::Welcome { is_settled, length, heads, floor } => {
-                let welcome = Welcome { length, heads, floor };
+            Message::Join { origin, is_whole, .. } => self.on_join(now, from, origin, is_whole),
+            Message::Welcome { is_settled, length, heads, floor, era, retired } => {
+                let welcome = Welcome { length, heads, floor, era, retired };
                 self.on_welcome(now, from, is_settled.then_some(welcome));
             }
             Message::Round(round) => self.on_round(now, from, &round),
-            Message::Forgotten { origin } => self.on_forgotten(now, from, origin),
+            Message::Forgotten { origin, last } => self.on_forgotten(now, from, (origin, last)),
             Message::Look { request, stretch, wants_rows, .. } => {
                 if self.may_audit(now) {
                     self.audit.on_look(now, (from, request), (stretch, wants_rows));
@@ -527,10 +531,15 @@ impl Replica {
         if self.is_own(origin) {
             self.stats.pushes_known += 1;
             self.overlay.on_push(now, from, false);
-            self.hear_of_own(now, origin, through);
+            self.hear_of_own(now, from, (origin, through));
             return;
         }
         self.meet(origin);
+        if self.is_retired(origin) {
+            self.stats.pushes_known += 1;
+            self.overlay.on_push(now, from, false);
+            return;
+        }
         if self.config.collect && !self.rounds.is_current(origin) {
             // Who wrote this may not have known what was deleted. Peers that merged it do.
             self.stats.unheard += 1;
@@ -584,8 +593,8 @@ impl Replica {
     fn take_in(&mut self, now: Time, whole: Pulled) {
         let Pulled { from, piece, staging } = whole;
         let origin = piece.origin;
-        if self.is_own(origin) {
-            self.stats.rejected += 1;
+        if self.is_own(origin) || self.is_retired(origin) {
+            self.stats.rejected += u64::from(self.is_own(origin));
             self.effects.extend(staging.map(Effect::Unstage));
             return;
         }
@@ -605,8 +614,10 @@ impl Replica {
                 self.stats.batches += 1;
                 self.note_progress(now);
                 for (origin, head) in heads {
-                    self.ledger.advance(origin, head);
                     self.rounds.know(origin);
+                    if !self.is_retired(origin) {
+                        self.ledger.advance(origin, head);
+                    }
                 }
                 let lost = self.intake.on_done(now, &self.ledger, id).unwrap_or_default();
                 self.stats.unjoined += lost.len() as u64;
@@ -685,7 +696,7 @@ impl Replica {
                     self.send(vec![node], Message::Neighbour(word), Lane::Control);
                 }
                 Event::LinkUp(node) => {
-                    let hello = Message::Hello { origin: self.me, head: self.said() };
+                    let hello = self.hello();
                     self.send(vec![node], hello, Lane::Control);
                     self.compare(node);
                 }
@@ -919,7 +930,9 @@ impl Replica {
         let due = now + if is_close { self.config.pull_soon } else { self.config.pull_after };
         for (origin, head) in heads.iter().copied() {
             if self.is_own(origin) {
-                self.hear_of_own(now, origin, head);
+                self.hear_of_own(now, from, (origin, head));
+            } else if self.is_retired(origin) {
+                // Who says so has yet to hear of it.
             } else if !self.takes_from(from) {
                 self.stats.unheard += 1;
             } else if head > self.intake.reached(&self.ledger, origin)
@@ -940,6 +953,17 @@ impl Replica {
         self.pulls.on_reached(origin, self.intake.reached(&self.ledger, origin));
     }
 
+    /// Tells whether nothing is left of an origin, and nothing is taken.
+    fn is_retired(&self, origin: Origin) -> bool {
+        self.rounds.retirement.head(origin).is_some()
+    }
+
+    /// Returns how far an origin is held, or was when it was retired.
+    fn held(&self, origin: Origin) -> Version {
+        let retired = self.rounds.retirement.head(origin);
+        retired.unwrap_or_else(|| self.ledger.head(origin))
+    }
+
     /// Tells whether an origin is this node's stream, or one that it has yet to begin.
     fn is_own(&self, origin: Origin) -> bool {
         origin.node == self.me.node && origin.epoch >= self.me.epoch
@@ -947,7 +971,7 @@ impl Replica {
 
     /// A peer knows a version of this node's stream. If the node does not know it itself, its disk
     /// lost it, and its next commit would take a name that is given away: begin a new epoch.
-    fn hear_of_own(&mut self, now: Time, origin: Origin, version: Version) {
+    fn hear_of_own(&mut self, now: Time, from: NodeId, (origin, version): (Origin, Version)) {
         let is_known = version <= self.ledger.head(origin);
         let is_asked = self.epoch_asked.is_some_and(|above| above >= origin.epoch);
         if is_known || is_asked {
@@ -958,6 +982,10 @@ impl Replica {
             return;
         }
         if self.epoch_again_at.is_some_and(|at| now < at) {
+            return;
+        }
+        if self.config.collect && retirement::is_departure(origin.epoch) {
+            self.on_forgotten(now, from, (self.me, origin.epoch));
             return;
         }
         self.epoch_again_at = Some(now + EPOCH_EVERY);

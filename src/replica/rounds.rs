@@ -22,6 +22,7 @@ use rand::RngExt;
 use rand::rngs::SmallRng;
 
 use super::Config;
+use super::retirement::{Retirement, Whole};
 use crate::crdt::change::death_of;
 use crate::crdt::storage::LENGTH_DROPPED_MAX;
 use crate::crdt::{Changeset, Floor};
@@ -77,6 +78,7 @@ pub(super) struct Rounds {
     /// When peers were last told by way of an answer: two that answer each other without a pause
     /// have more to say each time.
     answered: BTreeMap<NodeId, Time>,
+    pub(super) retirement: Retirement,
     config: Config,
 }
 
@@ -127,6 +129,7 @@ impl Rounds {
             tell_at: None,
             repeats: 0,
             answered: BTreeMap::new(),
+            retirement: Retirement::default(),
             config,
         }
     }
@@ -138,6 +141,9 @@ impl Rounds {
         self.length = self.length.max(floor.length);
         self.longest = floor.longest;
         self.in_force = self.forgotten.clone();
+        self.retirement.stand_on(floor);
+        // Rounds after a restart of all members are later ones than those before.
+        self.round = Round::new(floor.era.saturating_sub(1));
         self.noted = floor.members.iter().copied().collect();
         raise(&mut self.known, &self.noted);
     }
@@ -198,10 +204,41 @@ impl Rounds {
         raise(&mut self.forgotten, &Nodes::from([(node, last)]));
     }
 
+    /// A node's rows were deleted under this origin: it is forgotten up to there.
+    pub(super) fn depart(&mut self, under: Origin) {
+        let last = Nodes::from([(under.node, under.epoch)]);
+        raise(&mut self.known, &last);
+        raise(&mut self.forgotten, &last);
+    }
+
+    /// The storage has forgotten nodes for good.
+    pub(super) fn on_gone(&mut self, nodes: &[NodeId]) {
+        for node in nodes {
+            for held in [&mut self.known, &mut self.noted, &mut self.forgotten, &mut self.in_force]
+            {
+                held.remove(node);
+            }
+            self.away.remove(node);
+            self.gone.remove(node);
+        }
+    }
+
+    /// Forgets what was concluded of origins that are erased.
+    pub(super) fn on_erased(&mut self, origins: &[Origin]) {
+        for origin in origins {
+            self.floor.remove(origin);
+        }
+    }
+
     /// Returns the last epoch up to which a node was forgotten, if that is its latest.
     pub(super) fn is_forgotten(&self, node: NodeId) -> bool {
         let known = self.known.get(&node).copied().unwrap_or_default();
         self.forgotten.get(&node).is_some_and(|last| *last >= known)
+    }
+
+    /// Returns up to which epoch a node was forgotten; 0: it was not.
+    pub(super) fn forgotten_up_to(&self, node: NodeId) -> Epoch {
+        self.forgotten.get(&node).copied().unwrap_or_default()
     }
 
     /// Returns each node once that is forgotten from now on.
@@ -212,6 +249,11 @@ impl Rounds {
         let new = of_now.difference(&self.gone).copied().collect();
         self.gone = of_now;
         new
+    }
+
+    /// Lists the members, and whoever was one, with their latest epochs.
+    pub(super) fn epochs(&self) -> impl Iterator<Item = (NodeId, Epoch)> {
+        self.known.iter().map(|(node, epoch)| (*node, *epoch))
     }
 
     pub(super) fn epoch_of(&self, node: NodeId) -> Epoch {
@@ -295,10 +337,18 @@ impl Rounds {
         self.forgotten.keys().copied()
     }
 
+    /// Returns whom a round knows, but for those that are forgotten for good.
+    pub(super) fn known_in(&mut self, now: Time, round: &Round) -> Nodes {
+        self.retirement.without_gone(now, &round.known, self.config.retired_for)
+    }
+
     /// A peer told of a round. Returns whether it is to hear of this node's.
     pub(super) fn on_round(&mut self, now: Time, heard: &Round) -> bool {
-        raise(&mut self.forgotten, &heard.forgotten);
-        raise(&mut self.known, &heard.known);
+        let for_long = self.config.retired_for;
+        let forgotten = self.retirement.without_gone(now, &heard.forgotten, for_long);
+        raise(&mut self.forgotten, &forgotten);
+        let known = self.known_in(now, heard);
+        raise(&mut self.known, &known);
         if heard.number < self.round.number {
             return true;
         }
@@ -362,15 +412,41 @@ impl Rounds {
             self.next_at = None;
         }
         if !self.round.is_told_by(me.node, me.epoch) {
-            self.round.tell(me, heads(), &self.known, &self.forgotten);
+            let told = self.retirement.told(heads(), &|origin| !self.is_current(origin));
+            self.round.tell(me, told, &self.known, &self.forgotten);
             (self.repeats, self.tell_at) = (0, Some(now));
         }
         self.round.note(&self.known, &self.forgotten);
-        raise(&mut self.forgotten, &self.round.forgotten);
+        let for_long = self.config.retired_for;
+        let forgotten = self.retirement.without_gone(now, &self.round.forgotten, for_long);
+        raise(&mut self.forgotten, &forgotten);
         if self.next_at.is_none() && self.round.is_whole() {
             self.next_at = Some(now + self.config.round_every.mul_f64(rng.random_range(0.8..1.2)));
             self.on_whole();
+            self.retire(now, me, &heads());
         }
+    }
+
+    /// Finds out whose traces may go.
+    fn retire(&mut self, now: Time, me: Origin, held: &Heads) {
+        let mut retirement = std::mem::take(&mut self.retirement);
+        let here = &*self;
+        let forgotten: Nodes = here
+            .forgotten
+            .iter()
+            .filter(|(node, _)| here.is_forgotten(**node) && **node != me.node)
+            .map(|(node, epoch)| (*node, *epoch))
+            .collect();
+        let whole = Whole {
+            round: &here.round,
+            held,
+            forgotten: &forgotten,
+            is_superseded: &|origin| origin != me && !here.is_current(origin),
+            is_up: &|node| here.up.contains(&node),
+            retired_for: here.config.retired_for,
+        };
+        retirement.on_whole(now, &whole);
+        self.retirement = retirement;
     }
 
     fn on_whole(&mut self) {
@@ -385,7 +461,10 @@ impl Rounds {
                     }
                     None => false,
                 });
-                let (high, told) = (self.round.high.clone(), self.round.told.clone());
+                let (mut high, told) = (self.round.high.clone(), self.round.told.clone());
+                // Of these there is nothing, and soon nobody will know how much there was.
+                low.retain(|origin, _| !self.round.retired.contains(origin));
+                high.retain(|origin, _| !self.round.retired.contains(origin));
                 self.plan = Some(Plan { low, high, told });
             }
             // It missed the end of the one before.
@@ -408,7 +487,8 @@ impl Rounds {
             self.plan = None;
             return None;
         }
-        if !reaches(head, &plan.high) {
+        let retired = &self.retirement;
+        if !reaches(|origin| retired.head(origin).unwrap_or_else(|| head(origin)), &plan.high) {
             return None;
         }
         raise(&mut self.floor, &plan.low);

@@ -37,9 +37,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::io::CollectOutcome;
+use super::retirement::Departure;
 use super::rounds::Action;
 use super::{Effect, Lane, Replica, serve};
 use crate::crdt::change::is_harmless;
+use crate::crdt::storage::Tidied;
 use crate::crdt::{Changeset, Floor, Piece};
 use crate::ledger::Round;
 use crate::ledger::round::{Heads, reaches};
@@ -64,6 +66,8 @@ pub(super) struct Welcome {
     pub(super) length: u64,
     pub(super) heads: Vec<(Origin, Version)>,
     pub(super) floor: Vec<(Origin, Version)>,
+    pub(super) era: u64,
+    pub(super) retired: Vec<(Origin, Version)>,
 }
 
 /// Whether this node may speak, and whom it has let in.
@@ -73,6 +77,11 @@ pub(super) struct Standing {
     ask_at: Time,
     /// Up to where tombstones may be missing in the host's rows, and how long those rows lived.
     host_floor: (Vec<(Origin, Version)>, u64),
+    host_era: u64,
+    /// The latest epoch of this node that others take for gone.
+    above: Epoch,
+    /// Whether there is nothing on the disk that others could have deleted.
+    is_blank: bool,
     /// When the heads moved last, or came nearer to moving.
     moved_at: Time,
     /// When a peer first said that it may not let anybody in either.
@@ -228,8 +237,16 @@ impl Replica {
             return !matches!(message, Message::Push { .. } | Message::Pulled { .. });
         }
         match message {
-            Message::Hello { origin, .. } | Message::Join { origin, .. } if origin.node == from => {
+            Message::Hello { origin, era, .. } | Message::Join { origin, era, .. }
+                if origin.node == from =>
+            {
                 self.meet(*origin);
+                if self.speaks() && self.rounds.retirement.is_stale(*era) {
+                    // It was gone for so long that nobody knows any more what it has missed.
+                    self.rounds.forget(from);
+                    self.say_forgotten(*origin);
+                    return false;
+                }
             }
             _ => {}
         }
@@ -243,18 +260,21 @@ impl Replica {
             // Who has yet to settle itself tells nobody to: the two would wait for each other.
             _ if !self.speaks() => false,
             Message::Hello { origin, .. } => {
-                let forgotten = Message::Forgotten { origin: *origin };
-                self.send(vec![from], forgotten, Lane::Control);
+                self.say_forgotten(*origin);
                 false
             }
             Message::Push { .. } | Message::Heads(_) | Message::Round(_) | Message::Buckets(_) => {
                 let epoch = self.rounds.epoch_of(from);
-                let origin = Origin { node: from, epoch, ..self.me };
-                self.send(vec![from], Message::Forgotten { origin }, Lane::Control);
+                self.say_forgotten(Origin { node: from, epoch, ..self.me });
                 false
             }
             _ => false,
         }
+    }
+
+    fn say_forgotten(&mut self, origin: Origin) {
+        let last = self.rounds.forgotten_up_to(origin.node);
+        self.send(vec![origin.node], Message::Forgotten { origin, last }, Lane::Control);
     }
 
     /// Tells whether versions may be pulled from a peer.
@@ -309,10 +329,19 @@ impl Replica {
                 self.standing.alone_since.get_or_insert(now);
             }
         }
-        let heads = if is_settled { self.ledger.heads().collect() } else { Vec::new() };
-        let floor = if is_settled { self.rounds.floors() } else { Vec::new() };
-        let welcome = Message::Welcome { is_settled, length, heads, floor };
+        let welcome = self.welcome(from, length, is_settled);
         self.send(vec![from], welcome, Lane::Control);
+    }
+
+    fn welcome(&self, to: NodeId, length: u64, is_settled: bool) -> Message {
+        let retirement = &self.rounds.retirement;
+        let (era, mut retired) = (retirement.era(), retirement.of_node(to));
+        let mut heads: Vec<(Origin, Version)> = self.ledger.heads().collect();
+        let mut floor = self.rounds.floors();
+        if !is_settled {
+            [&mut heads, &mut floor, &mut retired].into_iter().for_each(Vec::clear);
+        }
+        Message::Welcome { is_settled, length, heads, floor, era, retired }
     }
 
     /// A peer wants what tombstones were dropped of.
@@ -328,6 +357,7 @@ impl Replica {
     pub(super) fn begin_standing(&mut self, floor: &Floor) {
         self.standing.harmless = floor.harmless;
         self.standing.has_left = floor.is_rejoining;
+        self.standing.is_blank = floor.settled != Some(self.me) && self.is_empty();
         if self.config.collect && (floor.settled != Some(self.me) || floor.is_rejoining) {
             self.standing.state = State::Seeking { is_whole: floor.is_rejoining, host: None };
         }
@@ -344,7 +374,7 @@ impl Replica {
         if to.is_empty() {
             return;
         }
-        let hello = Message::Hello { origin: self.me, head: self.said() };
+        let hello = self.hello();
         self.send(to, hello, Lane::Control);
     }
 
@@ -402,9 +432,15 @@ impl Replica {
     }
 
     /// A peer takes this node for gone. Of two that think so of each other, the greater gives way.
-    pub(super) fn on_forgotten(&mut self, now: Time, from: NodeId, origin: Origin) {
+    pub(super) fn on_forgotten(
+        &mut self,
+        now: Time,
+        from: NodeId,
+        (origin, last): (Origin, Epoch),
+    ) {
         let gives_way = !self.rounds.is_forgotten(from) || from < self.me.node;
         if self.config.collect && origin == self.me && gives_way {
+            self.standing.above = self.standing.above.max(last);
             self.seek_whole(now, from);
         }
     }
@@ -443,7 +479,7 @@ impl Replica {
 
     /// A peer has let this node in (`None`: it may not speak itself).
     pub(super) fn on_welcome(&mut self, now: Time, from: NodeId, welcome: Option<Welcome>) {
-        let Some(Welcome { length, heads, floor }) = welcome else {
+        let Some(Welcome { length, heads, floor, era, retired }) = welcome else {
             self.standing.alone_since.get_or_insert(now);
             self.standing.is_second |= from < self.me.node;
             self.leave_host(now, from);
@@ -453,12 +489,15 @@ impl Replica {
         let theirs: Heads = heads.iter().copied().collect();
         let holds = |origin: Origin| theirs.get(&origin).copied().unwrap_or_default();
         // Alone it dropped tombstones of what its peer has never heard of.
-        let is_ahead = self.rounds.floors().iter().any(|(origin, floor)| holds(*origin) < *floor);
+        let is_ahead = self.rounds.floors().iter().any(|(origin, floor)| holds(*origin) < *floor)
+            // What this node wrote unheard, while it was taken for gone, nobody would take.
+            || retired.iter().any(|(origin, head)| self.ledger.head(*origin) > *head);
         let is_new = matches!(self.standing.state, State::Seeking { is_whole: false, .. });
         if is_new && !is_ahead && self.is_empty() && self.standing.clearance == Clearance::None {
             self.standing.clearance = Clearance::Asked;
             self.rounds.raise_floor(&floor, length);
-            self.effects.push_back(Effect::Settle { heads: floor.clone(), length });
+            self.standing.host_era = era;
+            self.effects.push_back(Effect::Settle { heads: floor.clone(), length, era });
         }
         match &self.standing.state {
             State::Seeking { .. } if is_ahead => self.leave(from, heads, length),
@@ -471,12 +510,14 @@ impl Replica {
             State::Seeking { is_whole: false, .. } => {
                 self.standing.state = State::CatchingUp { host: from, goal };
                 self.standing.host_floor = (floor, length);
+                self.standing.host_era = era;
                 self.standing.moved_at = now;
                 self.standing.ask_at = now + self.config.join_every * ASK_AGAIN_AFTER;
                 self.learn(now, from, &heads);
             }
             State::Seeking { is_whole: true, .. } => self.leave(from, heads, length),
             State::Announcing { host } if *host == from => {
+                self.standing.host_era = era;
                 self.live_with(now, from, goal, (floor, length));
                 self.learn(now, from, &heads);
             }
@@ -486,6 +527,7 @@ impl Replica {
             {
                 let head = |origin| goal.get(&origin).copied().unwrap_or_default();
                 if reaches(head, first) {
+                    self.standing.host_era = era;
                     self.learn(now, from, &heads);
                 } else {
                     self.leave_host(now, from);
@@ -500,7 +542,13 @@ impl Replica {
         }
     }
 
-    fn leave(&mut self, host: NodeId, held: Vec<(Origin, Version)>, length: u64) {
+    fn leave(&mut self, host: NodeId, mut held: Vec<(Origin, Version)>, length: u64) {
+        let above = self.standing.above.max(self.rounds.forgotten_up_to(self.me.node));
+        let leap = above.0.saturating_sub(self.me.epoch.0);
+        if (1..=super::EPOCH_LEAP_MAX).contains(&leap) {
+            // The new epoch is to be later than any of which this node is said to be gone.
+            held.push((Origin { epoch: above, ..self.me }, Version(0)));
+        }
         self.standing.state = State::Leaving { host };
         self.stats.rejoins += 1;
         // What is read back from now on may have been deleted.
@@ -559,15 +607,15 @@ impl Replica {
             return;
         }
         if let State::Rejoining { host, .. } | State::CatchingUp { host, .. } = *before {
-            let join = Message::Join { origin: self.me, is_whole: false };
+            let (origin, era) = (self.me, self.era_said());
+            let join = Message::Join { origin, is_whole: false, era };
             self.send(vec![host], join, Lane::Control);
         }
         self.standing.has_left = false;
+        self.has_an_era();
         for node in std::mem::take(&mut self.standing.askers) {
             if let Some(length) = self.rounds.length().filter(|_| self.overlay.is_up(node)) {
-                let heads = self.ledger.heads().collect();
-                let floor = self.rounds.floors();
-                let welcome = Message::Welcome { is_settled: true, length, heads, floor };
+                let welcome = self.welcome(node, length, true);
                 self.send(vec![node], welcome, Lane::Control);
             }
         }
@@ -580,8 +628,26 @@ impl Replica {
         }
         self.standing.clearance = if is_done { Clearance::Done } else { Clearance::None };
         if is_done {
+            self.has_an_era();
             self.tell_own(now);
         }
+    }
+
+    /// This node's disk is as its host's was.
+    fn has_an_era(&mut self) {
+        self.standing.is_blank = false;
+        self.rounds.retirement.raise_era(self.standing.host_era);
+    }
+
+    /// Returns how this node greets others.
+    pub(super) fn hello(&self) -> Message {
+        Message::Hello { origin: self.me, head: self.said(), era: self.era_said() }
+    }
+
+    /// Returns the era of what this node holds; 0: it holds nothing, or is about to give it up.
+    fn era_said(&self) -> u64 {
+        let has_none = self.standing.is_blank || self.is_rejoining();
+        if has_none { 0 } else { self.rounds.retirement.era() }
     }
 
     /// Tells everybody of what this node kept to itself, which nobody was pushed.
@@ -609,7 +675,7 @@ impl Replica {
     pub(super) fn run_standing(&mut self, now: Time) {
         let is_there = match &self.standing.state {
             State::CatchingUp { goal, .. } | State::Rejoining { goal, .. } => {
-                reaches(|origin| self.ledger.head(origin), goal)
+                reaches(|origin| self.held(origin), goal)
             }
             State::Seeking { is_whole, .. } => self.may_settle_alone(now, *is_whole),
             _ => false,
@@ -619,7 +685,8 @@ impl Replica {
             self.standing.state = State::Settling { before };
             let (heads, length) = self.standing.host_floor.clone();
             self.rounds.raise_floor(&heads, length);
-            self.effects.push_back(Effect::Settle { heads, length });
+            let era = self.standing.host_era;
+            self.effects.push_back(Effect::Settle { heads, length, era });
             return;
         }
         if self.standing.ask_at > now {
@@ -663,7 +730,8 @@ impl Replica {
         if !to.is_empty() {
             self.standing.asked_at = now;
         }
-        self.send(to, Message::Join { origin: self.me, is_whole }, Lane::Control);
+        let join = Message::Join { origin: self.me, is_whole, era: self.era_said() };
+        self.send(to, join, Lane::Control);
     }
 
     /// Where nobody may let anybody in, and nobody is missing who could, the cluster is new. Where
@@ -697,9 +765,9 @@ impl Replica {
         if !self.config.collect || self.rounds.is_forgotten(from) {
             return;
         }
-        for (node, epoch) in &round.known {
-            if *node != self.me.node {
-                self.meet(Origin { node: *node, epoch: *epoch, ..self.me });
+        for (node, epoch) in self.rounds.known_in(now, round) {
+            if node != self.me.node {
+                self.meet(Origin { node, epoch, ..self.me });
             }
         }
         if self.rounds.on_round(now, round) && self.rounds.may_answer(now, from) {
@@ -737,7 +805,9 @@ impl Replica {
         let ledger = &self.ledger;
         let heads = || ledger.heads().collect::<Heads>();
         // What waits here is of no head yet.
-        let is_ready = self.intake.is_idle() && self.rounds.has_noted_all();
+        let is_ready = self.intake.is_idle()
+            && self.rounds.has_noted_all()
+            && !self.rounds.retirement.is_departing();
         let may_tell = self.has_a_say(now) && is_ready;
         let me: Option<(Origin, &dyn Fn() -> Heads)> = may_tell.then_some((self.me, &heads));
         let action = self.rounds.run(now, &mut self.rng, me);
@@ -753,6 +823,43 @@ impl Replica {
         if let Some(Action::Collect { heads, forgotten }) = plan.flatten() {
             let rows_max = self.config.collect_rows_max;
             self.effects.push_back(Effect::Collect { heads, forgotten, rows_max });
+        }
+        if let Some(Departure { under, held }) = self.rounds.retirement.next_departure() {
+            self.effects.push_back(Effect::Depart { under, held });
+        }
+        self.effects.extend(self.rounds.retirement.next_tidy().map(Effect::Tidy));
+    }
+
+    /// The rows of a forgotten node are deleted.
+    pub(super) fn on_departed(&mut self, now: Time, head: Option<Version>) {
+        let Some(under) = self.rounds.retirement.on_departed(head.is_some()) else { return };
+        if let Some(head) = head.filter(|head| *head > Version(0)) {
+            self.stats.departures += 1;
+            self.rounds.depart(under);
+            if self.ledger.advance(under, head) {
+                self.pulls.on_reached(under, head);
+                self.digests.on_moved(now);
+            }
+        }
+    }
+
+    /// Origins were retired, and erased.
+    pub(super) fn on_tidied(&mut self, now: Time, tidied: Option<Tidied>) {
+        let rounds = &mut self.rounds;
+        let known: Vec<(NodeId, Epoch)> = rounds.epochs().collect();
+        let epoch_of =
+            |node| known.iter().find(|(known, _)| *known == node).map(|(_, epoch)| *epoch);
+        let epoch_of = |node| epoch_of(node).unwrap_or_default();
+        let Some((tidy, tidied)) = rounds.retirement.on_tidied(now, tidied, epoch_of) else {
+            return;
+        };
+        rounds.on_erased(&tidy.erase);
+        rounds.on_gone(&tidy.gone);
+        self.stats.origins_erased += tidy.erase.len() as u64;
+        for (origin, head) in tidied.retired {
+            self.ledger.retire(origin);
+            self.pulls.on_reached(origin, head);
+            self.made_at.remove(&origin);
         }
     }
 

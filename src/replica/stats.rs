@@ -81,6 +81,10 @@ pub struct Stats {
     pub refused_below_floor: u64,
     /// Times this node began to take all rows anew.
     pub rejoins: u64,
+    /// Forgotten nodes whose rows this node deleted by itself, as all members do.
+    pub departures: u64,
+    /// Origins of which nothing is remembered any more.
+    pub origins_erased: u64,
     /// Things that forgotten nodes said, and commits that came as they were sent by nodes that have
     /// to be heard of through others.
     pub unheard: u64,
@@ -118,6 +122,8 @@ pub struct Collection {
     pub awaited: Vec<crate::types::NodeId>,
     /// Who was forgotten, and may have returned under another epoch since.
     pub forgotten: Vec<crate::types::NodeId>,
+    /// How many origins are retired: nothing of them is left, and that is remembered for a while.
+    pub retired: usize,
     /// Whether this node may speak. If not, it has to catch up with one that may, and what it writes
     /// stays with it until then.
     pub is_settled: bool,

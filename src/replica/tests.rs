@@ -144,6 +144,8 @@ fn sent(effects: &[Effect]) -> Vec<(Vec<NodeId>, &Message)> {
         | Effect::Collect { .. }
         | Effect::Rejoin { .. }
         | Effect::Settle { .. }
+        | Effect::Depart { .. }
+        | Effect::Tidy(_)
         | Effect::Look { .. }
         | Effect::Mend(_)
         | Effect::Recount => None,
@@ -171,6 +173,8 @@ fn batch(effects: &[Effect]) -> Option<(BatchId, Batch)> {
         | Effect::Collect { .. }
         | Effect::Rejoin { .. }
         | Effect::Settle { .. }
+        | Effect::Depart { .. }
+        | Effect::Tidy(_)
         | Effect::Look { .. }
         | Effect::Mend(_)
         | Effect::Recount => None,

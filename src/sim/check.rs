@@ -17,6 +17,7 @@ use super::twins::net_rows;
 use super::{NodeIndex, workload};
 use crate::crdt::fingerprint::{NameHash, clock_hash};
 use crate::crdt::merge::CellClock;
+use crate::crdt::storage::Bookmark;
 use crate::crdt::{Changeset, Commit, Piece, TableChanges};
 use crate::replica::Config;
 use crate::types::{NodeId, Origin, Time, Value, Version};
@@ -44,6 +45,10 @@ pub(super) struct Truths {
     cut: BTreeSet<(Origin, Version)>,
     /// Versions of which somebody was sent a part.
     parted: BTreeSet<(Origin, Version)>,
+    /// Forgotten nodes whose rows somebody deleted.
+    seen_off: BTreeSet<NodeId>,
+    /// Origins that somebody has retired, and how far they were held.
+    retired: BTreeMap<Origin, Version>,
     /// When each version was committed, for the report.
     committed_at: BTreeMap<(Origin, Version), Time>,
 }
@@ -108,6 +113,48 @@ impl Truths {
         Ok(())
     }
 
+    /// A node deleted the rows of a forgotten one: those who do it by themselves do the same.
+    pub(super) fn on_departure(&mut self, now: Time, piece: &Piece) -> Checked {
+        for changeset in &piece.changesets {
+            let name = (changeset.stamp.origin, changeset.stamp.version);
+            self.name_has_one_content(name, Content::of(changeset))?;
+            self.committed_at.entry(name).or_insert(now);
+            self.split_owners.insert(name.0.node);
+            self.seen_off.insert(name.0.node);
+        }
+        Ok(())
+    }
+
+    /// P1, P25: of an origin that is retired no member holds more, and nothing is left with who retires
+    /// it. What forgotten nodes hold beyond they say again as their own when they return.
+    pub(super) fn on_retired(
+        &mut self,
+        nodes: &[VirtualNode],
+        (retired, by): (&[(Origin, Version)], NodeIndex),
+    ) -> Checked {
+        for (origin, head) in retired {
+            let replica = nodes[by.0].replica.as_ref();
+            let is_gone = |node: NodeId| replica.is_some_and(|replica| replica.has_forgotten(node));
+            let members = nodes.iter().filter(|node| !is_gone(node.id));
+            let most = members.map(|node| node.head(*origin)).max().unwrap_or_default();
+            let acknowledged = self.acknowledged.get(origin).filter(|_| !is_gone(origin.node));
+            if acknowledged.copied().unwrap_or_default().max(most) > *head {
+                return Err(format!("P1: {by} retires {origin} at {head}, but there is more"));
+            }
+            let left = nodes[by.0].storage.load_from(*origin, Bookmark::default(), usize::MAX);
+            if left.is_ok_and(|left| !left.piece.changesets.is_empty()) {
+                return Err(format!("P25: {by} retires {origin}, of which something is left"));
+            }
+            self.retired.insert(*origin, *head);
+        }
+        Ok(())
+    }
+
+    /// Returns how far a node holds an origin, or held it when it was retired.
+    pub(super) fn head(&self, node: &VirtualNode, origin: Origin) -> Version {
+        node.head(origin).max(self.retired.get(&origin).copied().unwrap_or_default())
+    }
+
     /// A node answers a pull.
     pub(super) fn on_answer(
         &mut self,
@@ -130,7 +177,8 @@ impl Truths {
 
     /// P25: what was deleted is gone everywhere, and what nobody deleted is there.
     pub(super) fn only_the_deleted_is_gone(&self, nodes: &[VirtualNode]) -> Checked {
-        let is_held = |(origin, version): &(Origin, Version)| nodes[0].head(*origin) >= *version;
+        let is_held =
+            |(origin, version): &(Origin, Version)| self.head(&nodes[0], *origin) >= *version;
         for (key, born) in &self.born {
             let died = self.died.get(key);
             for node in nodes {
@@ -235,7 +283,8 @@ impl Truths {
     /// overwritten where it came from, perhaps by an origin that its receiver has yet to hear of.
     pub(super) fn whoever_holds_all_holds_the_same(&mut self, node: &VirtualNode) -> Checked {
         let held = node.heads.sum();
-        if node.is_rejoining() || held != self.committed_at.len() as u64 {
+        let is_all = held == self.committed_at.len() as u64 && self.retired.is_empty();
+        if node.is_rejoining() || !is_all {
             return Ok(());
         }
         let content = node.storage.fingerprint().map_err(|error| error.to_string())?;
@@ -279,7 +328,7 @@ impl Truths {
     pub(super) fn nothing_acknowledged_is_lost(&self, nodes: &[VirtualNode]) -> Checked {
         for node in nodes {
             for (origin, version) in &self.acknowledged {
-                let head = node.head(*origin);
+                let head = self.head(node, *origin);
                 if head < *version {
                     return Err(format!(
                         "P1: {} holds {origin} up to {head}, but {version} was acknowledged",
@@ -381,11 +430,12 @@ pub(super) fn heads_only_rise(node: &VirtualNode, heads: &[(Origin, Version)]) -
     Ok(())
 }
 
-/// P2: only a node whose disk went back has a reason to begin an epoch.
-pub(super) fn epoch_is_needed(node: &VirtualNode) -> Checked {
-    match node.image {
-        Some(_) => Ok(()),
-        None => Err(format!("P2: {} begins an epoch, though its disk lost nothing", node.index)),
+/// P2: only a node whose disk went back has a reason to begin an epoch, or one whose rows others
+/// deleted under a later one, since they took it for gone.
+pub(super) fn epoch_is_needed(truths: &Truths, node: &VirtualNode) -> Checked {
+    match node.image.is_some() || truths.seen_off.contains(&node.id) {
+        true => Ok(()),
+        false => Err(format!("P2: {} begins an epoch, though its disk lost nothing", node.index)),
     }
 }
 
@@ -440,19 +490,22 @@ pub(super) fn owners_have_the_last_word(nodes: &[VirtualNode], is_thorough: bool
 }
 
 /// P20: the replica's ledger holds nothing that is not on disk; at rest, all that is.
-pub(super) fn ledger_is_honest(node: &VirtualNode, is_at_rest: bool) -> Checked {
+pub(super) fn ledger_is_honest(truths: &Truths, node: &VirtualNode, is_at_rest: bool) -> Checked {
     let Some(replica) = &node.replica else { return Ok(()) };
     if !is_at_rest && node.is_rejoining() {
         // It hears in a moment that its heads have fallen.
         return Ok(());
     }
-    for (origin, head) in replica.ledger().heads() {
+    // What was retired it hears in a moment.
+    let counts = |(origin, _): &(Origin, Version)| !truths.retired.contains_key(origin);
+    for (origin, head) in replica.ledger().heads().filter(counts) {
         // Of an own origin that was set back it hears in a moment.
         if head > node.head(origin) && (is_at_rest || origin.node != node.id) {
             return Err(format!("P20: {} believes it holds {origin} up to {head}", node.index));
         }
     }
-    let is_whole = replica.ledger().heads().eq(node.heads.iter().map(|(origin, v)| (*origin, *v)));
+    let on_disk = node.heads.iter().map(|(origin, v)| (*origin, *v));
+    let is_whole = replica.ledger().heads().filter(counts).eq(on_disk.filter(counts));
     if is_at_rest && !is_whole {
         return Err(format!("P20: {}: ledger and storage differ at rest", node.index));
     }
@@ -511,8 +564,9 @@ pub(super) fn first_difference(nodes: &[VirtualNode]) -> Option<String> {
 }
 
 /// All nodes are up, hold the same, and know it.
-pub(super) fn has_converged(nodes: &[VirtualNode]) -> bool {
-    let first = nodes[0].heads_hash();
+pub(super) fn has_converged(truths: &Truths, nodes: &[VirtualNode]) -> bool {
+    let counts = |origin: Origin| !truths.retired.contains_key(&origin);
+    let first = nodes[0].heads_hash(counts);
     nodes.iter().all(|node| {
         let is_told = node.replica.as_ref().is_some_and(|replica| {
             // What follows a version that a restored disk lost may wait for it in vain.
@@ -523,7 +577,7 @@ pub(super) fn has_converged(nodes: &[VirtualNode]) -> bool {
                 // Who is forgotten takes all rows anew as soon as it hears of it.
                 && !nodes.iter().any(|other| replica.has_forgotten(other.id))
         });
-        is_told && node.disk.is_at_rest() && node.heads_hash() == first
+        is_told && node.disk.is_at_rest() && node.heads_hash(counts) == first
     })
 }
 

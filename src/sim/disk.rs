@@ -8,6 +8,7 @@ use rand::rngs::SmallRng;
 
 use super::medium::Work;
 use crate::crdt::content::Mend;
+use crate::crdt::storage::Tidy;
 use crate::crdt::{Batch, Part, Piece, RowOp, Staging};
 use crate::replica::BatchId;
 use crate::types::{Epoch, NodeId, Origin, Version};
@@ -49,7 +50,9 @@ pub(super) enum Job {
     Meet { members: Vec<(NodeId, Epoch)> },
     Collect { heads: Vec<(Origin, Version)>, forgotten: Vec<(NodeId, Epoch)>, rows_max: usize },
     Rejoin { held: Vec<(Origin, Version)>, length: u64 },
-    Settle { heads: Vec<(Origin, Version)>, length: u64 },
+    Settle { heads: Vec<(Origin, Version)>, length: u64, era: u64 },
+    Depart { under: Origin, held: Vec<(Origin, Version)> },
+    Tidy(Tidy),
     Mend(Mend),
     Recount,
 }
@@ -86,7 +89,9 @@ impl Disk {
 
     /// Tells whether nothing waits that anybody could see.
     pub(super) fn is_at_rest(&self) -> bool {
-        self.jobs.iter().all(|job| matches!(job, Job::Collect { .. } | Job::Meet { .. }))
+        let is_unseen =
+            |job: &Job| matches!(job, Job::Collect { .. } | Job::Meet { .. } | Job::Tidy(_));
+        self.jobs.iter().all(is_unseen)
     }
 
     pub(super) fn refuses_writes(&self) -> bool {
@@ -114,6 +119,8 @@ impl Disk {
             | Job::Collect { .. }
             | Job::Rejoin { .. }
             | Job::Settle { .. }
+            | Job::Depart { .. }
+            | Job::Tidy(_)
             | Job::Mend(_)
             | Job::Recount => None,
         }

@@ -180,6 +180,9 @@ struct Tally {
     staged: u64,
     tombstones_max: u64,
     tombstones_dropped: u64,
+    departures: u64,
+    origins_retired: u64,
+    origins_erased: u64,
     collected_after: Duration,
     rejoins: u64,
     mended: u64,
@@ -278,14 +281,14 @@ impl<'a> Cluster<'a> {
         self.truths.only_the_deleted_is_gone(&self.nodes)?;
         check::all_show_what_was_parked(&self.nodes)?;
         for node in &self.nodes {
-            check::ledger_is_honest(node, true)?;
+            check::ledger_is_honest(&self.truths, node, true)?;
         }
         Ok(self.report(converged_after))
     }
 
     fn converge(&mut self, quiet_from: Time) -> Result<Duration, String> {
         let deadline = quiet_from + self.scenario.converge_within;
-        while !(self.is_whole() && check::has_converged(&self.nodes)) {
+        while !(self.is_whole() && check::has_converged(&self.truths, &self.nodes)) {
             if self.now >= deadline {
                 return Err(self.who_differs() + &self.who_is_missed());
             }
@@ -309,7 +312,7 @@ impl<'a> Cluster<'a> {
         if before != after {
             return Err("P9: something is still sent, though all hold the same".to_owned());
         }
-        if !check::has_converged(&self.nodes) {
+        if !check::has_converged(&self.truths, &self.nodes) {
             return Err(format!("P5: the nodes held the same; then {}", self.who_differs()));
         }
         Ok(())
@@ -528,8 +531,17 @@ impl<'a> Cluster<'a> {
                 self.add_job(node, Job::Rejoin { held, length });
                 Ok(())
             }
-            Effect::Settle { heads, length } => {
-                self.add_job(node, Job::Settle { heads, length });
+            Effect::Settle { heads, length, era } => {
+                self.add_job(node, Job::Settle { heads, length, era });
+                Ok(())
+            }
+            Effect::Depart { under, held } => {
+                self.note(node, "sees off", Some(index_of(under.node)), held.len() as u64);
+                self.add_job(node, Job::Depart { under, held });
+                Ok(())
+            }
+            Effect::Tidy(tidy) => {
+                self.add_job(node, Job::Tidy(tidy));
                 Ok(())
             }
             Effect::Look { id, look } => {
@@ -554,7 +566,7 @@ impl<'a> Cluster<'a> {
             }
             Effect::BeginEpoch { above } => {
                 self.note(node, "must begin an epoch", None, u64::from(above.0));
-                check::epoch_is_needed(&self.nodes[node.0])?;
+                check::epoch_is_needed(&self.truths, &self.nodes[node.0])?;
                 self.add_job(node, Job::BeginEpoch { above });
                 Ok(())
             }
@@ -795,11 +807,35 @@ impl<'a> Cluster<'a> {
                 Some(Input::Recounted)
             }
             Job::Settle { .. } if is_failing => Some(Input::Settled { is_done: false }),
-            Job::Settle { heads, length } => {
-                let settled =
-                    this.storage.settle(now, &heads, length).map_err(|error| error.to_string())?;
-                self.committed(node, settled.commits)?;
+            Job::Settle { heads, length, era } => {
+                let settled = this.storage.settle(now, &heads, length, era);
+                self.committed(node, settled.map_err(|error| error.to_string())?.commits)?;
                 Some(Input::Settled { is_done: true })
+            }
+            Job::Depart { .. } if is_failing => Some(Input::Departed { head: None }),
+            Job::Depart { under, held } => {
+                let commits = this.storage.depart(now, under, &held);
+                let commits = commits.map_err(|error| error.to_string())?;
+                let all = this.storage.load_from(under, Bookmark::default(), usize::MAX);
+                let all = all.map_err(|error| error.to_string())?.piece;
+                self.truths.on_departure(self.now, &all)?;
+                self.tally.departures += u64::from(!commits.is_empty());
+                for commit in &commits {
+                    self.became_true(node, commit)?;
+                }
+                Some(Input::Departed { head: Some(self.nodes[node.0].head(under)) })
+            }
+            Job::Tidy(_) if is_failing => Some(Input::Tidied { tidied: None }),
+            Job::Tidy(tidy) => {
+                let tidied = this.storage.tidy(&tidy).map_err(|error| error.to_string())?;
+                for (origin, _) in &tidied.retired {
+                    this.heads.remove(origin);
+                    this.retired.insert(*origin);
+                }
+                self.truths.on_retired(&self.nodes, (&tidied.retired, node))?;
+                self.tally.origins_retired += tidied.retired.len() as u64;
+                self.tally.origins_erased += tidy.erase.len() as u64;
+                Some(Input::Tidied { tidied: Some(tidied) })
             }
         };
         if let Some(input) = input {
@@ -877,7 +913,7 @@ impl<'a> Cluster<'a> {
                 self.tally.latencies_us.extend(latency);
                 self.tally.last_at.insert((*origin, Version(version)), self.now);
             }
-            if head.0 > 0 {
+            if head.0 > 0 && !self.nodes[node.0].retired.contains(origin) {
                 self.nodes[node.0].heads.insert(*origin, *head);
             }
             let index = index_of(origin.node);
@@ -889,7 +925,7 @@ impl<'a> Cluster<'a> {
         }
         self.truths.whoever_holds_all_holds_the_same(this)?;
         if self.scenario.is_thorough || self.trace.count().is_multiple_of(LEDGER_EVERY) {
-            check::ledger_is_honest(this, false)?;
+            check::ledger_is_honest(&self.truths, this, false)?;
         }
         // A pull that is split because there is no room for it shows what is no prefix for a while.
         let may_split = self.scenario.replica.stored_origin_bytes_max < ROOM_BYTES;
@@ -910,8 +946,9 @@ impl<'a> Cluster<'a> {
     /// gone then, while others hold the versions that it took the cell from (see ARCHITECTURE.md).
     fn is_only_copy(&self, node: NodeIndex) -> bool {
         let others = || self.nodes.iter().filter(|other| other.index != node);
-        let is_elsewhere =
-            |(origin, head): (&Origin, &Version)| others().any(|o| o.head(*origin) >= *head);
+        let is_elsewhere = |(origin, head): (&Origin, &Version)| {
+            others().any(|o| self.truths.head(o, *origin) >= *head)
+        };
         !self.nodes[node.0].heads.iter().all(is_elsewhere)
     }
 
@@ -920,7 +957,7 @@ impl<'a> Cluster<'a> {
     fn is_known_by_all(&self, node: NodeIndex) -> bool {
         let this = &self.nodes[node.0];
         let mut own = this.heads.iter().filter(|(origin, _)| origin.node == this.id);
-        own.all(|(origin, head)| self.nodes.iter().all(|other| other.head(*origin) >= *head))
+        own.all(|(origin, head)| self.nodes.iter().all(|o| self.truths.head(o, *origin) >= *head))
     }
 
     fn trouble(&mut self, fault: Fault) -> Checked {
@@ -1205,6 +1242,9 @@ impl<'a> Cluster<'a> {
             deletes: self.truths.deaths(),
             tombstones_max: tally.tombstones_max,
             tombstones_dropped: tally.tombstones_dropped,
+            departures: tally.departures,
+            origins_retired: tally.origins_retired,
+            origins_erased: tally.origins_erased,
             collected_after: tally.collected_after,
             rejoins: tally.rejoins,
             mended: tally.mended,

@@ -76,6 +76,8 @@ pub(super) struct VirtualNode {
     pub(super) torn: Option<Torn>,
     /// The storage's heads, counted here too.
     pub(super) heads: Heads,
+    /// Origins that its disk knew to be retired at some time.
+    pub(super) retired: BTreeSet<Origin>,
     pub(super) image: Option<Image>,
     /// Rows that are written with others, and for good reason are not as they are: see
     /// [`twins_change_together`](super::check::twins_change_together).
@@ -129,6 +131,7 @@ impl VirtualNode {
             storage,
             torn: None,
             heads: Heads::default(),
+            retired: BTreeSet::new(),
             image: None,
             apart: BTreeSet::new(),
             buried: BTreeSet::new(),
@@ -159,6 +162,8 @@ impl VirtualNode {
         let heads = self.storage.heads().expect("the storage in memory does not fail");
         self.heads = Heads::default();
         heads.into_iter().for_each(|(origin, head)| self.heads.insert(origin, head));
+        let floor = self.storage.floor().expect("the storage in memory does not fail");
+        self.retired = floor.retired.into_iter().map(|(origin, _)| origin).collect();
     }
 
     /// Notes what a commit of its own did to the rows that it owns. A row that was written as it
@@ -190,10 +195,10 @@ impl VirtualNode {
         self.heads.get(&origin).copied().unwrap_or_default()
     }
 
-    /// Returns a number that is the same for equal heads.
-    pub(super) fn heads_hash(&self) -> u64 {
+    /// Returns a number that is the same for equal heads, but for those that do not count.
+    pub(super) fn heads_hash(&self, counts: impl Fn(Origin) -> bool) -> u64 {
         let mut hash = Fnv::default();
-        for (origin, head) in self.heads.iter() {
+        for (origin, head) in self.heads.iter().filter(|(origin, _)| counts(**origin)) {
             hash.add(&origin.to_bytes()[14..]);
             hash.add_number(head.0);
         }

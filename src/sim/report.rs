@@ -50,6 +50,11 @@ pub struct Report {
     pub tombstones_max: u64,
     /// Those that were dropped, on all nodes.
     pub tombstones_dropped: u64,
+    /// Nodes whose rows others deleted since they were forgotten, counted at each of these.
+    pub departures: u64,
+    /// Origins that nodes retired, and erased, counted at each.
+    pub origins_retired: u64,
+    pub origins_erased: u64,
     /// How long after all held the same the last of them was dropped.
     pub collected_after: Duration,
     /// How often a node took all rows anew.
@@ -157,6 +162,13 @@ impl fmt::Display for Report {
                 f,
                 "  tombstones        {:>8} at most, {} dropped, {} rejoined",
                 self.tombstones_max, self.tombstones_dropped, self.rejoins
+            )?;
+        }
+        if self.departures + self.origins_retired > 0 {
+            writeln!(
+                f,
+                "  retired           {:>8} origins, {} erased, {} departures",
+                self.origins_retired, self.origins_erased, self.departures
             )?;
         }
         if self.versions > 0 {

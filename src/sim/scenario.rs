@@ -136,6 +136,7 @@ impl Scenario {
             forget_after: Duration::from_secs(4),
             alone_after: Duration::from_secs(4),
             collect_rows_max: 3,
+            retired_for: Duration::from_secs(2),
             join_every: Duration::from_millis(200),
             settle_alone_after: Duration::from_secs(1),
             settle_without_after: Duration::from_secs(3),

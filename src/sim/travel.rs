@@ -316,6 +316,8 @@ impl World {
             | Effect::BeginEpoch { .. }
             | Effect::Collect { .. }
             | Effect::Rejoin { .. }
+            | Effect::Depart { .. }
+            | Effect::Tidy(_)
             | Effect::Settle { .. } => {}
         }
     }

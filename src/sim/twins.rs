@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::medium::{Media, Medium, Torn};
 use crate::crdt::content::{Look, Mend, Mended, Sight};
 use crate::crdt::storage::{
-    Begun, Bookmark, Collected, Extract, Floor, Inspected, Settled, StorageError,
+    Begun, Bookmark, Collected, Extract, Floor, Inspected, Settled, StorageError, Tidied, Tidy,
 };
 use crate::crdt::{
     Batch, Changeset, Commit, Definition, Part, Piece, RowEvent, RowEvents, RowOp, Staging,
@@ -213,7 +213,10 @@ impl Storage for Twins {
 
     fn floor(&self) -> Result<Floor, StorageError> {
         let (a, b) = (self.one.floor()?, self.other.floor()?);
-        let of = |floor: &Floor| (floor.length, floor.settled, floor.is_rejoining);
+        let of = |floor: &Floor| {
+            let retired = floor.retired.clone();
+            (floor.length, floor.settled, floor.is_rejoining, retired, floor.era, floor.erased)
+        };
         // Who has settled may say everything.
         let is_settled = a.settled == Some(self.one.origin());
         if of(&a) != of(&b) || (a.harmless != b.harmless && !is_settled) {
@@ -264,9 +267,26 @@ impl Storage for Twins {
         now: Wall,
         heads: &[(Origin, Version)],
         length: u64,
+        era: u64,
     ) -> Result<Settled, StorageError> {
-        let (a, b) = (self.one.settle(now, heads, length), self.other.settle(now, heads, length));
+        let a = self.one.settle(now, heads, length, era);
+        let b = self.other.settle(now, heads, length, era);
         self.did("settle", a, b, |settled| settled.commits.iter().collect())
+    }
+
+    fn depart(
+        &mut self,
+        now: Wall,
+        under: Origin,
+        held: &[(Origin, Version)],
+    ) -> Result<Vec<Commit>, StorageError> {
+        let (a, b) = (self.one.depart(now, under, held), self.other.depart(now, under, held));
+        self.did("depart", a, b, |commits| commits.iter().collect())
+    }
+
+    fn tidy(&mut self, tidy: &Tidy) -> Result<Tidied, StorageError> {
+        let (a, b) = (self.one.tidy(tidy), self.other.tidy(tidy));
+        self.same("tidy", a, b)
     }
 
     fn inspect(&self, table: &str, key: &[Value]) -> Result<Option<Inspected>, StorageError> {

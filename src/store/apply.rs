@@ -109,7 +109,8 @@ impl<'a> Merge<'a> {
     /// Tells whether a piece joins what is held of its origin, and may be taken.
     pub fn takes(&self, piece: &Piece) -> bool {
         let head = self.origins.head(piece.origin);
-        let joins = piece.after <= head && head < piece.through;
+        let is_retired = self.origins.is_retired(piece.origin);
+        let joins = piece.after <= head && head < piece.through && !is_retired;
         joins && piece.origin != self.me && piece.through <= VERSION_MAX
     }
 

@@ -13,7 +13,7 @@ use super::values::quote;
 use super::{OpenConfig, Store, life::LIFE_FILE};
 use crate::crdt::content::{Look, Mend, Mended, Sight};
 use crate::crdt::storage::{
-    Begun, Bookmark, Collected, Extract, Floor, Inspected, Settled, StorageError,
+    Begun, Bookmark, Collected, Extract, Floor, Inspected, Settled, StorageError, Tidied, Tidy,
 };
 use crate::crdt::{Batch, Commit, Definition, Key, Part, Piece, RowOp, Staging, Storage};
 use crate::sim::medium::{Media, Medium, Torn, Work};
@@ -361,8 +361,22 @@ impl Storage for SqliteDisk {
         now: Wall,
         heads: &[(Origin, Version)],
         length: u64,
+        era: u64,
     ) -> Result<Settled, StorageError> {
-        Storage::settle(self.store_mut(), now, heads, length)
+        Storage::settle(self.store_mut(), now, heads, length, era)
+    }
+
+    fn depart(
+        &mut self,
+        now: Wall,
+        under: Origin,
+        held: &[(Origin, Version)],
+    ) -> Result<Vec<Commit>, StorageError> {
+        Storage::depart(self.store_mut(), now, under, held)
+    }
+
+    fn tidy(&mut self, tidy: &Tidy) -> Result<Tidied, StorageError> {
+        Storage::tidy(self.store_mut(), tidy)
     }
 
     fn inspect(&self, table: &str, key: &[Value]) -> Result<Option<Inspected>, StorageError> {

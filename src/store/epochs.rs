@@ -110,10 +110,19 @@ impl Group<'_> {
 
     pub(super) fn withdraw_all(&mut self) -> rusqlite::Result<()> {
         let me = self.store.now.origin;
-        let held = self.store.origins.all();
         let is_past = |origin: &Origin| origin.node == me.node && origin.epoch < me.epoch;
+        let places = self.owned_by(is_past)?;
+        self.write_places(&places, &Act::Withdraw)
+    }
+
+    /// Lists the live rows of owned tables that hold a stamp of such an origin.
+    pub(super) fn owned_by(
+        &mut self,
+        is_wanted: impl Fn(&Origin) -> bool,
+    ) -> rusqlite::Result<BTreeSet<Place>> {
+        let held = self.store.origins.all();
         let mut places = BTreeSet::new();
-        for origin in held.into_iter().filter(is_past) {
+        for origin in held.into_iter().filter(is_wanted) {
             let of_origin = self.places_of(origin, Class::Owned, Version(0))?;
             for (name, key, table) in of_origin {
                 let Store { conn, origins, .. } = &*self.store;
@@ -123,7 +132,7 @@ impl Group<'_> {
                 }
             }
         }
-        self.write_places(&places, &Act::Withdraw)
+        Ok(places)
     }
 
     /// Writes rows in commits of bounded size.
@@ -132,22 +141,36 @@ impl Group<'_> {
         places: &BTreeSet<Place>,
         act: &Act,
     ) -> rusqlite::Result<()> {
+        self.write_places_as((self.store.now.origin, self.now), places, act)
+    }
+
+    /// As [`Group::write_places`], as if written by another origin and at another time.
+    pub(super) fn write_places_as(
+        &mut self,
+        as_of: (Origin, Wall),
+        places: &BTreeSet<Place>,
+        act: &Act,
+    ) -> rusqlite::Result<()> {
         // What may be told at once comes first: see [`is_harmless`].
         let is_first = |(name, ..): &&Place| is_harmless(&name.0);
         let (first, last): (Vec<_>, Vec<_>) = places.iter().partition(is_first);
-        self.write_in_order(&first, act)?;
-        self.write_in_order(&last, act)
+        self.write_in_order(as_of, &first, act)?;
+        self.write_in_order(as_of, &last, act)
     }
 
-    fn write_in_order(&mut self, places: &[&Place], act: &Act) -> rusqlite::Result<()> {
+    fn write_in_order(
+        &mut self,
+        (origin, at): (Origin, Wall),
+        places: &[&Place],
+        act: &Act,
+    ) -> rusqlite::Result<()> {
         let mut left = places.iter().copied().peekable();
         while left.peek().is_some() {
             let store = &mut *self.store;
             store.gate.beat();
-            let origin = store.now.origin;
             let version = store.origins.head(origin).next();
             let stamp = Stamp { origin, version };
-            let mut piece = Piecework::new(store, (stamp, self.now));
+            let mut piece = Piecework::new(store, (stamp, at));
             while let Some(place) = left.peek() {
                 if !piece.write(place, act)? {
                     break;

@@ -21,7 +21,7 @@ use super::schema::{self, Mode, SCHEMA_TABLE, SchemaChange, SchemaError, SchemaR
 use super::sql::{Statement, Transacted};
 use super::statements::{self, SqlError};
 use crate::crdt::content::Mend;
-use crate::crdt::storage::StorageError;
+use crate::crdt::storage::{StorageError, Tidy};
 use crate::crdt::{Batch, Commit, Part, Piece, Refusal, RowOp, Staging, Stamp};
 use crate::types::{Epoch, NodeId, Origin, Seq, Version, Wall};
 
@@ -73,7 +73,13 @@ pub(super) enum Done {
     Settled {
         heads: Vec<(Origin, Version)>,
         length: u64,
+        era: u64,
     },
+    Departed {
+        under: Origin,
+        held: Vec<(Origin, Version)>,
+    },
+    Tidied(Tidy),
     Mended(Mend),
     Recounted,
 }
@@ -351,9 +357,11 @@ impl<'a> Group<'a> {
                 Done::Rejoined { origin, held, length } => {
                     self.leave(*origin, held, *length).map_err(failed)
                 }
-                Done::Settled { heads, length } => {
-                    self.settle_down(heads, *length).map(drop).map_err(failed)
+                Done::Settled { heads, length, era } => {
+                    self.settle_down(heads, *length, *era).map(drop).map_err(failed)
                 }
+                Done::Departed { under, held } => self.withdraw_of(*under, held).map_err(failed),
+                Done::Tidied(tidy) => self.tidy_up(tidy).map(drop).map_err(failed),
                 Done::Mended(mend) => self.mend_rows(mend).map(drop).map_err(failed),
                 Done::Recounted => self.recount_all().map_err(failed),
             };

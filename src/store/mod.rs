@@ -40,6 +40,7 @@ mod power_loss;
 pub mod readers;
 mod rejoin;
 pub mod restore;
+mod retire;
 pub mod schema;
 pub mod snapshot;
 mod spill;

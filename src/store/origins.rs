@@ -8,28 +8,40 @@ use rusqlite::{Connection, OptionalExtension};
 
 use crate::types::{Origin, Version};
 
-const SELECT_AFTER: &str = "SELECT ordinal, origin, value FROM __tribune_origins
+const SELECT_AFTER: &str =
+    "SELECT ordinal, origin, value, ordinal IN (SELECT ordinal FROM __tribune_retired)
+    FROM __tribune_origins
     LEFT JOIN __tribune_heads ON id = ordinal WHERE ordinal > ?1 ORDER BY ordinal";
 const SELECT_HEAD: &str = "SELECT value FROM __tribune_heads WHERE id = ?1";
 const INSERT: &str = "INSERT OR IGNORE INTO __tribune_origins (ordinal, origin) VALUES (?1, ?2)";
 const UPDATE_HEAD: &str = "UPDATE __tribune_heads SET value = ?2 WHERE id = ?1";
 const INSERT_HEAD: &str = "INSERT INTO __tribune_heads (id, value) VALUES (?1, ?2)";
+const RETIRE: &str = "INSERT OR IGNORE INTO __tribune_retired (ordinal) VALUES (?1)";
+const ERASE: [&str; 3] = [
+    "DELETE FROM __tribune_retired WHERE ordinal = ?1",
+    "DELETE FROM __tribune_heads WHERE id = ?1",
+    "DELETE FROM __tribune_origins WHERE ordinal = ?1",
+];
 
-/// A number that stands for an origin in this node's tables: from 1, without holes.
+/// A number that stands for an origin in this node's tables: from 1 on, and never for another one.
 pub type Ordinal = i64;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Held {
     ordinal: Ordinal,
     head: Version,
+    is_retired: bool,
 }
 
 /// All origins of the database.
 #[derive(Debug, Default)]
 pub struct Origins {
     held: BTreeMap<Origin, Held>,
-    /// By ordinal, the first at 0.
-    numbered: Vec<Origin>,
+    /// In the order of their numbers. Those that were erased are missing.
+    numbered: Vec<(Ordinal, Origin)>,
+    /// The greatest number that was given, to one that is erased perhaps: as long as the process
+    /// lives other connections may know what it stood for.
+    last: Ordinal,
     /// What was changed since the last [`Origins::settle`], oldest first, and what it was before.
     changes: Vec<(Origin, Option<Held>)>,
 }
@@ -59,26 +71,26 @@ impl Origins {
         let mut statement = conn.prepare_cached(SELECT_AFTER)?;
         let mut rows = statement.query([origins.next_ordinal() - 1])?;
         while let Some(row) = rows.next()? {
-            let damaged = |damage: String| {
-                rusqlite::Error::FromSqlConversionFailure(1, Type::Blob, damage.into())
-            };
             let (ordinal, bytes): (Ordinal, Vec<u8>) = (row.get(0)?, row.get(1)?);
-            let origin = Origin::from_bytes(&bytes)
-                .ok_or_else(|| damaged(format!("an origin has {} bytes", bytes.len())))?;
-            if ordinal != origins.next_ordinal() {
-                return Err(damaged(format!("no origin has the number {}", ordinal - 1)));
-            }
-            let head = row.get::<_, Option<i64>>(2)?.unwrap_or(0);
-            origins.numbered.push(origin);
-            origins.held.insert(origin, Held { ordinal, head: Version(head.cast_unsigned()) });
+            let origin = Origin::from_bytes(&bytes).ok_or_else(|| {
+                let damage = format!("an origin has {} bytes", bytes.len());
+                rusqlite::Error::FromSqlConversionFailure(1, Type::Blob, damage.into())
+            })?;
+            let head = Version(row.get::<_, Option<i64>>(2)?.unwrap_or(0).cast_unsigned());
+            origins.numbered.push((ordinal, origin));
+            origins.last = ordinal;
+            origins.held.insert(origin, Held { ordinal, head, is_retired: row.get(3)? });
         }
         Ok(())
     }
 
     /// Returns what a number stands for.
     pub fn of_number(&self, ordinal: Ordinal) -> Option<Origin> {
+        // Where none is missing it is in its place.
         let place = usize::try_from(ordinal).ok()?.checked_sub(1)?;
-        self.numbered.get(place).copied()
+        let in_place = self.numbered.get(place).filter(|(number, _)| *number == ordinal);
+        let found = in_place.or_else(|| self.numbered.get(place_of(&self.numbered, ordinal).ok()?));
+        found.map(|(_, origin)| *origin)
     }
 
     /// Returns how far the origin's versions are held; 0: not at all.
@@ -91,10 +103,50 @@ impl Origins {
         self.held.get(&origin).map(|held| held.ordinal)
     }
 
-    /// Lists the origins of which there is something.
+    /// Lists the origins of which there is something, but for retired ones.
     pub fn heads(&self) -> Vec<(Origin, Version)> {
-        let held = self.held.iter().map(|(origin, held)| (*origin, held.head));
+        let held = self.held.iter().filter(|(_, held)| !held.is_retired);
+        let held = held.map(|(origin, held)| (*origin, held.head));
         held.filter(|(_, head)| *head > Version(0)).collect()
+    }
+
+    /// Lists the origins that are retired, and how far they were held.
+    pub fn retired(&self) -> Vec<(Origin, Version)> {
+        let retired = self.held.iter().filter(|(_, held)| held.is_retired);
+        retired.map(|(origin, held)| (*origin, held.head)).collect()
+    }
+
+    pub fn is_retired(&self, origin: Origin) -> bool {
+        self.held.get(&origin).is_some_and(|held| held.is_retired)
+    }
+
+    /// Retires an origin that is held up to `head` and of which nothing is left. Returns whether it
+    /// is so now.
+    pub fn retire(
+        &mut self,
+        conn: &Connection,
+        (origin, head): (Origin, Version),
+    ) -> rusqlite::Result<bool> {
+        let Some(held) = self.held.get(&origin).copied().filter(|held| held.head == head) else {
+            return Ok(false);
+        };
+        conn.prepare_cached(RETIRE)?.execute([held.ordinal])?;
+        self.set(origin, Held { is_retired: true, ..held });
+        Ok(true)
+    }
+
+    /// Forgets a retired origin. Returns whether it was one.
+    pub fn erase(&mut self, conn: &Connection, origin: Origin) -> rusqlite::Result<bool> {
+        let Some(held) = self.held.get(&origin).copied().filter(|held| held.is_retired) else {
+            return Ok(false);
+        };
+        for sql in ERASE {
+            conn.prepare_cached(sql)?.execute([held.ordinal])?;
+        }
+        self.numbered.retain(|(_, numbered)| *numbered != origin);
+        self.held.remove(&origin);
+        self.changes.push((origin, Some(held)));
+        Ok(true)
     }
 
     /// Returns the origin's number; an unheard-of origin gets the next one.
@@ -103,8 +155,9 @@ impl Origins {
             return held.ordinal;
         }
         let ordinal = self.next_ordinal();
-        self.numbered.push(origin);
-        self.set(origin, Held { ordinal, head: Version(0) });
+        self.last = ordinal;
+        self.numbered.push((ordinal, origin));
+        self.set(origin, Held { ordinal, head: Version(0), is_retired: false });
         ordinal
     }
 
@@ -112,7 +165,8 @@ impl Origins {
     pub fn advance(&mut self, origin: Origin, head: Version) {
         let ordinal = self.ordinal(origin);
         assert!(head >= self.head(origin), "only an epoch that ends takes a head back");
-        self.set(origin, Held { ordinal, head });
+        assert!(!self.is_retired(origin), "of a retired origin nothing comes any more");
+        self.set(origin, Held { ordinal, head, is_retired: false });
     }
 
     /// Lists all origins, those of which only a number is known too.
@@ -123,7 +177,7 @@ impl Origins {
     /// Takes an origin's head back: what was held beyond is no more than anybody's guess.
     pub fn set_back(&mut self, origin: Origin, head: Version) {
         let ordinal = self.ordinal(origin);
-        self.set(origin, Held { ordinal, head });
+        self.set(origin, Held { ordinal, head, is_retired: false });
     }
 
     /// Returns a mark to come back to.
@@ -135,9 +189,15 @@ impl Origins {
     pub fn undo_to(&mut self, mark: usize) {
         for (origin, before) in self.changes.drain(mark..).rev() {
             match before {
-                Some(before) => self.held.insert(origin, before),
+                Some(before) => {
+                    if let Err(place) = place_of(&self.numbered, before.ordinal) {
+                        self.numbered.insert(place, (before.ordinal, origin));
+                    }
+                    self.held.insert(origin, before)
+                }
                 None => {
-                    self.numbered.pop();
+                    let undone = self.numbered.pop();
+                    self.last = undone.map_or(self.last, |(ordinal, _)| ordinal - 1);
                     self.held.remove(&origin)
                 }
             };
@@ -150,7 +210,7 @@ impl Origins {
         changed.sort_unstable();
         changed.dedup();
         for origin in changed {
-            let held = self.held[&origin];
+            let Some(held) = self.held.get(&origin) else { continue };
             if self.changes.contains(&(origin, None)) {
                 conn.prepare_cached(INSERT)?.execute((held.ordinal, origin.to_bytes()))?;
             }
@@ -175,8 +235,12 @@ impl Origins {
     }
 
     fn next_ordinal(&self) -> Ordinal {
-        i64::try_from(self.numbered.len()).expect("origins are fewer than there are numbers") + 1
+        self.last + 1
     }
+}
+
+fn place_of(numbered: &[(Ordinal, Origin)], ordinal: Ordinal) -> Result<usize, usize> {
+    numbered.binary_search_by_key(&ordinal, |(number, _)| *number)
 }
 
 #[cfg(test)]
@@ -196,5 +260,38 @@ mod tests {
         assert_eq!(origins.heads(), [(origin(1), Version(5))]);
         assert_eq!(origins.ordinal(origin(3)), 2);
         assert_eq!(origins.heads(), [(origin(1), Version(5))], "nothing of it is held");
+    }
+
+    #[test]
+    fn an_erased_origin_leaves_its_number_to_nobody() {
+        let trial = crate::store::trial::Trial::new("");
+        let conn = &trial.store.conn;
+        let origin = |node| Origin { scope: Scope(0), node: NodeId([node; 16]), epoch: Epoch(1) };
+        let mut origins = Origins::read(conn).unwrap();
+        let first = origins.ordinal(origin(1));
+        origins.advance(origin(2), Version(5));
+        origins.save(conn).unwrap();
+        origins.settle();
+        let mark = origins.mark();
+        assert!(!origins.retire(conn, (origin(2), Version(4))).unwrap(), "that is not its head");
+        assert!(!origins.erase(conn, origin(2)).unwrap(), "it is not retired");
+        assert!(origins.retire(conn, (origin(2), Version(5))).unwrap());
+        assert!(!origins.heads().contains(&(origin(2), Version(5))));
+        assert_eq!(origins.retired(), [(origin(2), Version(5))]);
+        let held = origins.mark();
+        assert!(origins.erase(conn, origin(2)).unwrap());
+        assert_eq!(origins.ordinal(origin(3)), first + 2);
+        assert_eq!(origins.of_number(first + 1), None);
+        assert_eq!(origins.of_number(first + 2), Some(origin(3)));
+        origins.save(conn).unwrap();
+        let read = Origins::read(conn).unwrap();
+        assert_eq!((read.number_of(origin(2)), read.number_of(origin(3))), (None, Some(first + 2)));
+        assert_eq!(read.of_number(first + 1), None);
+        assert_eq!(read.of_number(first + 2), Some(origin(3)));
+        origins.undo_to(held);
+        assert_eq!(origins.of_number(first + 1), Some(origin(2)));
+        assert!(origins.is_retired(origin(2)));
+        origins.undo_to(mark);
+        assert_eq!(origins.heads(), [(origin(2), Version(5))]);
     }
 }

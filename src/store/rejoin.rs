@@ -27,7 +27,8 @@ use crate::crdt::{Class, ColumnId, Commit, Key, RowClock, RowEvent, Stamp, Table
 use crate::types::{Origin, Seq, Value, Version};
 
 const LEAVE: &str = "UPDATE __tribune_collection SET settled = NULL, is_rejoining = 1";
-const SETTLE: &str = "UPDATE __tribune_collection SET settled = ?1, is_rejoining = 0";
+const SETTLE: &str =
+    "UPDATE __tribune_collection SET settled = ?1, is_rejoining = 0, era = max(era, ?2)";
 const CONFIRM: &str = "INSERT OR IGNORE INTO __tribune_confirmed (tbl, key) VALUES (?1, ?2)";
 const FORGET_CONFIRMED: &str = "DELETE FROM __tribune_confirmed";
 const SELECT_UNCONFIRMED: &str = "SELECT tbl, key, clock FROM __tribune_rows AS r
@@ -71,10 +72,11 @@ impl Group<'_> {
         &mut self,
         heads: &[(Origin, Version)],
         length: u64,
+        era: u64,
     ) -> Result<Settled, StorageError> {
         self.caller(StorageError::Failed, |group| {
-            let settled = group.settle_down(heads, length).map_err(failed)?;
-            group.done.push(Done::Settled { heads: heads.to_vec(), length });
+            let settled = group.settle_down(heads, length, era).map_err(failed)?;
+            group.done.push(Done::Settled { heads: heads.to_vec(), length, era });
             Ok(settled)
         })
     }
@@ -131,12 +133,13 @@ impl Group<'_> {
         &mut self,
         heads: &[(Origin, Version)],
         length: u64,
+        era: u64,
     ) -> rusqlite::Result<Settled> {
         let me = self.store.now.origin;
         let was_rejoining = std::mem::take(&mut self.store.now.is_rejoining);
         raise(&self.store.conn, heads, &[])?;
         self.store.raise_length(length)?;
-        self.store.conn.execute(SETTLE, [me.to_bytes()])?;
+        self.store.conn.execute(SETTLE, (me.to_bytes(), era.cast_signed()))?;
         let mut settled = Settled::default();
         if was_rejoining {
             self.drop_unconfirmed(&mut settled)?;
@@ -322,7 +325,7 @@ mod tests {
         assert_eq!(rows(&to, "SELECT count(*) FROM t"), [count.to_string()]);
         // The peer it turns to has none of them.
         Storage::rejoin(&mut to, NOW, &[], 0).unwrap();
-        let settled = Storage::settle(&mut to, NOW, &[], 0).unwrap();
+        let settled = Storage::settle(&mut to, NOW, &[], 0, 0).unwrap();
         assert_eq!((settled.dropped, settled.commits.len()), (count, 1));
         assert_eq!(settled.commits[0].tables[0].rows, RowEvents::Many);
         assert_eq!(rows(&to, "SELECT count(*) FROM t"), ["0"]);

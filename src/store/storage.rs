@@ -8,7 +8,8 @@ use super::content::Rows;
 use super::database::{Store, failed};
 use crate::crdt::content::{self, Look, Mend, Mended, Sight};
 use crate::crdt::storage::{
-    Begun, Bookmark, Collected, Extract, Floor, Inspected, Settled, Storage, StorageError,
+    Begun, Bookmark, Collected, Extract, Floor, Inspected, Settled, Storage, StorageError, Tidied,
+    Tidy,
 };
 use crate::crdt::{Batch, Commit, Key, Part, Piece, Refusal, RowOp, Staging, pack};
 use crate::types::{Epoch, NodeId, Origin, Value, Version, Wall};
@@ -131,11 +132,30 @@ impl Storage for Store {
         now: Wall,
         heads: &[(Origin, Version)],
         length: u64,
+        era: u64,
     ) -> Result<Settled, StorageError> {
         let mut group = self.group(now);
-        let settled = group.settle(heads, length)?;
+        let settled = group.settle(heads, length, era)?;
         let commits = group.commit()?.into_iter().map(Arc::unwrap_or_clone).collect();
         Ok(Settled { commits, ..settled })
+    }
+
+    fn depart(
+        &mut self,
+        now: Wall,
+        under: Origin,
+        held: &[(Origin, Version)],
+    ) -> Result<Vec<Commit>, StorageError> {
+        let mut group = self.group(now);
+        group.depart(under, held)?;
+        Ok(group.commit()?.into_iter().map(Arc::unwrap_or_clone).collect())
+    }
+
+    fn tidy(&mut self, tidy: &Tidy) -> Result<Tidied, StorageError> {
+        let mut group = self.group(Wall(0));
+        let tidied = group.tidy(tidy)?;
+        group.commit()?;
+        Ok(tidied)
     }
 
     fn inspect(&self, table: &str, key: &[Value]) -> Result<Option<Inspected>, StorageError> {

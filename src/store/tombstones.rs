@@ -25,7 +25,8 @@ const SELECT_FORGOTTEN: &str = "SELECT node, epoch FROM __tribune_forgotten";
 const SELECT_MEMBERS: &str = "SELECT node, epoch FROM __tribune_members";
 const MEET: &str = "INSERT INTO __tribune_members (node, epoch) VALUES (?1, ?2)
     ON CONFLICT (node) DO UPDATE SET epoch = max(epoch, excluded.epoch)";
-const SELECT_COLLECTION: &str = "SELECT length, settled, is_rejoining FROM __tribune_collection";
+const SELECT_COLLECTION: &str =
+    "SELECT length, settled, is_rejoining, era, erased FROM __tribune_collection";
 const RAISE_FLOOR: &str = "INSERT INTO __tribune_floor (origin, version) VALUES (?1, ?2)
     ON CONFLICT (origin) DO UPDATE SET version = max(version, excluded.version)";
 const FORGET: &str = "INSERT INTO __tribune_forgotten (node, epoch) VALUES (?1, ?2)
@@ -122,9 +123,14 @@ impl Store {
         }
         floor.forgotten = nodes(conn, SELECT_FORGOTTEN)?;
         floor.members = nodes(conn, SELECT_MEMBERS)?;
-        let settled: Option<Vec<u8>> =
-            conn.prepare_cached(SELECT_COLLECTION)?.query_row([], |row| row.get(1))?;
-        floor.settled = settled.and_then(|bytes| Origin::from_bytes(&bytes));
+        conn.prepare_cached(SELECT_COLLECTION)?.query_row([], |row| {
+            let settled: Option<Vec<u8>> = row.get(1)?;
+            floor.settled = settled.and_then(|bytes| Origin::from_bytes(&bytes));
+            let number = |column| row.get::<_, i64>(column).map(i64::cast_unsigned);
+            (floor.era, floor.erased) = (number(3)?, number(4)?);
+            Ok(())
+        })?;
+        floor.retired = self.origins.retired();
         (floor.length, floor.is_rejoining) = (self.now.length, self.now.is_rejoining);
         floor.longest = self.sums.longest().max(floor.length);
         let me = self.now.origin;
@@ -412,7 +418,7 @@ mod tests {
     fn a_disk_that_is_taken_at_its_word_stays_settled_and_a_copy_does_not() {
         let mut trial = Trial::new(T);
         trial.write(&["INSERT INTO t (id) VALUES (1)"]);
-        Storage::settle(&mut trial.store, NOW, &[], 0).unwrap();
+        Storage::settle(&mut trial.store, NOW, &[], 0, 0).unwrap();
         let settled = |trial: &Trial| {
             let floor = trial.store.floor().unwrap();
             floor.settled == Some(trial.store.origin())

@@ -72,7 +72,7 @@ mod tests {
     use crate::crdt::{
         CellChange, Changeset, Key, Life, Part, Piece, RowChange, Stamp, TableChanges,
     };
-    use crate::ledger::round::Nodes;
+    use crate::ledger::round::{Nodes, Told};
     use crate::ledger::{BUCKETS, Round};
     use crate::types::{Epoch, NodeId, Origin, Scope, Value, Version, Wall};
     use crate::wire::{
@@ -140,7 +140,10 @@ mod tests {
         let mut round = Round::new(3);
         let known = Nodes::from([(NodeId([8; 16]), Epoch(300))]);
         let forgotten = Nodes::from([(NodeId([9; 16]), Epoch(1))]);
-        round.tell(origin(7), heads(), &known, &forgotten);
+        let heads = [(origin(6), Version(4)), (origin(9), Version(1))].into_iter().chain(heads());
+        let (spent, retired) = ([origin(6), origin(9)].into(), [origin(6)].into());
+        let what = Told { heads: heads.collect(), spent, retired, era: 300 };
+        round.tell(origin(7), what, &known, &forgotten);
         round
     }
 
@@ -172,7 +175,7 @@ mod tests {
         buckets.insert(0);
         buckets.insert(255);
         vec![
-            ("hello", Message::Hello { origin, head }),
+            ("hello", Message::Hello { origin, head, era: 300 }),
             ("known", Message::Known { origin, head }),
             ("neighbour-ask", Message::Neighbour(Neighbour::Ask { urgent: false })),
             ("neighbour-ask-urgently", Message::Neighbour(Neighbour::Ask { urgent: true })),
@@ -205,7 +208,7 @@ mod tests {
             ),
             ("busy", Message::Busy { request: REQUEST, retry_after: Duration::from_millis(250) }),
             ("gone", Message::Gone { request: REQUEST, floor: Version(128) }),
-            ("join", Message::Join { origin, is_whole: true }),
+            ("join", Message::Join { origin, is_whole: true, era: 2 }),
             (
                 "welcome",
                 Message::Welcome {
@@ -213,10 +216,12 @@ mod tests {
                     length: 8,
                     heads: heads(),
                     floor: vec![(origin, Version(3))],
+                    era: 2,
+                    retired: vec![(origin, Version(9))],
                 },
             ),
             ("round", Message::Round(Box::new(round()))),
-            ("forgotten", Message::Forgotten { origin }),
+            ("forgotten", Message::Forgotten { origin, last: Epoch(70_000) }),
             ("offer", Message::Offer(vec![Offer { origin, version: head, bytes: 300 }])),
             ("take", Message::Take(heads())),
             ("look", look()),

@@ -1,5 +1,6 @@
 //! Messages as bytes: the protocol's version, the kind, and what the kind needs.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::change::{read_piece, write_piece};
@@ -55,7 +56,10 @@ pub fn encode(message: &Message) -> Vec<u8> {
     let mut writer = Writer::default();
     writer.byte(PROTOCOL_VERSION);
     match message {
-        Message::Hello { origin, head } => write_head(&mut writer, kind::HELLO, *origin, *head),
+        Message::Hello { origin, head, era } => {
+            write_head(&mut writer, kind::HELLO, *origin, *head);
+            writer.varint(*era);
+        }
         Message::Known { origin, head } => write_head(&mut writer, kind::KNOWN, *origin, *head),
         Message::Neighbour(word) => {
             writer.byte(kind::NEIGHBOUR);
@@ -117,25 +121,29 @@ pub fn encode(message: &Message) -> Vec<u8> {
             writer.varint(request.0);
             writer.varint(floor.0);
         }
-        Message::Join { origin, is_whole } => {
+        Message::Join { origin, is_whole, era } => {
             writer.byte(kind::JOIN);
             writer.origin(*origin);
             writer.byte(u8::from(*is_whole));
+            writer.varint(*era);
         }
-        Message::Welcome { is_settled, length, heads, floor } => {
+        Message::Welcome { is_settled, length, heads, floor, era, retired } => {
             writer.byte(kind::WELCOME);
             writer.byte(u8::from(*is_settled));
             writer.varint(*length);
             write_heads(&mut writer, heads);
             write_heads(&mut writer, floor);
+            writer.varint(*era);
+            write_heads(&mut writer, retired);
         }
         Message::Round(round) => {
             writer.byte(kind::ROUND);
             write_round(&mut writer, round);
         }
-        Message::Forgotten { origin } => {
+        Message::Forgotten { origin, last } => {
             writer.byte(kind::FORGOTTEN);
             writer.origin(*origin);
+            writer.varint(u64::from(last.0));
         }
         Message::Look { request, mark, stretch, wants_rows } => {
             writer.byte(kind::LOOK);
@@ -173,7 +181,11 @@ pub fn read(bytes: &[u8]) -> Result<(Message, usize), DecodeError> {
 
 fn read_body(reader: &mut Reader<'_>) -> Result<Message, DecodeError> {
     Ok(match reader.byte()? {
-        kind::HELLO => Message::Hello { origin: reader.origin()?, head: reader.version()? },
+        kind::HELLO => Message::Hello {
+            origin: reader.origin()?,
+            head: reader.version()?,
+            era: reader.number()?,
+        },
         kind::KNOWN => Message::Known { origin: reader.origin()?, head: reader.version()? },
         kind::NEIGHBOUR => Message::Neighbour(read_neighbour(reader)?),
         kind::PUSH => Message::Push { hops: reader.byte()?, piece: read_piece(reader, false)? },
@@ -199,15 +211,23 @@ fn read_body(reader: &mut Reader<'_>) -> Result<Message, DecodeError> {
         kind::GONE => {
             Message::Gone { request: RequestId(reader.number()?), floor: reader.version()? }
         }
-        kind::JOIN => Message::Join { origin: reader.origin()?, is_whole: read_bool(reader)? },
+        kind::JOIN => Message::Join {
+            origin: reader.origin()?,
+            is_whole: read_bool(reader)?,
+            era: reader.number()?,
+        },
         kind::WELCOME => Message::Welcome {
             is_settled: read_bool(reader)?,
             length: reader.number()?,
             heads: read_heads(reader)?,
             floor: read_heads(reader)?,
+            era: reader.number()?,
+            retired: read_heads(reader)?,
         },
         kind::ROUND => Message::Round(Box::new(read_round(reader)?)),
-        kind::FORGOTTEN => Message::Forgotten { origin: reader.origin()? },
+        kind::FORGOTTEN => {
+            Message::Forgotten { origin: reader.origin()?, last: read_epoch(reader)? }
+        }
         kind::LOOK => Message::Look {
             request: RequestId(reader.number()?),
             mark: read_mark(reader)?,
@@ -298,6 +318,11 @@ fn write_round(writer: &mut Writer, round: &Round) {
         let heads: Vec<(Origin, Version)> = heads.iter().map(|(o, v)| (*o, *v)).collect();
         write_heads(writer, &heads);
     }
+    for origins in [&round.spent, &round.retired] {
+        writer.count(origins.len());
+        origins.iter().for_each(|origin| writer.origin(*origin));
+    }
+    writer.varint(round.era);
 }
 
 fn read_round(reader: &mut Reader<'_>) -> Result<Round, DecodeError> {
@@ -308,16 +333,27 @@ fn read_round(reader: &mut Reader<'_>) -> Result<Round, DecodeError> {
         forgotten: read_nodes(reader)?,
         low: read_heads(reader)?.into_iter().collect(),
         high: read_heads(reader)?.into_iter().collect(),
+        spent: read_origins(reader)?,
+        retired: read_origins(reader)?,
+        era: reader.number()?,
     })
+}
+
+fn read_origins(reader: &mut Reader<'_>) -> Result<BTreeSet<Origin>, DecodeError> {
+    Ok(reader.list(Origin::BYTES, |reader| reader.origin())?.into_iter().collect())
 }
 
 fn read_nodes(reader: &mut Reader<'_>) -> Result<Nodes, DecodeError> {
     let nodes = reader.list(NODE_BYTES_MIN, |reader| {
         let node = NodeId(reader.array()?);
-        let epoch = u32::try_from(reader.number()?);
-        Ok((node, Epoch(epoch.map_err(|_| DecodeError::Number("an epoch above 32 bits"))?)))
+        Ok((node, read_epoch(reader)?))
     })?;
     Ok(nodes.into_iter().collect())
+}
+
+fn read_epoch(reader: &mut Reader<'_>) -> Result<Epoch, DecodeError> {
+    let epoch = u32::try_from(reader.number()?);
+    epoch.map(Epoch).map_err(|_| DecodeError::Number("an epoch above 32 bits"))
 }
 
 /// Which buckets are not empty, and the hashes of those: a small cluster fills few.
@@ -376,6 +412,7 @@ mod tests {
     use crate::crdt::content::{Mark, Range, RowState, Seen, Stretch};
     use crate::crdt::merge::CellClock;
     use crate::crdt::{CellChange, Changeset, Life, Piece, RowChange, Stamp, TableChanges};
+    use crate::ledger::round::Told;
     use crate::types::{Epoch, NodeId, Scope, Value, Wall};
     use crate::wire::piece_bytes;
 
@@ -429,7 +466,7 @@ mod tests {
     #[test]
     fn the_short_messages_are_written_so() {
         let (origin, head) = (origin(7), Version(5));
-        check(&Message::Hello { origin, head }, &format!("01 01 {ORIGIN_7} 05"));
+        check(&Message::Hello { origin, head, era: 300 }, &format!("01 01 {ORIGIN_7} 05 ac02"));
         check(&Message::Known { origin, head }, &format!("01 02 {ORIGIN_7} 05"));
         check(&Message::Neighbour(Neighbour::Ask { urgent: true }), "01 03 01");
         check(&Message::Heads(vec![(origin, head)]), &format!("01 05 01 {ORIGIN_7} 05"));
@@ -458,13 +495,23 @@ mod tests {
         let retry_after = Duration::from_millis(250);
         check(&Message::Busy { request, retry_after }, "01 0a 09 fa01");
         check(&Message::Gone { request, floor: head }, "01 0b 09 05");
-        check(&Message::Join { origin, is_whole: true }, &format!("01 0c {ORIGIN_7} 01"));
+        check(
+            &Message::Join { origin, is_whole: true, era: 2 },
+            &format!("01 0c {ORIGIN_7} 01 02"),
+        );
         let (heads, floor) = (vec![(origin, head)], vec![(origin, Version(3))]);
         check(
-            &Message::Welcome { is_settled: true, length: 8, heads, floor },
-            &format!("01 0d 01 08 01 {ORIGIN_7} 05 01 {ORIGIN_7} 03"),
+            &Message::Welcome {
+                is_settled: true,
+                length: 8,
+                retired: heads.clone(),
+                heads,
+                floor,
+                era: 2,
+            },
+            &format!("01 0d 01 08 01 {ORIGIN_7} 05 01 {ORIGIN_7} 03 02 01 {ORIGIN_7} 05"),
         );
-        check(&Message::Forgotten { origin }, &format!("01 0f {ORIGIN_7}"));
+        check(&Message::Forgotten { origin, last: Epoch(300) }, &format!("01 0f {ORIGIN_7} ac02"));
     }
 
     #[test]
@@ -499,11 +546,19 @@ mod tests {
     fn a_round_is_written_so() {
         let mut round = Round::new(3);
         let known = Nodes::from([(NodeId([8; 16]), Epoch(300))]);
-        round.tell(origin(7), [(origin(7), Version(5))], &known, &Nodes::new());
+        let heads = [(origin(7), Version(5)), (origin(8), Version(6))].into();
+        let spent = BTreeSet::from([origin(8)]);
+        let what = Told { heads, retired: spent.clone(), spent, era: 2 };
+        round.tell(origin(7), what, &known, &Nodes::new());
         let (seven, eight) = ("07".repeat(16), "08".repeat(16));
+        let origin_8 = ORIGIN_7.replace("07", "08");
+        let heads = format!("02 {ORIGIN_7} 05 {origin_8} 06");
         check(
             &Message::Round(Box::new(round)),
-            &format!("01 0e 03 01 {seven} 01 01 {eight} ac02 00 01 {ORIGIN_7} 05 01 {ORIGIN_7} 05"),
+            &format!(
+                "01 0e 03 01 {seven} 01 01 {eight} ac02 00 {heads} {heads}
+                 01 {origin_8} 01 {origin_8} 02"
+            ),
         );
     }
 
@@ -670,15 +725,18 @@ mod tests {
                     part: u64::from(part),
                 }
             ),
-            (any::<bool>(), any::<u32>(), heads(), heads()).prop_map(
-                |(is_settled, length, heads, floor)| {
-                    Message::Welcome { is_settled, length: u64::from(length), heads, floor }
+            (any::<bool>(), 0..9_u64, heads(), heads(), 0..9_u64, heads()).prop_map(
+                |(is_settled, length, heads, floor, era, retired)| {
+                    Message::Welcome { is_settled, length, heads, floor, era, retired }
                 }
             ),
             (any_origin(), heads(), heads()).prop_map(|(me, known, heads)| {
                 let known = known.into_iter().map(|(o, _)| (o.node, o.epoch)).collect();
                 let mut round = Round::new(1);
-                round.tell(me, heads, &known, &known);
+                let spent: BTreeSet<_> = heads.iter().map(|(o, _)| *o).skip(1).collect();
+                let retired = spent.iter().copied().skip(1).collect();
+                let heads = heads.into_iter().collect();
+                round.tell(me, Told { heads, spent, retired, era: 3 }, &known, &known);
                 Message::Round(Box::new(round))
             }),
         ]

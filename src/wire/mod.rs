@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::crdt::Piece;
 use crate::crdt::content::{Mark, Seen, Stretch};
 use crate::ledger::{BUCKETS, Round};
-use crate::types::{Origin, Version};
+use crate::types::{Epoch, Origin, Version};
 
 pub mod change;
 pub mod codec;
@@ -72,8 +72,9 @@ impl fmt::Display for Versions {
 #[derive(Clone, PartialEq, Debug)]
 pub enum Message {
     /// "I write as `origin` and hold `head` of it." Said to each new neighbour, answered by
-    /// [`Message::Known`]: a node whose disk lost its tail learns of it here.
-    Hello { origin: Origin, head: Version },
+    /// [`Message::Known`]: a node whose disk lost its tail learns of it here. `era`: see
+    /// [`crate::crdt::Floor::era`]; 0: the sender holds nothing that could have been deleted.
+    Hello { origin: Origin, head: Version, era: u64 },
     /// "The newest of your node's origins that I hold something of, and how far." An origin of
     /// version 0 says that nothing newer than the question is known.
     Known { origin: Origin, head: Version },
@@ -109,23 +110,28 @@ pub enum Message {
     /// rows, or you keep some that were deleted."
     Gone { request: RequestId, floor: Version },
     /// "I write as `origin` and have yet to catch up before I speak." `is_whole`: it takes all rows
-    /// of the receiver's, and wants may go below the floor. Answered by [`Message::Welcome`].
-    Join { origin: Origin, is_whole: bool },
+    /// of the receiver's, and wants may go below the floor. Answered by [`Message::Welcome`]. `era`: as
+    /// in [`Message::Hello`].
+    Join { origin: Origin, is_whole: bool, era: u64 },
     /// "I count you as a member from now on, and hold these heads." Where `is_settled` is false the
     /// sender has yet to catch up itself, and there are none. `floor`: up to where tombstones may be
-    /// missing in its rows. `length`: no row whose tombstone went had a longer life.
+    /// missing in its rows. `length`: no row whose tombstone went had a longer life. `era`: the
+    /// sender's. `retired`: origins of the receiver's node of which nothing was left at these heads,
+    /// and nothing is taken any more.
     Welcome {
         is_settled: bool,
         length: u64,
         heads: Vec<(Origin, Version)>,
         floor: Vec<(Origin, Version)>,
+        era: u64,
+        retired: Vec<(Origin, Version)>,
     },
     /// What all members hold, as far as the sender has heard. Answered by the same where the
     /// receiver has heard more.
     Round(Box<Round>),
-    /// "Your node was taken for gone up to this epoch: what you write under it is not heard. Take
-    /// all my rows."
-    Forgotten { origin: Origin },
+    /// "Your node was taken for gone up to the epoch `last`: what you write under this origin is not
+    /// heard. Take all my rows, and go on under a later one."
+    Forgotten { origin: Origin, last: Epoch },
     /// "My rows of this stretch come to these sums, and all that I hold to this mark." Answered by
     /// [`Message::Seen`], or by nothing where the receiver has better things to do.
     /// `wants_rows`: with the rows of ranges that differ.

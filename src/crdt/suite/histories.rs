@@ -267,7 +267,7 @@ impl<D: Storage> Play<D> {
         replica.learn_all(&commits);
         self.pull(me, host, u32::MAX, 200);
         let replica = &mut self.replicas[me];
-        let settled = replica.disk.settle(NOW, &floor.heads, floor.length).unwrap();
+        let settled = replica.disk.settle(NOW, &floor.heads, floor.length, floor.era).unwrap();
         replica.learn_all(&settled.commits);
         // Now it may speak, of what is left.
         let left = replica.disk.load(origin, Version(0), usize::MAX).unwrap().piece;
