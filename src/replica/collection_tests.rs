@@ -113,7 +113,17 @@ fn a_member_that_is_away_holds_all_tombstones_until_it_is_forgotten() {
     one.hear(2, told(1, 2, &held, &[2]));
     assert_eq!(collected(&one.wait(100_000)), None);
     assert_eq!(one.replica.collection(Time(0)).awaited, [node(3)], "its versions are here");
-    one.tell(Input::Forget(node(3)));
+    let effects = one.tell(Input::Forget(node(3)));
+    let held = vec![at(3, 1)];
+    let under = Origin { epoch: Epoch(0x1_ffff), ..origin(3) };
+    assert!(effects.contains(&Effect::Depart { under, held }), "{effects:?}");
+    let is_round = |effect: &Effect| matches!(effect, Effect::Send { message: Message::Round(round), .. } if round.number > 1);
+    assert!(
+        !one.wait(15_000).iter().any(is_round),
+        "it tells of heads that are about to be others"
+    );
+    one.tell(Input::Departed { head: Some(Version(0)) });
+    let held = [at(ME, 1), at(2, 1), at(3, 1)];
     one.wait(15_000);
     assert_eq!(one.replica.collection(Time(0)).round, 2);
     let effects = one.hear(2, told(2, 2, &held, &[2, 3]));

@@ -307,13 +307,17 @@ pub fn catch_up(
     if extract.part == 0 {
         return Some(apply(to, extract.piece));
     }
+    let cut = extract.piece.through.next();
     while extract.part > 0 {
         let end = extract.end();
         to.stage(STAGING, &[Part { piece: extract.piece, is_cut: true }]).unwrap();
         extract = from.load(origin, end, bytes_max).unwrap();
         assert!(extract.end() > end, "a part brings one on");
     }
-    let last = Piece { after, ..extract.piece };
+    // How large the last part is, and so whether others have room beside it, is each storage's own
+    // business.
+    let mut last = Piece { after, through: cut, ..extract.piece };
+    last.changesets.retain(|changeset| changeset.stamp.version <= cut);
     let commit = to.apply_staged(NOW, STAGING, &last).unwrap();
     assert_eq!(commit.heads, [(origin, last.through)]);
     Some(commit)
