@@ -283,6 +283,21 @@ fn of_replica(stats: &Stats) -> Vec<Family> {
             "Members that nobody waits for any more, until they return.",
             count(stats.collection.forgotten.len()),
         ),
+        Family::counter(
+            "departures",
+            "Forgotten members whose rows this node deleted, as all do.",
+            replica.departures,
+        ),
+        Family::gauge(
+            "retired_origins",
+            "Origins of which nothing is left, and which are remembered for a while.",
+            count(stats.collection.retired),
+        ),
+        Family::counter(
+            "origins_erased",
+            "Origins of which nothing is remembered any more.",
+            replica.origins_erased,
+        ),
         Family::gauge(
             "settled",
             "Whether this node has caught up, so that all of what it holds may leave it.",

@@ -156,6 +156,7 @@ async fn tombstones(State(handle): State<Handle>) -> JsonBody<Json> {
         "collected_versions": collection.collected,
         "awaited": named(collection.awaited),
         "forgotten": named(collection.forgotten),
+        "retired_origins": collection.retired,
         "settled": collection.is_settled,
         "rejoining": collection.is_rejoining,
     }))

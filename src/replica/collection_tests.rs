@@ -1,10 +1,10 @@
 //! When tombstones go, who may speak, and who has to take all rows anew.
 
 use super::*;
-use crate::crdt::storage::{Collected, Extract};
+use crate::crdt::storage::{Collected, Extract, Tidied, Tidy};
 use crate::crdt::{Key, Life, RowChange, TableChanges};
 use crate::ledger::Round;
-use crate::ledger::round::{Nodes, Told};
+use crate::ledger::round::{Heads, Nodes, Told};
 
 fn hasty() -> Config {
     Config {
@@ -14,6 +14,7 @@ fn hasty() -> Config {
         tell_after: Duration::from_secs(1),
         forget_after: Duration::from_secs(1_000),
         alone_after: Duration::from_secs(20),
+        retired_for: Duration::from_secs(15),
         settle_alone_after: Duration::from_secs(5),
         ..Config::default()
     }
@@ -528,4 +529,142 @@ fn what_a_process_answered_that_is_no_more_is_not_taken() {
     }
     let (_, batch) = batch(&one.hear(3, pulled(request, piece(3, 4, 5), 5))).unwrap();
     assert_eq!(batch.pieces, [piece(3, 4, 5)]);
+}
+
+/// An earlier epoch of node 2.
+fn former(version: u64) -> (Origin, Version) {
+    (Origin { epoch: Epoch(0), ..origin(2) }, Version(version))
+}
+
+/// What node 2 adds to a round: `stage` 1: of its former epoch nothing is left, 2: it is retired, 3:
+/// it is erased.
+fn told_of_former(number: u64, stage: u8, era: u64) -> Message {
+    let own = [at(ME, 1), at(2, 1)];
+    let heads: Heads = own.into_iter().chain((stage < 3).then(|| former(3))).collect();
+    let of = |is: bool| is.then(|| former(3).0).into_iter().collect();
+    let (spent, retired) = (of(stage == 1 || stage == 2), of(stage == 2));
+    let mut round = Round::new(number);
+    let known = Nodes::from([(node(ME), Epoch(1)), (node(2), Epoch(1))]);
+    round.tell(origin(2), Told { heads, spent, retired, era }, &known, &Nodes::new());
+    Message::Round(Box::new(round))
+}
+
+fn tidy(effects: &[Effect]) -> Option<Tidy> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::Tidy(tidy) => Some(tidy.clone()),
+        _ => None,
+    })
+}
+
+/// Plays a round: this node tells first, then node 2. Answers what there is to tidy up, and returns
+/// it, and what this node told.
+fn tidied(one: &mut One, number: u64, theirs: Message, tidied: Tidied) -> (Option<Tidy>, Round) {
+    let effects = one.wait(12_500);
+    let told = said(&effects).into_iter().find_map(|(_, message)| match message {
+        Message::Round(round) if round.number == number => Some(*round),
+        _ => None,
+    });
+    let tidy = tidy(&one.hear(2, theirs));
+    if tidy.is_some() {
+        one.tell(Input::Tidied { tidied: Some(tidied) });
+    }
+    (tidy, told.expect("it tells of the round"))
+}
+
+#[test]
+fn an_origin_of_which_nothing_is_left_anywhere_is_retired_and_forgotten_in_the_end() {
+    let floor = Floor { settled: Some(origin(ME)), era: 1, ..Floor::default() };
+    let mut one = on(&floor, &[at(ME, 1), at(2, 1), former(3)], &[2, 4]);
+    one.tell(Input::PeerDown(node(4)));
+    one.tell(Input::Forget(node(4)));
+    let (old, _) = former(3);
+    let spent = Tidied { spent: vec![former(3)], ..Tidied::default() };
+    let retired = Tidied { retired: vec![former(3)], ..Tidied::default() };
+
+    let (first, told) = tidied(&mut one, 1, told_of_former(1, 0, 1), spent.clone());
+    assert_eq!(first, Some(Tidy { ask: vec![old], era: 2, ..Tidy::default() }), "node 4 is empty");
+    assert!(told.spent.is_empty() && told.high.contains_key(&old));
+    let (second, told) = tidied(&mut one, 2, told_of_former(2, 0, 2), spent.clone());
+    assert_eq!(second.map(|tidy| tidy.retire), Some(vec![]), "something is left with the other");
+    assert!(told.spent.contains(&old) && told.retired.is_empty());
+    let (third, _) = tidied(&mut one, 3, told_of_former(3, 1, 3), retired);
+    let third = third.unwrap();
+    assert_eq!((third.retire, third.era), (vec![former(3)], 4));
+    assert_eq!((third.gone, third.erased), (vec![node(4)], 3), "there never was anything of it");
+
+    // It is no head any more, and nothing of it is asked for or taken.
+    assert_eq!(one.replica.ledger().head(old), Version(0));
+    one.hear(2, Message::Heads(vec![(old, Version(9))]));
+    assert_eq!(wants(&one.wait(2_000)), []);
+    let piece = Piece { origin: old, after: Version(3), through: Version(4), changesets: vec![] };
+    assert_eq!(batch(&one.hear(2, Message::Push { hops: 0, piece })), None);
+    let want = Message::Want { request: RequestId(1), origin: old, after: Version(0), part: 0 };
+    assert!(matches!(one.hear(2, want)[..], [Effect::Load { .. }]), "it says that nothing is left");
+
+    let (fourth, told) = tidied(&mut one, 4, told_of_former(4, 2, 4), Tidied::default());
+    assert!(told.retired.contains(&old) && told.high.contains_key(&old) && told.era == 4);
+    assert_eq!(fourth.map(|tidy| (tidy.erase, tidy.gone)), Some((vec![], vec![])), "too soon");
+    let (fifth, _) = tidied(&mut one, 5, told_of_former(5, 2, 4), Tidied::default());
+    let nothing = (vec![], vec![]);
+    assert_eq!(fifth.map(|tidy| (tidy.erase, tidy.gone)), Some(nothing), "that disk may be old");
+    let (sixth, _) = tidied(&mut one, 6, told_of_former(6, 2, 6), Tidied::default());
+    let sixth = sixth.unwrap();
+    assert_eq!((sixth.erase, sixth.gone, sixth.erased), (vec![old], vec![], 6));
+    let (_, told) = tidied(&mut one, 7, told_of_former(7, 3, 7), Tidied::default());
+    assert!(!told.high.contains_key(&old) && !told.known.contains_key(&node(4)));
+
+    // Who comes from before cannot be told any more what was deleted.
+    let hello = |era| Message::Hello { origin: origin(5), head: Version(1), era };
+    one.tell(Input::PeerUp { node: node(5), round_trip: None });
+    for era in [0, 6, 7] {
+        assert!(!said(&one.hear(5, hello(era))).iter().any(is_forgotten), "{era}");
+    }
+    assert!(said(&one.hear(5, hello(5))).iter().any(is_forgotten));
+    assert!(one.replica.has_forgotten(node(5)));
+}
+
+fn is_forgotten((_, message): &(NodeId, Message)) -> bool {
+    matches!(message, Message::Forgotten { .. })
+}
+
+#[test]
+fn who_hears_that_its_rows_were_deleted_takes_all_rows_anew_under_a_later_epoch() {
+    let mut one = settled(&[at(ME, 1), at(2, 1)], &[2]);
+    let departed = Origin { epoch: Epoch(0x1_ffff), ..origin(ME) };
+    let effects = one.hear(2, Message::Heads(vec![(departed, Version(1))]));
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::BeginEpoch { .. })));
+    assert_eq!(joins(&effects), [(node(2), false)]);
+    let heads = vec![at(2, 1), (departed, Version(1))];
+    let welcome = Message::Welcome {
+        is_settled: true,
+        length: 0,
+        heads: heads.clone(),
+        floor: vec![],
+        era: 5,
+        retired: vec![],
+    };
+    let effects = one.hear(2, welcome);
+    let Some(Effect::Rejoin { held, .. }) = effects.first() else { panic!("{effects:?}") };
+    assert!(heads.iter().all(|head| held.contains(head)), "{held:?}");
+}
+
+#[test]
+fn what_was_written_unheard_under_a_retired_origin_is_said_again() {
+    let earlier = Origin { epoch: Epoch(0), ..origin(ME) };
+    let mut one = on(&Floor::default(), &[(earlier, Version(5)), at(2, 1)], &[2]);
+    let welcome = |head| Message::Welcome {
+        is_settled: true,
+        length: 0,
+        heads: vec![at(2, 1)],
+        floor: vec![],
+        era: 5,
+        retired: vec![(earlier, Version(head))],
+    };
+    one.wait(100);
+    let effects = one.hear(2, welcome(4));
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Rejoin { .. })), "{effects:?}");
+    let mut one = on(&Floor::default(), &[(earlier, Version(5)), at(2, 1)], &[2]);
+    one.wait(100);
+    let effects = one.hear(2, welcome(5));
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Rejoin { .. })), "{effects:?}");
 }

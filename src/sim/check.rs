@@ -45,8 +45,8 @@ pub(super) struct Truths {
     cut: BTreeSet<(Origin, Version)>,
     /// Versions of which somebody was sent a part.
     parted: BTreeSet<(Origin, Version)>,
-    /// Forgotten nodes whose rows somebody deleted.
-    seen_off: BTreeSet<NodeId>,
+    /// Forgotten nodes whose rows somebody deleted, or of which somebody remembers nothing any more.
+    gone: BTreeSet<NodeId>,
     /// Origins that somebody has retired, and how far they were held.
     retired: BTreeMap<Origin, Version>,
     /// When each version was committed, for the report.
@@ -120,9 +120,14 @@ impl Truths {
             self.name_has_one_content(name, Content::of(changeset))?;
             self.committed_at.entry(name).or_insert(now);
             self.split_owners.insert(name.0.node);
-            self.seen_off.insert(name.0.node);
+            self.gone.insert(name.0.node);
         }
         Ok(())
+    }
+
+    /// A node has forgotten others for good.
+    pub(super) fn on_gone(&mut self, nodes: &[NodeId]) {
+        self.gone.extend(nodes);
     }
 
     /// P1, P25: of an origin that is retired no member holds more, and nothing is left with who retires
@@ -433,7 +438,7 @@ pub(super) fn heads_only_rise(node: &VirtualNode, heads: &[(Origin, Version)]) -
 /// P2: only a node whose disk went back has a reason to begin an epoch, or one whose rows others
 /// deleted under a later one, since they took it for gone.
 pub(super) fn epoch_is_needed(truths: &Truths, node: &VirtualNode) -> Checked {
-    match node.image.is_some() || truths.seen_off.contains(&node.id) {
+    match node.image.is_some() || truths.gone.contains(&node.id) {
         true => Ok(()),
         false => Err(format!("P2: {} begins an epoch, though its disk lost nothing", node.index)),
     }
@@ -441,7 +446,11 @@ pub(super) fn epoch_is_needed(truths: &Truths, node: &VirtualNode) -> Checked {
 
 /// P25: only a node that was forgotten or never settled, or whose disk went back, takes all rows anew: for
 /// all others their peers keep the tombstones that they need.
-pub(super) fn rejoin_is_needed(node: &VirtualNode, nodes: &[VirtualNode]) -> Checked {
+pub(super) fn rejoin_is_needed(
+    truths: &Truths,
+    node: &VirtualNode,
+    nodes: &[VirtualNode],
+) -> Checked {
     let origin = node.storage.origin();
     let has_settled = node.storage.floor().is_ok_and(|floor| floor.settled == Some(origin));
     let has_forgotten = |other: &VirtualNode| {
@@ -451,7 +460,8 @@ pub(super) fn rejoin_is_needed(node: &VirtualNode, nodes: &[VirtualNode]) -> Che
             || on_disk.iter().any(|(forgotten, _)| *forgotten == node.id)
     };
     // Whoever said so may have crashed before that was on its disk.
-    let is_gone = node.is_told_gone || nodes.iter().any(has_forgotten);
+    let is_gone =
+        node.is_told_gone || truths.gone.contains(&node.id) || nodes.iter().any(has_forgotten);
     if has_settled && node.image.is_none() && !is_gone {
         return Err(format!("P25: {} takes all rows anew, though all waited for it", node.index));
     }

@@ -304,8 +304,9 @@ impl<'a> Cluster<'a> {
         let before = (self.tally.pushes, self.tally.wants);
         let sent = self.budget.sent();
         self.play_until(self.now + LISTEN_FOR)?;
-        if !self.scenario.is_churn {
-            // Where tombstones are asked about many times a second that is not silence.
+        let replica = &self.scenario.replica;
+        if !(replica.collect && replica.round_every < Duration::from_secs(60)) {
+            // Where all are asked every second what they hold, that is not silence.
             self.budget.idle_is_cheap(&sent, LISTEN_FOR)?;
         }
         let after = (self.tally.pushes, self.tally.wants);
@@ -526,7 +527,7 @@ impl<'a> Cluster<'a> {
                 self.note(node, "takes all rows anew", None, length);
                 self.tally.rejoins += 1;
                 if !self.tally.is_grown_apart {
-                    check::rejoin_is_needed(&self.nodes[node.0], &self.nodes)?;
+                    check::rejoin_is_needed(&self.truths, &self.nodes[node.0], &self.nodes)?;
                 }
                 self.add_job(node, Job::Rejoin { held, length });
                 Ok(())
@@ -833,6 +834,7 @@ impl<'a> Cluster<'a> {
                     this.retired.insert(*origin);
                 }
                 self.truths.on_retired(&self.nodes, (&tidied.retired, node))?;
+                self.truths.on_gone(&tidy.gone);
                 self.tally.origins_retired += tidied.retired.len() as u64;
                 self.tally.origins_erased += tidy.erase.len() as u64;
                 Some(Input::Tidied { tidied: Some(tidied) })
@@ -1203,6 +1205,8 @@ impl<'a> Cluster<'a> {
             Some(at.since(self.truths.committed_at(*name)?).as_micros() as u64)
         });
         let everywhere = spread(everywhere.collect());
+        let origins_held = self.nodes.iter().map(|node| node.heads.iter().count());
+        let origins_held = origins_held.max().unwrap_or_default();
         let verdicts = std::mem::take(&mut tally.verdicts);
         let measured = &tally.measured;
         let span = measured.until.since(measured.from);
@@ -1245,6 +1249,7 @@ impl<'a> Cluster<'a> {
             departures: tally.departures,
             origins_retired: tally.origins_retired,
             origins_erased: tally.origins_erased,
+            origins_held,
             collected_after: tally.collected_after,
             rejoins: tally.rejoins,
             mended: tally.mended,

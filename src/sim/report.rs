@@ -55,6 +55,8 @@ pub struct Report {
     /// Origins that nodes retired, and erased, counted at each.
     pub origins_retired: u64,
     pub origins_erased: u64,
+    /// The most origins of which a node holds something in the end.
+    pub origins_held: usize,
     /// How long after all held the same the last of them was dropped.
     pub collected_after: Duration,
     /// How often a node took all rows anew.
@@ -167,8 +169,8 @@ impl fmt::Display for Report {
         if self.departures + self.origins_retired > 0 {
             writeln!(
                 f,
-                "  retired           {:>8} origins, {} erased, {} departures",
-                self.origins_retired, self.origins_erased, self.departures
+                "  retired           {:>8} origins, {} erased, {} held, {} departures",
+                self.origins_retired, self.origins_erased, self.origins_held, self.departures
             )?;
         }
         if self.versions > 0 {

@@ -185,3 +185,24 @@ fn a_damaged_row_is_found_named_and_mended() {
         }
     }
 }
+
+#[test]
+fn nothing_is_kept_for_ever_of_lives_that_disks_have_lost() {
+    let at = |millis: u64| Time(millis * 1_000);
+    let (nodes, lives) = (5, from_environment("SIM_LIVES").unwrap_or(12));
+    let mut scenario = Scenario::calm_churn(3, nodes, 100 * lives as usize);
+    scenario.writes_until = at(20_000 + lives * 5_000);
+    // The same rows over and over: nothing is left of what a former life wrote.
+    scenario.is_churn = false;
+    for life in 0..lives {
+        let node = NodeIndex(life as usize % nodes);
+        let begins_at = 4_000 + life * 5_000;
+        scenario.faults.push((at(begins_at), Fault::Crash(node)));
+        scenario.faults.push((at(begins_at + 200), Fault::Wipe(node)));
+    }
+    let report = must(scenario);
+    println!("{report}");
+    assert!(report.origins_erased >= lives, "{report}");
+    // Those of the last few seconds are still on their way out.
+    assert!(report.origins_held < nodes + 15, "{report}");
+}

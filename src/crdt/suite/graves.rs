@@ -1,7 +1,7 @@
 //! Tombstones that are dropped, and replicas that were away meanwhile.
 
 use super::*;
-use crate::crdt::storage::LENGTH_DROPPED_MAX;
+use crate::crdt::storage::{LENGTH_DROPPED_MAX, Tidied, Tidy};
 
 /// Drops all tombstones that a storage's own heads cover.
 fn collect_all(disk: &mut impl Storage) -> usize {
@@ -142,4 +142,103 @@ pub fn an_empty_disk_that_rejoins_is_as_the_peer_is<T: Bench>(bench: &mut T) {
     assert!(show(&fresh, 1).starts_with("1 'too soon' 'dw' | 3@"), "above what was deleted");
     write(&mut fresh, &[delete(1)]);
     assert_eq!(host.fingerprint().unwrap(), fresh.fingerprint().unwrap());
+}
+
+/// Three nodes: what A owns and wrote is at B and C, and nothing else is.
+fn left_behind<T: Bench>(bench: &mut T) -> (T::Disk, [T::Disk; 2]) {
+    let mut gone = bench.open(A, &all_tables());
+    let service = |id, port| put_service(&A.to_string(), id, id, port);
+    write(&mut gone, &[service("web", 80), service("db", 1), put(1, "shared")]);
+    write(&mut gone, &[service("web", 81)]);
+    let mut others = [bench.open(B, &all_tables()), bench.open(C, &all_tables())];
+    for other in &mut others {
+        pull(other, &gone, usize::MAX);
+    }
+    (gone, others)
+}
+
+const DEPARTED: Origin = Origin { scope: Scope(0), node: A, epoch: Epoch(0x1_ffff) };
+
+pub fn each_deletes_the_rows_of_a_gone_node_alike<T: Bench>(bench: &mut T) {
+    let (mut gone, [mut b, mut c]) = left_behind(bench);
+    let held = b.heads().unwrap();
+    let other = [(origin(A), Version(1))];
+    assert_eq!(b.depart(NOW, DEPARTED, &other).unwrap(), [], "not all hold what it holds");
+    for disk in [&mut b, &mut c] {
+        let commits = disk.depart(NOW, DEPARTED, &held).unwrap();
+        assert_eq!(commits.len(), 1);
+        assert_eq!(
+            (&commits[0].changeset, &commits[0].heads[..]),
+            (&None, &[(DEPARTED, Version(1))][..])
+        );
+        assert_eq!(
+            show_events(&commits[0]),
+            [format!("-services '{A}' 'db'"), format!("-services '{A}' 'web'")]
+        );
+        assert!(show(disk, 1).starts_with("1 'shared'"), "what is shared stays");
+        assert_eq!(disk.floor().unwrap().forgotten, [(A, DEPARTED.epoch)]);
+        assert_eq!(disk.depart(NOW, DEPARTED, &held).unwrap(), [], "it is done");
+    }
+    assert_eq!(b.fingerprint().unwrap(), c.fingerprint().unwrap());
+    let piece = |disk: &T::Disk| disk.load(DEPARTED, Version(0), usize::MAX).unwrap().piece;
+    assert_eq!(piece(&b), piece(&c), "one name, one content");
+
+    // It was alive, and says its rows again.
+    let begun = gone.begin_epoch(NOW, DEPARTED.epoch).unwrap();
+    assert!(begun.origin.epoch > DEPARTED.epoch);
+    pull(&mut gone, &b, usize::MAX);
+    pull(&mut b, &gone, usize::MAX);
+    let shown = show_row(&b, "services", &[A.to_string().into(), "web".into()]);
+    assert!(shown.contains("'web' 81"), "{shown}");
+    assert_eq!(b.fingerprint().unwrap(), gone.fingerprint().unwrap());
+}
+
+pub fn a_spent_origin_is_retired_and_then_erased<T: Bench>(bench: &mut T) {
+    let (gone, [mut b, _]) = left_behind(bench);
+    let ask = vec![origin(A), DEPARTED, origin(C)];
+    let held = (origin(A), Version(2));
+    let tidied = b.tidy(&Tidy { ask: ask.clone(), retire: vec![held], ..Tidy::default() }).unwrap();
+    assert_eq!(tidied, Tidied::default(), "its rows are there");
+    b.depart(NOW, DEPARTED, &[held]).unwrap();
+    write(&mut b, &[put(1, "mine now"), set(1, "w", "too")]);
+    assert_eq!(b.tidy(&Tidy { ask: ask.clone(), ..Tidy::default() }).unwrap().spent, [], "a life");
+    write(&mut b, &[delete(1)]);
+    let tidied = b.tidy(&Tidy { ask: ask.clone(), ..Tidy::default() }).unwrap();
+    assert_eq!(tidied.spent, [held], "the tombstones are those of the departure");
+
+    let less = vec![(origin(A), Version(1))];
+    assert_eq!(b.tidy(&Tidy { retire: less, ..Tidy::default() }).unwrap().retired, []);
+    let retire = Tidy { retire: vec![held], era: 7, ..Tidy::default() };
+    assert_eq!(b.tidy(&retire).unwrap().retired, [held]);
+    let mut b = bench.reopen(b);
+    assert_eq!(b.heads().unwrap(), [(DEPARTED, Version(1)), (origin(B), Version(2))]);
+    let floor = b.floor().unwrap();
+    assert_eq!((&floor.retired[..], floor.era, floor.erased), (&[held][..], 7, 0));
+    let (commits, late) =
+        (b.fingerprint().unwrap(), gone.load(origin(A), Version(0), 999).unwrap());
+    apply(&mut b, late.piece);
+    let beyond = piece(
+        stamp(A, 3),
+        2,
+        vec![row("t", &[5.into()], Life { length: 1, stamp: stamp(A, 3) }, &[])],
+    );
+    apply(&mut b, beyond);
+    assert_eq!((b.fingerprint().unwrap(), show(&b, 5)), (commits, "nothing".to_owned()));
+    let asked = b.load(origin(A), Version(0), usize::MAX).unwrap();
+    assert_eq!(
+        (asked.head, asked.piece.through, asked.piece.changesets.len()),
+        (held.1, held.1, 0)
+    );
+
+    assert_eq!(collect_all(&mut b), 3);
+    let (gone, erase) = (vec![A], vec![origin(A), origin(C)]);
+    let tidy = Tidy { ask, erase, gone, era: 9, erased: 8, ..Tidy::default() };
+    assert_eq!(b.tidy(&tidy).unwrap().spent, [(DEPARTED, Version(1))]);
+    let b = bench.reopen(b);
+    let floor = b.floor().unwrap();
+    assert_eq!(
+        (&floor.retired[..], &floor.forgotten[..], floor.era, floor.erased),
+        (&[][..], &[][..], 9, 8)
+    );
+    assert!(floor.heads.iter().all(|(floor, _)| *floor != origin(A)), "{floor:?}");
 }
