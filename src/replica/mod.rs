@@ -270,17 +270,17 @@ impl Replica {
 
     /// Returns how much this node knows of and does not hold.
     pub fn behind(&self) -> Behind {
-        self.pulls.behind(|origin| self.ledger.head(origin))
+        self.pulls.behind(|origin| self.held(origin))
     }
 
     /// Returns how many versions each peer is known to hold that this node does not.
     pub fn behind_of(&self) -> BTreeMap<NodeId, u64> {
-        self.pulls.behind_of(|origin| self.ledger.head(origin))
+        self.pulls.behind_of(|origin| self.held(origin))
     }
 
     /// Lists what this node knows of and does not hold, origin by origin.
     pub fn lags(&self) -> Vec<OriginLag> {
-        self.pulls.lags(|origin| self.ledger.head(origin))
+        self.pulls.lags(|origin| self.held(origin))
     }
 
     /// Returns for how long the oldest version that is missing has been missing.
@@ -945,6 +945,9 @@ impl Replica {
 
     fn pull_again(&mut self, now: Time, lost: Lost) {
         let Lost { origin, from, through, not_before } = lost;
+        if self.is_retired(origin) {
+            return;
+        }
         let due = not_before.max(now + self.config.pull_after);
         self.pulls.learn(now, from, (origin, through), due);
     }

@@ -448,7 +448,7 @@ impl Replica {
     /// A peer has dropped tombstones beyond what this node holds.
     pub(super) fn on_gone(&mut self, now: Time, request: (NodeId, RequestId), floor: Version) {
         let Some(origin) = self.pulls.on_gone(now, request) else { return };
-        if self.intake.reached(&self.ledger, origin) >= floor {
+        if self.is_retired(origin) || self.intake.reached(&self.ledger, origin) >= floor {
             return;
         }
         self.stats.below_floor += 1;
@@ -856,9 +856,10 @@ impl Replica {
         rounds.on_erased(&tidy.erase);
         rounds.on_gone(&tidy.gone);
         self.stats.origins_erased += tidy.erase.len() as u64;
-        for (origin, head) in tidied.retired {
+        for (origin, _) in tidied.retired {
             self.ledger.retire(origin);
-            self.pulls.on_reached(origin, head);
+            // Whatever was heard of it, nobody has more.
+            self.pulls.on_reached(origin, Version(u64::MAX));
             self.made_at.remove(&origin);
         }
     }

@@ -1182,7 +1182,11 @@ impl<'a> Cluster<'a> {
                 .iter()
                 .map(|(origin, v)| format!("{}/{}:{v}", index_of(origin.node), origin.epoch.0))
                 .collect();
-            let behind = node.replica.as_ref().map(|replica| replica.behind().versions);
+            let behind = node.replica.as_ref().map(|replica| {
+                let lags = replica.lags().into_iter().filter(|lag| lag.held < lag.heard);
+                lags.map(|lag| format!("{}:{}<{}", lag.origin, lag.held, lag.heard))
+                    .collect::<Vec<_>>()
+            });
             let standing = node.replica.as_ref().map(|replica| replica.collection(Time(0)));
             words += &format!(
                 "\n  {} behind {behind:?}, {:?} wait, disk idle {}, withdraws {:?}, holds {}, {standing:?}",

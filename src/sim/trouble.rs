@@ -234,11 +234,13 @@ impl Cluster<'_> {
 
     /// Reads from its disk what a node shows of owned rows.
     pub(super) fn read_shown(&mut self, node: NodeIndex) {
-        // Of all others it holds nothing.
-        let owners: BTreeSet<NodeId> =
-            self.nodes[node.0].heads.keys().map(|origin| origin.node).collect();
-        let owners = owners.into_iter();
-        let shown = Shown::read_all(&self.nodes[node.0], owners);
+        let this = &self.nodes[node.0];
+        // Of all others it holds nothing, unless it has given up its heads and kept the rows.
+        let owners: BTreeSet<NodeId> = match this.is_rejoining() {
+            true => self.nodes.iter().map(|node| node.id).collect(),
+            false => this.heads.keys().map(|origin| origin.node).collect(),
+        };
+        let shown = Shown::read_all(this, owners.into_iter());
         self.nodes[node.0].shown = shown;
     }
 }
