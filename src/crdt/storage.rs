@@ -121,6 +121,15 @@ pub struct Floor {
     pub erased: u64,
 }
 
+/// How old what a disk holds may be, and what others have to hold: see [`Tidy`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Era {
+    /// See [`Tidy::era`].
+    pub held: u64,
+    /// See [`Tidy::erased`].
+    pub erased: u64,
+}
+
 /// What is to be forgotten of origins that write no more: see [`Storage::tidy`].
 ///
 /// Rounds ([`crate::ledger::Round`]) are numbered. A disk with an era of so much or more knows of
@@ -331,7 +340,7 @@ pub trait Storage {
         now: Wall,
         heads: &[(Origin, Version)],
         length: u64,
-        era: u64,
+        era: Era,
     ) -> Result<Settled, StorageError>;
 
     /// Deletes the rows that a node owns which is forgotten, as the node itself would have done: under

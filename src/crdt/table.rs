@@ -20,7 +20,7 @@ use super::pack;
 use super::row::{COUNT_MAX, ColumnId, Fate, Incoming, RowClock};
 use super::sheet::{Row, Shape, Sheet};
 use super::storage::{
-    Begun, Bookmark, Collected, Extract, Floor, Inspected, LENGTH_DROPPED_MAX, Part, Settled,
+    Begun, Bookmark, Collected, Era, Extract, Floor, Inspected, LENGTH_DROPPED_MAX, Part, Settled,
     Staging, Storage, StorageError, Tidied, Tidy,
 };
 use crate::types::{Epoch, Hlc, NodeId, Origin, Seq, Value, Version, Wall};
@@ -367,10 +367,11 @@ impl Storage for Table {
         now: Wall,
         heads: &[(Origin, Version)],
         length: u64,
-        era: u64,
+        era: Era,
     ) -> Result<Settled, StorageError> {
         self.settled = Some(self.origin);
-        self.era = self.era.max(era);
+        self.era = self.era.max(era.held);
+        self.erased = self.erased.max(era.erased);
         self.raise_floor(heads, length);
         let unconfirmed = self.unconfirmed.take();
         let is_rejoining = unconfirmed.is_some();
@@ -1284,7 +1285,7 @@ mod tests {
             now: Wall,
             heads: &[(Origin, Version)],
             length: u64,
-            era: u64,
+            era: Era,
         ) -> Result<Settled, StorageError> {
             let settled = self.0.settle(now, heads, length, era);
             self.check();

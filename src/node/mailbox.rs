@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use super::engine::Happened;
 use crate::crdt::content::Mend;
-use crate::crdt::storage::Tidy;
+use crate::crdt::storage::{Era, Tidy};
 use crate::crdt::{Batch, Part, Piece, RowOp, Staging};
 use crate::node::{SubmitError, TransactError};
 use crate::replica::BatchId;
@@ -89,7 +89,7 @@ pub(super) enum Job {
     Settle {
         heads: Vec<(Origin, Version)>,
         length: u64,
-        era: u64,
+        era: Era,
     },
     /// Delete the rows of a node that is forgotten.
     Depart {

@@ -1,7 +1,7 @@
 //! When tombstones go, who may speak, and who has to take all rows anew.
 
 use super::*;
-use crate::crdt::storage::{Collected, Extract, Tidied, Tidy};
+use crate::crdt::storage::{Collected, Era, Extract, Tidied, Tidy};
 use crate::crdt::{Key, Life, RowChange, TableChanges};
 use crate::ledger::Round;
 use crate::ledger::round::{Heads, Nodes, Told};
@@ -61,7 +61,7 @@ fn said(effects: &[Effect]) -> Vec<(NodeId, Message)> {
 }
 
 fn alone() -> Effect {
-    Effect::Settle { heads: vec![], length: 0, era: 0 }
+    Effect::Settle { heads: vec![], length: 0, era: Era::default() }
 }
 
 fn joins(effects: &[Effect]) -> Vec<(NodeId, bool)> {
@@ -175,7 +175,7 @@ fn what_tombstones_are_missing_of_is_not_served_but_to_guests() {
         length: 4,
         heads,
         floor: vec![at(2, 5)],
-        era: 0,
+        era: Era::default(),
         retired: vec![],
     };
     assert_eq!(said(&effects), [(node(3), welcome)]);
@@ -197,7 +197,7 @@ fn unsettled() -> Message {
         length: 0,
         heads: vec![],
         floor: vec![],
-        era: 0,
+        era: Era::default(),
         retired: vec![],
     }
 }
@@ -220,7 +220,7 @@ fn a_new_origin_is_silent_until_it_has_caught_up_with_one_that_speaks() {
             length: 0,
             heads: vec![at(8, 1), at(9, 1)],
             floor: vec![],
-            era: 0,
+            era: Era::default(),
             retired: vec![],
         },
     );
@@ -308,12 +308,12 @@ fn an_empty_disk_becomes_the_guest_of_who_dropped_tombstones_and_keeps_its_epoch
         length: 8,
         heads: held,
         floor: floor.clone(),
-        era: 0,
+        era: Era::default(),
         retired: vec![],
     };
     let effects = one.hear(2, welcome.clone());
     assert_eq!(joins(&effects), [(node(2), true)]);
-    let settle = Effect::Settle { heads: floor, length: 8, era: 0 };
+    let settle = Effect::Settle { heads: floor, length: 8, era: Era::default() };
     assert!(effects.contains(&settle), "its rows must live longer: {effects:?}");
     one.tell(written(3, "kv"));
     let effects = one.tell(Input::Settled { is_done: true });
@@ -374,7 +374,7 @@ fn who_is_below_the_floor_takes_all_rows_of_one_peer() {
         length: 8,
         heads: told.clone(),
         floor: floor.clone(),
-        era: 0,
+        era: Era::default(),
         retired: vec![],
     };
     let effects = one.hear(2, welcome.clone());
@@ -399,7 +399,10 @@ fn who_is_below_the_floor_takes_all_rows_of_one_peer() {
         let (id, batch) = batch(&one.hear(2, pulled)).unwrap();
         last = one.done(id, &batch);
     }
-    assert!(last.contains(&Effect::Settle { heads: floor, length: 8, era: 0 }), "{last:?}");
+    assert!(
+        last.contains(&Effect::Settle { heads: floor, length: 8, era: Era::default() }),
+        "{last:?}"
+    );
     one.tell(Input::Settled { is_done: true });
     assert!(one.replica.collection(Time(0)).is_settled);
     assert_eq!(one.replica.stats().rejoins, 1);
@@ -437,7 +440,7 @@ fn a_guest_whose_rows_take_long_to_come_does_not_begin_anew() {
         length: 8,
         heads: held,
         floor,
-        era: 0,
+        era: Era::default(),
         retired: vec![],
     };
     one.hear(2, welcome.clone());
@@ -481,7 +484,7 @@ fn who_takes_all_rows_anew_gives_nothing_away_that_it_read_back_meanwhile() {
         length: 8,
         heads: vec![at(8, 3), at(9, 5)],
         floor: vec![at(9, 4)],
-        era: 0,
+        era: Era::default(),
         retired: vec![],
     };
     let effects = one.hear(2, welcome);
@@ -592,6 +595,12 @@ fn an_origin_of_which_nothing_is_left_anywhere_is_retired_and_forgotten_in_the_e
     assert_eq!((third.retire, third.era), (vec![former(3)], 4));
     assert_eq!((third.gone, third.erased), (vec![node(4)], 3), "there never was anything of it");
 
+    // Who has not said how old its disk may be is asked, and not listened to.
+    let asked = said(&one.hear(2, heads(2, 9)));
+    assert!(matches!(asked[..], [(_, Message::Hello { .. })]), "{asked:?}");
+    assert_eq!(said(&one.hear(2, heads(2, 9))), [], "once a second");
+    one.hear(2, Message::Hello { origin: origin(2), head: Version(1), era: 4 });
+
     // It is no head any more, and nothing of it is asked for or taken.
     assert_eq!(one.replica.ledger().head(old), Version(0));
     one.hear(2, Message::Heads(vec![(old, Version(9))]));
@@ -640,7 +649,7 @@ fn who_hears_that_its_rows_were_deleted_takes_all_rows_anew_under_a_later_epoch(
         length: 0,
         heads: heads.clone(),
         floor: vec![],
-        era: 5,
+        era: Era { held: 5, erased: 0 },
         retired: vec![],
     };
     let effects = one.hear(2, welcome);
@@ -657,7 +666,7 @@ fn what_was_written_unheard_under_a_retired_origin_is_said_again() {
         length: 0,
         heads: vec![at(2, 1)],
         floor: vec![],
-        era: 5,
+        era: Era { held: 5, erased: 0 },
         retired: vec![(earlier, Version(head))],
     };
     one.wait(100);

@@ -182,6 +182,7 @@ impl Replica {
                 self.audit.on_peer_down(node);
                 self.heard_at.remove(&node);
                 self.confirmed.remove(&node);
+                self.forget_era_of(node);
                 self.rounds.on_down(now, node);
                 self.on_host_down(now, node);
             }
@@ -419,7 +420,7 @@ impl Replica {
     }
 
     fn on_received(&mut self, now: Time, from: NodeId, message: Message) {
-        if !self.hears(from, &message) {
+        if !self.hears(now, from, &message) {
             self.stats.unheard += 1;
             return;
         }
@@ -504,6 +505,7 @@ impl Replica {
             let known = Message::Known { origin: newest.0, head: newest.1 };
             self.send(vec![from], known, Lane::Control);
         }
+        self.greet_back(from);
     }
 
     fn on_known(&mut self, now: Time, from: NodeId, origin: Origin, head: Version) {
@@ -1025,6 +1027,7 @@ impl Replica {
             | Message::Seen { .. } => false,
         };
         if !to.is_empty() && !says_nothing {
+            self.introduce(&to, &message);
             self.effects.push_back(Effect::Send { to, message, lane });
         }
     }

@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use crate::crdt::Floor;
-use crate::crdt::storage::{Tidied, Tidy};
+use crate::crdt::storage::{Era, Tidied, Tidy};
 use crate::ledger::Round;
 use crate::ledger::round::{Heads, Nodes, Told};
 use crate::types::{Epoch, NodeId, Origin, Time, Version};
@@ -108,12 +108,14 @@ impl Retirement {
         self.retired.len()
     }
 
-    pub(super) fn era(&self) -> u64 {
-        self.era
+    pub(super) fn era(&self) -> Era {
+        Era { held: self.era, erased: self.erased }
     }
 
-    pub(super) fn raise_era(&mut self, era: u64) {
-        self.era = self.era.max(era);
+    /// This node holds what another one holds.
+    pub(super) fn raise_era(&mut self, era: Era) {
+        self.era = self.era.max(era.held);
+        self.erased = self.erased.max(era.erased);
     }
 
     /// Tells whether a node with that era may hold rows that were deleted by what is erased.

@@ -41,7 +41,7 @@ use super::retirement::Departure;
 use super::rounds::Action;
 use super::{Effect, Lane, Replica, serve};
 use crate::crdt::change::is_harmless;
-use crate::crdt::storage::Tidied;
+use crate::crdt::storage::{Era, Tidied};
 use crate::crdt::{Changeset, Floor, Piece};
 use crate::ledger::Round;
 use crate::ledger::round::{Heads, reaches};
@@ -57,6 +57,9 @@ const ASK_PAUSE: Duration = Duration::from_millis(50);
 /// How many times as long as otherwise the host is left alone that this node catches up with.
 const ASK_AGAIN_AFTER: u32 = 5;
 
+/// How often a peer is asked how old its disk may be that has not said so.
+const ERA_ASKED_EVERY: Duration = Duration::from_secs(1);
+
 /// How long nothing moves until another host is looked for: this one may have lost what it told of.
 const STUCK_AFTER: Duration = Duration::from_secs(60);
 
@@ -66,7 +69,7 @@ pub(super) struct Welcome {
     pub(super) length: u64,
     pub(super) heads: Vec<(Origin, Version)>,
     pub(super) floor: Vec<(Origin, Version)>,
-    pub(super) era: u64,
+    pub(super) era: Era,
     pub(super) retired: Vec<(Origin, Version)>,
 }
 
@@ -77,7 +80,7 @@ pub(super) struct Standing {
     ask_at: Time,
     /// Up to where tombstones may be missing in the host's rows, and how long those rows lived.
     host_floor: (Vec<(Origin, Version)>, u64),
-    host_era: u64,
+    host_era: Era,
     /// The latest epoch of this node that others take for gone.
     above: Epoch,
     /// Whether there is nothing on the disk that others could have deleted.
@@ -99,6 +102,11 @@ pub(super) struct Standing {
     /// Whether the storage is taking over a peer's rows: until it has them all, those that it holds
     /// are not known to be.
     has_left: bool,
+    /// Peers that have said how old their disks may be, and those to whom this node has.
+    introduced: BTreeSet<NodeId>,
+    greeted: BTreeSet<NodeId>,
+    /// When others were asked last.
+    era_asked: BTreeMap<NodeId, Time>,
     /// Peers that were refused what tombstones were dropped of.
     refused: BTreeSet<NodeId>,
     /// Peers that are taking all rows from here, each under this epoch: under a later one its disk
@@ -225,11 +233,14 @@ impl Replica {
     }
 
     /// Tells whether anything that a peer says is listened to. A forgotten one is told so.
-    pub(super) fn hears(&mut self, from: NodeId, message: &Message) -> bool {
+    pub(super) fn hears(&mut self, now: Time, from: NodeId, message: &Message) -> bool {
         if !self.config.collect {
             return true;
         }
         self.rounds.on_word(from);
+        if !self.knows_era_of(now, from, message) {
+            return false;
+        }
         if let Some(host) = self.standing.host()
             && host != from
         {
@@ -237,18 +248,20 @@ impl Replica {
             return !matches!(message, Message::Push { .. } | Message::Pulled { .. });
         }
         match message {
-            Message::Hello { origin, era, .. } | Message::Join { origin, era, .. }
-                if origin.node == from =>
-            {
+            Message::Hello { origin, .. } | Message::Join { origin, .. } if origin.node == from => {
                 self.meet(*origin);
-                if self.speaks() && self.rounds.retirement.is_stale(*era) {
-                    // It was gone for so long that nobody knows any more what it has missed.
-                    self.rounds.forget(from);
-                    self.say_forgotten(*origin);
-                    return false;
-                }
             }
             _ => {}
+        }
+        if let Message::Hello { origin, era, .. } | Message::Join { origin, era, .. } = message
+            && origin.node == from
+            && self.speaks()
+            && self.rounds.retirement.is_stale(*era)
+        {
+            // It was gone for so long that nobody knows any more what it has missed.
+            self.rounds.forget(from);
+            self.say_forgotten(*origin);
+            return false;
         }
         if !self.rounds.is_forgotten(from) {
             return true;
@@ -275,6 +288,58 @@ impl Replica {
     fn say_forgotten(&mut self, origin: Origin) {
         let last = self.rounds.forgotten_up_to(origin.node);
         self.send(vec![origin.node], Message::Forgotten { origin, last }, Lane::Control);
+    }
+
+    /// Tells whether it is known how old a peer's disk may be, where that matters: nothing that it says
+    /// before is listened to, and it is asked.
+    fn knows_era_of(&mut self, now: Time, from: NodeId, message: &Message) -> bool {
+        match message {
+            Message::Hello { .. } | Message::Join { .. } => {
+                self.standing.introduced.insert(from);
+                return true;
+            }
+            Message::Known { .. }
+            | Message::Welcome { .. }
+            | Message::Forgotten { .. }
+            | Message::Neighbour(_) => return true,
+            _ => {}
+        }
+        if self.rounds.retirement.era().erased == 0 || self.standing.introduced.contains(&from) {
+            return true;
+        }
+        let asked = self.standing.era_asked.get(&from);
+        if asked.is_none_or(|at| now.since(*at) >= ERA_ASKED_EVERY) {
+            self.standing.era_asked.insert(from, now);
+            self.say_hello(vec![from]);
+        }
+        false
+    }
+
+    /// Says how old this node's disk may be to whom it has not said so, before it says anything else.
+    pub(super) fn introduce(&mut self, to: &[NodeId], message: &Message) {
+        if !self.config.collect {
+            return;
+        }
+        if matches!(message, Message::Hello { .. } | Message::Join { .. }) {
+            self.standing.greeted.extend(to);
+        } else if self.rounds.retirement.era().erased > 0 {
+            let is_new = |node: &NodeId| !self.standing.greeted.contains(node);
+            self.say_hello(to.iter().copied().filter(is_new).collect());
+        }
+    }
+
+    /// A peer has said how old its disk may be, and hears the same of this one's.
+    pub(super) fn greet_back(&mut self, from: NodeId) {
+        if self.config.collect && !self.standing.greeted.contains(&from) {
+            self.say_hello(vec![from]);
+        }
+    }
+
+    /// A peer is gone, and may be another one when it returns.
+    pub(super) fn forget_era_of(&mut self, node: NodeId) {
+        self.standing.introduced.remove(&node);
+        self.standing.greeted.remove(&node);
+        self.standing.era_asked.remove(&node);
     }
 
     /// Tells whether versions may be pulled from a peer.
@@ -490,6 +555,10 @@ impl Replica {
         let holds = |origin: Origin| theirs.get(&origin).copied().unwrap_or_default();
         // Alone it dropped tombstones of what its peer has never heard of.
         let is_ahead = self.rounds.floors().iter().any(|(origin, floor)| holds(*origin) < *floor)
+            // Of what is retired there it would never ask, nor hear what that deleted.
+            || floor.iter().any(|(origin, floor)| {
+                !theirs.contains_key(origin) && self.held(*origin) < *floor && !self.is_empty()
+            })
             // What this node wrote unheard, while it was taken for gone, nobody would take.
             || retired.iter().any(|(origin, head)| self.ledger.head(*origin) > *head);
         let is_new = matches!(self.standing.state, State::Seeking { is_whole: false, .. });
@@ -645,9 +714,9 @@ impl Replica {
     }
 
     /// Returns the era of what this node holds; 0: it holds nothing, or is about to give it up.
-    fn era_said(&self) -> u64 {
+    pub(super) fn era_said(&self) -> u64 {
         let has_none = self.standing.is_blank || self.is_rejoining();
-        if has_none { 0 } else { self.rounds.retirement.era() }
+        if has_none { 0 } else { self.rounds.retirement.era().held }
     }
 
     /// Tells everybody of what this node kept to itself, which nobody was pushed.

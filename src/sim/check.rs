@@ -142,13 +142,16 @@ impl Truths {
             let is_gone = |node: NodeId| replica.is_some_and(|replica| replica.has_forgotten(node));
             let members = nodes.iter().filter(|node| !is_gone(node.id));
             let most = members.map(|node| node.head(*origin)).max().unwrap_or_default();
-            let acknowledged = self.acknowledged.get(origin).filter(|_| !is_gone(origin.node));
-            if acknowledged.copied().unwrap_or_default().max(most) > *head {
-                return Err(format!("P1: {by} retires {origin} at {head}, but there is more"));
+            if most > *head {
+                return Err(format!("P1: {by} retires {origin} at {head}, but {most} is held"));
             }
             let left = nodes[by.0].storage.load_from(*origin, Bookmark::default(), usize::MAX);
             if left.is_ok_and(|left| !left.piece.changesets.is_empty()) {
                 return Err(format!("P25: {by} retires {origin}, of which something is left"));
+            }
+            // What nobody holds was said again under another name, by who wrote it.
+            if let Some(acknowledged) = self.acknowledged.get_mut(origin) {
+                *acknowledged = (*head).min(*acknowledged);
             }
             self.retired.insert(*origin, *head);
         }

@@ -8,7 +8,7 @@ use rand::rngs::SmallRng;
 
 use super::medium::Work;
 use crate::crdt::content::Mend;
-use crate::crdt::storage::Tidy;
+use crate::crdt::storage::{Era, Tidy};
 use crate::crdt::{Batch, Part, Piece, RowOp, Staging};
 use crate::replica::BatchId;
 use crate::types::{Epoch, NodeId, Origin, Version};
@@ -50,7 +50,7 @@ pub(super) enum Job {
     Meet { members: Vec<(NodeId, Epoch)> },
     Collect { heads: Vec<(Origin, Version)>, forgotten: Vec<(NodeId, Epoch)>, rows_max: usize },
     Rejoin { held: Vec<(Origin, Version)>, length: u64 },
-    Settle { heads: Vec<(Origin, Version)>, length: u64, era: u64 },
+    Settle { heads: Vec<(Origin, Version)>, length: u64, era: Era },
     Depart { under: Origin, held: Vec<(Origin, Version)> },
     Tidy(Tidy),
     Mend(Mend),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::medium::{Media, Medium, Torn};
 use crate::crdt::content::{Look, Mend, Mended, Sight};
 use crate::crdt::storage::{
-    Begun, Bookmark, Collected, Extract, Floor, Inspected, Settled, StorageError, Tidied, Tidy,
+    Begun, Bookmark, Collected, Era, Extract, Floor, Inspected, Settled, StorageError, Tidied, Tidy,
 };
 use crate::crdt::{
     Batch, Changeset, Commit, Definition, Part, Piece, RowEvent, RowEvents, RowOp, Staging,
@@ -267,7 +267,7 @@ impl Storage for Twins {
         now: Wall,
         heads: &[(Origin, Version)],
         length: u64,
-        era: u64,
+        era: Era,
     ) -> Result<Settled, StorageError> {
         let a = self.one.settle(now, heads, length, era);
         let b = self.other.settle(now, heads, length, era);

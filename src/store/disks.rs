@@ -13,7 +13,7 @@ use super::values::quote;
 use super::{OpenConfig, Store, life::LIFE_FILE};
 use crate::crdt::content::{Look, Mend, Mended, Sight};
 use crate::crdt::storage::{
-    Begun, Bookmark, Collected, Extract, Floor, Inspected, Settled, StorageError, Tidied, Tidy,
+    Begun, Bookmark, Collected, Era, Extract, Floor, Inspected, Settled, StorageError, Tidied, Tidy,
 };
 use crate::crdt::{Batch, Commit, Definition, Key, Part, Piece, RowOp, Staging, Storage};
 use crate::sim::medium::{Media, Medium, Torn, Work};
@@ -361,7 +361,7 @@ impl Storage for SqliteDisk {
         now: Wall,
         heads: &[(Origin, Version)],
         length: u64,
-        era: u64,
+        era: Era,
     ) -> Result<Settled, StorageError> {
         Storage::settle(self.store_mut(), now, heads, length, era)
     }

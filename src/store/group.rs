@@ -21,7 +21,7 @@ use super::schema::{self, Mode, SCHEMA_TABLE, SchemaChange, SchemaError, SchemaR
 use super::sql::{Statement, Transacted};
 use super::statements::{self, SqlError};
 use crate::crdt::content::Mend;
-use crate::crdt::storage::{StorageError, Tidy};
+use crate::crdt::storage::{Era, StorageError, Tidy};
 use crate::crdt::{Batch, Commit, Part, Piece, Refusal, RowOp, Staging, Stamp};
 use crate::types::{Epoch, NodeId, Origin, Seq, Version, Wall};
 
@@ -73,7 +73,7 @@ pub(super) enum Done {
     Settled {
         heads: Vec<(Origin, Version)>,
         length: u64,
-        era: u64,
+        era: Era,
     },
     Departed {
         under: Origin,

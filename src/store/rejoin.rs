@@ -22,13 +22,13 @@ use super::sums::Delta;
 use super::tables::TableId;
 use super::tombstones::{look_at_all, raise};
 use crate::crdt::change::{is_harmless, keeps_tombstones};
-use crate::crdt::storage::{Settled, StorageError};
+use crate::crdt::storage::{Era, Settled, StorageError};
 use crate::crdt::{Class, ColumnId, Commit, Key, RowClock, RowEvent, Stamp, TableEvents, pack};
 use crate::types::{Origin, Seq, Value, Version};
 
 const LEAVE: &str = "UPDATE __tribune_collection SET settled = NULL, is_rejoining = 1";
-const SETTLE: &str =
-    "UPDATE __tribune_collection SET settled = ?1, is_rejoining = 0, era = max(era, ?2)";
+const SETTLE: &str = "UPDATE __tribune_collection SET settled = ?1, is_rejoining = 0,
+        era = max(era, ?2), erased = max(erased, ?3)";
 const CONFIRM: &str = "INSERT OR IGNORE INTO __tribune_confirmed (tbl, key) VALUES (?1, ?2)";
 const FORGET_CONFIRMED: &str = "DELETE FROM __tribune_confirmed";
 const SELECT_UNCONFIRMED: &str = "SELECT tbl, key, clock FROM __tribune_rows AS r
@@ -72,7 +72,7 @@ impl Group<'_> {
         &mut self,
         heads: &[(Origin, Version)],
         length: u64,
-        era: u64,
+        era: Era,
     ) -> Result<Settled, StorageError> {
         self.caller(StorageError::Failed, |group| {
             let settled = group.settle_down(heads, length, era).map_err(failed)?;
@@ -133,13 +133,14 @@ impl Group<'_> {
         &mut self,
         heads: &[(Origin, Version)],
         length: u64,
-        era: u64,
+        era: Era,
     ) -> rusqlite::Result<Settled> {
         let me = self.store.now.origin;
         let was_rejoining = std::mem::take(&mut self.store.now.is_rejoining);
         raise(&self.store.conn, heads, &[])?;
         self.store.raise_length(length)?;
-        self.store.conn.execute(SETTLE, (me.to_bytes(), era.cast_signed()))?;
+        let numbers = [era.held, era.erased].map(u64::cast_signed);
+        self.store.conn.execute(SETTLE, (me.to_bytes(), numbers[0], numbers[1]))?;
         let mut settled = Settled::default();
         if was_rejoining {
             self.drop_unconfirmed(&mut settled)?;
@@ -300,7 +301,7 @@ fn is_covered(heads: &Heads, stamp: Stamp) -> bool {
 #[cfg(test)]
 mod tests {
     use crate::crdt::RowEvents;
-    use crate::crdt::storage::Storage;
+    use crate::crdt::storage::{Era, Storage};
     use crate::crdt::suite::catch_up;
     use crate::store::limits::EVENT_ROWS_MAX;
     use crate::store::trial::{ME, NOW, T, in_memory, rows, run, source};
@@ -325,7 +326,7 @@ mod tests {
         assert_eq!(rows(&to, "SELECT count(*) FROM t"), [count.to_string()]);
         // The peer it turns to has none of them.
         Storage::rejoin(&mut to, NOW, &[], 0).unwrap();
-        let settled = Storage::settle(&mut to, NOW, &[], 0, 0).unwrap();
+        let settled = Storage::settle(&mut to, NOW, &[], 0, Era::default()).unwrap();
         assert_eq!((settled.dropped, settled.commits.len()), (count, 1));
         assert_eq!(settled.commits[0].tables[0].rows, RowEvents::Many);
         assert_eq!(rows(&to, "SELECT count(*) FROM t"), ["0"]);

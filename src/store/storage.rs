@@ -8,8 +8,8 @@ use super::content::Rows;
 use super::database::{Store, failed};
 use crate::crdt::content::{self, Look, Mend, Mended, Sight};
 use crate::crdt::storage::{
-    Begun, Bookmark, Collected, Extract, Floor, Inspected, Settled, Storage, StorageError, Tidied,
-    Tidy,
+    Begun, Bookmark, Collected, Era, Extract, Floor, Inspected, Settled, Storage, StorageError,
+    Tidied, Tidy,
 };
 use crate::crdt::{Batch, Commit, Key, Part, Piece, Refusal, RowOp, Staging, pack};
 use crate::types::{Epoch, NodeId, Origin, Value, Version, Wall};
@@ -132,7 +132,7 @@ impl Storage for Store {
         now: Wall,
         heads: &[(Origin, Version)],
         length: u64,
-        era: u64,
+        era: Era,
     ) -> Result<Settled, StorageError> {
         let mut group = self.group(now);
         let settled = group.settle(heads, length, era)?;

@@ -418,7 +418,8 @@ mod tests {
     fn a_disk_that_is_taken_at_its_word_stays_settled_and_a_copy_does_not() {
         let mut trial = Trial::new(T);
         trial.write(&["INSERT INTO t (id) VALUES (1)"]);
-        Storage::settle(&mut trial.store, NOW, &[], 0, 0).unwrap();
+        Storage::settle(&mut trial.store, NOW, &[], 0, crate::crdt::storage::Era::default())
+            .unwrap();
         let settled = |trial: &Trial| {
             let floor = trial.store.floor().unwrap();
             floor.settled == Some(trial.store.origin())

@@ -69,6 +69,7 @@ mod tests {
 
     use crate::crdt::content::{Mark, Range, RowState, Seen, Stretch};
     use crate::crdt::merge::CellClock;
+    use crate::crdt::storage::Era;
     use crate::crdt::{
         CellChange, Changeset, Key, Life, Part, Piece, RowChange, Stamp, TableChanges,
     };
@@ -216,7 +217,7 @@ mod tests {
                     length: 8,
                     heads: heads(),
                     floor: vec![(origin, Version(3))],
-                    era: 2,
+                    era: Era { held: 2, erased: 1 },
                     retired: vec![(origin, Version(9))],
                 },
             ),

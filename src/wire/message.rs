@@ -8,6 +8,7 @@ use super::codec::{DecodeError, Reader, Writer};
 use super::content::{read_mark, read_seen, read_stretch, write_mark, write_seen, write_stretch};
 use super::{BucketSet, Cut, Message, Neighbour, Offer, PROTOCOL_VERSION, RequestId, Versions};
 use crate::crdt::Part;
+use crate::crdt::storage::Era;
 use crate::ledger::round::Nodes;
 use crate::ledger::{BUCKETS, Round};
 use crate::types::{Epoch, NodeId, Origin, Version};
@@ -133,7 +134,8 @@ pub fn encode(message: &Message) -> Vec<u8> {
             writer.varint(*length);
             write_heads(&mut writer, heads);
             write_heads(&mut writer, floor);
-            writer.varint(*era);
+            writer.varint(era.held);
+            writer.varint(era.erased);
             write_heads(&mut writer, retired);
         }
         Message::Round(round) => {
@@ -221,7 +223,7 @@ fn read_body(reader: &mut Reader<'_>) -> Result<Message, DecodeError> {
             length: reader.number()?,
             heads: read_heads(reader)?,
             floor: read_heads(reader)?,
-            era: reader.number()?,
+            era: Era { held: reader.number()?, erased: reader.number()? },
             retired: read_heads(reader)?,
         },
         kind::ROUND => Message::Round(Box::new(read_round(reader)?)),
@@ -507,9 +509,9 @@ mod tests {
                 retired: heads.clone(),
                 heads,
                 floor,
-                era: 2,
+                era: Era { held: 2, erased: 1 },
             },
-            &format!("01 0d 01 08 01 {ORIGIN_7} 05 01 {ORIGIN_7} 03 02 01 {ORIGIN_7} 05"),
+            &format!("01 0d 01 08 01 {ORIGIN_7} 05 01 {ORIGIN_7} 03 02 01 01 {ORIGIN_7} 05"),
         );
         check(&Message::Forgotten { origin, last: Epoch(300) }, &format!("01 0f {ORIGIN_7} ac02"));
     }
@@ -727,6 +729,7 @@ mod tests {
             ),
             (any::<bool>(), 0..9_u64, heads(), heads(), 0..9_u64, heads()).prop_map(
                 |(is_settled, length, heads, floor, era, retired)| {
+                    let era = Era { held: era, erased: era / 2 };
                     Message::Welcome { is_settled, length, heads, floor, era, retired }
                 }
             ),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::crdt::Piece;
 use crate::crdt::content::{Mark, Seen, Stretch};
+use crate::crdt::storage::Era;
 use crate::ledger::{BUCKETS, Round};
 use crate::types::{Epoch, Origin, Version};
 
@@ -123,7 +124,7 @@ pub enum Message {
         length: u64,
         heads: Vec<(Origin, Version)>,
         floor: Vec<(Origin, Version)>,
-        era: u64,
+        era: Era,
         retired: Vec<(Origin, Version)>,
     },
     /// What all members hold, as far as the sender has heard. Answered by the same where the

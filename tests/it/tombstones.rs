@@ -78,6 +78,9 @@ async fn deleted_rows_are_forgotten_by_all_and_do_not_come_back_with_who_was_awa
     wait_rows(&[&n1, &n2, &n3], r#"[1,"a"] [2,"a"] [3,"a"] [4,"a"]"#).await;
     wait_forgotten(&[&n1, &n2, &n3]).await;
 
+    n3.register("cache", "cache-1", 6379).await;
+    n1.wait_dig("cache.internal", &[&n3.ip.to_string()]).await;
+
     // While a member is away deletes are remembered for it, until somebody says that it is gone.
     n3.terminate().await;
     write(&n2, "DELETE FROM t WHERE id <= 2").await;
@@ -94,6 +97,15 @@ async fn deleted_rows_are_forgotten_by_all_and_do_not_come_back_with_who_was_awa
     wait_for("n3 may be forgotten", async || forget(&n1, "n3").status.success().then_some(()))
         .await;
     wait_forgotten(&[&n1, &n2]).await;
+    for agent in [&n1, &n2] {
+        wait_for("its service and its node are gone", async || {
+            let sql = "SELECT (SELECT count(*) FROM services WHERE id = 'cache-1')
+                + (SELECT count(*) FROM nodes WHERE name = 'n3')";
+            let (_, body) = agent.send("POST", "/v1/queries", &json!(sql).to_string()).await;
+            body.contains(r#""row":[1,[0]]"#).then_some(())
+        })
+        .await;
+    }
 
     // Meanwhile it wrote, alone, to what is deleted, to what is there, and a row of its own.
     n1.terminate().await;
@@ -105,6 +117,7 @@ async fn deleted_rows_are_forgotten_by_all_and_do_not_come_back_with_who_was_awa
     n3.terminate().await;
     let (n1, n2, n3) = (start(1).await, start(2).await, start(3).await);
     n1.wait_dig("db.internal", &[&n3.ip.to_string()]).await;
+    n2.wait_dig("cache.internal", &[&n3.ip.to_string()]).await;
     wait_rows(&[&n1, &n2, &n3], r#"[3,"unheard"] [4,"a"] [9,"own"]"#).await;
     wait_for("n3 has settled", async || {
         let said = n3.try_get("/v1/tombstones").await?;

@@ -1,7 +1,7 @@
 //! Tombstones that are dropped, and replicas that were away meanwhile.
 
 use super::*;
-use crate::crdt::storage::{LENGTH_DROPPED_MAX, Tidied, Tidy};
+use crate::crdt::storage::{Era, LENGTH_DROPPED_MAX, Tidied, Tidy};
 
 /// Drops all tombstones that a storage's own heads cover.
 fn collect_all(disk: &mut impl Storage) -> usize {
@@ -55,7 +55,7 @@ pub fn a_tombstone_of_an_impossible_life_stays<T: Bench>(bench: &mut T) {
 pub fn an_origin_settles_and_another_one_has_to_again<T: Bench>(bench: &mut T) {
     let mut a = bench.open(A, &all_tables());
     assert_eq!(a.floor().unwrap().settled, None);
-    assert_eq!(a.settle(NOW, &[], 0, 0).unwrap().commits, []);
+    assert_eq!(a.settle(NOW, &[], 0, Era::default()).unwrap().commits, []);
     let mut a = bench.reopen(a);
     assert_eq!(a.floor().unwrap().settled, Some(origin(A)));
     let begun = a.begin_epoch(NOW, Epoch(1)).unwrap();
@@ -112,7 +112,7 @@ pub fn who_was_away_takes_the_rows_of_a_peer<T: Bench>(bench: &mut T) {
     let mut away = bench.reopen(away);
     assert!(away.floor().unwrap().is_rejoining, "it is not forgotten in between");
     pull(&mut away, &host, 40);
-    let settled = away.settle(NOW, &host.floor().unwrap().heads, length, 0).unwrap();
+    let settled = away.settle(NOW, &host.floor().unwrap().heads, length, Era::default()).unwrap();
     assert_eq!((settled.dropped, settled.lost, settled.renewed), (2, 1, 1));
     assert_eq!(show_events(&settled.commits[0]), ["-t 1", "-t 2"]);
     let floor = away.floor().unwrap();
@@ -137,7 +137,7 @@ pub fn an_empty_disk_that_rejoins_is_as_the_peer_is<T: Bench>(bench: &mut T) {
     let length = host.floor().unwrap().length;
     fresh.rejoin(NOW, &host.heads().unwrap(), length).unwrap();
     pull(&mut fresh, &host, 40);
-    let settled = fresh.settle(NOW, &host.floor().unwrap().heads, length, 0).unwrap();
+    let settled = fresh.settle(NOW, &host.floor().unwrap().heads, length, Era::default()).unwrap();
     assert_eq!((settled.dropped, settled.renewed), (0, 1));
     assert!(show(&fresh, 1).starts_with("1 'too soon' 'dw' | 3@"), "above what was deleted");
     write(&mut fresh, &[delete(1)]);
