@@ -294,11 +294,12 @@ impl Replica {
     /// before is listened to, and it is asked.
     fn knows_era_of(&mut self, now: Time, from: NodeId, message: &Message) -> bool {
         match message {
-            Message::Hello { .. } | Message::Join { .. } => {
+            Message::Hello { .. } => {
                 self.standing.introduced.insert(from);
                 return true;
             }
-            Message::Known { .. }
+            Message::Join { .. }
+            | Message::Known { .. }
             | Message::Welcome { .. }
             | Message::Forgotten { .. }
             | Message::Neighbour(_) => return true,
@@ -320,7 +321,7 @@ impl Replica {
         if !self.config.collect {
             return;
         }
-        if matches!(message, Message::Hello { .. } | Message::Join { .. }) {
+        if matches!(message, Message::Hello { .. }) {
             self.standing.greeted.extend(to);
         } else if self.rounds.retirement.era().erased > 0 {
             let is_new = |node: &NodeId| !self.standing.greeted.contains(node);
@@ -676,8 +677,7 @@ impl Replica {
             return;
         }
         if let State::Rejoining { host, .. } | State::CatchingUp { host, .. } = *before {
-            let (origin, era) = (self.me, self.era_said());
-            let join = Message::Join { origin, is_whole: false, era };
+            let join = self.join(false);
             self.send(vec![host], join, Lane::Control);
         }
         self.standing.has_left = false;
@@ -710,13 +710,17 @@ impl Replica {
 
     /// Returns how this node greets others.
     pub(super) fn hello(&self) -> Message {
-        Message::Hello { origin: self.me, head: self.said(), era: self.era_said() }
+        let has_none = self.standing.is_blank || self.standing.has_left;
+        let era = if has_none { 0 } else { self.rounds.retirement.era().held };
+        Message::Hello { origin: self.me, head: self.said(), era }
     }
 
-    /// Returns the era of what this node holds; 0: it holds nothing, or is about to give it up.
-    pub(super) fn era_said(&self) -> u64 {
+    /// Returns how this node asks to be let in: who is about to give up what it holds need not be told
+    /// to.
+    fn join(&self, is_whole: bool) -> Message {
         let has_none = self.standing.is_blank || self.is_rejoining();
-        if has_none { 0 } else { self.rounds.retirement.era().held }
+        let era = if has_none { 0 } else { self.rounds.retirement.era().held };
+        Message::Join { origin: self.me, is_whole, era }
     }
 
     /// Tells everybody of what this node kept to itself, which nobody was pushed.
@@ -799,7 +803,7 @@ impl Replica {
         if !to.is_empty() {
             self.standing.asked_at = now;
         }
-        let join = Message::Join { origin: self.me, is_whole, era: self.era_said() };
+        let join = self.join(is_whole);
         self.send(to, join, Lane::Control);
     }
 
