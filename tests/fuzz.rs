@@ -124,7 +124,7 @@ fn messages() -> Seeds {
     let heads = node.heads().unwrap();
     let pulled = node.load(me, Version(0), usize::MAX).unwrap();
     let said = [
-        ("hello", Message::Hello { origin: me, head, era: 2 }),
+        ("hello", Message::Hello { origin: me, head, era: 2, asks: false }),
         ("known", Message::Known { origin: me, head }),
         ("neighbour", Message::Neighbour(Neighbour::Ask { urgent: true })),
         ("heads", Message::Heads(heads.clone())),

@@ -14,6 +14,7 @@ fn hasty() -> Config {
         tell_after: Duration::from_secs(1),
         forget_after: Duration::from_secs(1_000),
         alone_after: Duration::from_secs(20),
+        retire: true,
         retired_for: Duration::from_secs(15),
         settle_alone_after: Duration::from_secs(5),
         ..Config::default()
@@ -412,7 +413,8 @@ fn who_is_below_the_floor_takes_all_rows_of_one_peer() {
 fn a_forgotten_node_is_told_so_and_its_commits_are_taken_only_as_others_merged_them() {
     let mut one = settled(&[at(3, 4)], &[2, 3]);
     one.tell(Input::Forget(node(3)));
-    let effects = one.hear(3, Message::Hello { origin: origin(3), head: Version(5), era: 0 });
+    let effects =
+        one.hear(3, Message::Hello { origin: origin(3), head: Version(5), era: 0, asks: false });
     assert_eq!(
         said(&effects),
         [(node(3), Message::Forgotten { origin: origin(3), last: Epoch(1) })]
@@ -423,7 +425,8 @@ fn a_forgotten_node_is_told_so_and_its_commits_are_taken_only_as_others_merged_t
     assert!(matches!(asked[..], [(from, _, _, 4)] if from == node(2)), "{asked:?}");
     // Under another epoch it is a member like any other.
     let later = Origin { epoch: Epoch(2), ..origin(3) };
-    let effects = one.hear(3, Message::Hello { origin: later, head: Version(0), era: 0 });
+    let effects =
+        one.hear(3, Message::Hello { origin: later, head: Version(0), era: 0, asks: false });
     assert!(matches!(said(&effects)[..], [(_, Message::Known { .. }), ..]), "{effects:?}");
 
     let mut other = settled(&[at(ME, 4)], &[2]);
@@ -524,7 +527,8 @@ fn what_a_process_answered_that_is_no_more_is_not_taken() {
     let (_, late, _, 5) = wants(&one.hear(3, half))[0] else { panic!("it is asked for the rest") };
     // It begins another epoch, and what it had may have gone with its disk.
     let later = Origin { epoch: Epoch(2), ..origin(3) };
-    let effects = one.hear(3, Message::Hello { origin: later, head: Version(0), era: 0 });
+    let effects =
+        one.hear(3, Message::Hello { origin: later, head: Version(0), era: 0, asks: false });
     let again = wants(&effects);
     let [(_, request, _, 4)] = again[..] else { panic!("{again:?}") };
     for whole in [pulled(late, piece(3, 5, 6), 6), pulled(late, piece(3, 4, 6), 6)] {
@@ -599,7 +603,7 @@ fn an_origin_of_which_nothing_is_left_anywhere_is_retired_and_forgotten_in_the_e
     let asked = said(&one.hear(2, heads(2, 9)));
     assert!(matches!(asked[..], [(_, Message::Hello { .. })]), "{asked:?}");
     assert_eq!(said(&one.hear(2, heads(2, 9))), [], "once a second");
-    one.hear(2, Message::Hello { origin: origin(2), head: Version(1), era: 4 });
+    one.hear(2, Message::Hello { origin: origin(2), head: Version(1), era: 4, asks: false });
 
     // It is no head any more, and nothing of it is asked for or taken.
     assert_eq!(one.replica.ledger().head(old), Version(0));
@@ -623,7 +627,7 @@ fn an_origin_of_which_nothing_is_left_anywhere_is_retired_and_forgotten_in_the_e
     assert!(!told.high.contains_key(&old) && !told.known.contains_key(&node(4)));
 
     // Who comes from before cannot be told any more what was deleted.
-    let hello = |era| Message::Hello { origin: origin(5), head: Version(1), era };
+    let hello = |era| Message::Hello { origin: origin(5), head: Version(1), era, asks: false };
     one.tell(Input::PeerUp { node: node(5), round_trip: None });
     for era in [0, 6, 7] {
         assert!(!said(&one.hear(5, hello(era))).iter().any(is_forgotten), "{era}");

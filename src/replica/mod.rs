@@ -426,7 +426,10 @@ impl Replica {
         }
         self.heard_at.insert(from, now);
         match message {
-            Message::Hello { origin, head, .. } => self.on_hello(now, from, origin, head),
+            Message::Hello { origin, head, asks, .. } => {
+                self.on_hello(now, from, origin, head);
+                self.greet_back(from, asks);
+            }
             Message::Known { origin, head } => self.on_known(now, from, origin, head),
             Message::Neighbour(word) => self.overlay.on_word(now, &mut self.rng, from, word),
             Message::Push { hops, piece } => self.on_push(now, from, hops, piece),
@@ -505,7 +508,6 @@ impl Replica {
             let known = Message::Known { origin: newest.0, head: newest.1 };
             self.send(vec![from], known, Lane::Control);
         }
-        self.greet_back(from);
     }
 
     fn on_known(&mut self, now: Time, from: NodeId, origin: Origin, head: Version) {
@@ -698,7 +700,7 @@ impl Replica {
                     self.send(vec![node], Message::Neighbour(word), Lane::Control);
                 }
                 Event::LinkUp(node) => {
-                    let hello = self.hello();
+                    let hello = self.hello(false);
                     self.send(vec![node], hello, Lane::Control);
                     self.compare(node);
                 }

@@ -83,6 +83,8 @@ pub(super) struct Whole<'a> {
     pub(super) forgotten: &'a Nodes,
     pub(super) is_superseded: &'a dyn Fn(Origin) -> bool,
     pub(super) is_up: &'a dyn Fn(NodeId) -> bool,
+    /// See [`super::Config::retire`].
+    pub(super) retires: bool,
     /// See [`super::Config::retired_for`].
     pub(super) retired_for: Duration,
 }
@@ -156,6 +158,9 @@ impl Retirement {
     /// A round is whole: finds out what may go.
     pub(super) fn on_whole(&mut self, now: Time, whole: &Whole<'_>) {
         self.see_off(whole);
+        if !whole.retires {
+            return;
+        }
         let Whole { round, held, is_superseded, .. } = whole;
         let may_erase = round.era >= round.number;
         let is_for_all = |origin: &Origin, head: &Version| {

@@ -443,6 +443,7 @@ impl Rounds {
             forgotten: &forgotten,
             is_superseded: &|origin| origin != me && !here.is_current(origin),
             is_up: &|node| here.up.contains(&node),
+            retires: here.config.retire,
             retired_for: here.config.retired_for,
         };
         retirement.on_whole(now, &whole);

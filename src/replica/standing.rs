@@ -311,7 +311,8 @@ impl Replica {
         let asked = self.standing.era_asked.get(&from);
         if asked.is_none_or(|at| now.since(*at) >= ERA_ASKED_EVERY) {
             self.standing.era_asked.insert(from, now);
-            self.say_hello(vec![from]);
+            let hello = self.hello(true);
+            self.send(vec![from], hello, Lane::Control);
         }
         false
     }
@@ -330,8 +331,8 @@ impl Replica {
     }
 
     /// A peer has said how old its disk may be, and hears the same of this one's.
-    pub(super) fn greet_back(&mut self, from: NodeId) {
-        if self.config.collect && !self.standing.greeted.contains(&from) {
+    pub(super) fn greet_back(&mut self, from: NodeId, asks: bool) {
+        if self.config.collect && (asks || !self.standing.greeted.contains(&from)) {
             self.say_hello(vec![from]);
         }
     }
@@ -440,7 +441,7 @@ impl Replica {
         if to.is_empty() {
             return;
         }
-        let hello = self.hello();
+        let hello = self.hello(false);
         self.send(to, hello, Lane::Control);
     }
 
@@ -709,10 +710,10 @@ impl Replica {
     }
 
     /// Returns how this node greets others.
-    pub(super) fn hello(&self) -> Message {
+    pub(super) fn hello(&self, asks: bool) -> Message {
         let has_none = self.standing.is_blank || self.standing.has_left;
         let era = if has_none { 0 } else { self.rounds.retirement.era().held };
-        Message::Hello { origin: self.me, head: self.said(), era }
+        Message::Hello { origin: self.me, head: self.said(), era, asks }
     }
 
     /// Returns how this node asks to be let in: who is about to give up what it holds need not be told

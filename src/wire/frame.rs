@@ -86,7 +86,7 @@ mod tests {
     fn frames_come_out_as_they_went_in_however_they_are_cut() {
         let messages = [
             Message::Neighbour(Neighbour::Accepted),
-            Message::Hello { origin: Origin::default(), head: Version(3), era: 1 },
+            Message::Hello { origin: Origin::default(), head: Version(3), era: 1, asks: false },
             Message::Heads(Vec::new()),
         ];
         let stream: Vec<u8> = messages.iter().flat_map(encode_frame).collect();

@@ -176,7 +176,7 @@ mod tests {
         buckets.insert(0);
         buckets.insert(255);
         vec![
-            ("hello", Message::Hello { origin, head, era: 300 }),
+            ("hello", Message::Hello { origin, head, era: 300, asks: false }),
             ("known", Message::Known { origin, head }),
             ("neighbour-ask", Message::Neighbour(Neighbour::Ask { urgent: false })),
             ("neighbour-ask-urgently", Message::Neighbour(Neighbour::Ask { urgent: true })),

@@ -57,9 +57,10 @@ pub fn encode(message: &Message) -> Vec<u8> {
     let mut writer = Writer::default();
     writer.byte(PROTOCOL_VERSION);
     match message {
-        Message::Hello { origin, head, era } => {
+        Message::Hello { origin, head, era, asks } => {
             write_head(&mut writer, kind::HELLO, *origin, *head);
             writer.varint(*era);
+            writer.byte(u8::from(*asks));
         }
         Message::Known { origin, head } => write_head(&mut writer, kind::KNOWN, *origin, *head),
         Message::Neighbour(word) => {
@@ -187,6 +188,7 @@ fn read_body(reader: &mut Reader<'_>) -> Result<Message, DecodeError> {
             origin: reader.origin()?,
             head: reader.version()?,
             era: reader.number()?,
+            asks: read_bool(reader)?,
         },
         kind::KNOWN => Message::Known { origin: reader.origin()?, head: reader.version()? },
         kind::NEIGHBOUR => Message::Neighbour(read_neighbour(reader)?),
@@ -468,7 +470,10 @@ mod tests {
     #[test]
     fn the_short_messages_are_written_so() {
         let (origin, head) = (origin(7), Version(5));
-        check(&Message::Hello { origin, head, era: 300 }, &format!("01 01 {ORIGIN_7} 05 ac02"));
+        check(
+            &Message::Hello { origin, head, era: 300, asks: true },
+            &format!("01 01 {ORIGIN_7} 05 ac02 01"),
+        );
         check(&Message::Known { origin, head }, &format!("01 02 {ORIGIN_7} 05"));
         check(&Message::Neighbour(Neighbour::Ask { urgent: true }), "01 03 01");
         check(&Message::Heads(vec![(origin, head)]), &format!("01 05 01 {ORIGIN_7} 05"));

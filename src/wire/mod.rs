@@ -74,8 +74,9 @@ impl fmt::Display for Versions {
 pub enum Message {
     /// "I write as `origin` and hold `head` of it." Said to each new neighbour, answered by
     /// [`Message::Known`]: a node whose disk lost its tail learns of it here. `era`: see
-    /// [`crate::crdt::Floor::era`]; 0: the sender holds nothing that could have been deleted.
-    Hello { origin: Origin, head: Version, era: u64 },
+    /// [`crate::crdt::Floor::era`]; 0: the sender holds nothing that could have been deleted. `asks`: the
+    /// receiver is to say the same of itself, again perhaps.
+    Hello { origin: Origin, head: Version, era: u64, asks: bool },
     /// "The newest of your node's origins that I hold something of, and how far." An origin of
     /// version 0 says that nothing newer than the question is known.
     Known { origin: Origin, head: Version },
