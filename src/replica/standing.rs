@@ -559,7 +559,10 @@ impl Replica {
         let is_ahead = self.rounds.floors().iter().any(|(origin, floor)| holds(*origin) < *floor)
             // Of what is retired there it would never ask, nor hear what that deleted.
             || floor.iter().any(|(origin, floor)| {
-                !theirs.contains_key(origin) && self.held(*origin) < *floor && !self.is_empty()
+                self.config.retire
+                    && !theirs.contains_key(origin)
+                    && self.held(*origin) < *floor
+                    && !self.is_empty()
             })
             // What this node wrote unheard, while it was taken for gone, nobody would take.
             || retired.iter().any(|(origin, head)| self.ledger.head(*origin) > *head);
