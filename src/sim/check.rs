@@ -215,6 +215,13 @@ impl Truths {
         }
     }
 
+    /// An epoch ended: what it wrote that nobody else has heard of is said again under another name.
+    pub(super) fn excuse_ended(&mut self, ended: Origin, survived: Version) {
+        if let Some(acknowledged) = self.acknowledged.get_mut(&ended) {
+            *acknowledged = survived.min(*acknowledged);
+        }
+    }
+
     pub(super) fn committed_at(&self, name: (Origin, Version)) -> Option<Time> {
         self.committed_at.get(&name).copied()
     }

@@ -751,6 +751,8 @@ impl<'a> Cluster<'a> {
                 this.confirmations_needed = 0;
                 // Its commits follow.
                 this.heads.remove(&origin);
+                let survived = self.nodes.iter().map(|other| other.head(ended.0)).max();
+                self.truths.excuse_ended(ended.0, survived.unwrap_or_default());
                 self.tell_soon(node, Input::EpochBegun { origin, ended });
                 self.committed(node, commits)?;
                 None
