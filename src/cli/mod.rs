@@ -47,8 +47,9 @@ enum Command {
     ///
     /// Deleted rows are remembered until every member is known to hold the delete, so a member that
     /// is down holds that up, for three days unless the configuration says otherwise. Now nobody
-    /// waits for this one any more. Should it return all the same, it takes over all rows of
-    /// another node: what was deleted meanwhile goes, what it inserted unheard stays.
+    /// waits for this one any more, and its services, checks and node are deleted everywhere, at the
+    /// end of the next round. Should it return all the same, it says them again, and takes over all
+    /// other rows of another node: what was deleted meanwhile goes, what it inserted unheard stays.
     Forget(forget::Args),
     /// List services and their health, or one service's instances
     Services(services::Args),
