@@ -63,13 +63,6 @@ fn play_on<T: Bench>(
     for me in 0..replica_count {
         (0..3).for_each(|table| play.define(bench, me, table, u32::MAX));
     }
-    if collects {
-        // What came back of an owner's earlier epochs is not its word, until it says so.
-        for me in 0..replica_count {
-            let news = play.replicas[me].withdraw();
-            play.say(news);
-        }
-    }
     play.settle();
     let newcomer = NodeId([9; 16]);
     let disk = bench.open(newcomer, &all_tables());
