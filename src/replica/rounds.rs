@@ -24,7 +24,7 @@ use rand::rngs::SmallRng;
 use super::Config;
 use super::retirement::{Retirement, Whole};
 use crate::crdt::change::death_of;
-use crate::crdt::storage::LENGTH_DROPPED_MAX;
+use crate::crdt::storage::{LENGTH_DROPPED_MAX, Tidied};
 use crate::crdt::{Changeset, Floor};
 use crate::ledger::Round;
 use crate::ledger::round::{Heads, Nodes, raise, reaches};
@@ -211,9 +211,20 @@ impl Rounds {
         raise(&mut self.forgotten, &last);
     }
 
-    /// The storage has forgotten nodes for good.
-    pub(super) fn on_gone(&mut self, nodes: &[NodeId]) {
-        for node in nodes {
+    /// The storage has tidied up (`None`: it failed). Returns how many origins it erased, and which it
+    /// retired.
+    pub(super) fn on_tidied(
+        &mut self,
+        now: Time,
+        tidied: Option<Tidied>,
+    ) -> Option<(usize, Vec<(Origin, Version)>)> {
+        let known = &self.known;
+        let epoch_of = |node| known.get(&node).copied().unwrap_or_default();
+        let (tidy, tidied) = self.retirement.on_tidied(now, tidied, epoch_of)?;
+        for origin in &tidy.erase {
+            self.floor.remove(origin);
+        }
+        for node in &tidy.gone {
             for held in [&mut self.known, &mut self.noted, &mut self.forgotten, &mut self.in_force]
             {
                 held.remove(node);
@@ -221,13 +232,7 @@ impl Rounds {
             self.away.remove(node);
             self.gone.remove(node);
         }
-    }
-
-    /// Forgets what was concluded of origins that are erased.
-    pub(super) fn on_erased(&mut self, origins: &[Origin]) {
-        for origin in origins {
-            self.floor.remove(origin);
-        }
+        Some((tidy.erase.len(), tidied.retired))
     }
 
     /// Returns the last epoch up to which a node was forgotten, if that is its latest.
@@ -249,11 +254,6 @@ impl Rounds {
         let new = of_now.difference(&self.gone).copied().collect();
         self.gone = of_now;
         new
-    }
-
-    /// Lists the members, and whoever was one, with their latest epochs.
-    pub(super) fn epochs(&self) -> impl Iterator<Item = (NodeId, Epoch)> {
-        self.known.iter().map(|(node, epoch)| (*node, *epoch))
     }
 
     pub(super) fn epoch_of(&self, node: NodeId) -> Epoch {
@@ -342,13 +342,13 @@ impl Rounds {
         self.retirement.without_gone(now, &round.known, self.config.retired_for)
     }
 
-    /// A peer told of a round. Returns whether it is to hear of this node's.
-    pub(super) fn on_round(&mut self, now: Time, heard: &Round) -> bool {
+    /// A peer told of a round, of which [`Rounds::known_in`] said this. Returns whether it is to hear of
+    /// this node's.
+    pub(super) fn on_round(&mut self, now: Time, heard: &Round, known: &Nodes) -> bool {
         let for_long = self.config.retired_for;
         let forgotten = self.retirement.without_gone(now, &heard.forgotten, for_long);
         raise(&mut self.forgotten, &forgotten);
-        let known = self.known_in(now, heard);
-        raise(&mut self.known, &known);
+        raise(&mut self.known, known);
         if heard.number < self.round.number {
             return true;
         }

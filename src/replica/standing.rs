@@ -402,11 +402,12 @@ impl Replica {
 
     fn welcome(&self, to: NodeId, length: u64, is_settled: bool) -> Message {
         let retirement = &self.rounds.retirement;
-        let (era, mut retired) = (retirement.era(), retirement.of_node(to));
-        let mut heads: Vec<(Origin, Version)> = self.ledger.heads().collect();
-        let mut floor = self.rounds.floors();
-        if !is_settled {
-            [&mut heads, &mut floor, &mut retired].into_iter().for_each(Vec::clear);
+        let era = retirement.era();
+        let (mut heads, mut floor, mut retired) = (Vec::new(), Vec::new(), Vec::new());
+        if is_settled {
+            heads = self.ledger.heads().collect();
+            floor = self.rounds.floors();
+            retired = retirement.of_node(to);
         }
         Message::Welcome { is_settled, length, heads, floor, era, retired }
     }
@@ -842,12 +843,13 @@ impl Replica {
         if !self.config.collect || self.rounds.is_forgotten(from) {
             return;
         }
-        for (node, epoch) in self.rounds.known_in(now, round) {
-            if node != self.me.node {
-                self.meet(Origin { node, epoch, ..self.me });
+        let known = self.rounds.known_in(now, round);
+        for (node, epoch) in &known {
+            if *node != self.me.node {
+                self.meet(Origin { node: *node, epoch: *epoch, ..self.me });
             }
         }
-        if self.rounds.on_round(now, round) && self.rounds.may_answer(now, from) {
+        if self.rounds.on_round(now, round, &known) && self.rounds.may_answer(now, from) {
             let ours = Message::Round(Box::new(self.rounds.round().clone()));
             self.send(vec![from], ours, Lane::Control);
         }
@@ -922,18 +924,9 @@ impl Replica {
 
     /// Origins were retired, and erased.
     pub(super) fn on_tidied(&mut self, now: Time, tidied: Option<Tidied>) {
-        let rounds = &mut self.rounds;
-        let known: Vec<(NodeId, Epoch)> = rounds.epochs().collect();
-        let epoch_of =
-            |node| known.iter().find(|(known, _)| *known == node).map(|(_, epoch)| *epoch);
-        let epoch_of = |node| epoch_of(node).unwrap_or_default();
-        let Some((tidy, tidied)) = rounds.retirement.on_tidied(now, tidied, epoch_of) else {
-            return;
-        };
-        rounds.on_erased(&tidy.erase);
-        rounds.on_gone(&tidy.gone);
-        self.stats.origins_erased += tidy.erase.len() as u64;
-        for (origin, _) in tidied.retired {
+        let Some((erased, retired)) = self.rounds.on_tidied(now, tidied) else { return };
+        self.stats.origins_erased += erased as u64;
+        for (origin, _) in retired {
             self.ledger.retire(origin);
             // Whatever was heard of it, nobody has more.
             self.pulls.on_reached(origin, Version(u64::MAX));

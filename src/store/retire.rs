@@ -1,7 +1,7 @@
 //! Forgetting who is gone: the rows of a node that will not return, and origins of which nothing is
 //! left. When it may be done is the replica's business.
 
-use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::database::{Store, failed};
 use super::epochs::Act;
@@ -66,7 +66,7 @@ impl Group<'_> {
         let first = self.commits.len();
         self.write_places_as((under, Wall(0)), &places, &Act::Withdraw)?;
         for commit in &mut self.commits[first..] {
-            std::sync::Arc::make_mut(commit).changeset = None;
+            Arc::make_mut(commit).changeset = None;
         }
         Ok(())
     }
@@ -94,10 +94,11 @@ impl Group<'_> {
         }
         let numbers = (tidy.era.cast_signed(), tidy.erased.cast_signed());
         store.conn.prepare_cached(TIDY)?.execute(numbers)?;
-        let held: BTreeSet<(Origin, Version)> = store.origins.heads().into_iter().collect();
-        for (origin, head) in held {
-            if tidy.ask.contains(&origin) && store.is_spent(origin, &mut looks)? {
-                tidied.spent.push((origin, head));
+        for origin in &tidy.ask {
+            let head = store.origins.head(*origin);
+            let is_head = head > Version(0) && !store.origins.is_retired(*origin);
+            if is_head && store.is_spent(*origin, &mut looks)? {
+                tidied.spent.push((*origin, head));
             }
         }
         Ok(tidied)
