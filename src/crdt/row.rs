@@ -283,6 +283,33 @@ impl RowClock {
         merged
     }
 
+    /// Lets go of stamps that nobody else may have heard of, where a change that was just merged
+    /// says the same of a shared row under stamps of its own.
+    ///
+    /// They would be said again under another name, which may be a lesser one than the change's:
+    /// whoever hears of both keeps the change's, and so must who has heard of it.
+    pub fn yield_to<'v>(
+        &mut self,
+        change: &Incoming<'_>,
+        value: impl Fn(ColumnId) -> &'v Value,
+        is_unheard: impl Fn(Stamp) -> bool,
+    ) {
+        let Life { length, stamp } = change.life;
+        let is_possible = stamp.version.0 <= COUNT_MAX && change.class == Class::Shared;
+        if !is_possible || self.life.length != length {
+            return;
+        }
+        if is_unheard(self.life.stamp) {
+            self.life.stamp = stamp;
+        }
+        for (column, count, incoming) in &change.cells {
+            let held = self.cell(*column).filter(|held| held.count == *count);
+            if held.is_some_and(|held| is_unheard(held.stamp)) && value(*column) == *incoming {
+                self.put(*column, CellClock { count: *count, stamp: change.stamp });
+            }
+        }
+    }
+
     fn merge_cell<'a, 'v>(
         &mut self,
         column: ColumnId,

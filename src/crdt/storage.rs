@@ -310,12 +310,14 @@ pub trait Storage {
     ///
     /// In one transaction, or in several of which the first says that it has begun: a new epoch
     /// begins, as by [`Storage::begin_epoch`], but what is stamped anew is what this node wrote and
-    /// the peer does not hold. All heads but that of the new origin fall to 0. Rows of other owners
+    /// the peer does not hold: of its own rows all of the epoch that ends, and of earlier ones the
+    /// dead, since live ones are about to be withdrawn. All heads but that of the new origin fall to 0. Rows of other owners
     /// under stamps that the peer does not hold go, tombstones too: only their owners may say them
     /// again. All other rows stay visible, and are noted as unconfirmed.
     ///
     /// From then on [`Storage::apply`] confirms each row that it is told of, whatever becomes of the
-    /// change. Begun again, it begins from the start.
+    /// change, and takes its stamps where it says what is here under stamps that are beyond the
+    /// heads ([`super::RowClock::yield_to`]). Begun again, it begins from the start.
     fn rejoin(
         &mut self,
         now: Wall,

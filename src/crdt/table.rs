@@ -273,7 +273,7 @@ impl Storage for Table {
             Version(0) => drop(self.heads.remove(&ended)),
             trusted => drop(self.heads.insert(ended, trusted)),
         }
-        let commits = self.renew(now, move |table, stamp| {
+        let commits = self.renew(now, move |table, _, stamp| {
             stamp.origin == ended && (is_owned(table) || stamp.version > trusted)
         });
         Ok(Begun { origin: self.origin, ended: (ended, trusted), commits })
@@ -352,10 +352,13 @@ impl Storage for Table {
         let held: OrdMap<Origin, Version> = held.iter().copied().collect();
         let mut commits: Vec<Commit> = self.drop_foreign_news(now, &held).into_iter().collect();
         self.unconfirmed = Some(self.places().collect());
-        let renewed = self.renew(now, move |table, stamp| {
+        let renewed = self.renew(now, move |table, row, stamp| {
             let is_mine = stamp.origin.node == origin.node && stamp.origin != origin;
-            let is_lost =
-                if is_owned(table) { stamp.origin == ended } else { !is_covered(&held, stamp) };
+            let is_unheard = !is_covered(&held, stamp);
+            let is_lost = match is_owned(table) {
+                true => stamp.origin == ended || (is_unheard && !row.clock.is_alive()),
+                false => is_unheard,
+            };
             is_mine && is_lost
         });
         commits.extend(renewed);
@@ -614,17 +617,18 @@ impl Table {
     }
 
     /// Stamps anew, table by table, what `is_ended` names.
-    fn renew(&mut self, now: Wall, is_ended: impl Fn(&str, Stamp) -> bool) -> Vec<Commit> {
+    fn renew(&mut self, now: Wall, is_ended: impl Fn(&str, &Row, Stamp) -> bool) -> Vec<Commit> {
         let mut places = Vec::new();
         for (name, sheet) in self.sheets.iter().rev() {
-            let has_ended = |row: &Row| row.clock.stamps().into_iter().any(|s| is_ended(name, s));
+            let has_ended =
+                |row: &Row| row.clock.stamps().into_iter().any(|s| is_ended(name, row, s));
             let rows = sheet.rows.iter().filter(|(_, row)| has_ended(row));
             places.extend(rows.map(|(key, _)| (Arc::clone(name), Arc::clone(key))));
         }
         let restamp = |table: &str, row: &Row, stamp: Stamp| {
-            let mut row = row.clone();
-            row.clock.restamp(stamp, |old| is_ended(table, old));
-            row
+            let mut renewed = row.clone();
+            renewed.clock.restamp(stamp, |old| is_ended(table, row, old));
+            renewed
         };
         self.write_places(now, &places, restamp)
     }
@@ -898,12 +902,19 @@ impl Table {
         let mut clock = held.as_ref().map(|row| row.clock.clone());
         let held_value = |id| &held.as_ref().expect("it has a clock, so it is held").values[&id];
         let merged = RowClock::merge(&mut clock, &incoming, held_value);
-        let Some(clock) = clock.filter(|_| merged.is_changed) else { return };
+        let Some(mut clock) = clock else { return };
         let mut values = match (merged.fate, &held) {
             (Fate::Stay, Some(held)) => held.values.clone(),
             (Fate::Stay | Fate::Appear | Fate::StartOver | Fate::Vanish, _) => BTreeMap::new(),
         };
         values.extend(merged.take.into_iter().map(|(id, value)| (id, value.clone())));
+        if self.unconfirmed.is_some() {
+            let is_unheard = |stamp| !is_covered(&self.heads, stamp);
+            clock.yield_to(&incoming, |id| &values[&id], is_unheard);
+        }
+        if held.is_some_and(|held| held.clock == clock) && !merged.is_changed {
+            return;
+        }
         self.put_row(table, &change.key, Row { clock, values });
     }
 }

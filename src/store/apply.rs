@@ -196,7 +196,11 @@ impl<'a> Merge<'a> {
         let class = Class::of(&self.tables.entry(table).name);
         let incoming = Incoming { class, stamp, life: change.life, cells: cells.collect() };
         let place = self.touch(table, &change.key)?;
-        self.rows[place].merge(&incoming);
+        let row = &mut self.rows[place];
+        row.merge(&incoming);
+        if self.is_rejoining {
+            row.yield_to(&incoming, |stamp| stamp.version > self.origins.head(stamp.origin));
+        }
         Ok(())
     }
 
@@ -455,6 +459,12 @@ impl Row {
                 _ => drop(parked.insert(id, value.clone())),
             }
         }
+    }
+
+    fn yield_to(&mut self, change: &Incoming<'_>, is_unheard: impl Fn(Stamp) -> bool) {
+        let Some(mut clock) = self.clock.take() else { return };
+        clock.yield_to(change, self.value(), is_unheard);
+        self.clock = Some(clock);
     }
 
     /// Puts a value in the place of another one under the same clock.

@@ -120,19 +120,30 @@ impl Group<'_> {
         &mut self,
         is_wanted: impl Fn(&Origin) -> bool,
     ) -> rusqlite::Result<BTreeSet<Place>> {
-        let held = self.store.origins.all();
         let mut places = BTreeSet::new();
-        for origin in held.into_iter().filter(is_wanted) {
+        for origin in self.store.origins.all().into_iter().filter(is_wanted) {
             let of_origin = self.places_of(origin, Class::Owned, Version(0))?;
-            for (name, key, table) in of_origin {
-                let Store { conn, origins, .. } = &*self.store;
-                let clock = clocks::read(conn, origins, table, &key)?;
-                if clock.is_some_and(|clock| clock.is_alive()) {
-                    places.insert((name, key, table));
-                }
-            }
+            places.append(&mut self.those_that(RowClock::is_alive, of_origin)?);
         }
         Ok(places)
+    }
+
+    /// Leaves only the places whose rows' clocks are wanted.
+    pub(super) fn those_that(
+        &self,
+        is_wanted: impl Fn(&RowClock) -> bool,
+        mut places: BTreeSet<Place>,
+    ) -> rusqlite::Result<BTreeSet<Place>> {
+        let Store { conn, origins, .. } = &*self.store;
+        let mut failed = None;
+        places.retain(|(_, key, table)| match clocks::read(conn, origins, *table, key) {
+            Ok(clock) => clock.as_ref().is_some_and(&is_wanted),
+            Err(error) => {
+                failed = Some(error);
+                false
+            }
+        });
+        failed.map_or(Ok(places), Err)
     }
 
     /// Writes rows in commits of bounded size.
@@ -219,8 +230,8 @@ pub(super) enum Act {
         trusted: Version,
     },
     Withdraw,
-    /// Stamps anew what `ended` wrote of owned rows, and of others what this node wrote and a peer
-    /// with these heads does not hold.
+    /// Stamps anew what `ended` wrote of owned rows, and of dead ones and of others what this node
+    /// wrote and a peer with these heads does not hold.
     Rejoin {
         ended: Origin,
         held: BTreeMap<Origin, Version>,
@@ -248,13 +259,15 @@ impl Act {
                 });
             }
             Self::Rejoin { ended, held } => {
+                let is_dead = !clock.is_alive();
                 clock.restamp(stamp, |old| {
                     let is_mine = old.origin.node == stamp.origin.node;
+                    let is_unheard = beyond(held, old);
                     is_mine
                         && old.origin != stamp.origin
                         && match class {
-                            Class::Owned => old.origin == *ended,
-                            Class::Shared => beyond(held, old),
+                            Class::Owned => old.origin == *ended || (is_unheard && is_dead),
+                            Class::Shared => is_unheard,
                         }
                 });
             }

@@ -106,6 +106,8 @@ impl Group<'_> {
         for origin in self.store.origins.all().into_iter().filter(mine) {
             let after = held.get(&origin).copied().unwrap_or_default();
             places.append(&mut self.places_of(origin, Class::Shared, after)?);
+            let of_origin = self.places_of(origin, Class::Owned, after)?;
+            places.append(&mut self.those_that(|clock| !clock.is_alive(), of_origin)?);
         }
         self.write_places(&places, &Act::Rejoin { ended, held })
     }

@@ -130,6 +130,46 @@ pub fn who_was_away_takes_the_rows_of_a_peer<T: Bench>(bench: &mut T) {
     assert_eq!(host.fingerprint().unwrap(), away.fingerprint().unwrap());
 }
 
+pub fn an_owner_says_again_which_of_its_rows_died_under_an_earlier_epoch<T: Bench>(bench: &mut T) {
+    let mut lost = bench.open(A, &all_tables());
+    let [mut late, mut other, host] = [B, C, NodeId([7; 16])].map(|n| bench.open(n, &all_tables()));
+    let web = || put_service(&A.to_string(), "web", "web", 80);
+    write(&mut lost, &[web()]);
+    pull(&mut late, &lost, usize::MAX);
+    let matching = vec![("node_id", Value::from(A.to_string())), ("id", "web".into())];
+    write(&mut lost, &[RowOp::Delete { table: "services", matching, except: None }]);
+    pull(&mut other, &lost, usize::MAX);
+
+    let mut owner = bench.open(A, &all_tables());
+    owner.begin_epoch(NOW, Epoch(9)).unwrap();
+    pull(&mut owner, &other, usize::MAX);
+    owner.rejoin(NOW, &host.heads().unwrap(), 0).unwrap();
+    owner.settle(NOW, &[], 0, Era::default()).unwrap();
+    assert_eq!(owner.tombstones().unwrap(), 1);
+    pull(&mut late, &owner, usize::MAX);
+    let key = [Value::from(A.to_string()), "web".into()];
+    let row = late.inspect("services", &key).unwrap().unwrap();
+    assert_eq!((row.row, row.life.stamp.origin), (None, owner.origin()));
+}
+
+pub fn what_is_said_again_gives_way_to_what_was_heard<T: Bench>(bench: &mut T) {
+    let [mut away, mut host, mut lost] = [A, B, C].map(|node| bench.open(node, &all_tables()));
+    write(&mut host, &[put(1, "v")]);
+    pull(&mut lost, &host, usize::MAX);
+    write(&mut host, &[set(1, "w", "same")]);
+    write(&mut lost, &[set(1, "w", "same")]);
+    pull(&mut away, &host, usize::MAX);
+    pull(&mut away, &lost, usize::MAX);
+    assert!(show(&away, 1).ends_with("2@1/C"), "{}", show(&away, 1));
+
+    away.rejoin(NOW, &host.heads().unwrap(), 0).unwrap();
+    pull(&mut away, &host, usize::MAX);
+    let settled = away.settle(NOW, &[], 0, Era::default()).unwrap();
+    assert!(settled.commits.is_empty(), "nothing is left that the host does not have");
+    assert_eq!(show(&away, 1), show(&host, 1));
+    assert_eq!(away.fingerprint().unwrap(), host.fingerprint().unwrap());
+}
+
 pub fn an_empty_disk_that_rejoins_is_as_the_peer_is<T: Bench>(bench: &mut T) {
     let (host, _) = parted(bench);
     let mut fresh = bench.open(C, &all_tables());

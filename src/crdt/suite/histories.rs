@@ -64,6 +64,11 @@ fn play_on<T: Bench>(
         (0..3).for_each(|table| play.define(bench, me, table, u32::MAX));
     }
     play.settle();
+    if collects {
+        // Of an owner's rows from before its disk was lost a returning node may hold some alone.
+        play.withdraw_all();
+        play.settle();
+    }
     let newcomer = NodeId([9; 16]);
     let disk = bench.open(newcomer, &all_tables());
     play.replicas.push(Replica::new(disk, newcomer, Known::ALL));
@@ -188,10 +193,7 @@ impl<D: Storage> Play<D> {
                 let news = self.replicas[me].begin_epoch(above);
                 self.say(news);
             }
-            16 => {
-                let news = self.replicas[me].withdraw();
-                self.say(news);
-            }
+            16 => self.withdraw(me),
             17 => {
                 self.told.wipes += 1;
                 let known = self.replicas[me].known;
@@ -221,6 +223,15 @@ impl<D: Storage> Play<D> {
                 self.lose(me, (bench.reopen(disk), known, mirror));
             }
         }
+    }
+
+    fn withdraw(&mut self, me: usize) {
+        let news = self.replicas[me].withdraw();
+        self.say(news);
+    }
+
+    fn withdraw_all(&mut self) {
+        (0..self.replicas.len()).for_each(|me| self.withdraw(me));
     }
 
     /// Drops what tombstones may go: every replica that is not away holds the deletes, and this one

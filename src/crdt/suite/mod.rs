@@ -152,6 +152,8 @@ macro_rules! collecting_suite {
         $crate::storage_suite! { @tests $bench,
             graves::a_row_is_born_above_the_tombstones_of_others,
             graves::who_was_away_takes_the_rows_of_a_peer,
+            graves::an_owner_says_again_which_of_its_rows_died_under_an_earlier_epoch,
+            graves::what_is_said_again_gives_way_to_what_was_heard,
             graves::an_empty_disk_that_rejoins_is_as_the_peer_is,
             graves::each_deletes_the_rows_of_a_gone_node_alike,
             graves::a_spent_origin_is_retired_and_then_erased,
