@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rand::RngExt;
 use rand::rngs::SmallRng;
-use rand::seq::SliceRandom;
+use rand::seq::{IteratorRandom, SliceRandom};
 
 use super::check::Checked;
 use super::network::Network;
@@ -27,6 +27,9 @@ const CONNECTION_IDLE: Duration = Duration::from_secs(30 * 60);
 
 /// The waits between two rounds of dials while nobody has answered, as in `node::join`: from, to.
 const DIAL_WAITS: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+
+/// How often a node that has members looks around for those that it should know, as in `node::join`.
+const LOOK_AROUND: Duration = Duration::from_secs(30);
 
 /// So long after a start, or after the network was healed, others may still be wrong about a node.
 const BENEFIT_OF_DOUBT: Duration = Duration::from_secs(60);
@@ -336,7 +339,8 @@ impl DerefMut for Swimmer {
     }
 }
 
-/// When a node that is alone dials those that it is to join by.
+/// When a node dials others: those that it is to join by while it is alone, and now and then one that
+/// it does not know.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Dialler {
     due_at: Time,
@@ -352,15 +356,20 @@ impl Default for Dialler {
 impl Dialler {
     /// Returns whether to dial now, as `node::join` does.
     fn is_due(&mut self, now: Time, is_alone: bool) -> bool {
-        if !is_alone {
-            self.wait = DIAL_WAITS.0;
-            return false;
+        if is_alone && self.wait > DIAL_WAITS.1 {
+            *self = Self { due_at: now, ..Self::default() };
+        } else if !is_alone && self.wait <= DIAL_WAITS.1 {
+            *self = Self { due_at: now + LOOK_AROUND, wait: DIAL_WAITS.1 + LOOK_AROUND };
         }
         if now < self.due_at {
             return false;
         }
-        self.due_at = now + self.wait;
-        self.wait = (self.wait * 2).min(DIAL_WAITS.1);
+        if is_alone {
+            self.due_at = now + self.wait;
+            self.wait = (self.wait * 2).min(DIAL_WAITS.1);
+        } else {
+            self.due_at = now + LOOK_AROUND;
+        }
         true
     }
 }
@@ -447,8 +456,9 @@ impl Cluster<'_> {
             self.tell(node, Input::PeerUp { node: peer, round_trip })?;
         }
         let this = &mut self.nodes[node.0];
-        if this.dialler.is_due(self.now, this.up.is_empty()) {
-            self.dial(node);
+        let is_alone = this.up.is_empty();
+        if this.dialler.is_due(self.now, is_alone) {
+            self.dial(node, is_alone);
         }
         let Some((at, why)) = deadline else { return Ok(()) };
         if at < self.now {
@@ -510,15 +520,24 @@ impl Cluster<'_> {
         }
     }
 
-    /// A node that is alone knocks at those that it is to join by.
-    fn dial(&mut self, node: NodeIndex) {
+    /// A node that is alone knocks at those that it is to join by, another at one whom it does not
+    /// know: the catalog names all.
+    fn dial(&mut self, node: NodeIndex, is_alone: bool) {
         let seeds = self.scenario.membership.joining().map_or(0, |joining| joining.seeds.max(1));
-        for seed in (0..seeds.min(self.scenario.nodes)).map(NodeIndex) {
-            if seed == node || !reaches(&self.nodes, &self.network, node, seed) {
+        let dialled: Vec<NodeIndex> = if is_alone {
+            (0..seeds.min(self.scenario.nodes)).map(NodeIndex).collect()
+        } else {
+            let is_strange = |other: &NodeIndex| !self.nodes[node.0].up.contains(other);
+            let all = (0..self.scenario.nodes).map(NodeIndex).filter(|other| *other != node);
+            all.filter(is_strange).choose(&mut self.rng).into_iter().collect()
+        };
+        for other in dialled {
+            if other == node || !reaches(&self.nodes, &self.network, node, other) {
                 continue;
             }
-            let after = self.connect(node, seed);
-            let input = swim::Input::Found { node: self.nodes[seed.0].id, address: address(seed) };
+            let after = self.connect(node, other);
+            let input =
+                swim::Input::Found { node: self.nodes[other.0].id, address: address(other) };
             let life = self.nodes[node.0].life;
             self.agenda.enter(self.now + after, Event::TellSwim { node, life, input });
         }

@@ -80,7 +80,8 @@ impl Config {
             max_packet_size: nonzero(DATAGRAM_BYTES_MAX - ENVELOPE_BYTES),
             notify_down_members: true,
             periodic_announce: periodic(Duration::from_secs(30), 1),
-            periodic_announce_to_down_members: periodic(self.greet_dead_period, 2),
+            // This node does so itself: foca forgets with its verdicts whom to greet.
+            periodic_announce_to_down_members: None,
             periodic_gossip: periodic(self.gossip_period, 3),
         }
     }

@@ -55,7 +55,10 @@ const GOODBYES_MAX: usize = 512;
 /// How many members tell a suspect each second that it is one, beside who found it silent.
 const ACCUSERS: f64 = 8.0;
 
-/// How many members of old are greeted in one round when this node is alone.
+/// How many members that seem dead are greeted in one round: see [`Config::greet_dead_period`].
+const GREETINGS: usize = 2;
+
+/// How many are when this node is alone.
 const GREETINGS_ALONE: usize = 5;
 
 /// The incarnation that says "left by its own will" in the update that says "down". foca passes
@@ -108,6 +111,7 @@ pub struct Swim {
     rng: SmallRng,
     agenda: Agenda,
     upkeep_at: Time,
+    greet_dead_at: Time,
     roster: Roster,
     announcer: Announcer,
     comparer: Comparer,
@@ -163,6 +167,7 @@ impl Swim {
             rng,
             agenda: Agenda::default(),
             upkeep_at: Time(0),
+            greet_dead_at: Time(0),
             roster: Roster::default(),
             announcer: Announcer::new(config.announce_wait),
             comparer: Comparer::default(),
@@ -509,7 +514,7 @@ impl Swim {
     }
 
     fn send(&mut self, to: Identity, bytes: Bytes) {
-        // foca greets all who went down, a former life of this very node among them.
+        // A former life of this very node is nobody to speak to.
         if to.node == self.me().node {
             return;
         }
@@ -662,14 +667,12 @@ impl Swim {
         }
     }
 
-    fn announce_to_members_of_old(&mut self, now: Time) {
-        let old: Vec<Identity> = self
-            .roster
-            .iter()
-            .filter(|member| member.state == State::Down)
-            .map(|member| member.identity)
-            .sample(&mut self.rng, GREETINGS_ALONE);
-        old.into_iter().for_each(|to| self.announce(now, to));
+    /// Greets some who seem dead, as the roster has them: foca may have forgotten its verdicts.
+    fn announce_to_members_of_old(&mut self, now: Time, count: usize) {
+        let is_down = |member: &&Member| member.state == State::Down;
+        let down = self.roster.iter().filter(is_down).map(|member| member.identity);
+        let chosen: Vec<Identity> = down.sample(&mut self.rng, count);
+        chosen.into_iter().for_each(|to| self.announce(now, to));
     }
 
     fn upkeep(&mut self, now: Time) {
@@ -685,7 +688,10 @@ impl Swim {
         }
         self.announcer.alone(now, self.foca.num_members() == 0);
         if self.announcer.is_due_alone(now, &mut self.rng) {
-            self.announce_to_members_of_old(now);
+            self.announce_to_members_of_old(now, GREETINGS_ALONE);
+        } else if self.greet_dead_at <= now {
+            self.greet_dead_at = now + self.config.greet_dead_period;
+            self.announce_to_members_of_old(now, GREETINGS);
         }
         self.roster.forget_older_than(now, self.config.forget_after);
         self.health.recover(now);

@@ -47,6 +47,8 @@ struct Cluster {
     loss: u32,
     /// Nodes on the one side of a cut; empty: no cut.
     island: BTreeSet<usize>,
+    /// Nodes that reach nobody.
+    cut_off: BTreeSet<usize>,
     config: Config,
     /// Another process with a node's id is said to be there. What is meant for it comes to the node
     /// itself all the same: connections are with a node, not with an address.
@@ -70,6 +72,7 @@ impl Cluster {
             sent: 0,
             loss: 0,
             island: BTreeSet::new(),
+            cut_off: BTreeSet::new(),
             config,
             elsewhere: None,
             log: Vec::new(),
@@ -129,6 +132,7 @@ impl Cluster {
     fn transmit(&mut self, from: usize, to: NodeId, bytes: Bytes) {
         assert!(bytes.len() <= super::DATAGRAM_BYTES_MAX);
         let is_cut = self.island.contains(&from) != self.island.contains(&index(to));
+        let is_cut = is_cut || [from, index(to)].iter().any(|node| self.cut_off.contains(node));
         if is_cut || self.rng.random_range(0..1_000) < self.loss {
             return;
         }
@@ -375,6 +379,24 @@ fn a_node_cut_off_from_all_comes_back_without_a_restart() {
         cluster.run_until("it is back", secs(45), |c| c.agrees_on(0..5));
         assert!(cluster.swim(4).me().generation > START, "seed {seed}: in a new life");
         assert_eq!(cluster.swim(0).me().generation, START, "seed {seed}: not so the many");
+    }
+}
+
+#[test]
+fn halves_whose_nodes_had_all_been_alone_before_heal() {
+    for seed in 0..5 {
+        let mut cluster = Cluster::joined(4, seed);
+        // Each is cut off from all others until it is alone, and forgets its verdicts when the
+        // other of its half speaks to it.
+        cluster.cut_off = (0..4).collect();
+        let is_alone = |cluster: &Cluster, index| cluster.alive_in(index).len() == 1;
+        cluster.run_until("each is alone", secs(60), |c| (0..4).all(|i| is_alone(c, i)));
+        cluster.cut_off.clear();
+        cluster.island = (0..2).collect();
+        cluster.run_until("two halves", secs(60), |c| c.agrees_on(0..2) && c.agrees_on(2..4));
+        cluster.run(secs(60));
+        cluster.island.clear();
+        cluster.run_until("all are one again", secs(60), |c| c.agrees_on(0..4));
     }
 }
 
