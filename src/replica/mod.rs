@@ -14,7 +14,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::crdt::storage::Bookmark;
-use crate::crdt::{Changeset, Floor, Piece};
+use crate::crdt::{Changeset, Floor, Key, Piece};
 use crate::ledger::Ledger;
 use crate::types::{Epoch, NodeId, Origin, Time, Version, Wall};
 use crate::wire::{HOPS_FAR, Message, Offer};
@@ -223,7 +223,7 @@ impl Replica {
             Input::Sighted { id, sight } => {
                 self.audit.on_sight(now, &mut self.rng, &self.overlay, (id, sight));
             }
-            Input::Mended { rows } => self.audit.on_mended(now, rows),
+            Input::Mended { rows } => self.on_mended(now, rows),
             Input::Recounted => self.audit.on_recounted(),
             Input::Tick => {}
         }
@@ -610,6 +610,14 @@ impl Replica {
             self.digests.on_pulled(origin);
             self.reached(origin);
         }
+    }
+
+    fn on_mended(&mut self, now: Time, rows: Option<Vec<(Key, Origin)>>) {
+        let is_earlier = |origin: Origin| origin.node == self.me.node && origin != self.me;
+        if rows.iter().flatten().any(|(_, origin)| is_earlier(*origin)) {
+            self.returned.on_returned(now);
+        }
+        self.audit.on_mended(now, rows);
     }
 
     fn on_applied(&mut self, now: Time, id: BatchId, outcome: ApplyOutcome) {

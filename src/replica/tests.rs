@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::crdt::storage::Extract;
-use crate::crdt::{Batch, Staging, Stamp};
+use crate::crdt::{Batch, Key, Staging, Stamp};
 use crate::ledger::tests::origin;
 use crate::types::Wall;
 use crate::wire::{Cut, Neighbour, RequestId};
@@ -506,6 +506,13 @@ fn what_came_back_of_this_node_is_withdrawn_a_minute_later() {
     assert_eq!(withdraws(&one.wait(2_000)), 1);
     one.tell(Input::Withdrawn { is_done: false });
     assert_eq!(withdraws(&one.wait(minute + 1_000)), 1, "it is tried again");
+    one.tell(Input::Withdrawn { is_done: true });
+
+    let key = Key::default();
+    one.tell(Input::Mended { rows: Some(vec![(key.clone(), second), (key.clone(), origin(9))]) });
+    assert_eq!(withdraws(&one.wait(2 * minute)), 0, "rows of this life and of others");
+    one.tell(Input::Mended { rows: Some(vec![(key, origin(ME))]) });
+    assert_eq!(withdraws(&one.wait(minute + 1_000)), 1, "what mending brought back");
 }
 
 #[test]

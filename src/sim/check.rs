@@ -49,6 +49,10 @@ pub(super) struct Truths {
     gone: BTreeSet<NodeId>,
     /// Origins that somebody has retired, and how far they were held.
     retired: BTreeMap<Origin, Version>,
+    /// Whether a disk was lost that alone held some versions.
+    has_lost_versions: bool,
+    /// Rows that somebody mended, and what was written with them.
+    mended: BTreeSet<Vec<Value>>,
     /// When each version was committed, for the report.
     committed_at: BTreeMap<(Origin, Version), Time>,
 }
@@ -123,6 +127,16 @@ impl Truths {
             self.gone.insert(name.0.node);
         }
         Ok(())
+    }
+
+    /// A node mended rows one by one: that is no transaction of anybody's, and their owner may withdraw
+    /// them so.
+    pub(super) fn on_mended(&mut self, node: &mut VirtualNode, commit: &Commit) {
+        node.shown.note(commit);
+        for (table, key) in net_rows(commit).into_keys() {
+            let Some(twin_key) = workload::twin_of(table, key) else { continue };
+            self.mended.extend([key.to_vec(), twin_key]);
+        }
     }
 
     /// A node has forgotten others for good.
@@ -210,9 +224,16 @@ impl Truths {
 
     /// A disk was lost: what no other disk holds need not come back.
     pub(super) fn excuse(&mut self, survived: impl Fn(Origin) -> Version) {
+        let is_lost = |(origin, version): &(Origin, Version)| *version > survived(*origin);
+        self.has_lost_versions |= self.committed_at.keys().any(is_lost);
         for (origin, version) in &mut self.acknowledged {
             *version = survived(*origin).min(*version);
         }
+    }
+
+    /// Tells whether a disk was lost that alone held some versions.
+    pub(super) fn has_lost_versions(&self) -> bool {
+        self.has_lost_versions
     }
 
     /// An epoch ended: what it wrote that nobody else has heard of is said again under another name.
@@ -409,7 +430,7 @@ pub(super) fn twins_change_together(
         // goes when it settles.
         let is_leftover = node.is_rejoining() && row.is_none();
         let may_part = commit.changeset.is_none() && (came_in_parts || is_leftover);
-        if !may_part && !node.apart.contains(key) {
+        if !may_part && !node.apart.contains(key) && !truths.mended.contains(key) {
             let heads = &commit.heads;
             return Err(format!(
                 "P3: {} sees half a transaction: {table} {key:?} {existed} {row:?} and {twin:?}, \

@@ -269,6 +269,8 @@ impl<'a> Cluster<'a> {
         let converged_after = self.converge(quiet_from)?;
         if self.tally.damaged > 0 {
             self.await_mending()?;
+        } else if self.truths.has_lost_versions() {
+            self.await_agreement()?;
         }
         check::equal_heads_have_equal_contents(&self.nodes)?;
         self.listen()?;
@@ -332,6 +334,21 @@ impl<'a> Cluster<'a> {
         let found = self.nodes.iter().filter_map(|node| node.replica.as_ref());
         let found: usize = found.map(|replica| replica.findings().last.len()).sum();
         if found == 0 { Err("nobody names the row that was damaged".to_owned()) } else { Ok(()) }
+    }
+
+    /// Of what a lost version has overwritten some may have heard, and others not: nobody tells of it
+    /// any more. Comparing rows finds it.
+    fn await_agreement(&mut self) -> Checked {
+        let from = self.now;
+        while let Some(what) = check::first_difference(&self.nodes) {
+            if self.now >= from + MENDED_WITHIN {
+                return Err(format!("P5: what a lost version overwrote was not mended: {what}"));
+            }
+            self.play_until(self.now + Duration::from_secs(1))?;
+        }
+        self.tally.mended_after = self.now.since(from);
+        // What was mended may have to be withdrawn.
+        self.converge(self.now).map(drop)
     }
 
     /// Once all hold the same, every tombstone goes.
@@ -799,7 +816,7 @@ impl<'a> Cluster<'a> {
             Job::Mend(_) if is_failing => Some(Input::Mended { rows: None }),
             Job::Mend(mend) => {
                 let mended = this.storage.mend(now, &mend).map_err(|error| error.to_string())?;
-                // It is no transaction of anybody's.
+                self.truths.on_mended(this, &mended.commit);
                 let rows = mended.rows;
                 self.tally.mended += rows.len() as u64;
                 Some(Input::Mended { rows: Some(rows) })
