@@ -76,6 +76,9 @@ const LEDGER_EVERY: u64 = 64;
 /// What an origin's rows never come to in a simulation: with so much room no pull is split.
 const ROOM_BYTES: usize = 1 << 20;
 
+/// How long after all hold the same: looks at what differed until then have come to an end.
+const LISTEN_AFTER: Duration = Duration::from_secs(10);
+
 /// How long a cluster that has converged is listened to: it must be silent.
 const LISTEN_FOR: Duration = Duration::from_secs(10);
 
@@ -302,7 +305,7 @@ impl<'a> Cluster<'a> {
     /// Once all hold the same, and the last digests are out, nobody has anything to say of
     /// versions.
     fn listen(&mut self) -> Checked {
-        self.play_until(self.now + Duration::from_secs(5))?;
+        self.play_until(self.now + LISTEN_AFTER)?;
         let before = (self.tally.pushes, self.tally.wants);
         let sent = self.budget.sent();
         self.play_until(self.now + LISTEN_FOR)?;
