@@ -1,8 +1,9 @@
 //! A row's clock: which life the row is in, and who last wrote each of its cells.
 //!
-//! This is all that a storage keeps of a row besides its values. It changes in two ways only: by
-//! the local writes below (`inserted`, `moved`, `updated`, `replaced`, `deleted`) and by
-//! [`RowClock::merge`]. Columns are small numbers that the storage chose; they never leave it.
+//! This is all that a storage keeps of a row besides its values. It changes by the local writes
+//! below (`inserted`, `moved`, `updated`, `replaced`, `deleted`), by [`RowClock::merge`], and where a
+//! node says again what it cannot know others to have. Columns are small numbers that the storage
+//! chose; they never leave it.
 
 use std::collections::BTreeSet;
 
@@ -49,6 +50,14 @@ pub struct Incoming<'a> {
     pub life: Life,
     /// Column, count and value of each cell.
     pub cells: Vec<(ColumnId, u64, &'a Value)>,
+}
+
+impl Incoming<'_> {
+    /// Returns the length of the life that the change tells of; 0: an impossible one.
+    pub fn told_length(&self) -> u64 {
+        let Life { length, stamp } = self.life;
+        if length <= COUNT_MAX && stamp.version.0 <= COUNT_MAX { length } else { 0 }
+    }
 }
 
 /// What a merge asks the storage to do with the row's values: first `fate`, then `take`.
@@ -223,6 +232,22 @@ impl RowClock {
         *self != before
     }
 
+    /// Says again, as one write, what is under stamps that nobody else may have heard of. A life that
+    /// others told of keeps its stamp, whoever began it. Returns whether there was anything.
+    pub fn say_again(
+        &mut self,
+        stamp: Stamp,
+        is_life_told: bool,
+        is_unheard: impl Fn(Stamp) -> bool,
+    ) -> bool {
+        let life = self.life;
+        let is_changed = self.restamp(stamp, is_unheard);
+        if is_life_told {
+            self.life = life;
+        }
+        is_changed
+    }
+
     fn count_after(&self, column: ColumnId) -> u64 {
         self.cell(column).map_or(1, |clock| clock.count.saturating_add(1))
     }
@@ -283,24 +308,27 @@ impl RowClock {
         merged
     }
 
-    /// Lets go of stamps that nobody else may have heard of, where a change that was just merged
-    /// says the same of a shared row under stamps of its own.
+    /// While a node takes all rows anew: lets go of stamps that it has not heard of since it began,
+    /// where a change that was just merged says the same of a shared row under stamps of its own.
     ///
     /// They would be said again under another name, which may be a lesser one than the change's:
-    /// whoever hears of both keeps the change's, and so must who has heard of it.
+    /// whoever hears of both keeps the change's, and so must who has heard of it. `told` is the longest
+    /// life of the row that was told of since; of that life itself the greatest stamp that was told
+    /// stays. A life is told by every change in it, also by those who only heard of its stamp; a
+    /// cell by the one who wrote it alone.
     pub fn yield_to<'v>(
         &mut self,
         change: &Incoming<'_>,
+        told: u64,
         value: impl Fn(ColumnId) -> &'v Value,
         is_unheard: impl Fn(Stamp) -> bool,
     ) {
-        let Life { length, stamp } = change.life;
-        let is_possible = stamp.version.0 <= COUNT_MAX && change.class == Class::Shared;
-        if !is_possible || self.life.length != length {
+        let length = change.told_length();
+        if change.class != Class::Shared || self.life.length != length {
             return;
         }
-        if is_unheard(self.life.stamp) {
-            self.life.stamp = stamp;
+        if told < length && is_unheard(self.life.stamp) {
+            self.life.stamp = change.life.stamp;
         }
         for (column, count, incoming) in &change.cells {
             let held = self.cell(*column).filter(|held| held.count == *count);

@@ -310,8 +310,7 @@ pub trait Storage {
     ///
     /// In one transaction, or in several of which the first says that it has begun: a new epoch
     /// begins, as by [`Storage::begin_epoch`], but what is stamped anew is what this node wrote and
-    /// the peer does not hold: of its own rows all of the epoch that ends, and of earlier ones the
-    /// dead, since live ones are about to be withdrawn. All heads but that of the new origin fall to 0. Rows of other owners
+    /// the peer does not hold. All heads but that of the new origin fall to 0. Rows of other owners
     /// under stamps that the peer does not hold go, tombstones too: only their owners may say them
     /// again. All other rows stay visible, and are noted as unconfirmed.
     ///
@@ -336,7 +335,8 @@ pub trait Storage {
     /// again from who inserted them, and go without a trace. But those that this node itself
     /// inserted and the peer could not know of stay; so do tombstones that the heads do not cover,
     /// and all rows of tables whose tombstones are remembered for good. What is left in other
-    /// shared rows of versions that the heads do not cover is said again as this node's own.
+    /// shared rows of versions that the heads do not cover is said again as this node's own, but for
+    /// stamps of lives that were told of since; so are dead rows of its own.
     fn settle(
         &mut self,
         now: Wall,

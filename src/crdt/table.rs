@@ -61,8 +61,8 @@ pub struct Table {
     retired: OrdMap<Origin, Version>,
     era: u64,
     erased: u64,
-    /// While this node rejoins: the rows that the peer has not told of yet.
-    unconfirmed: Option<OrdSet<(Name, Key)>>,
+    /// While this node rejoins: the rows that the peer has told of, and of each the longest life.
+    confirmed: Option<OrdMap<(Name, Key), u64>>,
 }
 
 impl Table {
@@ -90,7 +90,7 @@ impl Table {
             retired: OrdMap::new(),
             era: 1,
             erased: 0,
-            unconfirmed: None,
+            confirmed: None,
         };
         for definition in definitions {
             table.grow(definition)?;
@@ -273,7 +273,7 @@ impl Storage for Table {
             Version(0) => drop(self.heads.remove(&ended)),
             trusted => drop(self.heads.insert(ended, trusted)),
         }
-        let commits = self.renew(now, move |table, _, stamp| {
+        let commits = self.renew(now, move |table, stamp| {
             stamp.origin == ended && (is_owned(table) || stamp.version > trusted)
         });
         Ok(Begun { origin: self.origin, ended: (ended, trusted), commits })
@@ -297,7 +297,7 @@ impl Storage for Table {
             forgotten: self.forgotten.iter().map(|(node, epoch)| (*node, *epoch)).collect(),
             members: self.members.iter().map(|(node, epoch)| (*node, *epoch)).collect(),
             settled: self.settled,
-            is_rejoining: self.unconfirmed.is_some(),
+            is_rejoining: self.confirmed.is_some(),
             harmless: self.harmless(),
             longest: self.longest.max(self.length),
             retired: self.retired.iter().map(|(origin, head)| (*origin, *head)).collect(),
@@ -351,14 +351,11 @@ impl Storage for Table {
         self.heads.clear();
         let held: OrdMap<Origin, Version> = held.iter().copied().collect();
         let mut commits: Vec<Commit> = self.drop_foreign_news(now, &held).into_iter().collect();
-        self.unconfirmed = Some(self.places().collect());
-        let renewed = self.renew(now, move |table, row, stamp| {
+        self.confirmed = Some(OrdMap::new());
+        let renewed = self.renew(now, move |table, stamp| {
             let is_mine = stamp.origin.node == origin.node && stamp.origin != origin;
-            let is_unheard = !is_covered(&held, stamp);
-            let is_lost = match is_owned(table) {
-                true => stamp.origin == ended || (is_unheard && !row.clock.is_alive()),
-                false => is_unheard,
-            };
+            let is_lost =
+                if is_owned(table) { stamp.origin == ended } else { !is_covered(&held, stamp) };
             is_mine && is_lost
         });
         commits.extend(renewed);
@@ -376,12 +373,17 @@ impl Storage for Table {
         self.era = self.era.max(era.held);
         self.erased = self.erased.max(era.erased);
         self.raise_floor(heads, length);
-        let unconfirmed = self.unconfirmed.take();
-        let is_rejoining = unconfirmed.is_some();
+        let confirmed = self.confirmed.take();
+        let is_rejoining = confirmed.is_some();
+        let confirmed = confirmed.unwrap_or_default();
+        let unconfirmed: Vec<(Name, Key)> = match is_rejoining {
+            true => self.places().filter(|place| !confirmed.contains_key(place)).collect(),
+            false => Vec::new(),
+        };
         let me = self.origin;
         let mut settled = Settled::default();
         let mut touched = Touched::default();
-        for (table, key) in unconfirmed.into_iter().flatten() {
+        for (table, key) in unconfirmed {
             let Some(row) = self.sheets[&table].rows.get(&key).cloned() else { continue };
             let life = row.clock.life();
             // A tombstone that the peer cannot know is told. A row is told only by who gave it life:
@@ -403,7 +405,7 @@ impl Storage for Table {
         let again = self.born_too_low();
         let length = self.length;
         settled.renewed = again.len();
-        let begin = |_: &str, row: &Row, stamp: Stamp| {
+        let begin = |_: &(Name, Key), row: &Row, stamp: Stamp| {
             let mut row = row.clone();
             row.clock.begun_again(length, stamp);
             row
@@ -412,14 +414,24 @@ impl Storage for Table {
         if !is_rejoining {
             return Ok(settled);
         }
-        let beyond = self.beyond_the_heads();
-        let heads = self.heads.clone();
-        let restamp = |_: &str, row: &Row, stamp: Stamp| {
+        let known: OrdMap<Origin, Version> =
+            self.heads.iter().chain(self.retired.iter()).map(|(o, head)| (*o, *head)).collect();
+        let say_again = |place: &(Name, Key), row: &Row, stamp: Stamp| {
             let mut row = row.clone();
-            row.clock.restamp(stamp, |old| !is_covered(&heads, old));
+            let told = confirmed.get(place).copied().unwrap_or(0);
+            let is_told = !is_owned(&place.0) && told >= row.clock.life().length;
+            row.clock.say_again(stamp, is_told, |old| !is_covered(&known, old));
             row
         };
-        settled.commits.extend(self.write_places(now, &beyond, restamp));
+        let beyond = self.rows_that(|place, row| {
+            // Of this node's own rows those that live under an earlier epoch are withdrawn.
+            let is_own = || !row.clock.is_alive() && row.clock.life().stamp.origin.node == me.node;
+            let may_be = !is_owned(&place.0) || is_own();
+            may_be
+                && say_again(place, row, Stamp { origin: me, version: Version(0) }).clock
+                    != row.clock
+        });
+        settled.commits.extend(self.write_places(now, &beyond, say_again));
         Ok(settled)
     }
 
@@ -617,18 +629,17 @@ impl Table {
     }
 
     /// Stamps anew, table by table, what `is_ended` names.
-    fn renew(&mut self, now: Wall, is_ended: impl Fn(&str, &Row, Stamp) -> bool) -> Vec<Commit> {
+    fn renew(&mut self, now: Wall, is_ended: impl Fn(&str, Stamp) -> bool) -> Vec<Commit> {
         let mut places = Vec::new();
         for (name, sheet) in self.sheets.iter().rev() {
-            let has_ended =
-                |row: &Row| row.clock.stamps().into_iter().any(|s| is_ended(name, row, s));
+            let has_ended = |row: &Row| row.clock.stamps().into_iter().any(|s| is_ended(name, s));
             let rows = sheet.rows.iter().filter(|(_, row)| has_ended(row));
             places.extend(rows.map(|(key, _)| (Arc::clone(name), Arc::clone(key))));
         }
-        let restamp = |table: &str, row: &Row, stamp: Stamp| {
-            let mut renewed = row.clone();
-            renewed.clock.restamp(stamp, |old| is_ended(table, row, old));
-            renewed
+        let restamp = |(table, _): &(Name, Key), row: &Row, stamp: Stamp| {
+            let mut row = row.clone();
+            row.clock.restamp(stamp, |old| is_ended(table, old));
+            row
         };
         self.write_places(now, &places, restamp)
     }
@@ -639,7 +650,7 @@ impl Table {
         &mut self,
         now: Wall,
         places: &[(Name, Key)],
-        write: impl Fn(&str, &Row, Stamp) -> Row,
+        write: impl Fn(&(Name, Key), &Row, Stamp) -> Row,
     ) -> Vec<Commit> {
         self.write_places_as((now, now, self.origin), places, write)
     }
@@ -649,7 +660,7 @@ impl Table {
         &mut self,
         as_of: (Wall, Wall, Origin),
         places: &[(Name, Key)],
-        write: impl Fn(&str, &Row, Stamp) -> Row,
+        write: impl Fn(&(Name, Key), &Row, Stamp) -> Row,
     ) -> Vec<Commit> {
         let is_first = |(table, _): &(Name, Key)| is_harmless(table);
         let (first, last): (Vec<_>, Vec<_>) = places.iter().cloned().partition(is_first);
@@ -673,7 +684,7 @@ impl Table {
         &mut self,
         (now, at, origin): (Wall, Wall, Origin),
         places: &[(Name, Key)],
-        write: impl Fn(&str, &Row, Stamp) -> Row,
+        write: impl Fn(&(Name, Key), &Row, Stamp) -> Row,
     ) -> Vec<Commit> {
         let mut commits = Vec::new();
         let mut left = places;
@@ -685,7 +696,7 @@ impl Table {
             while let Some((place, rest)) = left.split_first() {
                 let (name, key) = place;
                 let held = Arc::clone(&self.sheets[name].rows[key]);
-                let row = write(name, &held, stamp);
+                let row = write(place, &held, stamp);
                 let cells = row.values.values().map(|value| value.bytes() + ENTRY_BYTES);
                 let row_bytes = key.len() + ENTRY_BYTES + cells.sum::<usize>();
                 if rows == OWN_ROWS_MAX || (rows > 0 && bytes + row_bytes > OWN_BYTES_MAX) {
@@ -706,7 +717,7 @@ impl Table {
     }
 }
 
-fn delete(_: &str, row: &Row, stamp: Stamp) -> Row {
+fn delete(_: &(Name, Key), row: &Row, stamp: Stamp) -> Row {
     let mut clock = row.clock.clone();
     clock.deleted(stamp);
     Row { clock, values: BTreeMap::new() }
@@ -793,13 +804,12 @@ impl Table {
     }
 
     /// Lists the shared rows, dead ones too, that hold something of versions beyond the heads.
-    fn beyond_the_heads(&self) -> Vec<(Name, Key)> {
-        let is_beyond = |(table, key): &(Name, Key)| {
-            let clock = &self.sheets[table].rows[key].clock;
-            let is_beyond = clock.stamps().into_iter().any(|s| !is_covered(&self.heads, s));
-            is_beyond && !is_owned(table)
+    fn rows_that(&self, is_wanted: impl Fn(&(Name, Key), &Row) -> bool) -> Vec<(Name, Key)> {
+        let of_sheet = |(name, sheet): (&Name, &Sheet)| {
+            let places = sheet.rows.keys().map(|key| (Arc::clone(name), Arc::clone(key)));
+            places.filter(|place| is_wanted(place, &sheet.rows[&place.1])).collect::<Vec<_>>()
         };
-        self.places().filter(is_beyond).collect()
+        self.sheets.iter().rev().flat_map(of_sheet).collect()
     }
 
     /// Forgets a row, and all that is derived from it.
@@ -877,9 +887,6 @@ impl Table {
                 continue;
             }
             touched.note(name, &change.key, || self.image(name, &change.key));
-            if let Some(unconfirmed) = &mut self.unconfirmed {
-                unconfirmed.remove(&(Arc::clone(name), Arc::clone(&change.key)));
-            }
             self.apply_row(stamp, name, &ids, change);
         }
     }
@@ -898,6 +905,13 @@ impl Table {
             .filter_map(|change| Some((cell(change)?, change.count, &change.value)))
             .collect();
         let incoming = Incoming { class: Class::of(table), stamp, life: change.life, cells };
+        let place = (Arc::clone(table), Arc::clone(&change.key));
+        let told = self.confirmed.as_mut().map(|confirmed| {
+            let longest = confirmed.entry(place).or_insert(0);
+            let told = *longest;
+            *longest = told.max(incoming.told_length());
+            told
+        });
         let held = self.sheets[table].rows.get(&change.key).cloned();
         let mut clock = held.as_ref().map(|row| row.clock.clone());
         let held_value = |id| &held.as_ref().expect("it has a clock, so it is held").values[&id];
@@ -908,9 +922,9 @@ impl Table {
             (Fate::Stay | Fate::Appear | Fate::StartOver | Fate::Vanish, _) => BTreeMap::new(),
         };
         values.extend(merged.take.into_iter().map(|(id, value)| (id, value.clone())));
-        if self.unconfirmed.is_some() {
-            let is_unheard = |stamp| !is_covered(&self.heads, stamp);
-            clock.yield_to(&incoming, |id| &values[&id], is_unheard);
+        if let Some(told) = told {
+            let is_unheard = |stamp: Stamp| stamp.version > self.head(stamp.origin);
+            clock.yield_to(&incoming, told, |id| &values[&id], is_unheard);
         }
         if held.is_some_and(|held| held.clock == clock) && !merged.is_changed {
             return;

@@ -135,7 +135,8 @@ impl Truths {
         node.shown.note(commit);
         for (table, key) in net_rows(commit).into_keys() {
             let Some(twin_key) = workload::twin_of(table, key) else { continue };
-            self.mended.extend([key.to_vec(), twin_key]);
+            self.mended.extend([key.to_vec(), twin_key.clone()]);
+            node.apart.extend([key.to_vec(), twin_key]);
         }
     }
 
@@ -224,11 +225,20 @@ impl Truths {
 
     /// A disk was lost: what no other disk holds need not come back.
     pub(super) fn excuse(&mut self, survived: impl Fn(Origin) -> Version) {
-        let is_lost = |(origin, version): &(Origin, Version)| *version > survived(*origin);
-        self.has_lost_versions |= self.committed_at.keys().any(is_lost);
         for (origin, version) in &mut self.acknowledged {
             *version = survived(*origin).min(*version);
         }
+    }
+
+    /// A disk went back.
+    pub(super) fn on_lost(&mut self, nodes: &[VirtualNode]) {
+        let mut survived: BTreeMap<Origin, Version> = self.retired.clone();
+        for (origin, head) in nodes.iter().flat_map(|node| node.heads.iter()) {
+            let survived = survived.entry(*origin).or_default();
+            *survived = (*survived).max(*head);
+        }
+        let head = |origin: &Origin| survived.get(origin).copied().unwrap_or_default();
+        self.has_lost_versions |= self.committed_at.keys().any(|(o, version)| *version > head(o));
     }
 
     /// Tells whether a disk was lost that alone held some versions.
@@ -430,7 +440,8 @@ pub(super) fn twins_change_together(
         // goes when it settles.
         let is_leftover = node.is_rejoining() && row.is_none();
         let may_part = commit.changeset.is_none() && (came_in_parts || is_leftover);
-        if !may_part && !node.apart.contains(key) && !truths.mended.contains(key) {
+        let is_withdrawn = row.is_none() && truths.mended.contains(key);
+        if !may_part && !is_withdrawn && !node.apart.contains(key) {
             let heads = &commit.heads;
             return Err(format!(
                 "P3: {} sees half a transaction: {table} {key:?} {existed} {row:?} and {twin:?}, \

@@ -3,6 +3,7 @@
 //!
 //! The replica cannot tell the difference: either way it hears of peers that are up and down.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::ops::{Deref, DerefMut};
@@ -520,16 +521,19 @@ impl Cluster<'_> {
         }
     }
 
-    /// A node that is alone knocks at those that it is to join by, another at one whom it does not
-    /// know: the catalog names all.
+    /// A node that is alone knocks at those that it is to join by, another at one of them or of those that
+    /// wrote something, whom it does not know as a member.
     fn dial(&mut self, node: NodeIndex, is_alone: bool) {
         let seeds = self.scenario.membership.joining().map_or(0, |joining| joining.seeds.max(1));
         let dialled: Vec<NodeIndex> = if is_alone {
             (0..seeds.min(self.scenario.nodes)).map(NodeIndex).collect()
         } else {
-            let is_strange = |other: &NodeIndex| !self.nodes[node.0].up.contains(other);
-            let all = (0..self.scenario.nodes).map(NodeIndex).filter(|other| *other != node);
-            all.filter(is_strange).choose(&mut self.rng).into_iter().collect()
+            let this = &self.nodes[node.0];
+            let mut named: BTreeSet<NodeIndex> =
+                this.heads.keys().map(|origin| index_of(origin.node)).collect();
+            named.extend((0..seeds.min(self.scenario.nodes)).map(NodeIndex));
+            named.retain(|other| *other != node && !this.up.contains(other));
+            named.into_iter().choose(&mut self.rng).into_iter().collect()
         };
         for other in dialled {
             if other == node || !reaches(&self.nodes, &self.network, node, other) {

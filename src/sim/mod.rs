@@ -1146,6 +1146,7 @@ impl<'a> Cluster<'a> {
         opened.map_err(|fault| format!("{node}'s image cannot be opened: {fault}"))?;
         (this.own, this.buried, this.torn) = (own, buried, None);
         this.read_heads();
+        self.truths.on_lost(&self.nodes);
         self.excuse();
         self.note(node, "is rolled back", None, 0);
         Ok(())

@@ -156,9 +156,6 @@ impl<'a> Merge<'a> {
         }
         for change in &changes.rows {
             if self.may_write(stamp.origin, table, change) {
-                if self.is_rejoining {
-                    rejoin::confirm(self.conn, (table, &change.key))?;
-                }
                 self.row(stamp, table, &columns, change)?;
             } else {
                 self.refusals += 1;
@@ -199,7 +196,9 @@ impl<'a> Merge<'a> {
         let row = &mut self.rows[place];
         row.merge(&incoming);
         if self.is_rejoining {
-            row.yield_to(&incoming, |stamp| stamp.version > self.origins.head(stamp.origin));
+            let told = rejoin::confirm(self.conn, (table, &change.key), incoming.told_length())?;
+            let origins = &*self.origins;
+            row.yield_to(&incoming, told, |stamp| stamp.version > origins.head(stamp.origin));
         }
         Ok(())
     }
@@ -461,9 +460,9 @@ impl Row {
         }
     }
 
-    fn yield_to(&mut self, change: &Incoming<'_>, is_unheard: impl Fn(Stamp) -> bool) {
+    fn yield_to(&mut self, change: &Incoming<'_>, told: u64, is_unheard: impl Fn(Stamp) -> bool) {
         let Some(mut clock) = self.clock.take() else { return };
-        clock.yield_to(change, self.value(), is_unheard);
+        clock.yield_to(change, told, self.value(), is_unheard);
         self.clock = Some(clock);
     }
 

@@ -230,8 +230,8 @@ pub(super) enum Act {
         trusted: Version,
     },
     Withdraw,
-    /// Stamps anew what `ended` wrote of owned rows, and of dead ones and of others what this node
-    /// wrote and a peer with these heads does not hold.
+    /// Stamps anew what `ended` wrote of owned rows, and of others what this node wrote and a peer
+    /// with these heads does not hold.
     Rejoin {
         ended: Origin,
         held: BTreeMap<Origin, Version>,
@@ -240,14 +240,21 @@ pub(super) enum Act {
     Begin {
         length: u64,
     },
-    /// Stamps anew what is beyond these heads.
-    Restamp {
+    /// Says again what is beyond these heads, but for lives of such a length that others told of.
+    SayAgain {
         heads: BTreeMap<Origin, Version>,
+        told: BTreeMap<(TableId, Key), u64>,
     },
 }
 
 impl Act {
-    fn on(&self, clock: &mut RowClock, class: Class, stamp: Stamp) {
+    pub(super) fn on(
+        &self,
+        clock: &mut RowClock,
+        (Reverse(name), key, table): &Place,
+        stamp: Stamp,
+    ) {
+        let class = Class::of(name);
         let beyond = |heads: &BTreeMap<Origin, Version>, old: Stamp| {
             heads.get(&old.origin).is_none_or(|head| old.version > *head)
         };
@@ -259,21 +266,20 @@ impl Act {
                 });
             }
             Self::Rejoin { ended, held } => {
-                let is_dead = !clock.is_alive();
                 clock.restamp(stamp, |old| {
                     let is_mine = old.origin.node == stamp.origin.node;
-                    let is_unheard = beyond(held, old);
                     is_mine
                         && old.origin != stamp.origin
                         && match class {
-                            Class::Owned => old.origin == *ended || (is_unheard && is_dead),
-                            Class::Shared => is_unheard,
+                            Class::Owned => old.origin == *ended,
+                            Class::Shared => beyond(held, old),
                         }
                 });
             }
             Self::Begin { length } => clock.begun_again(*length, stamp),
-            Self::Restamp { heads } => {
-                clock.restamp(stamp, |old| beyond(heads, old));
+            Self::SayAgain { heads, told } => {
+                let told = told.get(&(*table, key.clone())).copied().unwrap_or(0);
+                clock.say_again(stamp, told >= clock.life().length, |old| beyond(heads, old));
             }
         }
     }
@@ -319,11 +325,12 @@ impl<'a> Piecework<'a> {
     }
 
     /// Writes a row; `false`: it has no room in this commit.
-    fn write(&mut self, (Reverse(name), key, table): &Place, act: &Act) -> rusqlite::Result<bool> {
+    fn write(&mut self, place: &Place, act: &Act) -> rusqlite::Result<bool> {
+        let (_, key, table) = place;
         let held = clocks::read(self.conn, self.origins, *table, key)?;
         let Some(held) = held else { return Ok(true) };
         let mut clock = held.clone();
-        act.on(&mut clock, Class::of(name), self.stamp);
+        act.on(&mut clock, place, self.stamp);
         let left = self.telling.read(*table, key, &clock)?;
         let bytes = left.bytes();
         let is_full = self.rows == OWN_ROWS_MAX || self.bytes + bytes > OWN_BYTES_MAX;

@@ -110,6 +110,11 @@ impl Origins {
         held.filter(|(_, head)| *head > Version(0)).collect()
     }
 
+    /// Lists how far all origins are held, retired ones too.
+    pub fn all_heads(&self) -> impl Iterator<Item = (Origin, Version)> {
+        self.held.iter().map(|(origin, held)| (*origin, held.head))
+    }
+
     /// Lists the origins that are retired, and how far they were held.
     pub fn retired(&self) -> Vec<(Origin, Version)> {
         let retired = self.held.iter().filter(|(_, held)| held.is_retired);

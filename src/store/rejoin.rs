@@ -5,9 +5,10 @@
 //! Rows stay visible meanwhile. Those that the peer tells of are noted in `__tribune_confirmed`; when
 //! it has told of all, the others are looked at, which is the only step that reads all clocks.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-use rusqlite::Connection;
+use rusqlite::{Connection, OptionalExtension};
 
 use super::changes::Reader;
 use super::clocks;
@@ -29,7 +30,9 @@ use crate::types::{Origin, Seq, Value, Version};
 const LEAVE: &str = "UPDATE __tribune_collection SET settled = NULL, is_rejoining = 1";
 const SETTLE: &str = "UPDATE __tribune_collection SET settled = ?1, is_rejoining = 0,
         era = max(era, ?2), erased = max(erased, ?3)";
-const CONFIRM: &str = "INSERT OR IGNORE INTO __tribune_confirmed (tbl, key) VALUES (?1, ?2)";
+const CONFIRM: &str = "INSERT INTO __tribune_confirmed (tbl, key, length) VALUES (?1, ?2, ?3)
+    ON CONFLICT DO UPDATE SET length = ?3";
+const SELECT_CONFIRMED: &str = "SELECT length FROM __tribune_confirmed WHERE tbl = ?1 AND key = ?2";
 const FORGET_CONFIRMED: &str = "DELETE FROM __tribune_confirmed";
 const SELECT_UNCONFIRMED: &str = "SELECT tbl, key, clock FROM __tribune_rows AS r
     WHERE NOT EXISTS (SELECT 1 FROM __tribune_confirmed AS c WHERE c.tbl = r.tbl AND c.key = r.key)";
@@ -38,10 +41,25 @@ const SELECT_TABLE: &str = "SELECT tbl, key, clock FROM __tribune_rows WHERE tbl
 /// After how many rows the watchdog hears that a long step gets on.
 const ROWS_AT_ONCE: usize = 1_000;
 
-/// Notes that the peer has told of a row.
-pub(super) fn confirm(conn: &Connection, place: (TableId, &[u8])) -> rusqlite::Result<()> {
-    conn.prepare_cached(CONFIRM)?.execute(place)?;
-    Ok(())
+/// Notes that the peer has told of a row, in a life of that length. Returns the longest that it had told
+/// of before.
+pub(super) fn confirm(
+    conn: &Connection,
+    (table, key): (TableId, &[u8]),
+    length: u64,
+) -> rusqlite::Result<u64> {
+    let told = told_length(conn, (table, key))?;
+    if told.is_none_or(|told| told < length) {
+        conn.prepare_cached(CONFIRM)?.execute((table, key, length.cast_signed()))?;
+    }
+    Ok(told.unwrap_or(0))
+}
+
+/// Returns the longest life of a row that the peer has told of.
+fn told_length(conn: &Connection, place: (TableId, &[u8])) -> rusqlite::Result<Option<u64>> {
+    let mut statement = conn.prepare_cached(SELECT_CONFIRMED)?;
+    let told = statement.query_row(place, |row| row.get::<_, i64>(0)).optional()?;
+    Ok(told.map(i64::cast_unsigned))
 }
 
 type Heads = BTreeMap<Origin, Version>;
@@ -106,8 +124,6 @@ impl Group<'_> {
         for origin in self.store.origins.all().into_iter().filter(mine) {
             let after = held.get(&origin).copied().unwrap_or_default();
             places.append(&mut self.places_of(origin, Class::Shared, after)?);
-            let of_origin = self.places_of(origin, Class::Owned, after)?;
-            places.append(&mut self.those_that(|clock| !clock.is_alive(), of_origin)?);
         }
         self.write_places(&places, &Act::Rejoin { ended, held })
     }
@@ -151,13 +167,8 @@ impl Group<'_> {
         settled.renewed = again.len();
         self.write_places(&again, &Act::Begin { length: self.store.now.length })?;
         if was_rejoining {
-            let heads: Heads = self.store.origins.heads().into_iter().collect();
-            let mut beyond = BTreeSet::new();
-            for origin in self.store.origins.all() {
-                let head = self.store.origins.head(origin);
-                beyond.append(&mut self.places_of(origin, Class::Shared, head)?);
-            }
-            self.write_places(&beyond, &Act::Restamp { heads })?;
+            self.say_again()?;
+            self.store.conn.execute(FORGET_CONFIRMED, [])?;
         }
         Ok(settled)
     }
@@ -182,8 +193,40 @@ impl Group<'_> {
             settled.lost += usize::from(clock.stamps().into_iter().any(is_lost));
             gone.push(((table, key), clock));
         })?;
-        self.store.conn.execute(FORGET_CONFIRMED, [])?;
         self.remove(gone)
+    }
+
+    /// Says again what is left of versions that nobody told of: in shared rows, and of this node's own
+    /// the dead. Its own that live under an earlier epoch are withdrawn.
+    fn say_again(&mut self) -> rusqlite::Result<()> {
+        let me = self.store.now.origin;
+        let heads: Heads = self.store.origins.all_heads().collect();
+        let mut beyond = BTreeSet::new();
+        for origin in self.store.origins.all() {
+            let head = self.store.origins.head(origin);
+            beyond.append(&mut self.places_of(origin, Class::Shared, head)?);
+            if origin.node == me.node {
+                let of_me = self.places_of(origin, Class::Owned, head)?;
+                beyond.append(&mut self.those_that(|clock| !clock.is_alive(), of_me)?);
+            }
+        }
+        let mut act = Act::SayAgain { heads, told: BTreeMap::new() };
+        let mut unheard = BTreeSet::new();
+        for place in beyond {
+            let Store { conn, origins, .. } = &*self.store;
+            let (Reverse(name), key, table) = &place;
+            let class = Class::of(name);
+            let told = told_length(conn, (*table, key))?.filter(|_| class == Class::Shared);
+            let Some(clock) = clocks::read(conn, origins, *table, key)? else { continue };
+            let Act::SayAgain { told: lives, .. } = &mut act else { continue };
+            lives.extend(told.map(|length| ((*table, key.clone()), length)));
+            let mut said = clock.clone();
+            act.on(&mut said, &place, Stamp { origin: me, version: Version(0) });
+            if said != clock {
+                unheard.insert(place);
+            }
+        }
+        self.write_places(&unheard, &act)
     }
 
     /// Lists the shared rows that this origin gave life, at or below lives that were dropped.

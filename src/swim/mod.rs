@@ -15,7 +15,7 @@ mod roster;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -667,11 +667,17 @@ impl Swim {
         }
     }
 
-    /// Greets some who seem dead, as the roster has them: foca may have forgotten its verdicts.
+    /// Greets some who seem dead: those of the roster, of whom foca may have forgotten its verdict,
+    /// and those whom foca was told of as dead, and nobody here ever met.
     fn announce_to_members_of_old(&mut self, now: Time, count: usize) {
-        let is_down = |member: &&Member| member.state == State::Down;
-        let down = self.roster.iter().filter(is_down).map(|member| member.identity);
-        let chosen: Vec<Identity> = down.sample(&mut self.rng, count);
+        let is_down =
+            |member: &&foca::Member<Identity>| !is_active(member) && member.incarnation() != LEFT;
+        let told = self.foca.iter_membership_state().filter(is_down).map(|member| *member.id());
+        let mut down: BTreeMap<NodeId, Identity> = told.map(|id| (id.node, id)).collect();
+        down.retain(|node, _| self.roster.get(*node).is_none());
+        let dead = self.roster.iter().filter(|member| member.state == State::Down);
+        down.extend(dead.map(|member| (member.identity.node, member.identity)));
+        let chosen: Vec<Identity> = down.into_values().sample(&mut self.rng, count);
         chosen.into_iter().for_each(|to| self.announce(now, to));
     }
 

@@ -170,6 +170,51 @@ pub fn what_is_said_again_gives_way_to_what_was_heard<T: Bench>(bench: &mut T) {
     assert_eq!(away.fingerprint().unwrap(), host.fingerprint().unwrap());
 }
 
+/// B and C insert row 1 each, D hears of both and writes to it; C's disk is lost. Returns B's host, that
+/// heard of B and D alone, what it told of B before it heard of D, and who is away.
+fn cited<T: Bench>(bench: &mut T) -> (T::Disk, Piece, T::Disk) {
+    let [mut host, mut d] = [7, 8].map(|node| bench.open(NodeId([node; 16]), &all_tables()));
+    let [away, mut b, mut lost] = [A, B, C].map(|node| bench.open(node, &all_tables()));
+    write(&mut b, &[put(1, "v")]);
+    write(&mut lost, &[put(1, "v")]);
+    pull(&mut d, &b, usize::MAX);
+    pull(&mut d, &lost, usize::MAX);
+    let said = write(&mut d, &[set(1, "w", "d")]);
+    pull(&mut host, &b, usize::MAX);
+    let early = host.load(b.origin(), Version(0), usize::MAX).unwrap().piece;
+    apply(&mut host, news(&said));
+    assert!(show(&host, 1).contains("1@1/C"), "{}", show(&host, 1));
+    (host, early, away)
+}
+
+fn end_alike(mut away: impl Storage, mut host: impl Storage) {
+    let settled = away.settle(NOW, &[], 0, Era::default()).unwrap();
+    assert!(settled.commits.is_empty(), "nothing is left that the host does not have");
+    pull(&mut host, &away, usize::MAX);
+    pull(&mut away, &host, usize::MAX);
+    assert_eq!(show(&away, 1), show(&host, 1));
+    assert_eq!(host.heads().unwrap(), away.heads().unwrap());
+    assert_eq!(host.fingerprint().unwrap(), away.fingerprint().unwrap());
+}
+
+pub fn a_life_that_others_tell_of_is_nobody_elses_to_say_again<T: Bench>(bench: &mut T) {
+    let (host, _, mut away) = cited(bench);
+    away.rejoin(NOW, &host.heads().unwrap(), 0).unwrap();
+    pull(&mut away, &host, usize::MAX);
+    let mut away = bench.reopen(away);
+    pull(&mut away, &host, usize::MAX);
+    end_alike(away, host);
+}
+
+pub fn of_the_lives_that_were_told_of_the_greatest_stays<T: Bench>(bench: &mut T) {
+    let (host, early, mut away) = cited(bench);
+    away.rejoin(NOW, &host.heads().unwrap(), 0).unwrap();
+    let d = Origin { node: NodeId([8; 16]), ..origin(A) };
+    catch_up(&mut away, &host, d, usize::MAX).unwrap();
+    apply(&mut away, early);
+    end_alike(away, host);
+}
+
 pub fn an_empty_disk_that_rejoins_is_as_the_peer_is<T: Bench>(bench: &mut T) {
     let (host, _) = parted(bench);
     let mut fresh = bench.open(C, &all_tables());

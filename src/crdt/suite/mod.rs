@@ -154,6 +154,8 @@ macro_rules! collecting_suite {
             graves::who_was_away_takes_the_rows_of_a_peer,
             graves::an_owner_says_again_which_of_its_rows_died_under_an_earlier_epoch,
             graves::what_is_said_again_gives_way_to_what_was_heard,
+            graves::a_life_that_others_tell_of_is_nobody_elses_to_say_again,
+            graves::of_the_lives_that_were_told_of_the_greatest_stays,
             graves::an_empty_disk_that_rejoins_is_as_the_peer_is,
             graves::each_deletes_the_rows_of_a_gone_node_alike,
             graves::a_spent_origin_is_retired_and_then_erased,
