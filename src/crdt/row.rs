@@ -233,19 +233,18 @@ impl RowClock {
     }
 
     /// Says again, as one write, what is under stamps that nobody else may have heard of. A life that
-    /// others told of keeps its stamp, whoever began it. Returns whether there was anything.
+    /// others told of keeps its stamp, whoever began it.
     pub fn say_again(
         &mut self,
         stamp: Stamp,
         is_life_told: bool,
         is_unheard: impl Fn(Stamp) -> bool,
-    ) -> bool {
+    ) {
         let life = self.life;
-        let is_changed = self.restamp(stamp, is_unheard);
+        self.restamp(stamp, is_unheard);
         if is_life_told {
             self.life = life;
         }
-        is_changed
     }
 
     fn count_after(&self, column: ColumnId) -> u64 {

@@ -803,7 +803,7 @@ impl Table {
         (!events.is_empty()).then(|| self.conclude(now, events, None, vec![]))
     }
 
-    /// Lists the shared rows, dead ones too, that hold something of versions beyond the heads.
+    /// Lists the rows that are wanted, dead ones too, in the order in which they are written.
     fn rows_that(&self, is_wanted: impl Fn(&(Name, Key), &Row) -> bool) -> Vec<(Name, Key)> {
         let of_sheet = |(name, sheet): (&Name, &Sheet)| {
             let places = sheet.rows.keys().map(|key| (Arc::clone(name), Arc::clone(key)));
