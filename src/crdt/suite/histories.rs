@@ -176,7 +176,10 @@ impl<D: Storage> Play<D> {
                 let Some(first) = dice.pick(&self.sent) else { return };
                 // News comes in runs, so that some of it joins.
                 let length = 1 + usize::try_from(dice.roll(4)).expect("it is small");
-                let run = self.sent.iter().skip(first).take(length).cloned();
+                // What a node sent under an epoch that ended it does not take as it was sent.
+                let (node, collects) = (self.replicas[me].node, self.collects);
+                let is_heard = |piece: &&Piece| !collects || piece.origin.node != node;
+                let run = self.sent.iter().skip(first).take(length).filter(is_heard).cloned();
                 let batch = Batch { pieces: run.collect() };
                 self.replicas[me].apply(&batch);
             }
