@@ -267,14 +267,13 @@ impl RowClock {
         mut value: impl FnMut(ColumnId) -> &'v Value,
     ) -> Merged<'a> {
         let mut merged = Merged { fate: Fate::Stay, take: Vec::new(), is_changed: false };
-        let Life { length, stamp } = change.life;
-        if !(1..=COUNT_MAX).contains(&length) || stamp.version.0 > COUNT_MAX {
+        if change.told_length() == 0 {
             return merged;
         }
         let was_alive = held.as_ref().is_some_and(Self::is_alive);
         let held_life = held.as_ref().map(Self::life);
         let verdict = match change.class {
-            Class::Owned if stamp != change.stamp => return merged,
+            Class::Owned if change.life.stamp != change.stamp => return merged,
             Class::Owned => judge_owned_life(held_life, change.life),
             Class::Shared => judge_life(held_life, change.life),
         };

@@ -374,12 +374,10 @@ impl Storage for Table {
         self.erased = self.erased.max(era.erased);
         self.raise_floor(heads, length);
         let confirmed = self.confirmed.take();
-        let is_rejoining = confirmed.is_some();
-        let confirmed = confirmed.unwrap_or_default();
-        let unconfirmed: Vec<(Name, Key)> = match is_rejoining {
-            true => self.places().filter(|place| !confirmed.contains_key(place)).collect(),
-            false => Vec::new(),
+        let is_confirmed = |place: &(Name, Key)| {
+            confirmed.as_ref().is_none_or(|confirmed| confirmed.contains_key(place))
         };
+        let unconfirmed: Vec<_> = self.places().filter(|place| !is_confirmed(place)).collect();
         let me = self.origin;
         let mut settled = Settled::default();
         let mut touched = Touched::default();
@@ -411,11 +409,8 @@ impl Storage for Table {
             row
         };
         settled.commits.extend(self.write_places(now, &again, begin));
-        if !is_rejoining {
-            return Ok(settled);
-        }
-        let known: OrdMap<Origin, Version> =
-            self.heads.iter().chain(self.retired.iter()).map(|(o, head)| (*o, *head)).collect();
+        let Some(confirmed) = confirmed else { return Ok(settled) };
+        let known = self.heads.clone().union(self.retired.clone());
         let say_again = |place: &(Name, Key), row: &Row, stamp: Stamp| {
             let mut row = row.clone();
             let told = confirmed.get(place).copied().unwrap_or(0);
@@ -425,11 +420,10 @@ impl Storage for Table {
         };
         let beyond = self.rows_that(|place, row| {
             // Of this node's own rows those that live under an earlier epoch are withdrawn.
-            let is_own = || !row.clock.is_alive() && row.clock.life().stamp.origin.node == me.node;
-            let may_be = !is_owned(&place.0) || is_own();
-            may_be
-                && say_again(place, row, Stamp { origin: me, version: Version(0) }).clock
-                    != row.clock
+            let life = row.clock.life();
+            let is_own = !life.is_alive() && life.stamp.origin.node == me.node;
+            let any = Stamp { origin: me, version: Version(0) };
+            (is_own || !is_owned(&place.0)) && say_again(place, row, any).clock != row.clock
         });
         settled.commits.extend(self.write_places(now, &beyond, say_again));
         Ok(settled)
@@ -630,12 +624,9 @@ impl Table {
 
     /// Stamps anew, table by table, what `is_ended` names.
     fn renew(&mut self, now: Wall, is_ended: impl Fn(&str, Stamp) -> bool) -> Vec<Commit> {
-        let mut places = Vec::new();
-        for (name, sheet) in self.sheets.iter().rev() {
-            let has_ended = |row: &Row| row.clock.stamps().into_iter().any(|s| is_ended(name, s));
-            let rows = sheet.rows.iter().filter(|(_, row)| has_ended(row));
-            places.extend(rows.map(|(key, _)| (Arc::clone(name), Arc::clone(key))));
-        }
+        let places = self.rows_that(|(name, _), row| {
+            row.clock.stamps().into_iter().any(|stamp| is_ended(name, stamp))
+        });
         let restamp = |(table, _): &(Name, Key), row: &Row, stamp: Stamp| {
             let mut row = row.clone();
             row.clock.restamp(stamp, |old| is_ended(table, old));
@@ -672,12 +663,7 @@ impl Table {
     /// Lists the rows of owned tables that `is_wanted` chooses. Instances go before their nodes and
     /// checks.
     fn owned(&self, is_wanted: impl Fn(&Row) -> bool) -> Vec<(Name, Key)> {
-        let mut places = Vec::new();
-        for (name, sheet) in self.sheets.iter().filter(|(name, _)| is_owned(name)).rev() {
-            let wanted = sheet.rows.iter().filter(|(_, row)| is_wanted(row));
-            places.extend(wanted.map(|(key, _)| (Arc::clone(name), Arc::clone(key))));
-        }
-        places
+        self.rows_that(|(name, _), row| is_owned(name) && is_wanted(row))
     }
 
     fn write_in_order(

@@ -20,7 +20,8 @@ pub struct Cursor(u64);
 /// The heads of all origins, as they stand on disk.
 ///
 /// Laws: a head never goes down but by [`Ledger::set_back`], [`Ledger::restart`] and
-/// [`Ledger::retire`], and is never 0; every version up to it is held. The moves are numbered from 1, and `recent` holds the number of each origin's latest one.
+/// [`Ledger::retire`], and is never 0; every version up to it is held. The moves are numbered from
+/// 1, and `recent` holds the number of each origin's latest one.
 #[derive(Clone, Debug)]
 pub struct Ledger {
     heads: BTreeMap<Origin, Head>,

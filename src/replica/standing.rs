@@ -715,17 +715,20 @@ impl Replica {
 
     /// Returns how this node greets others.
     pub(super) fn hello(&self, asks: bool) -> Message {
-        let has_none = self.standing.is_blank || self.standing.has_left;
-        let era = if has_none { 0 } else { self.rounds.retirement.era().held };
+        let era = self.era_said(self.standing.is_blank || self.standing.has_left);
         Message::Hello { origin: self.me, head: self.said(), era, asks }
     }
 
     /// Returns how this node asks to be let in: who is about to give up what it holds need not be told
     /// to.
     fn join(&self, is_whole: bool) -> Message {
-        let has_none = self.standing.is_blank || self.is_rejoining();
-        let era = if has_none { 0 } else { self.rounds.retirement.era().held };
+        let era = self.era_said(self.standing.is_blank || self.is_rejoining());
         Message::Join { origin: self.me, is_whole, era }
+    }
+
+    /// Returns the era of what this node holds; 0: it holds nothing, or gives it up.
+    fn era_said(&self, has_none: bool) -> u64 {
+        if has_none { 0 } else { self.rounds.retirement.era().held }
     }
 
     /// Tells everybody of what this node kept to itself, which nobody was pushed.

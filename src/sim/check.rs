@@ -224,21 +224,19 @@ impl Truths {
     }
 
     /// A disk was lost: what no other disk holds need not come back.
-    pub(super) fn excuse(&mut self, survived: impl Fn(Origin) -> Version) {
+    pub(super) fn excuse(&mut self, nodes: &[VirtualNode]) {
         for (origin, version) in &mut self.acknowledged {
-            *version = survived(*origin).min(*version);
+            *version = survived(nodes, *origin).min(*version);
         }
     }
 
     /// A disk went back.
     pub(super) fn on_lost(&mut self, nodes: &[VirtualNode]) {
-        let mut survived: BTreeMap<Origin, Version> = self.retired.clone();
-        for (origin, head) in nodes.iter().flat_map(|node| node.heads.iter()) {
-            let survived = survived.entry(*origin).or_default();
-            *survived = (*survived).max(*head);
-        }
-        let head = |origin: &Origin| survived.get(origin).copied().unwrap_or_default();
-        self.has_lost_versions |= self.committed_at.keys().any(|(o, version)| *version > head(o));
+        let is_lost = |(origin, version): &(Origin, Version)| {
+            nodes.iter().all(|node| self.head(node, *origin) < *version)
+        };
+        let has_lost = self.committed_at.keys().any(is_lost);
+        self.has_lost_versions |= has_lost;
     }
 
     /// Tells whether a disk was lost that alone held some versions.
@@ -410,6 +408,11 @@ impl Truths {
         let begun_by = self.born.get(key).map(|(origin, _)| origin.node);
         life.length > 1 && begun_by == Some(life.stamp.origin.node)
     }
+}
+
+/// Returns how far an origin is on some disk.
+pub(super) fn survived(nodes: &[VirtualNode], origin: Origin) -> Version {
+    nodes.iter().map(|node| node.head(origin)).max().unwrap_or_default()
 }
 
 /// P3: rows that are written together are never seen apart.

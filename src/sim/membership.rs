@@ -525,16 +525,14 @@ impl Cluster<'_> {
     /// wrote something, whom it does not know as a member.
     fn dial(&mut self, node: NodeIndex, is_alone: bool) {
         let seeds = self.scenario.membership.joining().map_or(0, |joining| joining.seeds.max(1));
-        let dialled: Vec<NodeIndex> = if is_alone {
-            (0..seeds.min(self.scenario.nodes)).map(NodeIndex).collect()
-        } else {
+        let mut dialled: BTreeSet<NodeIndex> =
+            (0..seeds.min(self.scenario.nodes)).map(NodeIndex).collect();
+        if !is_alone {
             let this = &self.nodes[node.0];
-            let mut named: BTreeSet<NodeIndex> =
-                this.heads.keys().map(|origin| index_of(origin.node)).collect();
-            named.extend((0..seeds.min(self.scenario.nodes)).map(NodeIndex));
-            named.retain(|other| *other != node && !this.up.contains(other));
-            named.into_iter().choose(&mut self.rng).into_iter().collect()
-        };
+            dialled.extend(this.heads.keys().map(|origin| index_of(origin.node)));
+            dialled.retain(|other| *other != node && !this.up.contains(other));
+            dialled = dialled.into_iter().choose(&mut self.rng).into_iter().collect();
+        }
         for other in dialled {
             if other == node || !reaches(&self.nodes, &self.network, node, other) {
                 continue;

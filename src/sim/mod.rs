@@ -326,14 +326,7 @@ impl<'a> Cluster<'a> {
 
     /// A row that is not what the others have is found, named and mended.
     fn await_mending(&mut self) -> Checked {
-        let from = self.now;
-        while let Some(what) = check::first_difference(&self.nodes) {
-            if self.now >= from + MENDED_WITHIN {
-                return Err(format!("a damaged row was not mended: {what}"));
-            }
-            self.play_until(self.now + Duration::from_secs(1))?;
-        }
-        self.tally.mended_after = self.now.since(from);
+        self.await_equal_rows("a damaged row was not mended")?;
         let found = self.nodes.iter().filter_map(|node| node.replica.as_ref());
         let found: usize = found.map(|replica| replica.findings().last.len()).sum();
         if found == 0 { Err("nobody names the row that was damaged".to_owned()) } else { Ok(()) }
@@ -342,16 +335,21 @@ impl<'a> Cluster<'a> {
     /// Of what a lost version has overwritten some may have heard, and others not: nobody tells of it
     /// any more. Comparing rows finds it.
     fn await_agreement(&mut self) -> Checked {
+        self.await_equal_rows("P5: what a lost version overwrote was not mended")?;
+        // What was mended may have to be withdrawn.
+        self.converge(self.now).map(drop)
+    }
+
+    fn await_equal_rows(&mut self, failure: &str) -> Checked {
         let from = self.now;
         while let Some(what) = check::first_difference(&self.nodes) {
             if self.now >= from + MENDED_WITHIN {
-                return Err(format!("P5: what a lost version overwrote was not mended: {what}"));
+                return Err(format!("{failure}: {what}"));
             }
             self.play_until(self.now + Duration::from_secs(1))?;
         }
         self.tally.mended_after = self.now.since(from);
-        // What was mended may have to be withdrawn.
-        self.converge(self.now).map(drop)
+        Ok(())
     }
 
     /// Once all hold the same, every tombstone goes.
@@ -771,8 +769,7 @@ impl<'a> Cluster<'a> {
                 this.confirmations_needed = 0;
                 // Its commits follow.
                 this.heads.remove(&origin);
-                let survived = self.nodes.iter().map(|other| other.head(ended.0)).max();
-                self.truths.excuse_ended(ended.0, survived.unwrap_or_default());
+                self.truths.excuse_ended(ended.0, check::survived(&self.nodes, ended.0));
                 self.tell_soon(node, Input::EpochBegun { origin, ended });
                 self.committed(node, commits)?;
                 None
@@ -1154,9 +1151,7 @@ impl<'a> Cluster<'a> {
 
     /// What was acknowledged and is on no disk any more need not come back under its name.
     fn excuse(&mut self) {
-        let nodes = &self.nodes;
-        let survived = |origin| nodes.iter().map(|other| other.head(origin)).max();
-        self.truths.excuse(|origin| survived(origin).unwrap_or_default());
+        self.truths.excuse(&self.nodes);
     }
 
     /// Counts what a node sends.

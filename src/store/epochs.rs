@@ -123,7 +123,7 @@ impl Group<'_> {
         let mut places = BTreeSet::new();
         for origin in self.store.origins.all().into_iter().filter(is_wanted) {
             let of_origin = self.places_of(origin, Class::Owned, Version(0))?;
-            places.append(&mut self.those_that(RowClock::is_alive, of_origin)?);
+            places.append(&mut self.those_that(|_, clock| clock.is_alive(), of_origin)?);
         }
         Ok(places)
     }
@@ -131,19 +131,18 @@ impl Group<'_> {
     /// Leaves only the places whose rows' clocks are wanted.
     pub(super) fn those_that(
         &self,
-        is_wanted: impl Fn(&RowClock) -> bool,
-        mut places: BTreeSet<Place>,
+        is_wanted: impl Fn(&Place, &RowClock) -> bool,
+        places: BTreeSet<Place>,
     ) -> rusqlite::Result<BTreeSet<Place>> {
         let Store { conn, origins, .. } = &*self.store;
-        let mut failed = None;
-        places.retain(|(_, key, table)| match clocks::read(conn, origins, *table, key) {
-            Ok(clock) => clock.as_ref().is_some_and(&is_wanted),
-            Err(error) => {
-                failed = Some(error);
-                false
+        let mut wanted = BTreeSet::new();
+        for place in places {
+            let clock = clocks::read(conn, origins, place.2, &place.1)?;
+            if clock.is_some_and(|clock| is_wanted(&place, &clock)) {
+                wanted.insert(place);
             }
-        });
-        failed.map_or(Ok(places), Err)
+        }
+        Ok(wanted)
     }
 
     /// Writes rows in commits of bounded size.
@@ -243,18 +242,13 @@ pub(super) enum Act {
     /// Says again what is beyond these heads, but for lives of such a length that others told of.
     SayAgain {
         heads: BTreeMap<Origin, Version>,
-        told: BTreeMap<(TableId, Key), u64>,
+        told: BTreeMap<Place, u64>,
     },
 }
 
 impl Act {
-    pub(super) fn on(
-        &self,
-        clock: &mut RowClock,
-        (Reverse(name), key, table): &Place,
-        stamp: Stamp,
-    ) {
-        let class = Class::of(name);
+    pub(super) fn on(&self, clock: &mut RowClock, place: &Place, stamp: Stamp) {
+        let class = Class::of(&place.0.0);
         let beyond = |heads: &BTreeMap<Origin, Version>, old: Stamp| {
             heads.get(&old.origin).is_none_or(|head| old.version > *head)
         };
@@ -278,7 +272,7 @@ impl Act {
             }
             Self::Begin { length } => clock.begun_again(*length, stamp),
             Self::SayAgain { heads, told } => {
-                let told = told.get(&(*table, key.clone())).copied().unwrap_or(0);
+                let told = told.get(place).copied().unwrap_or(0);
                 clock.say_again(stamp, told >= clock.life().length, |old| beyond(heads, old));
             }
         }

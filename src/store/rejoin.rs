@@ -5,7 +5,6 @@
 //! Rows stay visible meanwhile. Those that the peer tells of are noted in `__tribune_confirmed`; when
 //! it has told of all, the others are looked at, which is the only step that reads all clocks.
 
-use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use rusqlite::{Connection, OptionalExtension};
@@ -202,30 +201,27 @@ impl Group<'_> {
         let me = self.store.now.origin;
         let heads: Heads = self.store.origins.all_heads().collect();
         let mut beyond = BTreeSet::new();
-        for origin in self.store.origins.all() {
-            let head = self.store.origins.head(origin);
-            beyond.append(&mut self.places_of(origin, Class::Shared, head)?);
+        let mut told = BTreeMap::new();
+        for (origin, head) in &heads {
+            let shared = self.places_of(*origin, Class::Shared, *head)?;
+            for place in shared {
+                let length = told_length(&self.store.conn, (place.2, &place.1))?;
+                told.extend(length.map(|length| (place.clone(), length)));
+                beyond.insert(place);
+            }
             if origin.node == me.node {
-                let of_me = self.places_of(origin, Class::Owned, head)?;
-                beyond.append(&mut self.those_that(|clock| !clock.is_alive(), of_me)?);
+                let of_me = self.places_of(*origin, Class::Owned, *head)?;
+                beyond.append(&mut self.those_that(|_, clock| !clock.is_alive(), of_me)?);
             }
         }
-        let mut act = Act::SayAgain { heads, told: BTreeMap::new() };
-        let mut unheard = BTreeSet::new();
-        for place in beyond {
-            let Store { conn, origins, .. } = &*self.store;
-            let (Reverse(name), key, table) = &place;
-            let class = Class::of(name);
-            let told = told_length(conn, (*table, key))?.filter(|_| class == Class::Shared);
-            let Some(clock) = clocks::read(conn, origins, *table, key)? else { continue };
-            let Act::SayAgain { told: lives, .. } = &mut act else { continue };
-            lives.extend(told.map(|length| ((*table, key.clone()), length)));
+        let act = Act::SayAgain { heads, told };
+        let any = Stamp { origin: me, version: Version(0) };
+        let is_changed = |place: &Place, clock: &RowClock| {
             let mut said = clock.clone();
-            act.on(&mut said, &place, Stamp { origin: me, version: Version(0) });
-            if said != clock {
-                unheard.insert(place);
-            }
-        }
+            act.on(&mut said, place, any);
+            said != *clock
+        };
+        let unheard = self.those_that(is_changed, beyond)?;
         self.write_places(&unheard, &act)
     }
 
