@@ -231,7 +231,7 @@ fn every_dependency_has_a_licence_that_deny_toml_allows() {
         .map(|licence| licence.as_str().expect("a text"))
         .collect();
     let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version", "1", "--locked", "--offline"])
+        .args(["metadata", "--format-version", "1", "--locked"])
         .current_dir(root())
         .output()
         .expect("cargo metadata");
