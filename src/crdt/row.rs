@@ -162,6 +162,16 @@ impl RowClock {
         (length > 0).then(|| Self { life, groups: Vec::new() })
     }
 
+    /// Returns the clock after which a row is inserted: its own, or that of rows whose tombstones were
+    /// dropped ([`RowClock::dropped`]), where it is not held, or died in an earlier life than they.
+    /// Another node may have dropped a later tombstone of it, and a third one hold that still.
+    pub fn last<'a>(held: Option<&'a Self>, dropped: Option<&'a Self>) -> Option<&'a Self> {
+        let is_later = |held: &&Self| {
+            held.is_alive() || dropped.is_none_or(|dropped| held.life.length >= dropped.life.length)
+        };
+        held.filter(is_later).or(dropped)
+    }
+
     /// Notes that this node says the row again, as a birth of its own above all lives up to
     /// `length`: cells keep their counts.
     pub fn begun_again(&mut self, length: u64, stamp: Stamp) {
@@ -487,6 +497,15 @@ pub(super) mod tests {
         assert_eq!(RowClock::dropped(0), None);
         let clock = RowClock::inserted(RowClock::dropped(6).as_ref(), stamp(1, 1), [V]);
         assert_eq!(clock.life(), Life { length: 7, stamp: stamp(1, 1) });
+        let mut dead = clock.clone();
+        dead.deleted(stamp(1, 2));
+        for (dropped, length) in [(0, 8), (8, 8), (10, 10)] {
+            let dropped = RowClock::dropped(dropped);
+            let last = RowClock::last(Some(&dead), dropped.as_ref()).unwrap();
+            assert_eq!(last.life().length, length);
+            assert_eq!(RowClock::last(Some(&clock), dropped.as_ref()), Some(&clock));
+            assert_eq!(RowClock::last(None, dropped.as_ref()), dropped.as_ref());
+        }
         for (dropped, length) in [(0, 7), (6, 7), (8, 9)] {
             let mut again = clock.clone();
             again.begun_again(dropped, stamp(1, 2));

@@ -98,9 +98,11 @@ pub struct Floor {
     pub heads: Vec<(Origin, Version)>,
     /// No row that was dropped had a longer life. A row that is not held begins above it.
     pub length: u64,
-    /// Members that were not asked whether they hold the deletes, up to which epoch of theirs. They
-    /// are not members any more until they begin a later one.
+    /// Who is no member any more until it begins a later epoch than this one of its own: it is not
+    /// asked whether it holds the deletes.
     pub forgotten: Vec<(NodeId, Epoch)>,
+    /// Those of them that were when tombstones were dropped last, up to which epoch.
+    pub in_force: Vec<(NodeId, Epoch)>,
     /// The members that were met, and the latest epoch of theirs (see [`Storage::meet`]).
     pub members: Vec<(NodeId, Epoch)>,
     /// The origin of this node that settled (see [`Storage::settle`]); `None`: none has.
@@ -130,6 +132,18 @@ pub struct Era {
     pub erased: u64,
 }
 
+/// What a member has forgotten for good. Who is let in by it takes it over, with its rows.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Past {
+    /// Its [`Floor::heads`]: what is missing there may be missing here.
+    pub floor: Vec<(Origin, Version)>,
+    /// Its [`Floor::length`], or more.
+    pub length: u64,
+    pub era: Era,
+    /// Its [`Floor::retired`].
+    pub retired: Vec<(Origin, Version)>,
+}
+
 /// What is to be forgotten of origins that write no more: see [`Storage::tidy`].
 ///
 /// Rounds ([`crate::ledger::Round`]) are numbered. A disk with an era of so much or more knows of
@@ -138,13 +152,14 @@ pub struct Era {
 /// all rows anew: of the deletes nothing is left that could be told.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Tidy {
-    /// Spent origins that every member holds up to these heads: from now on they are retired. They
-    /// are no heads any more, nothing of them is taken, and whoever asks is told that nothing is
-    /// left.
+    /// Spent origins that every member holds, up to these heads at most: from now on they are retired,
+    /// and held so far. They are no heads any more, nothing of them is taken, and whoever asks is told
+    /// that nothing is left.
     pub retire: Vec<(Origin, Version)>,
     /// Origins that write no more: which of them are spent?
     pub ask: Vec<Origin>,
-    /// Retired origins that no member holds any more: nothing of them is remembered.
+    /// Origins that no member holds any more: nothing of them is remembered, nor of tombstones of
+    /// theirs that were dropped. Those stay that are held, and those of which something is left.
     pub erase: Vec<Origin>,
     /// Members that were forgotten, and of which no origin is left: so are they.
     pub gone: Vec<NodeId>,
@@ -159,9 +174,13 @@ pub struct Tidy {
 pub struct Tidied {
     /// Which of those to be retired are: those of which nothing is left, if they are held so far.
     pub retired: Vec<(Origin, Version)>,
-    /// Of which of those that were asked for nothing is left, and how far they are held. Some may be
-    /// missing: one call looks at a bounded number of rows.
+    /// How many of those that were asked for were looked at, from the first on: one call looks at a
+    /// bounded number of rows.
+    pub looked_at: usize,
+    /// Of which of these nothing is left, and how far they are held.
     pub spent: Vec<(Origin, Version)>,
+    /// Which of those to be erased are.
+    pub erased: Vec<Origin>,
 }
 
 /// What [`Storage::collect`] did.
@@ -285,11 +304,16 @@ pub trait Storage {
     /// Returns how many tombstones are held: rows that are dead, parked ones too.
     fn tombstones(&self) -> Result<u64, StorageError>;
 
-    /// Notes members that were met, for [`Floor::members`]: whom a node has forgotten when it starts
-    /// again it would not ask before it drops tombstones.
-    fn meet(&mut self, members: &[(NodeId, Epoch)]) -> Result<(), StorageError>;
+    /// Notes members that were met, for [`Floor::members`], and nodes that are none any more, for
+    /// [`Floor::forgotten`]. Whom a node did not know when it starts again it would not ask before it
+    /// drops tombstones; and it would listen to whom others listen to no more.
+    fn meet(
+        &mut self,
+        members: &[(NodeId, Epoch)],
+        forgotten: &[(NodeId, Epoch)],
+    ) -> Result<(), StorageError>;
 
-    /// Raises the floor to `heads`, adds `forgotten` to it, and drops at most `rows_max` tombstones
+    /// Raises the floor to `heads`, adds `forgotten` to it, in force, and drops at most `rows_max` tombstones
     /// whose stamps it covers, in one transaction. Nobody sees a difference. From then on a row that
     /// is not held begins above [`Floor::length`], whoever inserts it here.
     ///
@@ -310,7 +334,8 @@ pub trait Storage {
     ///
     /// In one transaction, or in several of which the first says that it has begun: a new epoch
     /// begins, as by [`Storage::begin_epoch`], but what is stamped anew is what this node wrote and
-    /// the peer does not hold. All heads but that of the new origin fall to 0. Rows of other owners
+    /// the peer does not hold, or has not held: `held` names what it has retired, too. All heads but
+    /// that of the new origin fall to 0, and none is retired any more. Rows of other owners
     /// under stamps that the peer does not hold go, tombstones too: only their owners may say them
     /// again. All other rows stay visible, and are noted as unconfirmed.
     ///
@@ -324,9 +349,9 @@ pub trait Storage {
         length: u64,
     ) -> Result<Begun, StorageError>;
 
-    /// Notes that this node's origin may speak: it holds all that one settled member held, whose
-    /// floor `heads` and `length` are: what is missing there may be missing here. Its era was `era`,
-    /// and so is this node's, unless that is later.
+    /// Notes that this node's origin may speak: it holds all that one settled member held, and takes
+    /// over that member's past. Its era is at least as late, and what was retired there and is not held
+    /// here is retired.
     ///
     /// Shared rows that this origin inserted, which nobody has heard of, begin again above every
     /// life that was dropped.
@@ -337,13 +362,7 @@ pub trait Storage {
     /// and all rows of tables whose tombstones are remembered for good. What is left in other
     /// shared rows of versions that the heads do not cover is said again as this node's own, but for
     /// stamps of lives that were told of since; so are dead rows of its own.
-    fn settle(
-        &mut self,
-        now: Wall,
-        heads: &[(Origin, Version)],
-        length: u64,
-        era: Era,
-    ) -> Result<Settled, StorageError>;
+    fn settle(&mut self, now: Wall, past: &Past) -> Result<Settled, StorageError>;
 
     /// Deletes the rows that a node owns which is forgotten, as the node itself would have done: under
     /// an origin of it that never was, `under`, whose versions every member writes by itself. They

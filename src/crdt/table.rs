@@ -20,7 +20,7 @@ use super::pack;
 use super::row::{COUNT_MAX, ColumnId, Fate, Incoming, RowClock};
 use super::sheet::{Row, Shape, Sheet};
 use super::storage::{
-    Begun, Bookmark, Collected, Era, Extract, Floor, Inspected, LENGTH_DROPPED_MAX, Part, Settled,
+    Begun, Bookmark, Collected, Extract, Floor, Inspected, LENGTH_DROPPED_MAX, Part, Past, Settled,
     Staging, Storage, StorageError, Tidied, Tidy,
 };
 use crate::types::{Epoch, Hlc, NodeId, Origin, Seq, Value, Version, Wall};
@@ -55,6 +55,8 @@ pub struct Table {
     /// See [`Floor::longest`].
     longest: u64,
     forgotten: OrdMap<NodeId, Epoch>,
+    /// See [`Floor::in_force`].
+    in_force: OrdMap<NodeId, Epoch>,
     members: OrdMap<NodeId, Epoch>,
     settled: Option<Origin>,
     /// Origins that are retired; they are no heads.
@@ -85,6 +87,7 @@ impl Table {
             length: 0,
             longest: 0,
             forgotten: OrdMap::new(),
+            in_force: OrdMap::new(),
             members: OrdMap::new(),
             settled: None,
             retired: OrdMap::new(),
@@ -292,15 +295,16 @@ impl Storage for Table {
 
     fn floor(&self) -> Result<Floor, StorageError> {
         Ok(Floor {
-            heads: self.floor.iter().map(|(origin, head)| (*origin, *head)).collect(),
+            heads: listed(&self.floor),
             length: self.length,
-            forgotten: self.forgotten.iter().map(|(node, epoch)| (*node, *epoch)).collect(),
-            members: self.members.iter().map(|(node, epoch)| (*node, *epoch)).collect(),
+            forgotten: listed(&self.forgotten),
+            in_force: listed(&self.in_force),
+            members: listed(&self.members),
             settled: self.settled,
             is_rejoining: self.confirmed.is_some(),
             harmless: self.harmless(),
             longest: self.longest.max(self.length),
-            retired: self.retired.iter().map(|(origin, head)| (*origin, *head)).collect(),
+            retired: listed(&self.retired),
             era: self.era,
             erased: self.erased,
         })
@@ -310,8 +314,13 @@ impl Storage for Table {
         Ok(self.graves.len() as u64)
     }
 
-    fn meet(&mut self, members: &[(NodeId, Epoch)]) -> Result<(), StorageError> {
+    fn meet(
+        &mut self,
+        members: &[(NodeId, Epoch)],
+        forgotten: &[(NodeId, Epoch)],
+    ) -> Result<(), StorageError> {
         raise(&mut self.members, members);
+        raise(&mut self.forgotten, forgotten);
         Ok(())
     }
 
@@ -323,6 +332,7 @@ impl Storage for Table {
     ) -> Result<Collected, StorageError> {
         self.raise_floor(heads, 0);
         raise(&mut self.forgotten, forgotten);
+        raise(&mut self.in_force, forgotten);
         let covered = self.covered_graves(rows_max + 1);
         let is_done = covered.len() <= rows_max;
         let mut collected = Collected { dropped: 0, is_done };
@@ -349,6 +359,7 @@ impl Storage for Table {
         self.settled = None;
         self.length = self.length.max(length);
         self.heads.clear();
+        self.retired.clear();
         let held: OrdMap<Origin, Version> = held.iter().copied().collect();
         let mut commits: Vec<Commit> = self.drop_foreign_news(now, &held).into_iter().collect();
         self.confirmed = Some(OrdMap::new());
@@ -362,17 +373,16 @@ impl Storage for Table {
         Ok(Begun { origin, ended: (ended, Version(0)), commits })
     }
 
-    fn settle(
-        &mut self,
-        now: Wall,
-        heads: &[(Origin, Version)],
-        length: u64,
-        era: Era,
-    ) -> Result<Settled, StorageError> {
+    fn settle(&mut self, now: Wall, past: &Past) -> Result<Settled, StorageError> {
         self.settled = Some(self.origin);
-        self.era = self.era.max(era.held);
-        self.erased = self.erased.max(era.erased);
-        self.raise_floor(heads, length);
+        self.era = self.era.max(past.era.held);
+        self.erased = self.erased.max(past.era.erased);
+        self.raise_floor(&past.floor, past.length);
+        for (origin, head) in &past.retired {
+            if !self.heads.contains_key(origin) && *origin != self.origin {
+                self.retired.entry(*origin).or_insert(*head);
+            }
+        }
         let confirmed = self.confirmed.take();
         let is_confirmed = |place: &(Name, Key)| {
             confirmed.as_ref().is_none_or(|confirmed| confirmed.contains_key(place))
@@ -452,28 +462,33 @@ impl Storage for Table {
     }
 
     fn tidy(&mut self, tidy: &Tidy) -> Result<Tidied, StorageError> {
+        let mut tidied = Tidied { looked_at: tidy.ask.len(), ..Tidied::default() };
         for (origin, head) in &tidy.retire {
-            if self.is_spent(*origin) && self.heads.get(origin) == Some(head) {
+            let is_held = self.heads.get(origin).is_some_and(|held| held <= head);
+            if is_held && self.is_spent(*origin) {
                 self.heads.remove(origin);
                 self.retired.insert(*origin, *head);
+                tidied.retired.push((*origin, *head));
             }
         }
         for origin in &tidy.erase {
-            if self.retired.remove(origin).is_some() {
+            if self.is_spent(*origin) && !self.heads.contains_key(origin) {
+                self.retired.remove(origin);
                 self.floor.remove(origin);
+                tidied.erased.push(*origin);
             }
         }
         for node in &tidy.gone {
             self.forgotten.remove(node);
+            self.in_force.remove(node);
             self.members.remove(node);
         }
         self.era = self.era.max(tidy.era);
         self.erased = self.erased.max(tidy.erased);
-        let is_retired = |(origin, _): &&(Origin, Version)| self.retired.contains_key(origin);
-        let retired = tidy.retire.iter().filter(is_retired).copied().collect();
         let held = tidy.ask.iter().filter_map(|origin| self.heads.get_key_value(origin));
         let spent = held.filter(|(origin, _)| self.is_spent(**origin));
-        Ok(Tidied { retired, spent: spent.map(|(origin, head)| (*origin, *head)).collect() })
+        tidied.spent = spent.map(|(origin, head)| (*origin, *head)).collect();
+        Ok(tidied)
     }
 
     fn inspect(&self, table: &str, key: &[Value]) -> Result<Option<Inspected>, StorageError> {
@@ -533,7 +548,7 @@ impl Table {
         // Where nothing is forgotten no life is above what is held.
         let length = if is_harmless(&write.table) { 0 } else { self.length };
         let dropped = RowClock::dropped(length);
-        let held_clock = held.map(|row| &row.clock).or(dropped.as_ref());
+        let held_clock = RowClock::last(held.map(|row| &row.clock), dropped.as_ref());
         let row = match (held, &write.now) {
             (Some(held), None) => {
                 let mut clock = held.clock.clone();
@@ -701,6 +716,10 @@ impl Table {
         }
         commits
     }
+}
+
+fn listed<K: Ord + Copy, V: Copy>(map: &OrdMap<K, V>) -> Vec<(K, V)> {
+    map.iter().map(|(key, value)| (*key, *value)).collect()
 }
 
 fn delete(_: &(Name, Key), row: &Row, stamp: Stamp) -> Row {
@@ -1265,8 +1284,12 @@ mod tests {
             self.0.tombstones()
         }
 
-        fn meet(&mut self, members: &[(NodeId, Epoch)]) -> Result<(), StorageError> {
-            self.0.meet(members)
+        fn meet(
+            &mut self,
+            members: &[(NodeId, Epoch)],
+            forgotten: &[(NodeId, Epoch)],
+        ) -> Result<(), StorageError> {
+            self.0.meet(members, forgotten)
         }
 
         fn collect(
@@ -1291,14 +1314,8 @@ mod tests {
             begun
         }
 
-        fn settle(
-            &mut self,
-            now: Wall,
-            heads: &[(Origin, Version)],
-            length: u64,
-            era: Era,
-        ) -> Result<Settled, StorageError> {
-            let settled = self.0.settle(now, heads, length, era);
+        fn settle(&mut self, now: Wall, past: &Past) -> Result<Settled, StorageError> {
+            let settled = self.0.settle(now, past);
             self.check();
             settled
         }

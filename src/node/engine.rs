@@ -759,7 +759,9 @@ impl Engine {
                 self.mailbox.push(Job::BeginEpoch { above });
             }
             replica::Effect::Withdraw => self.mailbox.push(Job::Withdraw),
-            replica::Effect::Meet { members } => self.mailbox.push(Job::Meet { members }),
+            replica::Effect::Meet { members, forgotten } => {
+                self.mailbox.push(Job::Meet { members, forgotten });
+            }
             replica::Effect::Collect { heads, forgotten, rows_max } => {
                 debug!(origins = heads.len(), "Dropping tombstones");
                 self.mailbox.push(Job::Collect { heads, forgotten, rows_max });
@@ -771,9 +773,7 @@ impl Engine {
                 );
                 self.mailbox.push(Job::Rejoin { held, length });
             }
-            replica::Effect::Settle { heads, length, era } => {
-                self.mailbox.push(Job::Settle { heads, length, era });
-            }
+            replica::Effect::Settle(past) => self.mailbox.push(Job::Settle(past)),
             replica::Effect::Depart { under, held } => {
                 self.mailbox.push(Job::Depart { under, held });
             }

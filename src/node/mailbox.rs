@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use super::engine::Happened;
 use crate::crdt::content::Mend;
-use crate::crdt::storage::{Era, Tidy};
+use crate::crdt::storage::{Past, Tidy};
 use crate::crdt::{Batch, Part, Piece, RowOp, Staging};
 use crate::node::{SubmitError, TransactError};
 use crate::replica::BatchId;
@@ -73,6 +73,7 @@ pub(super) enum Job {
     /// Members that were met, to be known by the next process, too.
     Meet {
         members: Vec<(NodeId, Epoch)>,
+        forgotten: Vec<(NodeId, Epoch)>,
     },
     /// Drop tombstones that nobody needs any more, at most so many.
     Collect {
@@ -86,11 +87,7 @@ pub(super) enum Job {
         length: u64,
     },
     /// This node has caught up with one that may speak.
-    Settle {
-        heads: Vec<(Origin, Version)>,
-        length: u64,
-        era: Era,
-    },
+    Settle(Past),
     /// Delete the rows of a node that is forgotten.
     Depart {
         under: Origin,

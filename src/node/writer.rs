@@ -129,9 +129,9 @@ fn write_jobs(store: &mut Store, jobs: Vec<Job>, listeners: &Listeners) {
                 listeners.pulse.beat_long("withdrawing rows of earlier epochs");
                 Outcome::Withdrawn(group.withdraw())
             }
-            Job::Meet { members } => {
+            Job::Meet { members, forgotten } => {
                 listeners.pulse.beat_long("noting members");
-                Outcome::Met(group.meet(&members))
+                Outcome::Met(group.meet(&members, &forgotten))
             }
             Job::Collect { heads, forgotten, rows_max } => {
                 listeners.pulse.beat_long("dropping tombstones");
@@ -144,9 +144,9 @@ fn write_jobs(store: &mut Store, jobs: Vec<Job>, listeners: &Listeners) {
                 listeners.pulse.beat_long("beginning to take over the rows of another node");
                 Outcome::Rejoined(group.rejoin(&held, length).map(|(origin, _)| origin))
             }
-            Job::Settle { heads, length, era } => {
+            Job::Settle(past) => {
                 listeners.pulse.beat_long("dropping rows that were deleted elsewhere");
-                Outcome::Settled(group.settle(&heads, length, era))
+                Outcome::Settled(group.settle(&past))
             }
             Job::Depart { under, held } => {
                 listeners.pulse.beat_long("deleting the rows of a node that will not return");
@@ -270,7 +270,7 @@ fn may_define(job: &Job) -> bool {
         | Job::Meet { .. }
         | Job::Collect { .. }
         | Job::Rejoin { .. }
-        | Job::Settle { .. }
+        | Job::Settle(_)
         | Job::Depart { .. }
         | Job::Tidy(_)
         | Job::Mend(_)

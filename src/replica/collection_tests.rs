@@ -1,7 +1,7 @@
 //! When tombstones go, who may speak, and who has to take all rows anew.
 
 use super::*;
-use crate::crdt::storage::{Collected, Era, Extract, Tidied, Tidy};
+use crate::crdt::storage::{Collected, Era, Extract, Past, Tidied, Tidy};
 use crate::crdt::{Key, Life, RowChange, TableChanges};
 use crate::ledger::Round;
 use crate::ledger::round::{Heads, Nodes, Told};
@@ -14,7 +14,6 @@ fn hasty() -> Config {
         tell_after: Duration::from_secs(1),
         forget_after: Duration::from_secs(1_000),
         alone_after: Duration::from_secs(20),
-        retire: true,
         retired_for: Duration::from_secs(15),
         settle_alone_after: Duration::from_secs(5),
         ..Config::default()
@@ -62,7 +61,7 @@ fn said(effects: &[Effect]) -> Vec<(NodeId, Message)> {
 }
 
 fn alone() -> Effect {
-    Effect::Settle { heads: vec![], length: 0, era: Era::default() }
+    Effect::Settle(Past::default())
 }
 
 fn joins(effects: &[Effect]) -> Vec<(NodeId, bool)> {
@@ -178,6 +177,7 @@ fn what_tombstones_are_missing_of_is_not_served_but_to_guests() {
         floor: vec![at(2, 5)],
         era: Era::default(),
         retired: vec![],
+        forgotten: Nodes::new(),
     };
     assert_eq!(said(&effects), [(node(3), welcome)]);
     assert!(said(&one.hear(3, want(0))).is_empty());
@@ -200,6 +200,7 @@ fn unsettled() -> Message {
         floor: vec![],
         era: Era::default(),
         retired: vec![],
+        forgotten: Nodes::new(),
     }
 }
 
@@ -223,6 +224,7 @@ fn a_new_origin_is_silent_until_it_has_caught_up_with_one_that_speaks() {
             floor: vec![],
             era: Era::default(),
             retired: vec![],
+            forgotten: Nodes::new(),
         },
     );
     let (id, batch) = batch(&one.hear(2, push(9, 1))).unwrap();
@@ -311,10 +313,11 @@ fn an_empty_disk_becomes_the_guest_of_who_dropped_tombstones_and_keeps_its_epoch
         floor: floor.clone(),
         era: Era::default(),
         retired: vec![],
+        forgotten: Nodes::new(),
     };
     let effects = one.hear(2, welcome.clone());
     assert_eq!(joins(&effects), [(node(2), true)]);
-    let settle = Effect::Settle { heads: floor, length: 8, era: Era::default() };
+    let settle = Effect::Settle(Past { floor, length: 8, ..Past::default() });
     assert!(effects.contains(&settle), "its rows must live longer: {effects:?}");
     one.tell(written(3, "kv"));
     let effects = one.tell(Input::Settled { is_done: true });
@@ -377,6 +380,7 @@ fn who_is_below_the_floor_takes_all_rows_of_one_peer() {
         floor: floor.clone(),
         era: Era::default(),
         retired: vec![],
+        forgotten: Nodes::new(),
     };
     let effects = one.hear(2, welcome.clone());
     assert_eq!(effects, [Effect::Rejoin { held: told, length: 8 }]);
@@ -401,7 +405,7 @@ fn who_is_below_the_floor_takes_all_rows_of_one_peer() {
         last = one.done(id, &batch);
     }
     assert!(
-        last.contains(&Effect::Settle { heads: floor, length: 8, era: Era::default() }),
+        last.contains(&Effect::Settle(Past { floor, length: 8, ..Past::default() })),
         "{last:?}"
     );
     one.tell(Input::Settled { is_done: true });
@@ -445,6 +449,7 @@ fn a_guest_whose_rows_take_long_to_come_does_not_begin_anew() {
         floor,
         era: Era::default(),
         retired: vec![],
+        forgotten: Nodes::new(),
     };
     one.hear(2, welcome.clone());
     one.tell(Input::Settled { is_done: true });
@@ -469,7 +474,7 @@ fn a_guest_whose_rows_take_long_to_come_does_not_begin_anew() {
     // Nor while the disk takes its time.
     let effects = one.wait(100_000);
     assert!(joins(&effects).iter().all(|(to, _)| *to == node(2)), "{effects:?}");
-    assert!(one.done(id, &whole).iter().any(|effect| matches!(effect, Effect::Settle { .. })));
+    assert!(one.done(id, &whole).iter().any(|effect| matches!(effect, Effect::Settle(_))));
 }
 
 #[test]
@@ -489,6 +494,7 @@ fn who_takes_all_rows_anew_gives_nothing_away_that_it_read_back_meanwhile() {
         floor: vec![at(9, 4)],
         era: Era::default(),
         retired: vec![],
+        forgotten: Nodes::new(),
     };
     let effects = one.hear(2, welcome);
     assert!(effects.iter().any(|effect| matches!(effect, Effect::Rejoin { .. })), "{effects:?}");
@@ -572,8 +578,9 @@ fn tidied(one: &mut One, number: u64, theirs: Message, tidied: Tidied) -> (Optio
         _ => None,
     });
     let tidy = tidy(&one.hear(2, theirs));
-    if tidy.is_some() {
-        one.tell(Input::Tidied { tidied: Some(tidied) });
+    if let Some(tidy) = &tidy {
+        let (looked_at, erased) = (tidy.ask.len(), tidy.erase.clone());
+        one.tell(Input::Tidied { tidied: Some(Tidied { looked_at, erased, ..tidied }) });
     }
     (tidy, told.expect("it tells of the round"))
 }
@@ -632,8 +639,92 @@ fn an_origin_of_which_nothing_is_left_anywhere_is_retired_and_forgotten_in_the_e
     for era in [0, 6, 7] {
         assert!(!said(&one.hear(5, hello(era))).iter().any(is_forgotten), "{era}");
     }
-    assert!(said(&one.hear(5, hello(5))).iter().any(is_forgotten));
+    one.hear(5, hello(5));
+    assert!(said(&one.hear(5, hello(5))).iter().any(is_forgotten), "once that is on disk");
     assert!(one.replica.has_forgotten(node(5)));
+}
+
+#[test]
+fn who_holds_less_of_what_is_spent_everywhere_retires_as_much_as_the_others() {
+    let floor = Floor { settled: Some(origin(ME)), era: 1, ..Floor::default() };
+    let mut one = on(&floor, &[at(ME, 1), at(2, 1), former(2)], &[2]);
+    let spent = Tidied { spent: vec![former(2)], ..Tidied::default() };
+    tidied(&mut one, 1, told_of_former(1, 1, 1), spent);
+    let (second, _) = tidied(&mut one, 2, told_of_former(2, 2, 1), Tidied::default());
+    assert_eq!(second.map(|tidy| tidy.retire), Some(vec![former(3)]));
+    // What it has heard of since is more than that anybody said that nothing was left of it.
+    let mut one = on(&floor, &[at(ME, 1), at(2, 1), former(4)], &[2]);
+    let spent = Tidied { spent: vec![former(4)], ..Tidied::default() };
+    tidied(&mut one, 1, told_of_former(1, 1, 1), spent);
+    let (second, told) = tidied(&mut one, 2, told_of_former(2, 2, 1), Tidied::default());
+    assert!(told.spent.contains(&former(4).0));
+    assert_eq!(second.map(|tidy| tidy.retire), Some(vec![former(4)]));
+}
+
+#[test]
+fn a_floor_of_an_origin_that_nobody_has_heard_of_goes_too() {
+    let floor = Floor {
+        settled: Some(origin(ME)),
+        heads: vec![former(3), at(2, 1)],
+        era: 1,
+        ..Floor::default()
+    };
+    let mut one = on(&floor, &[at(ME, 1), at(2, 1)], &[2]);
+    let erased = |(tidy, _): (Option<Tidy>, Round)| tidy.map(|tidy| tidy.erase);
+    let theirs = |number| told_of_former(number, 3, number);
+    assert_eq!(erased(tidied(&mut one, 1, theirs(1), Tidied::default())), Some(vec![]));
+    assert_eq!(erased(tidied(&mut one, 2, theirs(2), Tidied::default())), Some(vec![]));
+    let third = erased(tidied(&mut one, 3, theirs(3), Tidied::default()));
+    assert_eq!(third, Some(vec![former(3).0]));
+    // It is nothing to hold against a peer that never heard of it.
+    let (_, told) = tidied(&mut one, 4, theirs(4), Tidied::default());
+    assert!(!told.high.contains_key(&former(3).0));
+}
+
+#[test]
+fn all_raise_their_era_while_anybody_has_something_that_is_retired() {
+    let floor = Floor { settled: Some(origin(ME)), era: 1, ..Floor::default() };
+    let mut one = on(&floor, &[at(ME, 1), at(2, 1)], &[2]);
+    let (first, _) = tidied(&mut one, 1, told_of_former(1, 2, 1), Tidied::default());
+    assert_eq!(first, Some(Tidy { era: 2, ..Tidy::default() }), "it never held it");
+    let (second, told) = tidied(&mut one, 2, told_of_former(2, 3, 2), Tidied::default());
+    assert_eq!((second, told.era), (None, 2));
+}
+
+#[test]
+fn who_is_no_member_is_noted_before_heads_are_told() {
+    let mut one = settled(&[at(ME, 1), at(2, 1), at(3, 1)], &[2]);
+    one.replica.handle(one.now, Input::Forget(node(3)));
+    let effects: Vec<Effect> = std::iter::from_fn(|| one.replica.next_effect()).collect();
+    let forgotten = vec![(node(3), Epoch(1))];
+    assert!(
+        effects.iter().any(|effect| {
+            matches!(effect, Effect::Meet { forgotten: noted, .. } if *noted == forgotten)
+        }),
+        "{effects:?}"
+    );
+    let is_round =
+        |effect: &Effect| matches!(effect, Effect::Send { message: Message::Round(_), .. });
+    assert!(!one.wait(30_000).iter().any(is_round));
+    one.tell(Input::Met { is_done: true });
+    assert!(one.wait(3_000).iter().any(is_round));
+}
+
+#[test]
+fn a_node_hears_of_its_latest_epoch_though_nothing_of_it_is_left() {
+    let earlier = Origin { epoch: Epoch(0), ..origin(2) };
+    let mut one = settled(&[at(ME, 1), (earlier, Version(9))], &[2]);
+    let hello = |origin| Message::Hello { origin, head: Version(0), era: 0, asks: false };
+    one.hear(2, hello(Origin { epoch: Epoch(7), ..origin(2) }));
+    // Its disk went back to before.
+    let effects = one.hear(2, hello(origin(2)));
+    let known =
+        Message::Known { origin: Origin { epoch: Epoch(7), ..origin(2) }, head: Version(0) };
+    assert!(said(&effects).contains(&(node(2), known)), "{effects:?}");
+
+    let later = Origin { epoch: Epoch(7), ..origin(ME) };
+    let effects = one.hear(2, Message::Known { origin: later, head: Version(0) });
+    assert!(effects.contains(&Effect::BeginEpoch { above: Epoch(7) }), "{effects:?}");
 }
 
 fn is_forgotten((_, message): &(NodeId, Message)) -> bool {
@@ -655,10 +746,78 @@ fn who_hears_that_its_rows_were_deleted_takes_all_rows_anew_under_a_later_epoch(
         floor: vec![],
         era: Era { held: 5, erased: 0 },
         retired: vec![],
+        forgotten: Nodes::new(),
     };
     let effects = one.hear(2, welcome);
     let Some(Effect::Rejoin { held, .. }) = effects.first() else { panic!("{effects:?}") };
     assert!(heads.iter().all(|head| held.contains(head)), "{held:?}");
+}
+
+#[test]
+fn who_was_forgotten_takes_the_rows_of_a_peer_that_knows_of_it() {
+    let welcome = |forgotten: &[u8]| Message::Welcome {
+        is_settled: true,
+        length: 0,
+        heads: vec![at(2, 1), at(3, 1)],
+        floor: vec![],
+        era: Era { held: 5, erased: 0 },
+        retired: vec![],
+        forgotten: forgotten.iter().map(|of| (node(*of), Epoch(1))).collect(),
+    };
+    let rejoins =
+        |effects: &[Effect]| effects.iter().any(|effect| matches!(effect, Effect::Rejoin { .. }));
+    let forgotten = Message::Forgotten { origin: origin(ME), last: Epoch(1) };
+    // One that does not know may be gone itself, as far as the others are concerned.
+    let mut one = settled(&[at(ME, 1), at(2, 1), at(3, 1)], &[2, 3]);
+    one.hear(2, forgotten.clone());
+    assert!(!rejoins(&one.hear(3, welcome(&[]))));
+    assert!(rejoins(&one.hear(2, welcome(&[ME]))));
+    // Where nobody knows of it, though most are here, it is no matter.
+    let mut one = settled(&[at(ME, 1), at(2, 1), at(3, 1)], &[2, 3]);
+    one.hear(2, forgotten.clone());
+    assert!(!rejoins(&one.hear(3, welcome(&[]))));
+    one.wait(31_000);
+    assert!(rejoins(&one.hear(3, welcome(&[]))));
+    // The same from a part that is the smaller one goes on waiting.
+    let mut one = settled(&[at(ME, 1), at(2, 1), at(3, 1), at(4, 1)], &[2]);
+    one.hear(2, forgotten);
+    assert!(!rejoins(&one.hear(2, welcome(&[]))));
+    one.wait(31_000);
+    assert!(!rejoins(&one.hear(2, welcome(&[]))));
+}
+
+#[test]
+fn what_a_host_has_retired_is_neither_asked_for_nor_taken_from_others() {
+    let mut one = on(&Floor::default(), &[at(3, 1)], &[2, 3]);
+    one.wait(100);
+    let retired = vec![former(3)];
+    let welcome = Message::Welcome {
+        is_settled: true,
+        length: 0,
+        heads: vec![at(3, 1), at(9, 1)],
+        floor: vec![],
+        era: Era { held: 5, erased: 0 },
+        retired: retired.clone(),
+        forgotten: Nodes::new(),
+    };
+    one.hear(2, welcome);
+    // A disk that was set back holds it still.
+    one.hear(3, Message::Heads(vec![former(3)]));
+    assert!(wants(&one.wait(2_000)).iter().all(|(_, _, origin, _)| *origin != former(3).0));
+    let (id, batch) = batch(&one.hear(2, push(9, 1))).unwrap();
+    let effects = one.done(id, &batch);
+    let settle = effects.iter().find_map(|effect| match effect {
+        Effect::Settle(past) => Some(past.retired.clone()),
+        _ => None,
+    });
+    assert_eq!(settle, Some(retired));
+    one.tell(Input::Settled { is_done: true });
+    assert_eq!(one.replica.collection(Time(0)).retired, 1);
+    let welcomed = said(&one.hear(2, Message::Join { origin: origin(2), is_whole: false, era: 5 }));
+    assert!(
+        matches!(&welcomed[..], [(_, Message::Welcome { retired, .. })] if *retired == [former(3)]),
+        "{welcomed:?}"
+    );
 }
 
 #[test]
@@ -672,6 +831,7 @@ fn what_was_written_unheard_under_a_retired_origin_is_said_again() {
         floor: vec![],
         era: Era { held: 5, erased: 0 },
         retired: vec![(earlier, Version(head))],
+        forgotten: Nodes::new(),
     };
     one.wait(100);
     let effects = one.hear(2, welcome(4));

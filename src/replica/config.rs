@@ -111,9 +111,6 @@ pub struct Config {
     /// How long a process must have run without hearing of any other member before it drops
     /// tombstones by its own word.
     pub alone_after: Duration,
-    /// Whether origins of which nothing is left are retired and erased, and gone nodes with them (see
-    /// `retirement`). The same on all nodes.
-    pub retire: bool,
     /// How long it is remembered of an origin that nothing is left of it, and of a node that it is
     /// gone, after all members know: longer than any message is on its way.
     pub retired_for: Duration,
@@ -194,7 +191,6 @@ impl Default for Config {
             tell_after: Duration::from_secs(30),
             forget_after: Duration::from_secs(72 * 3_600),
             alone_after: Duration::from_secs(3_600),
-            retire: false,
             retired_for: Duration::from_secs(3_600),
             collect_rows_max: 500,
             join_every: Duration::from_secs(1),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::audit::LookId;
 use crate::crdt::content::{Look, Mend, Sight};
-use crate::crdt::storage::{Bookmark, Collected, Era, Extract, Tidied, Tidy};
+use crate::crdt::storage::{Bookmark, Collected, Extract, Past, Tidied, Tidy};
 use crate::crdt::{Batch, Changeset, Key, Part, Piece, Staging};
 use crate::types::{Epoch, NodeId, Origin, Version};
 use crate::wire::Message;
@@ -117,7 +117,7 @@ pub enum Effect {
     Withdraw,
     /// Call [`crate::crdt::storage::Storage::meet`], and answer [`Input::Met`], whatever happens. There
     /// is never more than one outstanding.
-    Meet { members: Vec<(NodeId, Epoch)> },
+    Meet { members: Vec<(NodeId, Epoch)>, forgotten: Vec<(NodeId, Epoch)> },
     /// Call [`crate::crdt::storage::Storage::collect`], and answer [`Input::Collected`], whatever
     /// happens. There is never more than one outstanding.
     Collect { heads: Vec<(Origin, Version)>, forgotten: Vec<(NodeId, Epoch)>, rows_max: usize },
@@ -132,7 +132,7 @@ pub enum Effect {
     Rejoin { held: Vec<(Origin, Version)>, length: u64 },
     /// Call [`crate::crdt::storage::Storage::settle`], and answer [`Input::Settled`], whatever
     /// happens, after an [`Input::Committed`] for each of its commits that has a changeset.
-    Settle { heads: Vec<(Origin, Version)>, length: u64, era: Era },
+    Settle(Past),
     /// Call [`crate::crdt::storage::Storage::look`], and answer [`Input::Sighted`], whatever happens.
     /// There are never more than three outstanding.
     Look { id: LookId, look: Look },

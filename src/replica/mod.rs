@@ -13,7 +13,7 @@ use std::time::Duration;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::crdt::storage::Bookmark;
+use crate::crdt::storage::{Bookmark, Past};
 use crate::crdt::{Changeset, Floor, Key, Piece};
 use crate::ledger::Ledger;
 use crate::types::{Epoch, NodeId, Origin, Time, Version, Wall};
@@ -472,8 +472,9 @@ impl Replica {
             }
             Message::Gone { request, floor } => self.on_gone(now, (from, request), floor),
             Message::Join { origin, is_whole, .. } => self.on_join(now, from, origin, is_whole),
-            Message::Welcome { is_settled, length, heads, floor, era, retired } => {
-                let welcome = Welcome { length, heads, floor, era, retired };
+            Message::Welcome { is_settled, length, heads, floor, era, retired, forgotten } => {
+                let past = Past { floor, length, era, retired };
+                let welcome = Welcome { heads, past, forgotten };
                 self.on_welcome(now, from, is_settled.then_some(welcome));
             }
             Message::Round(round) => self.on_round(now, from, &round),
@@ -501,11 +502,15 @@ impl Replica {
             return;
         }
         self.meet(origin);
-        let newest = self.ledger.newest_of(from).unwrap_or((origin, Version(0)));
+        // Of its latest epoch there may be nothing here, or nothing any more.
+        let met = (Origin { epoch: self.rounds.epoch_of(from), ..origin }, Version(0));
+        let of_node = self.rounds.retirement.of_node(from).into_iter();
+        let newest = of_node.chain(self.ledger.newest_of(from)).chain([met]).max();
+        let (newest, newest_head) = newest.unwrap_or(met);
         self.learn(now, from, &[(origin, head)]);
         // While this node takes all rows anew, it knows less than it did.
         if !self.is_rejoining() {
-            let known = Message::Known { origin: newest.0, head: newest.1 };
+            let known = Message::Known { origin: newest, head: newest_head };
             self.send(vec![from], known, Lane::Control);
         }
     }
@@ -627,7 +632,7 @@ impl Replica {
                 self.note_progress(now);
                 for (origin, head) in heads {
                     self.rounds.know(origin);
-                    if !self.is_retired(origin) {
+                    if self.rounds.retirement.head(origin).is_none() {
                         self.ledger.advance(origin, head);
                     }
                 }
@@ -970,7 +975,7 @@ impl Replica {
 
     /// Tells whether nothing is left of an origin, and nothing is taken.
     fn is_retired(&self, origin: Origin) -> bool {
-        self.rounds.retirement.head(origin).is_some()
+        self.rounds.retirement.head(origin).is_some() || self.is_about_to_retire(origin)
     }
 
     /// Returns how far an origin is held, or was when it was retired.
@@ -984,10 +989,11 @@ impl Replica {
         origin.node == self.me.node && origin.epoch >= self.me.epoch
     }
 
-    /// A peer knows a version of this node's stream. If the node does not know it itself, its disk
-    /// lost it, and its next commit would take a name that is given away: begin a new epoch.
+    /// A peer knows a version of this node's stream, or a later epoch. If the node does not know it
+    /// itself, its disk lost it, and its next commit would take a name that is given away: begin a new
+    /// epoch.
     fn hear_of_own(&mut self, now: Time, from: NodeId, (origin, version): (Origin, Version)) {
-        let is_known = version <= self.ledger.head(origin);
+        let is_known = origin.epoch == self.me.epoch && version <= self.ledger.head(origin);
         let is_asked = self.epoch_asked.is_some_and(|above| above >= origin.epoch);
         if is_known || is_asked {
             return;

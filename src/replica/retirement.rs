@@ -53,7 +53,7 @@ pub(super) struct Departure {
 #[derive(Debug, Default)]
 pub(super) struct Retirement {
     retired: Heads,
-    /// Since when this process knows that they are.
+    /// Since when this process knows that they are, or that nobody else has heard of them.
     since: BTreeMap<Origin, Time>,
     /// Origins of which nothing was left, held up to there, when the storage was asked.
     spent: Heads,
@@ -83,8 +83,8 @@ pub(super) struct Whole<'a> {
     pub(super) forgotten: &'a Nodes,
     pub(super) is_superseded: &'a dyn Fn(Origin) -> bool,
     pub(super) is_up: &'a dyn Fn(NodeId) -> bool,
-    /// See [`super::Config::retire`].
-    pub(super) retires: bool,
+    /// Up to where tombstones may be missing here.
+    pub(super) floor: &'a Heads,
     /// See [`super::Config::retired_for`].
     pub(super) retired_for: Duration,
 }
@@ -114,10 +114,23 @@ impl Retirement {
         Era { held: self.era, erased: self.erased }
     }
 
-    /// This node holds what another one holds.
-    pub(super) fn raise_era(&mut self, era: Era) {
+    /// This node holds what another one holds, and has retired what that one has.
+    pub(super) fn take_over(&mut self, era: Era, retired: impl Iterator<Item = (Origin, Version)>) {
         self.era = self.era.max(era.held);
         self.erased = self.erased.max(era.erased);
+        retired.for_each(|(origin, head)| {
+            self.retired.entry(origin).or_insert(head);
+        });
+    }
+
+    /// This node gives up what it held.
+    pub(super) fn restart(&mut self) {
+        self.retired.clear();
+        self.spent.clear();
+    }
+
+    pub(super) fn all(&self) -> Vec<(Origin, Version)> {
+        self.retired.iter().map(|(origin, head)| (*origin, *head)).collect()
     }
 
     /// Tells whether a node with that era may hold rows that were deleted by what is erased.
@@ -147,7 +160,8 @@ impl Retirement {
 
     /// Leaves out nodes that were forgotten for good: whoever speaks of them has not heard of it.
     pub(super) fn without_gone(&mut self, now: Time, nodes: &Nodes, for_long: Duration) -> Nodes {
-        self.gone.retain(|_, (_, at)| now.since(*at) < for_long);
+        // Others begin to count later.
+        self.gone.retain(|_, (_, at)| now.since(*at) < for_long * 2);
         let is_gone = |node: &NodeId, epoch: Epoch| {
             self.gone.get(node).is_some_and(|(last, _)| epoch <= *last)
         };
@@ -158,31 +172,40 @@ impl Retirement {
     /// A round is whole: finds out what may go.
     pub(super) fn on_whole(&mut self, now: Time, whole: &Whole<'_>) {
         self.see_off(whole);
-        if !whole.retires {
-            return;
-        }
         let Whole { round, held, is_superseded, .. } = whole;
         let may_erase = round.era >= round.number;
-        let is_for_all = |origin: &Origin, head: &Version| {
-            round.low.get(origin) == Some(head) && round.high.get(origin) == Some(head)
+        // Nothing is left of it with anybody. Who holds less, on a disk that was set back, learns of the
+        // rest by what came after it.
+        let is_for_all = |origin: &Origin| {
+            round.spent.contains(origin) && round.low.contains_key(origin) && is_superseded(*origin)
         };
         let retire: Vec<(Origin, Version)> = held
             .iter()
-            .filter(|(origin, head)| {
-                round.spent.contains(origin) && is_superseded(**origin) && is_for_all(origin, head)
+            .filter(|(origin, _)| is_for_all(origin))
+            .filter_map(|(origin, head)| {
+                let most = round.high.get(origin).filter(|most| *most >= head);
+                most.map(|most| (*origin, *most))
             })
-            .map(|(origin, head)| (*origin, *head))
             .collect();
         let is_old = |since: Option<&Time>| {
             since.is_some_and(|since| now.since(*since) >= whole.retired_for)
         };
-        self.retired.keys().for_each(|origin| {
-            self.since.entry(*origin).or_insert(now);
-        });
-        let may_go = |origin: &&Origin| {
-            may_erase && round.retired.contains(origin) && is_old(self.since.get(origin))
+        // A floor that came from a peer may be of what others have erased.
+        let is_stray = |origin: &&Origin| {
+            let is_here = held.contains_key(origin) || self.retired.contains_key(origin);
+            !is_here && !round.high.contains_key(origin) && is_superseded(**origin)
         };
-        let erase: Vec<Origin> = self.retired.keys().filter(may_go).copied().collect();
+        let stray: BTreeSet<Origin> = whole.floor.keys().filter(is_stray).copied().collect();
+        self.since.retain(|origin, _| self.retired.contains_key(origin) || stray.contains(origin));
+        for origin in self.retired.keys().chain(&stray) {
+            self.since.entry(*origin).or_insert(now);
+        }
+        let may_go = |origin: &&Origin| {
+            let is_for_all = round.retired.contains(origin) || stray.contains(origin);
+            may_erase && is_for_all && is_old(self.since.get(origin))
+        };
+        let erase: Vec<Origin> =
+            self.retired.keys().chain(&stray).filter(may_go).copied().collect();
         let of_node = |node: NodeId| round.high.keys().any(|origin| origin.node == node);
         let empty: BTreeSet<NodeId> = whole
             .forgotten
@@ -196,7 +219,16 @@ impl Retirement {
         });
         let is_gone = |node: &&NodeId| may_erase && is_old(self.empty.get(node));
         let gone: Vec<NodeId> = empty.iter().filter(is_gone).copied().collect();
-        let is_at_it = !self.retired.is_empty() || !retire.is_empty() || !empty.is_empty();
+        // All who were there say the same of their era, or nobody could ever erase anything.
+        let is_leaving = |(node, last): (&NodeId, &Epoch)| {
+            let has_returned = round.known.get(node).is_some_and(|known| known > last);
+            !has_returned && !of_node(*node)
+        };
+        let is_at_it = !retire.is_empty()
+            || !self.since.is_empty()
+            || !empty.is_empty()
+            || !round.retired.is_empty()
+            || round.forgotten.iter().any(is_leaving);
         let era = if is_at_it { round.number.saturating_add(1) } else { 0 };
         let is_erasing = !erase.is_empty() || !gone.is_empty();
         let erased = if is_erasing { round.number } else { 0 };
@@ -213,7 +245,6 @@ impl Retirement {
             held.keys().copied().filter(|origin| is_superseded(*origin)).collect();
         let (next, first): (Vec<Origin>, Vec<Origin>) = all.into_iter().partition(is_next);
         let ask: Vec<Origin> = next.into_iter().chain(first).take(ASKED_MAX).collect();
-        self.asked = ask.last().copied();
         // What was said before of those that are not asked now holds still.
         self.spent.retain(|origin, head| held.get(origin) == Some(head));
         ask
@@ -274,6 +305,10 @@ impl Retirement {
         Some(under)
     }
 
+    pub(super) fn is_tidying(&self) -> bool {
+        self.doing.is_some()
+    }
+
     /// Returns what the storage is to tidy up, if it is not at it.
     pub(super) fn next_tidy(&mut self) -> Option<Tidy> {
         if self.doing.is_some() {
@@ -295,7 +330,7 @@ impl Retirement {
         let tidied = tidied?;
         self.era = self.era.max(tidy.era);
         self.erased = self.erased.max(tidy.erased);
-        for origin in &tidy.erase {
+        for origin in &tidied.erased {
             self.retired.remove(origin);
             self.since.remove(origin);
         }
@@ -304,9 +339,10 @@ impl Retirement {
             self.empty.remove(node);
             self.departed.remove(node);
         }
-        tidy.ask.iter().for_each(|origin| {
+        for origin in tidy.ask.iter().take(tidied.looked_at) {
             self.spent.remove(origin);
-        });
+            self.asked = Some(*origin);
+        }
         self.spent.extend(tidied.spent.iter().copied());
         for (origin, head) in &tidied.retired {
             self.retired.insert(*origin, *head);

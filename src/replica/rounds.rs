@@ -24,7 +24,7 @@ use rand::rngs::SmallRng;
 use super::Config;
 use super::retirement::{Retirement, Whole};
 use crate::crdt::change::death_of;
-use crate::crdt::storage::{LENGTH_DROPPED_MAX, Tidied};
+use crate::crdt::storage::{LENGTH_DROPPED_MAX, Tidied, Tidy};
 use crate::crdt::{Changeset, Floor};
 use crate::ledger::Round;
 use crate::ledger::round::{Heads, Nodes, raise, reaches};
@@ -45,10 +45,11 @@ pub(super) struct Rounds {
     round: Round,
     /// The members and the latest epoch of theirs that was met; 0: none yet.
     known: Nodes,
-    /// Those of them that are on disk, and those that are being written.
-    noted: Nodes,
-    noting: Option<Nodes>,
+    /// Who is no member any more, up to which epoch.
     forgotten: Nodes,
+    /// What of both is on disk, and what is being written.
+    noted: Noted,
+    noting: Option<Noted>,
     /// Who was forgotten when tombstones went last: all others count where a majority is needed, or
     /// two halves could forget each other.
     in_force: Nodes,
@@ -82,6 +83,13 @@ pub(super) struct Rounds {
     config: Config,
 }
 
+/// Who is a member, and who is none any more.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+struct Noted {
+    known: Nodes,
+    forgotten: Nodes,
+}
+
 /// Tombstones that may go.
 #[derive(Debug)]
 struct Plan {
@@ -109,9 +117,9 @@ impl Rounds {
             me: me.node,
             round: Round::default(),
             known: Nodes::from([(me.node, me.epoch)]),
-            noted: Nodes::new(),
-            noting: None,
             forgotten: Nodes::new(),
+            noted: Noted::default(),
+            noting: None,
             in_force: Nodes::new(),
             gone: BTreeSet::new(),
             up: BTreeSet::new(),
@@ -140,23 +148,37 @@ impl Rounds {
         raise(&mut self.forgotten, &floor.forgotten.iter().copied().collect());
         self.length = self.length.max(floor.length);
         self.longest = floor.longest;
-        self.in_force = self.forgotten.clone();
+        self.in_force = floor.in_force.iter().copied().collect();
         self.retirement.stand_on(floor);
         // Rounds after a restart of all members are later ones than those before.
         self.round = Round::new(floor.era.saturating_sub(1));
-        self.noted = floor.members.iter().copied().collect();
-        raise(&mut self.known, &self.noted);
+        let known = floor.members.iter().copied().collect();
+        self.noted = Noted { known, forgotten: self.forgotten.clone() };
+        raise(&mut self.known, &self.noted.known);
     }
 
-    /// Returns members that have to be noted before this node asks or tells anything.
-    pub(super) fn meet(&mut self, now: Time) -> Option<Vec<(NodeId, Epoch)>> {
+    /// Returns members that have to be noted before this node asks or tells anything, and who is none
+    /// any more.
+    #[expect(clippy::type_complexity, reason = "the same pairs twice")]
+    pub(super) fn meet(
+        &mut self,
+        now: Time,
+    ) -> Option<(Vec<(NodeId, Epoch)>, Vec<(NodeId, Epoch)>)> {
         self.retry_at = self.retry_at.filter(|at| now < *at);
-        if self.noting.is_some() || self.retry_at.is_some() || self.noted == self.known {
+        // What is being erased would come back.
+        let is_busy = self.noting.is_some() || self.retirement.is_tidying();
+        if is_busy || self.retry_at.is_some() || self.has_noted_all() {
             return None;
         }
-        self.noting = Some(self.known.clone());
-        let new = self.known.iter().filter(|(node, epoch)| self.noted.get(node) != Some(epoch));
-        Some(new.map(|(node, epoch)| (*node, *epoch)).collect())
+        let Noted { known, forgotten } = &self.noted;
+        let new = (beyond(&self.known, known), beyond(&self.forgotten, forgotten));
+        self.noting = Some(Noted { known: self.known.clone(), forgotten: self.forgotten.clone() });
+        Some(new)
+    }
+
+    /// Returns what the storage is to tidy up, if it is not at it.
+    pub(super) fn next_tidy(&mut self) -> Option<Tidy> {
+        if self.noting.is_some() { None } else { self.retirement.next_tidy() }
     }
 
     pub(super) fn on_met(&mut self, now: Time, is_done: bool) {
@@ -167,9 +189,9 @@ impl Rounds {
         }
     }
 
-    /// Tells whether the next process will know whom this one knows.
+    /// Tells whether the next process will know whom this one knows, and who is none any more.
     pub(super) fn has_noted_all(&self) -> bool {
-        self.noted == self.known
+        self.noted.known == self.known && self.noted.forgotten == self.forgotten
     }
 
     /// An origin was met. Returns whether its node is known to have left earlier ones behind.
@@ -221,18 +243,19 @@ impl Rounds {
         let known = &self.known;
         let epoch_of = |node| known.get(&node).copied().unwrap_or_default();
         let (tidy, tidied) = self.retirement.on_tidied(now, tidied, epoch_of)?;
-        for origin in &tidy.erase {
+        for origin in &tidied.erased {
             self.floor.remove(origin);
         }
+        let Noted { known, forgotten } = &mut self.noted;
+        let all = [&mut self.known, known, &mut self.forgotten, forgotten, &mut self.in_force];
+        for nodes in all {
+            nodes.retain(|node, _| !tidy.gone.contains(node));
+        }
         for node in &tidy.gone {
-            for held in [&mut self.known, &mut self.noted, &mut self.forgotten, &mut self.in_force]
-            {
-                held.remove(node);
-            }
             self.away.remove(node);
             self.gone.remove(node);
         }
-        Some((tidy.erase.len(), tidied.retired))
+        Some((tidied.erased.len(), tidied.retired))
     }
 
     /// Returns the last epoch up to which a node was forgotten, if that is its latest.
@@ -333,6 +356,22 @@ impl Rounds {
         self.round_at.map_or(Duration::ZERO, |at| now.since(at))
     }
 
+    /// Others take these for no members any more.
+    pub(super) fn hear_forgotten(&mut self, now: Time, forgotten: &Nodes) {
+        let for_long = self.config.retired_for;
+        let forgotten = self.retirement.without_gone(now, forgotten, for_long);
+        raise(&mut self.forgotten, &forgotten);
+    }
+
+    /// Returns who is no member any more, as far as that is on disk.
+    pub(super) fn noted_forgotten(&self) -> &Nodes {
+        &self.noted.forgotten
+    }
+
+    pub(super) fn has_noted_forgotten(&self, node: NodeId) -> bool {
+        self.noted.forgotten.get(&node) == self.forgotten.get(&node)
+    }
+
     pub(super) fn forgotten(&self) -> impl Iterator<Item = NodeId> {
         self.forgotten.keys().copied()
     }
@@ -345,9 +384,7 @@ impl Rounds {
     /// A peer told of a round, of which [`Rounds::known_in`] said this. Returns whether it is to hear of
     /// this node's.
     pub(super) fn on_round(&mut self, now: Time, heard: &Round, known: &Nodes) -> bool {
-        let for_long = self.config.retired_for;
-        let forgotten = self.retirement.without_gone(now, &heard.forgotten, for_long);
-        raise(&mut self.forgotten, &forgotten);
+        self.hear_forgotten(now, &heard.forgotten);
         raise(&mut self.known, known);
         if heard.number < self.round.number {
             return true;
@@ -417,9 +454,8 @@ impl Rounds {
             (self.repeats, self.tell_at) = (0, Some(now));
         }
         self.round.note(&self.known, &self.forgotten);
-        let for_long = self.config.retired_for;
-        let forgotten = self.retirement.without_gone(now, &self.round.forgotten, for_long);
-        raise(&mut self.forgotten, &forgotten);
+        let forgotten = self.round.forgotten.clone();
+        self.hear_forgotten(now, &forgotten);
         if self.next_at.is_none() && self.round.is_whole() {
             self.next_at = Some(now + self.config.round_every.mul_f64(rng.random_range(0.8..1.2)));
             self.on_whole();
@@ -443,7 +479,7 @@ impl Rounds {
             forgotten: &forgotten,
             is_superseded: &|origin| origin != me && !here.is_current(origin),
             is_up: &|node| here.up.contains(&node),
-            retires: here.config.retire,
+            floor: &here.floor,
             retired_for: here.config.retired_for,
         };
         retirement.on_whole(now, &whole);
@@ -546,4 +582,10 @@ impl Rounds {
             }
         }
     }
+}
+
+/// Lists the nodes whose epoch is not the one that was noted.
+fn beyond(nodes: &Nodes, noted: &Nodes) -> Vec<(NodeId, Epoch)> {
+    let new = nodes.iter().filter(|(node, epoch)| noted.get(node) != Some(epoch));
+    new.map(|(node, epoch)| (*node, *epoch)).collect()
 }

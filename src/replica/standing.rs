@@ -37,14 +37,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::io::CollectOutcome;
-use super::retirement::Departure;
+use super::retirement::{Departure, is_departure};
 use super::rounds::Action;
 use super::{Effect, Lane, Replica, serve};
 use crate::crdt::change::is_harmless;
-use crate::crdt::storage::{Era, Tidied};
+use crate::crdt::storage::{Past, Tidied};
 use crate::crdt::{Changeset, Floor, Piece};
 use crate::ledger::Round;
-use crate::ledger::round::{Heads, reaches};
+use crate::ledger::round::{Heads, Nodes, reaches};
 use crate::types::{Epoch, NodeId, Origin, Time, Version};
 use crate::wire::{Message, RequestId};
 
@@ -66,11 +66,9 @@ const STUCK_AFTER: Duration = Duration::from_secs(60);
 /// What a peer says that lets this node in.
 #[derive(Debug)]
 pub(super) struct Welcome {
-    pub(super) length: u64,
     pub(super) heads: Vec<(Origin, Version)>,
-    pub(super) floor: Vec<(Origin, Version)>,
-    pub(super) era: Era,
-    pub(super) retired: Vec<(Origin, Version)>,
+    pub(super) past: Past,
+    pub(super) forgotten: Nodes,
 }
 
 /// Whether this node may speak, and whom it has let in.
@@ -78,11 +76,12 @@ pub(super) struct Welcome {
 pub(super) struct Standing {
     state: State,
     ask_at: Time,
-    /// Up to where tombstones may be missing in the host's rows, and how long those rows lived.
-    host_floor: (Vec<(Origin, Version)>, u64),
-    host_era: Era,
+    /// What the host has forgotten, and this node takes over when it settles.
+    past: Past,
     /// The latest epoch of this node that others take for gone.
     above: Epoch,
+    /// Since when peers have let it in that do not know of that.
+    unknown_since: Option<Time>,
     /// Whether there is nothing on the disk that others could have deleted.
     is_blank: bool,
     /// When the heads moved last, or came nearer to moving.
@@ -224,6 +223,14 @@ impl Replica {
         matches!(self.standing.state, State::Leaving { .. })
     }
 
+    /// Tells whether an origin is retired with the host, and will be here.
+    pub(super) fn is_about_to_retire(&self, origin: Origin) -> bool {
+        let mut retired = self.standing.past.retired.iter();
+        !self.speaks()
+            && self.ledger.head(origin) == Version(0)
+            && retired.any(|(retired, _)| *retired == origin)
+    }
+
     pub(super) fn is_rejoining(&self) -> bool {
         match &self.standing.state {
             State::Settling { before } => matches!(**before, State::Rejoining { .. }),
@@ -285,7 +292,11 @@ impl Replica {
         }
     }
 
+    /// What is not on disk this node may not know for long.
     fn say_forgotten(&mut self, origin: Origin) {
+        if !self.rounds.has_noted_forgotten(origin.node) {
+            return;
+        }
         let last = self.rounds.forgotten_up_to(origin.node);
         self.send(vec![origin.node], Message::Forgotten { origin, last }, Lane::Control);
     }
@@ -396,20 +407,22 @@ impl Replica {
                 self.standing.alone_since.get_or_insert(now);
             }
         }
-        let welcome = self.welcome(from, length, is_settled);
+        let welcome = self.welcome(length, is_settled);
         self.send(vec![from], welcome, Lane::Control);
     }
 
-    fn welcome(&self, to: NodeId, length: u64, is_settled: bool) -> Message {
+    fn welcome(&self, length: u64, is_settled: bool) -> Message {
         let retirement = &self.rounds.retirement;
         let era = retirement.era();
         let (mut heads, mut floor, mut retired) = (Vec::new(), Vec::new(), Vec::new());
+        let mut forgotten = Nodes::new();
         if is_settled {
             heads = self.ledger.heads().collect();
             floor = self.rounds.floors();
-            retired = retirement.of_node(to);
+            retired = retirement.all();
+            forgotten = self.rounds.noted_forgotten().clone();
         }
-        Message::Welcome { is_settled, length, heads, floor, era, retired }
+        Message::Welcome { is_settled, length, heads, floor, era, retired, forgotten }
     }
 
     /// A peer wants what tombstones were dropped of.
@@ -461,6 +474,7 @@ impl Replica {
         self.standing.state = State::Seeking { is_whole, host };
         self.standing.ask_at = now;
         self.standing.alone_since = None;
+        self.standing.unknown_since = None;
         self.standing.is_second = false;
     }
 
@@ -547,36 +561,50 @@ impl Replica {
 
     /// A peer has let this node in (`None`: it may not speak itself).
     pub(super) fn on_welcome(&mut self, now: Time, from: NodeId, welcome: Option<Welcome>) {
-        let Some(Welcome { length, heads, floor, era, retired }) = welcome else {
+        let Some(Welcome { heads, past, forgotten }) = welcome else {
             self.standing.alone_since.get_or_insert(now);
             self.standing.is_second |= from < self.me.node;
             self.leave_host(now, from);
             return;
         };
+        // Of two parts of a cluster that have lost each other the one that forgot this node goes on.
+        let of_me = |(origin, _): &&(Origin, Version)| origin.node == self.me.node;
+        let departed = heads.iter().chain(&past.retired).filter(of_me);
+        let departed = departed.map(|(origin, _)| origin.epoch).filter(|e| is_departure(*e));
+        let knows = departed.chain(forgotten.get(&self.me.node).copied()).max().unwrap_or_default();
+        let above = self.standing.above.max(self.rounds.forgotten_up_to(self.me.node));
+        if above >= self.me.epoch && knows < above && !self.is_forgotten_for_nothing(now) {
+            return;
+        }
+        self.rounds.hear_forgotten(now, &forgotten);
+        self.unlearn_forgotten(now);
         let goal: Heads = heads.iter().copied().filter(|(origin, _)| *origin != self.me).collect();
         let theirs: Heads = heads.iter().copied().collect();
         let holds = |origin: Origin| theirs.get(&origin).copied().unwrap_or_default();
         // Alone it dropped tombstones of what its peer has never heard of.
-        let is_ahead = self.rounds.floors().iter().any(|(origin, floor)| holds(*origin) < *floor)
+        let mut floors = self.rounds.floors().into_iter();
+        let is_ahead = floors.any(|(origin, floor)| {
+            // Of what is retired here the peer may have forgotten that it ever was.
+            holds(origin) < floor && !self.is_retired(origin)
+        })
             // Of what is retired there it would never ask, nor hear what that deleted.
-            || floor.iter().any(|(origin, floor)| {
-                self.config.retire
-                    && !theirs.contains_key(origin)
+            || past.floor.iter().any(|(origin, floor)| {
+                !theirs.contains_key(origin)
                     && self.held(*origin) < *floor
                     && !self.is_empty()
             })
-            // What this node wrote unheard, while it was taken for gone, nobody would take.
-            || retired.iter().any(|(origin, head)| self.ledger.head(*origin) > *head);
+            // What was written unheard, while its node was taken for gone, nobody would take.
+            || past.retired.iter().any(|(origin, head)| self.ledger.head(*origin) > *head);
         let is_new = matches!(self.standing.state, State::Seeking { is_whole: false, .. });
         if is_new && !is_ahead && self.is_empty() && self.standing.clearance == Clearance::None {
             self.standing.clearance = Clearance::Asked;
-            self.rounds.raise_floor(&floor, length);
-            self.standing.host_era = era;
-            self.effects.push_back(Effect::Settle { heads: floor.clone(), length, era });
+            self.rounds.raise_floor(&past.floor, past.length);
+            self.standing.past = past.clone();
+            self.effects.push_back(Effect::Settle(past.clone()));
         }
         match &self.standing.state {
-            State::Seeking { .. } if is_ahead => self.leave(from, heads, length),
-            State::Seeking { is_whole: false, .. } if !floor.is_empty() && self.is_empty() => {
+            State::Seeking { .. } if is_ahead => self.leave(from, heads, past),
+            State::Seeking { is_whole: false, .. } if !past.floor.is_empty() && self.is_empty() => {
                 // It would be refused what lies below the floor.
                 self.become_guest();
                 self.standing.state = State::Announcing { host: from };
@@ -584,16 +612,14 @@ impl Replica {
             }
             State::Seeking { is_whole: false, .. } => {
                 self.standing.state = State::CatchingUp { host: from, goal };
-                self.standing.host_floor = (floor, length);
-                self.standing.host_era = era;
+                self.standing.past = past;
                 self.standing.moved_at = now;
                 self.standing.ask_at = now + self.config.join_every * ASK_AGAIN_AFTER;
                 self.learn(now, from, &heads);
             }
-            State::Seeking { is_whole: true, .. } => self.leave(from, heads, length),
+            State::Seeking { is_whole: true, .. } => self.leave(from, heads, past),
             State::Announcing { host } if *host == from => {
-                self.standing.host_era = era;
-                self.live_with(now, from, goal, (floor, length));
+                self.live_with(now, from, goal, past);
                 self.learn(now, from, &heads);
             }
             // It was asked again, lest something was lost on the way.
@@ -602,7 +628,7 @@ impl Replica {
             {
                 let head = |origin| goal.get(&origin).copied().unwrap_or_default();
                 if reaches(head, first) {
-                    self.standing.host_era = era;
+                    self.standing.past.era = past.era;
                     self.learn(now, from, &heads);
                 } else {
                     self.leave_host(now, from);
@@ -617,7 +643,15 @@ impl Replica {
         }
     }
 
-    fn leave(&mut self, host: NodeId, mut held: Vec<(Origin, Version)>, length: u64) {
+    /// Tells whether nobody has known for a while that this node was forgotten, though most are here: it
+    /// is no matter then.
+    fn is_forgotten_for_nothing(&mut self, now: Time) -> bool {
+        let since = *self.standing.unknown_since.get_or_insert(now);
+        now.since(since) >= self.config.settle_without_after && self.rounds.are_most_up()
+    }
+
+    fn leave(&mut self, host: NodeId, mut held: Vec<(Origin, Version)>, past: Past) {
+        held.extend(&past.retired);
         let above = self.standing.above.max(self.rounds.forgotten_up_to(self.me.node));
         let leap = above.0.saturating_sub(self.me.epoch.0);
         if (1..=super::EPOCH_LEAP_MAX).contains(&leap) {
@@ -628,19 +662,13 @@ impl Replica {
         self.stats.rejoins += 1;
         // What is read back from now on may have been deleted.
         self.serve.forget_all();
-        self.effects.push_back(Effect::Rejoin { held, length });
+        self.effects.push_back(Effect::Rejoin { held, length: past.length });
     }
 
-    fn live_with(
-        &mut self,
-        now: Time,
-        host: NodeId,
-        goal: Heads,
-        host_floor: (Vec<(Origin, Version)>, u64),
-    ) {
+    fn live_with(&mut self, now: Time, host: NodeId, goal: Heads, past: Past) {
         self.standing.state = State::Rejoining { host, goal };
         // From now on the host drops nothing that this node has not got.
-        self.standing.host_floor = host_floor;
+        self.standing.past = past;
         self.standing.moved_at = now;
         self.standing.ask_at = now + self.config.join_every * ASK_AGAIN_AFTER;
     }
@@ -658,6 +686,7 @@ impl Replica {
         self.standing.clearance = Clearance::None;
         self.standing.has_left = true;
         self.rounds.know(origin);
+        self.rounds.retirement.restart();
         self.ledger.restart([]);
         self.become_guest();
         self.epoch_asked = None;
@@ -686,10 +715,10 @@ impl Replica {
             self.send(vec![host], join, Lane::Control);
         }
         self.standing.has_left = false;
-        self.has_an_era();
+        self.takes_over();
         for node in std::mem::take(&mut self.standing.askers) {
             if let Some(length) = self.rounds.length().filter(|_| self.overlay.is_up(node)) {
-                let welcome = self.welcome(node, length, true);
+                let welcome = self.welcome(length, true);
                 self.send(vec![node], welcome, Lane::Control);
             }
         }
@@ -702,15 +731,18 @@ impl Replica {
         }
         self.standing.clearance = if is_done { Clearance::Done } else { Clearance::None };
         if is_done {
-            self.has_an_era();
+            self.takes_over();
             self.tell_own(now);
         }
     }
 
     /// This node's disk is as its host's was.
-    fn has_an_era(&mut self) {
+    fn takes_over(&mut self) {
         self.standing.is_blank = false;
-        self.rounds.retirement.raise_era(self.standing.host_era);
+        let Past { era, retired, .. } = &self.standing.past;
+        let held = |origin| self.ledger.head(origin) > Version(0) || origin == self.me;
+        let retired = retired.iter().filter(|(origin, _)| !held(*origin));
+        self.rounds.retirement.take_over(*era, retired.copied());
     }
 
     /// Returns how this node greets others.
@@ -764,10 +796,9 @@ impl Replica {
         if is_there && self.standing.clearance != Clearance::Asked {
             let before = Box::new(std::mem::take(&mut self.standing.state));
             self.standing.state = State::Settling { before };
-            let (heads, length) = self.standing.host_floor.clone();
-            self.rounds.raise_floor(&heads, length);
-            let era = self.standing.host_era;
-            self.effects.push_back(Effect::Settle { heads, length, era });
+            let past = self.standing.past.clone();
+            self.rounds.raise_floor(&past.floor, past.length);
+            self.effects.push_back(Effect::Settle(past));
             return;
         }
         if self.standing.ask_at > now {
@@ -881,8 +912,8 @@ impl Replica {
         if !self.config.collect {
             return;
         }
-        if let Some(members) = self.rounds.meet(now) {
-            self.effects.push_back(Effect::Meet { members });
+        if let Some((members, forgotten)) = self.rounds.meet(now) {
+            self.effects.push_back(Effect::Meet { members, forgotten });
         }
         let ledger = &self.ledger;
         let heads = || ledger.heads().collect::<Heads>();
@@ -909,7 +940,7 @@ impl Replica {
         if let Some(Departure { under, held }) = self.rounds.retirement.next_departure() {
             self.effects.push_back(Effect::Depart { under, held });
         }
-        self.effects.extend(self.rounds.retirement.next_tidy().map(Effect::Tidy));
+        self.effects.extend(self.rounds.next_tidy().map(Effect::Tidy));
     }
 
     /// The rows of a forgotten node are deleted.

@@ -143,7 +143,7 @@ fn sent(effects: &[Effect]) -> Vec<(Vec<NodeId>, &Message)> {
         | Effect::Meet { .. }
         | Effect::Collect { .. }
         | Effect::Rejoin { .. }
-        | Effect::Settle { .. }
+        | Effect::Settle(_)
         | Effect::Depart { .. }
         | Effect::Tidy(_)
         | Effect::Look { .. }
@@ -172,7 +172,7 @@ fn batch(effects: &[Effect]) -> Option<(BatchId, Batch)> {
         | Effect::Meet { .. }
         | Effect::Collect { .. }
         | Effect::Rejoin { .. }
-        | Effect::Settle { .. }
+        | Effect::Settle(_)
         | Effect::Depart { .. }
         | Effect::Tidy(_)
         | Effect::Look { .. }

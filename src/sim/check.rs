@@ -18,7 +18,7 @@ use super::{NodeIndex, workload};
 use crate::crdt::fingerprint::{NameHash, clock_hash};
 use crate::crdt::merge::CellClock;
 use crate::crdt::storage::Bookmark;
-use crate::crdt::{Changeset, Commit, Piece, TableChanges};
+use crate::crdt::{Changeset, Commit, Piece, TableChanges, pack};
 use crate::replica::Config;
 use crate::types::{NodeId, Origin, Time, Value, Version};
 use crate::wire::Cut;
@@ -38,10 +38,12 @@ pub(super) struct Truths {
     split_owners: BTreeSet<NodeId>,
     /// Rows that are born once only, and in which version.
     born: BTreeMap<Value, (Origin, Version)>,
+    /// How long such rows live that began again, by who gave them life and did not know of their death.
+    reborn: BTreeSet<(Value, u64)>,
     /// The versions in which such rows were deleted.
     died: BTreeMap<Value, Vec<(Origin, Version)>>,
-    /// Versions of origins that have yet to settle, which told of themselves up to here: what they
-    /// wrote once more since is missing.
+    /// Versions of origins that have yet to settle, which told of themselves up to here or less: what
+    /// they wrote once more since is missing until that comes.
     cut: BTreeSet<(Origin, Version)>,
     /// Versions of which somebody was sent a part.
     parted: BTreeSet<(Origin, Version)>,
@@ -49,6 +51,8 @@ pub(super) struct Truths {
     gone: BTreeSet<NodeId>,
     /// Origins that somebody has retired, and how far they were held.
     retired: BTreeMap<Origin, Version>,
+    /// Those of them that somebody has erased.
+    erased: BTreeSet<Origin>,
     /// Whether a disk was lost that alone held some versions.
     has_lost_versions: bool,
     /// Rows that somebody mended, and what was written with them.
@@ -114,6 +118,13 @@ impl Truths {
                 (true, true) | (false, false) => {}
             }
         }
+        for row in changeset.tables.iter().filter(|t| &*t.table == "kv").flat_map(|t| &t.rows) {
+            let key = pack::unpack(&row.key).ok().and_then(|mut key| key.pop());
+            let Some(key) = key.filter(|_| row.life.stamp.origin == name.0) else { continue };
+            if self.born.get(&key).is_some_and(|(origin, _)| origin.node == name.0.node) {
+                self.reborn.insert((key, row.life.length));
+            }
+        }
         Ok(())
     }
 
@@ -173,6 +184,18 @@ impl Truths {
         Ok(())
     }
 
+    pub(super) fn on_erased(&mut self, origins: &[Origin]) {
+        self.erased.extend(origins);
+    }
+
+    /// Somebody holds an origin that it has not retired. Where it was erased, its node was gone for good
+    /// and is back as a new one, with a disk that holds nothing but what it wrote itself.
+    pub(super) fn on_held(&mut self, origin: Origin) {
+        if self.erased.remove(&origin) {
+            self.retired.remove(&origin);
+        }
+    }
+
     /// Returns how far a node holds an origin, or held it when it was retired.
     pub(super) fn head(&self, node: &VirtualNode, origin: Origin) -> Version {
         node.head(origin).max(self.retired.get(&origin).copied().unwrap_or_default())
@@ -188,8 +211,10 @@ impl Truths {
         if cut.to > 0 {
             self.parted.insert((piece.origin, piece.through.next()));
         }
-        if piece.origin.node == node.id && head < node.head(piece.origin) {
-            self.cut.insert((piece.origin, head));
+        if piece.origin.node == node.id {
+            let until = node.head(piece.origin);
+            let lacking = (head.0..until.0).map(|version| (piece.origin, Version(version)));
+            self.cut.extend(lacking);
         }
     }
 
@@ -405,8 +430,8 @@ impl Truths {
 
     fn is_reborn(&self, node: &VirtualNode, key: &Value) -> bool {
         let Some(life) = node.life_of(key) else { return false };
-        let begun_by = self.born.get(key).map(|(origin, _)| origin.node);
-        life.length > 1 && begun_by == Some(life.stamp.origin.node)
+        // Others may have said it again, under a name of theirs.
+        life.length > 1 && self.reborn.contains(&(key.clone(), life.length))
     }
 }
 

@@ -8,7 +8,7 @@ use rand::rngs::SmallRng;
 
 use super::medium::Work;
 use crate::crdt::content::Mend;
-use crate::crdt::storage::{Era, Tidy};
+use crate::crdt::storage::{Past, Tidy};
 use crate::crdt::{Batch, Part, Piece, RowOp, Staging};
 use crate::replica::BatchId;
 use crate::types::{Epoch, NodeId, Origin, Version};
@@ -47,10 +47,10 @@ pub(super) enum Job {
     Unstage(Staging),
     BeginEpoch { above: Epoch },
     Withdraw,
-    Meet { members: Vec<(NodeId, Epoch)> },
+    Meet { members: Vec<(NodeId, Epoch)>, forgotten: Vec<(NodeId, Epoch)> },
     Collect { heads: Vec<(Origin, Version)>, forgotten: Vec<(NodeId, Epoch)>, rows_max: usize },
     Rejoin { held: Vec<(Origin, Version)>, length: u64 },
-    Settle { heads: Vec<(Origin, Version)>, length: u64, era: Era },
+    Settle(Past),
     Depart { under: Origin, held: Vec<(Origin, Version)> },
     Tidy(Tidy),
     Mend(Mend),
@@ -118,7 +118,7 @@ impl Disk {
             | Job::Meet { .. }
             | Job::Collect { .. }
             | Job::Rejoin { .. }
-            | Job::Settle { .. }
+            | Job::Settle(_)
             | Job::Depart { .. }
             | Job::Tidy(_)
             | Job::Mend(_)

@@ -525,8 +525,8 @@ impl<'a> Cluster<'a> {
                 self.add_job(node, Job::Withdraw);
                 Ok(())
             }
-            Effect::Meet { members } => {
-                self.add_job(node, Job::Meet { members });
+            Effect::Meet { members, forgotten } => {
+                self.add_job(node, Job::Meet { members, forgotten });
                 Ok(())
             }
             Effect::Collect { heads, forgotten, rows_max } => {
@@ -550,8 +550,8 @@ impl<'a> Cluster<'a> {
                 self.add_job(node, Job::Rejoin { held, length });
                 Ok(())
             }
-            Effect::Settle { heads, length, era } => {
-                self.add_job(node, Job::Settle { heads, length, era });
+            Effect::Settle(past) => {
+                self.add_job(node, Job::Settle(past));
                 Ok(())
             }
             Effect::Depart { under, held } => {
@@ -785,8 +785,9 @@ impl<'a> Cluster<'a> {
                 Some(Input::Withdrawn { is_done: true })
             }
             Job::Meet { .. } if is_failing => Some(Input::Met { is_done: false }),
-            Job::Meet { members } => {
-                this.storage.meet(&members).map_err(|error| error.to_string())?;
+            Job::Meet { members, forgotten } => {
+                let met = this.storage.meet(&members, &forgotten);
+                met.map_err(|error| error.to_string())?;
                 Some(Input::Met { is_done: true })
             }
             Job::Collect { .. } if is_failing => Some(Input::Collected { outcome: None }),
@@ -804,6 +805,7 @@ impl<'a> Cluster<'a> {
                     Some(Mutation::TheDeletedStay) => this.storage.begin_epoch(now, Epoch(0)),
                     _ => {
                         this.heads.clear();
+                        this.retired.clear();
                         this.storage.rejoin(now, &held, length)
                     }
                 };
@@ -826,9 +828,10 @@ impl<'a> Cluster<'a> {
                 this.storage.recount().map_err(|error| error.to_string())?;
                 Some(Input::Recounted)
             }
-            Job::Settle { .. } if is_failing => Some(Input::Settled { is_done: false }),
-            Job::Settle { heads, length, era } => {
-                let settled = this.storage.settle(now, &heads, length, era);
+            Job::Settle(_) if is_failing => Some(Input::Settled { is_done: false }),
+            Job::Settle(past) => {
+                let settled = this.storage.settle(now, &past);
+                this.read_retired();
                 self.committed(node, settled.map_err(|error| error.to_string())?.commits)?;
                 Some(Input::Settled { is_done: true })
             }
@@ -852,10 +855,14 @@ impl<'a> Cluster<'a> {
                     this.heads.remove(origin);
                     this.retired.insert(*origin);
                 }
+                for origin in &tidied.erased {
+                    this.retired.remove(origin);
+                }
+                self.truths.on_erased(&tidied.erased);
                 self.truths.on_retired(&self.nodes, (&tidied.retired, node))?;
                 self.truths.on_gone(&tidy.gone);
                 self.tally.origins_retired += tidied.retired.len() as u64;
-                self.tally.origins_erased += tidy.erase.len() as u64;
+                self.tally.origins_erased += tidied.erased.len() as u64;
                 Some(Input::Tidied { tidied: Some(tidied) })
             }
         };
@@ -936,6 +943,7 @@ impl<'a> Cluster<'a> {
             }
             if head.0 > 0 && !self.nodes[node.0].retired.contains(origin) {
                 self.nodes[node.0].heads.insert(*origin, *head);
+                self.truths.on_held(*origin);
             }
             let index = index_of(origin.node);
             self.note(node, "holds a version of", Some(index), head.0);

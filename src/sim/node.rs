@@ -162,6 +162,10 @@ impl VirtualNode {
         let heads = self.storage.heads().expect("the storage in memory does not fail");
         self.heads = Heads::default();
         heads.into_iter().for_each(|(origin, head)| self.heads.insert(origin, head));
+        self.read_retired();
+    }
+
+    pub(super) fn read_retired(&mut self) {
         let floor = self.storage.floor().expect("the storage in memory does not fail");
         self.retired = floor.retired.into_iter().map(|(origin, _)| origin).collect();
     }

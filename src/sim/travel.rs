@@ -318,7 +318,7 @@ impl World {
             | Effect::Rejoin { .. }
             | Effect::Depart { .. }
             | Effect::Tidy(_)
-            | Effect::Settle { .. } => {}
+            | Effect::Settle(_) => {}
         }
     }
 

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use super::medium::{Media, Medium, Torn};
 use crate::crdt::content::{Look, Mend, Mended, Sight};
 use crate::crdt::storage::{
-    Begun, Bookmark, Collected, Era, Extract, Floor, Inspected, Settled, StorageError, Tidied, Tidy,
+    Begun, Bookmark, Collected, Extract, Floor, Inspected, Past, Settled, StorageError, Tidied,
+    Tidy,
 };
 use crate::crdt::{
     Batch, Changeset, Commit, Definition, Part, Piece, RowEvent, RowEvents, RowOp, Staging,
@@ -229,8 +230,12 @@ impl Storage for Twins {
         self.same("tombstones", self.one.tombstones(), self.other.tombstones())
     }
 
-    fn meet(&mut self, members: &[(NodeId, Epoch)]) -> Result<(), StorageError> {
-        let (a, b) = (self.one.meet(members), self.other.meet(members));
+    fn meet(
+        &mut self,
+        members: &[(NodeId, Epoch)],
+        forgotten: &[(NodeId, Epoch)],
+    ) -> Result<(), StorageError> {
+        let (a, b) = (self.one.meet(members, forgotten), self.other.meet(members, forgotten));
         self.same("meet", a, b)
     }
 
@@ -262,15 +267,9 @@ impl Storage for Twins {
         self.did("rejoin", a, b, |begun| begun.commits.iter().collect())
     }
 
-    fn settle(
-        &mut self,
-        now: Wall,
-        heads: &[(Origin, Version)],
-        length: u64,
-        era: Era,
-    ) -> Result<Settled, StorageError> {
-        let a = self.one.settle(now, heads, length, era);
-        let b = self.other.settle(now, heads, length, era);
+    fn settle(&mut self, now: Wall, past: &Past) -> Result<Settled, StorageError> {
+        let a = self.one.settle(now, past);
+        let b = self.other.settle(now, past);
         self.did("settle", a, b, |settled| settled.commits.iter().collect())
     }
 

@@ -13,7 +13,8 @@ use super::values::quote;
 use super::{OpenConfig, Store, life::LIFE_FILE};
 use crate::crdt::content::{Look, Mend, Mended, Sight};
 use crate::crdt::storage::{
-    Begun, Bookmark, Collected, Era, Extract, Floor, Inspected, Settled, StorageError, Tidied, Tidy,
+    Begun, Bookmark, Collected, Extract, Floor, Inspected, Past, Settled, StorageError, Tidied,
+    Tidy,
 };
 use crate::crdt::{Batch, Commit, Definition, Key, Part, Piece, RowOp, Staging, Storage};
 use crate::sim::medium::{Media, Medium, Torn, Work};
@@ -334,8 +335,12 @@ impl Storage for SqliteDisk {
         self.store().tombstones()
     }
 
-    fn meet(&mut self, members: &[(NodeId, Epoch)]) -> Result<(), StorageError> {
-        self.store_mut().meet(members)
+    fn meet(
+        &mut self,
+        members: &[(NodeId, Epoch)],
+        forgotten: &[(NodeId, Epoch)],
+    ) -> Result<(), StorageError> {
+        Storage::meet(self.store_mut(), members, forgotten)
     }
 
     fn collect(
@@ -356,14 +361,8 @@ impl Storage for SqliteDisk {
         self.store_mut().rejoin(now, held, length)
     }
 
-    fn settle(
-        &mut self,
-        now: Wall,
-        heads: &[(Origin, Version)],
-        length: u64,
-        era: Era,
-    ) -> Result<Settled, StorageError> {
-        Storage::settle(self.store_mut(), now, heads, length, era)
+    fn settle(&mut self, now: Wall, past: &Past) -> Result<Settled, StorageError> {
+        Storage::settle(self.store_mut(), now, past)
     }
 
     fn depart(

@@ -21,7 +21,7 @@ use super::schema::{self, Mode, SCHEMA_TABLE, SchemaChange, SchemaError, SchemaR
 use super::sql::{Statement, Transacted};
 use super::statements::{self, SqlError};
 use crate::crdt::content::Mend;
-use crate::crdt::storage::{Era, StorageError, Tidy};
+use crate::crdt::storage::{Past, StorageError, Tidy};
 use crate::crdt::{Batch, Commit, Part, Piece, Refusal, RowOp, Staging, Stamp};
 use crate::types::{Epoch, NodeId, Origin, Seq, Version, Wall};
 
@@ -59,7 +59,10 @@ pub(super) enum Done {
         trusted: Version,
     },
     Withdrawn,
-    Met(Vec<(NodeId, Epoch)>),
+    Met {
+        members: Vec<(NodeId, Epoch)>,
+        forgotten: Vec<(NodeId, Epoch)>,
+    },
     Collected {
         heads: Vec<(Origin, Version)>,
         forgotten: Vec<(NodeId, Epoch)>,
@@ -70,11 +73,7 @@ pub(super) enum Done {
         held: Vec<(Origin, Version)>,
         length: u64,
     },
-    Settled {
-        heads: Vec<(Origin, Version)>,
-        length: u64,
-        era: Era,
-    },
+    Settled(Past),
     Departed {
         under: Origin,
         held: Vec<(Origin, Version)>,
@@ -349,7 +348,9 @@ impl<'a> Group<'a> {
                 )),
                 Done::Epoch { origin, trusted } => self.enter(*origin, *trusted).map_err(failed),
                 Done::Withdrawn => self.withdraw_all().map_err(failed),
-                Done::Met(members) => self.note_members(members).map_err(failed),
+                Done::Met { members, forgotten } => {
+                    self.note_members(members, forgotten).map_err(failed)
+                }
                 Done::Collected { heads, forgotten, rows_max } => {
                     let done = self.drop_tombstones(heads, forgotten, *rows_max);
                     done.map(drop).map_err(failed)
@@ -357,9 +358,7 @@ impl<'a> Group<'a> {
                 Done::Rejoined { origin, held, length } => {
                     self.leave(*origin, held, *length).map_err(failed)
                 }
-                Done::Settled { heads, length, era } => {
-                    self.settle_down(heads, *length, *era).map(drop).map_err(failed)
-                }
+                Done::Settled(past) => self.settle_down(past).map(drop).map_err(failed),
                 Done::Departed { under, held } => self.withdraw_of(*under, held).map_err(failed),
                 Done::Tidied(tidy) => self.tidy_up(tidy).map(drop).map_err(failed),
                 Done::Mended(mend) => self.mend_rows(mend).map(drop).map_err(failed),

@@ -195,7 +195,7 @@ impl Recorder<'_> {
         }
         let held = self.hot.read(self.conn, self.origins, (table, &net.key))?;
         let dropped = self.dropped(&net.table);
-        let last = held.as_ref().or(dropped.as_ref());
+        let last = RowClock::last(held.as_ref(), dropped.as_ref());
         let Some(clock) = next_clock(net, last, from, self.stamp) else { return Ok(None) };
         let clocks = (held.as_ref(), &clock);
         let place = (table, &net.key);

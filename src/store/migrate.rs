@@ -9,7 +9,7 @@ use super::open::OpenError;
 pub const APPLICATION_ID: i32 = 0x5472_6962;
 
 /// All migrations, oldest first.
-const MIGRATIONS: [&str; 9] = [
+const MIGRATIONS: [&str; 10] = [
     include_str!("../../migrations/0001_node.sql"),
     include_str!("../../migrations/0002_rows.sql"),
     include_str!("../../migrations/0003_parked.sql"),
@@ -19,6 +19,7 @@ const MIGRATIONS: [&str; 9] = [
     include_str!("../../migrations/0007_tombstones.sql"),
     include_str!("../../migrations/0008_retirement.sql"),
     include_str!("../../migrations/0009_told_lives.sql"),
+    include_str!("../../migrations/0010_forgotten.sql"),
 ];
 
 /// The version that the first migration makes. Smaller ones were never released.

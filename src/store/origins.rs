@@ -12,6 +12,7 @@ const SELECT_AFTER: &str =
     "SELECT ordinal, origin, value, ordinal IN (SELECT ordinal FROM __tribune_retired)
     FROM __tribune_origins
     LEFT JOIN __tribune_heads ON id = ordinal WHERE ordinal > ?1 ORDER BY ordinal";
+const SELECT_LAST: &str = "SELECT last_ordinal FROM __tribune_collection";
 const SELECT_HEAD: &str = "SELECT value FROM __tribune_heads WHERE id = ?1";
 const INSERT: &str = "INSERT OR IGNORE INTO __tribune_origins (ordinal, origin) VALUES (?1, ?2)";
 const UPDATE_HEAD: &str = "UPDATE __tribune_heads SET value = ?2 WHERE id = ?1";
@@ -39,8 +40,8 @@ pub struct Origins {
     held: BTreeMap<Origin, Held>,
     /// In the order of their numbers. Those that were erased are missing.
     numbered: Vec<(Ordinal, Origin)>,
-    /// The greatest number that was given, to one that is erased perhaps: as long as the process
-    /// lives other connections may know what it stood for.
+    /// The greatest number that was given, to one that is erased perhaps: other connections may know
+    /// what it stood for, and other processes.
     last: Ordinal,
     /// What was changed since the last [`Origins::settle`], oldest first, and what it was before.
     changes: Vec<(Origin, Option<Held>)>,
@@ -81,6 +82,8 @@ impl Origins {
             origins.last = ordinal;
             origins.held.insert(origin, Held { ordinal, head, is_retired: row.get(3)? });
         }
+        let last = conn.prepare_cached(SELECT_LAST)?.query_row([], |row| row.get(0))?;
+        origins.last = origins.last.max(last);
         Ok(())
     }
 
@@ -125,25 +128,45 @@ impl Origins {
         self.held.get(&origin).is_some_and(|held| held.is_retired)
     }
 
-    /// Retires an origin that is held up to `head` and of which nothing is left. Returns whether it
-    /// is so now.
+    /// Retires an origin that is held, up to `head` at most, and of which nothing is left: from now on
+    /// it is held so far. Returns whether it is so now.
     pub fn retire(
         &mut self,
         conn: &Connection,
         (origin, head): (Origin, Version),
     ) -> rusqlite::Result<bool> {
-        let Some(held) = self.held.get(&origin).copied().filter(|held| held.head == head) else {
+        let is_head = |held: &Held| (Version(1)..=head).contains(&held.head) && !held.is_retired;
+        let Some(held) = self.held.get(&origin).copied().filter(is_head) else {
             return Ok(false);
         };
         conn.prepare_cached(RETIRE)?.execute([held.ordinal])?;
-        self.set(origin, Held { is_retired: true, ..held });
+        self.set(origin, Held { head, is_retired: true, ..held });
         Ok(true)
     }
 
-    /// Forgets a retired origin. Returns whether it was one.
-    pub fn erase(&mut self, conn: &Connection, origin: Origin) -> rusqlite::Result<bool> {
+    /// Retires an origin of which nothing is held.
+    pub fn take_over(
+        &mut self,
+        conn: &Connection,
+        (origin, head): (Origin, Version),
+    ) -> rusqlite::Result<()> {
+        if self.head(origin) > Version(0) {
+            return Ok(());
+        }
+        let ordinal = self.ordinal(origin);
+        conn.prepare_cached(RETIRE)?.execute([ordinal])?;
+        self.set(origin, Held { ordinal, head, is_retired: true });
+        Ok(())
+    }
+
+    /// Forgets a retired origin. Returns its number if it was one.
+    pub fn erase(
+        &mut self,
+        conn: &Connection,
+        origin: Origin,
+    ) -> rusqlite::Result<Option<Ordinal>> {
         let Some(held) = self.held.get(&origin).copied().filter(|held| held.is_retired) else {
-            return Ok(false);
+            return Ok(None);
         };
         for sql in ERASE {
             conn.prepare_cached(sql)?.execute([held.ordinal])?;
@@ -151,7 +174,7 @@ impl Origins {
         self.numbered.retain(|(_, numbered)| *numbered != origin);
         self.held.remove(&origin);
         self.changes.push((origin, Some(held)));
-        Ok(true)
+        Ok(Some(held.ordinal))
     }
 
     /// Returns the origin's number; an unheard-of origin gets the next one.
@@ -279,12 +302,12 @@ mod tests {
         origins.settle();
         let mark = origins.mark();
         assert!(!origins.retire(conn, (origin(2), Version(4))).unwrap(), "that is not its head");
-        assert!(!origins.erase(conn, origin(2)).unwrap(), "it is not retired");
-        assert!(origins.retire(conn, (origin(2), Version(5))).unwrap());
+        assert_eq!(origins.erase(conn, origin(2)).unwrap(), None, "it is not retired");
+        assert!(origins.retire(conn, (origin(2), Version(6))).unwrap());
         assert!(!origins.heads().contains(&(origin(2), Version(5))));
-        assert_eq!(origins.retired(), [(origin(2), Version(5))]);
+        assert_eq!(origins.retired(), [(origin(2), Version(6))]);
         let held = origins.mark();
-        assert!(origins.erase(conn, origin(2)).unwrap());
+        assert_eq!(origins.erase(conn, origin(2)).unwrap(), Some(first + 1));
         assert_eq!(origins.ordinal(origin(3)), first + 2);
         assert_eq!(origins.of_number(first + 1), None);
         assert_eq!(origins.of_number(first + 2), Some(origin(3)));

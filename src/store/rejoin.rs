@@ -22,10 +22,11 @@ use super::sums::Delta;
 use super::tables::TableId;
 use super::tombstones::{look_at_all, raise};
 use crate::crdt::change::{is_harmless, keeps_tombstones};
-use crate::crdt::storage::{Era, Settled, StorageError};
+use crate::crdt::storage::{Past, Settled, StorageError};
 use crate::crdt::{Class, ColumnId, Commit, Key, RowClock, RowEvent, Stamp, TableEvents, pack};
 use crate::types::{Origin, Seq, Value, Version};
 
+const UNRETIRE: &str = "DELETE FROM __tribune_retired";
 const LEAVE: &str = "UPDATE __tribune_collection SET settled = NULL, is_rejoining = 1";
 const SETTLE: &str = "UPDATE __tribune_collection SET settled = ?1, is_rejoining = 0,
         era = max(era, ?2), erased = max(erased, ?3)";
@@ -85,15 +86,10 @@ impl Group<'_> {
 
     /// Notes that this node may speak: see
     /// [`Storage::settle`](crate::crdt::storage::Storage::settle). The commits are the group's.
-    pub fn settle(
-        &mut self,
-        heads: &[(Origin, Version)],
-        length: u64,
-        era: Era,
-    ) -> Result<Settled, StorageError> {
+    pub fn settle(&mut self, past: &Past) -> Result<Settled, StorageError> {
         self.caller(StorageError::Failed, |group| {
-            let settled = group.settle_down(heads, length, era).map_err(failed)?;
-            group.done.push(Done::Settled { heads: heads.to_vec(), length, era });
+            let settled = group.settle_down(past).map_err(failed)?;
+            group.done.push(Done::Settled(past.clone()));
             Ok(settled)
         })
     }
@@ -113,7 +109,8 @@ impl Group<'_> {
         (store.now.origin, store.now.trusted) = (origin, Version(0));
         store.now.is_rejoining = true;
         store.raise_length(length)?;
-        for (origin, _) in store.origins.heads() {
+        store.conn.execute(UNRETIRE, [])?;
+        for origin in store.origins.all() {
             store.origins.set_back(origin, Version(0));
         }
         let held: Heads = held.iter().copied().collect();
@@ -146,17 +143,16 @@ impl Group<'_> {
         self.remove(gone)
     }
 
-    pub(super) fn settle_down(
-        &mut self,
-        heads: &[(Origin, Version)],
-        length: u64,
-        era: Era,
-    ) -> rusqlite::Result<Settled> {
+    pub(super) fn settle_down(&mut self, past: &Past) -> rusqlite::Result<Settled> {
         let me = self.store.now.origin;
         let was_rejoining = std::mem::take(&mut self.store.now.is_rejoining);
-        raise(&self.store.conn, heads, &[])?;
-        self.store.raise_length(length)?;
-        let numbers = [era.held, era.erased].map(u64::cast_signed);
+        raise(&self.store.conn, &past.floor, &[])?;
+        self.store.raise_length(past.length)?;
+        for retired in past.retired.iter().filter(|(origin, _)| *origin != me) {
+            let store = &mut *self.store;
+            store.origins.take_over(&store.conn, *retired)?;
+        }
+        let numbers = [past.era.held, past.era.erased].map(u64::cast_signed);
         self.store.conn.execute(SETTLE, (me.to_bytes(), numbers[0], numbers[1]))?;
         let mut settled = Settled::default();
         if was_rejoining {
@@ -342,7 +338,7 @@ fn is_covered(heads: &Heads, stamp: Stamp) -> bool {
 #[cfg(test)]
 mod tests {
     use crate::crdt::RowEvents;
-    use crate::crdt::storage::{Era, Storage};
+    use crate::crdt::storage::{Past, Storage};
     use crate::crdt::suite::catch_up;
     use crate::store::limits::EVENT_ROWS_MAX;
     use crate::store::trial::{ME, NOW, T, in_memory, rows, run, source};
@@ -367,7 +363,7 @@ mod tests {
         assert_eq!(rows(&to, "SELECT count(*) FROM t"), [count.to_string()]);
         // The peer it turns to has none of them.
         Storage::rejoin(&mut to, NOW, &[], 0).unwrap();
-        let settled = Storage::settle(&mut to, NOW, &[], 0, Era::default()).unwrap();
+        let settled = Storage::settle(&mut to, NOW, &Past::default()).unwrap();
         assert_eq!((settled.dropped, settled.commits.len()), (count, 1));
         assert_eq!(settled.commits[0].tables[0].rows, RowEvents::Many);
         assert_eq!(rows(&to, "SELECT count(*) FROM t"), ["0"]);

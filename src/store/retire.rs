@@ -13,13 +13,15 @@ use crate::crdt::storage::{StorageError, Tidied, Tidy};
 use crate::types::{Origin, Version, Wall};
 
 const TIDY: &str = "UPDATE __tribune_collection SET era = max(era, ?1), erased = max(erased, ?2)";
+const KEEP_ORDINAL: &str = "UPDATE __tribune_collection SET last_ordinal = max(last_ordinal, ?1)";
 const FORGET_FLOOR: &str = "DELETE FROM __tribune_floor WHERE origin = ?1";
 const FORGET_NODE: [&str; 2] = [
     "DELETE FROM __tribune_forgotten WHERE node = ?1",
     "DELETE FROM __tribune_members WHERE node = ?1",
 ];
 
-/// How many names one tidying looks at. Most origins show with the first that something is left.
+/// How many names one tidying looks at for those that it is to retire or to erase, and as many for
+/// those that it is asked for. Most origins show with the first that something is left.
 const LOOKS_MAX: usize = 4_096;
 
 impl Group<'_> {
@@ -73,19 +75,27 @@ impl Group<'_> {
 
     pub(super) fn tidy_up(&mut self, tidy: &Tidy) -> rusqlite::Result<Tidied> {
         let store = &mut *self.store;
-        let mut looks = LOOKS_MAX;
         let mut tidied = Tidied::default();
+        let mut looks = LOOKS_MAX;
         for origin in &tidy.retire {
-            if store.is_spent(origin.0, &mut looks)?
+            if store.is_spent(origin.0, &mut looks)? == Some(true)
                 && store.origins.retire(&store.conn, *origin)?
             {
                 tidied.retired.push(*origin);
             }
         }
         for origin in &tidy.erase {
-            if store.origins.erase(&store.conn, *origin)? {
-                store.conn.prepare_cached(FORGET_FLOOR)?.execute([origin.to_bytes()])?;
+            let is_held = store.origins.head(*origin) > Version(0);
+            if (is_held && !store.origins.is_retired(*origin))
+                || store.is_spent(*origin, &mut looks)? != Some(true)
+            {
+                continue;
             }
+            if let Some(ordinal) = store.origins.erase(&store.conn, *origin)? {
+                store.conn.prepare_cached(KEEP_ORDINAL)?.execute([ordinal])?;
+            }
+            store.conn.prepare_cached(FORGET_FLOOR)?.execute([origin.to_bytes()])?;
+            tidied.erased.push(*origin);
         }
         for node in &tidy.gone {
             for sql in FORGET_NODE {
@@ -94,12 +104,15 @@ impl Group<'_> {
         }
         let numbers = (tidy.era.cast_signed(), tidy.erased.cast_signed());
         store.conn.prepare_cached(TIDY)?.execute(numbers)?;
+        let mut looks = LOOKS_MAX;
         for origin in &tidy.ask {
             let head = store.origins.head(*origin);
             let is_head = head > Version(0) && !store.origins.is_retired(*origin);
-            if is_head && store.is_spent(*origin, &mut looks)? {
-                tidied.spent.push((*origin, head));
+            if is_head {
+                let Some(is_spent) = store.is_spent(*origin, &mut looks)? else { break };
+                tidied.spent.extend(is_spent.then_some((*origin, head)));
             }
+            tidied.looked_at += 1;
         }
         Ok(tidied)
     }
@@ -107,26 +120,28 @@ impl Group<'_> {
 
 impl Store {
     /// Tells whether nothing is left of an origin, and rids the log of what it finds to be idle on the
-    /// way. With `looks` used up the answer is no.
-    fn is_spent(&mut self, origin: Origin, looks: &mut usize) -> rusqlite::Result<bool> {
-        let Some(ordinal) = self.origins.number_of(origin) else { return Ok(false) };
+    /// way (`None`: `looks` are used up; the next time it is a shorter one).
+    fn is_spent(&mut self, origin: Origin, looks: &mut usize) -> rusqlite::Result<Option<bool>> {
+        let Some(ordinal) = self.origins.number_of(origin) else { return Ok(Some(true)) };
         let mut place = (Version(0), -1);
         loop {
             let parts = log::parts(&self.conn, ordinal, place, Version(i64::MAX.unsigned_abs()))?;
             if parts.is_empty() {
-                return Ok(true);
+                return Ok(Some(true));
             }
             for part in parts {
                 place = (part.version, part.number);
                 // One that cannot be read says nothing, and stays for the doctor.
-                let Ok(names) = log::names(&part.rows) else { return Ok(false) };
+                let Ok(names) = log::names(&part.rows) else { return Ok(Some(false)) };
+                if *looks == 0 {
+                    return Ok(None);
+                }
+                *looks = looks.saturating_sub(names.len());
                 let stamp = Stamp { origin, version: part.version };
                 for (table, key) in names {
-                    if *looks == 0 || log::is_left(&self.conn, &self.origins, stamp, (table, &key))?
-                    {
-                        return Ok(false);
+                    if log::is_left(&self.conn, &self.origins, stamp, (table, &key))? {
+                        return Ok(Some(false));
                     }
-                    *looks -= 1;
                 }
                 log::rewrite(&self.conn, (ordinal, part.version, part.number), Vec::new())?;
             }

@@ -8,7 +8,7 @@ use super::content::Rows;
 use super::database::{Store, failed};
 use crate::crdt::content::{self, Look, Mend, Mended, Sight};
 use crate::crdt::storage::{
-    Begun, Bookmark, Collected, Era, Extract, Floor, Inspected, Settled, Storage, StorageError,
+    Begun, Bookmark, Collected, Extract, Floor, Inspected, Past, Settled, Storage, StorageError,
     Tidied, Tidy,
 };
 use crate::crdt::{Batch, Commit, Key, Part, Piece, Refusal, RowOp, Staging, pack};
@@ -97,9 +97,13 @@ impl Storage for Store {
         Ok(self.count_tombstones())
     }
 
-    fn meet(&mut self, members: &[(NodeId, Epoch)]) -> Result<(), StorageError> {
+    fn meet(
+        &mut self,
+        members: &[(NodeId, Epoch)],
+        forgotten: &[(NodeId, Epoch)],
+    ) -> Result<(), StorageError> {
         let mut group = self.group(Wall(0));
-        group.meet(members)?;
+        group.meet(members, forgotten)?;
         group.commit().map(drop)
     }
 
@@ -127,15 +131,9 @@ impl Storage for Store {
         Ok(Begun { origin, ended: (ended, Version(0)), commits })
     }
 
-    fn settle(
-        &mut self,
-        now: Wall,
-        heads: &[(Origin, Version)],
-        length: u64,
-        era: Era,
-    ) -> Result<Settled, StorageError> {
+    fn settle(&mut self, now: Wall, past: &Past) -> Result<Settled, StorageError> {
         let mut group = self.group(now);
-        let settled = group.settle(heads, length, era)?;
+        let settled = group.settle(past)?;
         let commits = group.commit()?.into_iter().map(Arc::unwrap_or_clone).collect();
         Ok(Settled { commits, ..settled })
     }

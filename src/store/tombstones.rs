@@ -22,6 +22,7 @@ use crate::types::{Epoch, NodeId, Origin, Value, Version};
 
 const SELECT_FLOOR: &str = "SELECT origin, version FROM __tribune_floor";
 const SELECT_FORGOTTEN: &str = "SELECT node, epoch FROM __tribune_forgotten";
+const SELECT_IN_FORCE: &str = "SELECT node, in_force FROM __tribune_forgotten WHERE in_force > 0";
 const SELECT_MEMBERS: &str = "SELECT node, epoch FROM __tribune_members";
 const MEET: &str = "INSERT INTO __tribune_members (node, epoch) VALUES (?1, ?2)
     ON CONFLICT (node) DO UPDATE SET epoch = max(epoch, excluded.epoch)";
@@ -31,6 +32,7 @@ const RAISE_FLOOR: &str = "INSERT INTO __tribune_floor (origin, version) VALUES 
     ON CONFLICT (origin) DO UPDATE SET version = max(version, excluded.version)";
 const FORGET: &str = "INSERT INTO __tribune_forgotten (node, epoch) VALUES (?1, ?2)
     ON CONFLICT (node) DO UPDATE SET epoch = max(epoch, excluded.epoch)";
+const ENFORCE: &str = "UPDATE __tribune_forgotten SET in_force = max(in_force, ?2) WHERE node = ?1";
 const RAISE_LENGTH: &str = "UPDATE __tribune_collection SET length = max(length, ?1)";
 const CARRY_SETTLED: &str = "UPDATE __tribune_collection SET settled = ?2 WHERE settled = ?1";
 const SELECT_UNSEEN: &str = "SELECT origin, version, seen, part FROM __tribune_floor
@@ -58,10 +60,15 @@ type Seen = (Version, i64);
 
 impl Group<'_> {
     /// Notes members: see [`Storage::meet`](crate::crdt::storage::Storage::meet).
-    pub fn meet(&mut self, members: &[(NodeId, Epoch)]) -> Result<(), StorageError> {
+    pub fn meet(
+        &mut self,
+        members: &[(NodeId, Epoch)],
+        forgotten: &[(NodeId, Epoch)],
+    ) -> Result<(), StorageError> {
         self.caller(StorageError::Failed, |group| {
-            group.note_members(members).map_err(failed)?;
-            group.done.push(Done::Met(members.to_vec()));
+            group.note_members(members, forgotten).map_err(failed)?;
+            let (members, forgotten) = (members.to_vec(), forgotten.to_vec());
+            group.done.push(Done::Met { members, forgotten });
             Ok(())
         })
     }
@@ -82,11 +89,15 @@ impl Group<'_> {
         })
     }
 
-    pub(super) fn note_members(&mut self, members: &[(NodeId, Epoch)]) -> rusqlite::Result<()> {
+    pub(super) fn note_members(
+        &mut self,
+        members: &[(NodeId, Epoch)],
+        forgotten: &[(NodeId, Epoch)],
+    ) -> rusqlite::Result<()> {
         for (node, epoch) in members {
             self.store.conn.prepare_cached(MEET)?.execute((&node.0[..], epoch.0))?;
         }
-        Ok(())
+        raise(&self.store.conn, &[], forgotten)
     }
 
     pub(super) fn drop_tombstones(
@@ -97,6 +108,9 @@ impl Group<'_> {
     ) -> rusqlite::Result<Collected> {
         let store = &mut *self.store;
         raise(&store.conn, heads, forgotten)?;
+        for (node, epoch) in forgotten {
+            store.conn.prepare_cached(ENFORCE)?.execute((&node.0[..], epoch.0))?;
+        }
         let looks = rows_max.saturating_mul(LOOKS_PER_DROP).max(LOOKS_MIN);
         let mut budget = Budget { looks, drops: rows_max };
         let mut is_done = true;
@@ -122,6 +136,7 @@ impl Store {
             floor.heads.extend(origin.map(|origin| (origin, version)));
         }
         floor.forgotten = nodes(conn, SELECT_FORGOTTEN)?;
+        floor.in_force = nodes(conn, SELECT_IN_FORCE)?;
         floor.members = nodes(conn, SELECT_MEMBERS)?;
         conn.prepare_cached(SELECT_COLLECTION)?.query_row([], |row| {
             let settled: Option<Vec<u8>> = row.get(1)?;
@@ -418,8 +433,7 @@ mod tests {
     fn a_disk_that_is_taken_at_its_word_stays_settled_and_a_copy_does_not() {
         let mut trial = Trial::new(T);
         trial.write(&["INSERT INTO t (id) VALUES (1)"]);
-        Storage::settle(&mut trial.store, NOW, &[], 0, crate::crdt::storage::Era::default())
-            .unwrap();
+        Storage::settle(&mut trial.store, NOW, &crate::crdt::storage::Past::default()).unwrap();
         let settled = |trial: &Trial| {
             let floor = trial.store.floor().unwrap();
             floor.settled == Some(trial.store.origin())

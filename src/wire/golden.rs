@@ -219,6 +219,7 @@ mod tests {
                     floor: vec![(origin, Version(3))],
                     era: Era { held: 2, erased: 1 },
                     retired: vec![(origin, Version(9))],
+                    forgotten: Nodes::from([(origin.node, Epoch(4))]),
                 },
             ),
             ("round", Message::Round(Box::new(round()))),

@@ -129,7 +129,7 @@ pub fn encode(message: &Message) -> Vec<u8> {
             writer.byte(u8::from(*is_whole));
             writer.varint(*era);
         }
-        Message::Welcome { is_settled, length, heads, floor, era, retired } => {
+        Message::Welcome { is_settled, length, heads, floor, era, retired, forgotten } => {
             writer.byte(kind::WELCOME);
             writer.byte(u8::from(*is_settled));
             writer.varint(*length);
@@ -138,6 +138,7 @@ pub fn encode(message: &Message) -> Vec<u8> {
             writer.varint(era.held);
             writer.varint(era.erased);
             write_heads(&mut writer, retired);
+            write_nodes(&mut writer, forgotten);
         }
         Message::Round(round) => {
             writer.byte(kind::ROUND);
@@ -227,6 +228,7 @@ fn read_body(reader: &mut Reader<'_>) -> Result<Message, DecodeError> {
             floor: read_heads(reader)?,
             era: Era { held: reader.number()?, erased: reader.number()? },
             retired: read_heads(reader)?,
+            forgotten: read_nodes(reader)?,
         },
         kind::ROUND => Message::Round(Box::new(read_round(reader)?)),
         kind::FORGOTTEN => {
@@ -312,11 +314,7 @@ fn read_bool(reader: &mut Reader<'_>) -> Result<bool, DecodeError> {
 fn write_round(writer: &mut Writer, round: &Round) {
     writer.varint(round.number);
     for nodes in [&round.told, &round.known, &round.forgotten] {
-        writer.count(nodes.len());
-        for (node, epoch) in nodes {
-            writer.raw(&node.0);
-            writer.varint(u64::from(epoch.0));
-        }
+        write_nodes(writer, nodes);
     }
     for heads in [&round.low, &round.high] {
         let heads: Vec<(Origin, Version)> = heads.iter().map(|(o, v)| (*o, *v)).collect();
@@ -345,6 +343,14 @@ fn read_round(reader: &mut Reader<'_>) -> Result<Round, DecodeError> {
 
 fn read_origins(reader: &mut Reader<'_>) -> Result<BTreeSet<Origin>, DecodeError> {
     Ok(reader.list(Origin::BYTES, |reader| reader.origin())?.into_iter().collect())
+}
+
+fn write_nodes(writer: &mut Writer, nodes: &Nodes) {
+    writer.count(nodes.len());
+    for (node, epoch) in nodes {
+        writer.raw(&node.0);
+        writer.varint(u64::from(epoch.0));
+    }
 }
 
 fn read_nodes(reader: &mut Reader<'_>) -> Result<Nodes, DecodeError> {
@@ -515,8 +521,11 @@ mod tests {
                 heads,
                 floor,
                 era: Era { held: 2, erased: 1 },
+                forgotten: Nodes::from([(origin.node, Epoch(4))]),
             },
-            &format!("01 0d 01 08 01 {ORIGIN_7} 05 01 {ORIGIN_7} 03 02 01 01 {ORIGIN_7} 05"),
+            &format!(
+                "01 0d 01 08 01 {ORIGIN_7} 05 01 {ORIGIN_7} 03 02 01 01 {ORIGIN_7} 05 01 07070707070707070707070707070707 04"
+            ),
         );
         check(&Message::Forgotten { origin, last: Epoch(300) }, &format!("01 0f {ORIGIN_7} ac02"));
     }
@@ -735,7 +744,8 @@ mod tests {
             (any::<bool>(), 0..9_u64, heads(), heads(), 0..9_u64, heads()).prop_map(
                 |(is_settled, length, heads, floor, era, retired)| {
                     let era = Era { held: era, erased: era / 2 };
-                    Message::Welcome { is_settled, length, heads, floor, era, retired }
+                    let forgotten = floor.iter().map(|(o, _)| (o.node, o.epoch)).collect();
+                    Message::Welcome { is_settled, length, heads, floor, era, retired, forgotten }
                 }
             ),
             (any_origin(), heads(), heads()).prop_map(|(me, known, heads)| {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::crdt::Piece;
 use crate::crdt::content::{Mark, Seen, Stretch};
 use crate::crdt::storage::Era;
+use crate::ledger::round::Nodes;
 use crate::ledger::{BUCKETS, Round};
 use crate::types::{Epoch, Origin, Version};
 
@@ -118,8 +119,8 @@ pub enum Message {
     /// "I count you as a member from now on, and hold these heads." Where `is_settled` is false the
     /// sender has yet to catch up itself, and there are none. `floor`: up to where tombstones may be
     /// missing in its rows. `length`: no row whose tombstone went had a longer life. `era`: the
-    /// sender's. `retired`: origins of the receiver's node of which nothing was left at these heads,
-    /// and nothing is taken any more.
+    /// sender's. `retired`: origins of which nothing was left at these heads, and nothing is taken any
+    /// more. `forgotten`: who is no member any more, up to which epoch.
     Welcome {
         is_settled: bool,
         length: u64,
@@ -127,6 +128,7 @@ pub enum Message {
         floor: Vec<(Origin, Version)>,
         era: Era,
         retired: Vec<(Origin, Version)>,
+        forgotten: Nodes,
     },
     /// What all members hold, as far as the sender has heard. Answered by the same where the
     /// receiver has heard more.

@@ -192,7 +192,6 @@ fn nothing_is_kept_for_ever_of_lives_that_disks_have_lost() {
     let (nodes, lives) = (5, from_environment("SIM_LIVES").unwrap_or(12));
     let mut scenario = Scenario::calm_churn(3, nodes, 100 * lives as usize);
     scenario.writes_until = at(20_000 + lives * 5_000);
-    scenario.replica.retire = true;
     // The same rows over and over: nothing is left of what a former life wrote.
     scenario.is_churn = false;
     for life in 0..lives {

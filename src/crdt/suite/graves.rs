@@ -1,7 +1,13 @@
 //! Tombstones that are dropped, and replicas that were away meanwhile.
 
 use super::*;
-use crate::crdt::storage::{Era, LENGTH_DROPPED_MAX, Tidied, Tidy};
+use crate::crdt::storage::{Era, LENGTH_DROPPED_MAX, Past, Tidied, Tidy};
+
+/// Returns what a node takes over that is let in by this one.
+pub(super) fn past_of(host: &impl Storage) -> Past {
+    let crate::crdt::Floor { heads, length, retired, era, erased, .. } = host.floor().unwrap();
+    Past { floor: heads, length, era: Era { held: era, erased }, retired }
+}
 
 /// Drops all tombstones that a storage's own heads cover.
 fn collect_all(disk: &mut impl Storage) -> usize {
@@ -55,7 +61,7 @@ pub fn a_tombstone_of_an_impossible_life_stays<T: Bench>(bench: &mut T) {
 pub fn an_origin_settles_and_another_one_has_to_again<T: Bench>(bench: &mut T) {
     let mut a = bench.open(A, &all_tables());
     assert_eq!(a.floor().unwrap().settled, None);
-    assert_eq!(a.settle(NOW, &[], 0, Era::default()).unwrap().commits, []);
+    assert_eq!(a.settle(NOW, &Past::default()).unwrap().commits, []);
     let mut a = bench.reopen(a);
     assert_eq!(a.floor().unwrap().settled, Some(origin(A)));
     let begun = a.begin_epoch(NOW, Epoch(1)).unwrap();
@@ -112,7 +118,7 @@ pub fn who_was_away_takes_the_rows_of_a_peer<T: Bench>(bench: &mut T) {
     let mut away = bench.reopen(away);
     assert!(away.floor().unwrap().is_rejoining, "it is not forgotten in between");
     pull(&mut away, &host, 40);
-    let settled = away.settle(NOW, &host.floor().unwrap().heads, length, Era::default()).unwrap();
+    let settled = away.settle(NOW, &past_of(&host)).unwrap();
     assert_eq!((settled.dropped, settled.lost, settled.renewed), (2, 1, 1));
     assert_eq!(show_events(&settled.commits[0]), ["-t 1", "-t 2"]);
     let floor = away.floor().unwrap();
@@ -144,7 +150,7 @@ pub fn an_owner_says_again_which_of_its_rows_died_under_an_earlier_epoch<T: Benc
     owner.begin_epoch(NOW, Epoch(9)).unwrap();
     pull(&mut owner, &other, usize::MAX);
     owner.rejoin(NOW, &host.heads().unwrap(), 0).unwrap();
-    owner.settle(NOW, &[], 0, Era::default()).unwrap();
+    owner.settle(NOW, &Past::default()).unwrap();
     assert_eq!(owner.tombstones().unwrap(), 1);
     pull(&mut late, &owner, usize::MAX);
     let key = [Value::from(A.to_string()), "web".into()];
@@ -164,7 +170,7 @@ pub fn what_is_said_again_gives_way_to_what_was_heard<T: Bench>(bench: &mut T) {
 
     away.rejoin(NOW, &host.heads().unwrap(), 0).unwrap();
     pull(&mut away, &host, usize::MAX);
-    let settled = away.settle(NOW, &[], 0, Era::default()).unwrap();
+    let settled = away.settle(NOW, &Past::default()).unwrap();
     assert!(settled.commits.is_empty(), "nothing is left that the host does not have");
     assert_eq!(show(&away, 1), show(&host, 1));
     assert_eq!(away.fingerprint().unwrap(), host.fingerprint().unwrap());
@@ -188,7 +194,7 @@ fn cited<T: Bench>(bench: &mut T) -> (T::Disk, Piece, T::Disk) {
 }
 
 fn end_alike(mut away: impl Storage, mut host: impl Storage) {
-    let settled = away.settle(NOW, &[], 0, Era::default()).unwrap();
+    let settled = away.settle(NOW, &Past::default()).unwrap();
     assert!(settled.commits.is_empty(), "nothing is left that the host does not have");
     pull(&mut host, &away, usize::MAX);
     pull(&mut away, &host, usize::MAX);
@@ -222,7 +228,7 @@ pub fn an_empty_disk_that_rejoins_is_as_the_peer_is<T: Bench>(bench: &mut T) {
     let length = host.floor().unwrap().length;
     fresh.rejoin(NOW, &host.heads().unwrap(), length).unwrap();
     pull(&mut fresh, &host, 40);
-    let settled = fresh.settle(NOW, &host.floor().unwrap().heads, length, Era::default()).unwrap();
+    let settled = fresh.settle(NOW, &past_of(&host)).unwrap();
     assert_eq!((settled.dropped, settled.renewed), (0, 1));
     assert!(show(&fresh, 1).starts_with("1 'too soon' 'dw' | 3@"), "above what was deleted");
     write(&mut fresh, &[delete(1)]);
@@ -283,7 +289,7 @@ pub fn a_spent_origin_is_retired_and_then_erased<T: Bench>(bench: &mut T) {
     let ask = vec![origin(A), DEPARTED, origin(C)];
     let held = (origin(A), Version(2));
     let tidied = b.tidy(&Tidy { ask: ask.clone(), retire: vec![held], ..Tidy::default() }).unwrap();
-    assert_eq!(tidied, Tidied::default(), "its rows are there");
+    assert_eq!(tidied, Tidied { looked_at: 3, ..Tidied::default() }, "its rows are there");
     b.depart(NOW, DEPARTED, &[held]).unwrap();
     write(&mut b, &[put(1, "mine now"), set(1, "w", "too")]);
     assert_eq!(b.tidy(&Tidy { ask: ask.clone(), ..Tidy::default() }).unwrap().spent, [], "a life");
@@ -293,8 +299,13 @@ pub fn a_spent_origin_is_retired_and_then_erased<T: Bench>(bench: &mut T) {
 
     let less = vec![(origin(A), Version(1))];
     assert_eq!(b.tidy(&Tidy { retire: less, ..Tidy::default() }).unwrap().retired, []);
-    let retire = Tidy { retire: vec![held], era: 7, ..Tidy::default() };
-    assert_eq!(b.tidy(&retire).unwrap().retired, [held]);
+    // Another member holds one more, and nothing is left of that, either.
+    let held = (origin(A), Version(3));
+    let retire =
+        Tidy { retire: vec![held], erase: vec![DEPARTED, origin(C)], era: 7, ..Tidy::default() };
+    let tidied = b.tidy(&retire).unwrap();
+    assert_eq!((&tidied.retired[..], &tidied.erased[..]), (&[held][..], &[origin(C)][..]));
+    assert_eq!(b.tidy(&retire).unwrap().retired, [], "it is already");
     let mut b = bench.reopen(b);
     assert_eq!(b.heads().unwrap(), [(DEPARTED, Version(1)), (origin(B), Version(2))]);
     let floor = b.floor().unwrap();
@@ -318,7 +329,9 @@ pub fn a_spent_origin_is_retired_and_then_erased<T: Bench>(bench: &mut T) {
     assert_eq!(collect_all(&mut b), 3);
     let (gone, erase) = (vec![A], vec![origin(A), origin(C)]);
     let tidy = Tidy { ask, erase, gone, era: 9, erased: 8, ..Tidy::default() };
-    assert_eq!(b.tidy(&tidy).unwrap().spent, [(DEPARTED, Version(1))]);
+    let tidied = b.tidy(&tidy).unwrap();
+    assert_eq!(tidied.spent, [(DEPARTED, Version(1))]);
+    assert_eq!(tidied.erased, [origin(A), origin(C)]);
     let b = bench.reopen(b);
     let floor = b.floor().unwrap();
     assert_eq!(
@@ -326,4 +339,60 @@ pub fn a_spent_origin_is_retired_and_then_erased<T: Bench>(bench: &mut T) {
         (&[][..], &[][..], 9, 8)
     );
     assert!(floor.heads.iter().all(|(floor, _)| *floor != origin(A)), "{floor:?}");
+}
+
+pub fn what_a_peer_has_retired_is_taken_over_and_given_up_with_its_rows<T: Bench>(bench: &mut T) {
+    let mut a = bench.open(A, &all_tables());
+    write(&mut a, &[put(1, "a")]);
+    let held = (origin(B), Version(1));
+    let change = vec![row("t", &[5.into()], Life { length: 1, stamp: stamp(B, 1) }, &[])];
+    apply(&mut a, piece(stamp(B, 1), 0, change));
+    let retired = vec![(origin(A), Version(7)), (origin(B), Version(7)), (origin(C), Version(7))];
+    a.settle(NOW, &Past { retired, ..Past::default() }).unwrap();
+    let mut a = bench.reopen(a);
+    let of_c = (origin(C), Version(7));
+    assert_eq!(a.floor().unwrap().retired, [of_c], "what it holds it goes on holding");
+    assert_eq!(a.heads().unwrap(), [(origin(A), Version(1)), held]);
+    let late = vec![row("t", &[6.into()], Life { length: 1, stamp: stamp(C, 8) }, &[])];
+    apply(&mut a, piece(stamp(C, 8), 7, late.clone()));
+    assert_eq!(show(&a, 6), "nothing");
+
+    // A peer of which it takes all rows may have forgotten that it ever was.
+    a.rejoin(NOW, &[held, of_c], 0).unwrap();
+    let mut a = bench.reopen(a);
+    assert_eq!(a.floor().unwrap().retired, []);
+    apply(&mut a, piece(stamp(C, 8), 0, late));
+    assert!(show(&a, 6).starts_with('6'), "{}", show(&a, 6));
+}
+
+pub fn a_row_is_born_above_what_was_dropped_though_it_died_before<T: Bench>(bench: &mut T) {
+    let mut a = bench.open(A, &all_tables());
+    write(&mut a, &[put(1, "a"), put(2, "b")]);
+    write(&mut a, &[delete(1)]);
+    // The peer that let it in may have dropped a later tombstone, and others hold that one still.
+    let past = Past { length: 8, ..Past::default() };
+    a.settle(NOW, &past).unwrap();
+    write(&mut a, &[delete(2), put(1, "again")]);
+    write(&mut a, &[put(2, "again")]);
+    // The second one was begun again when it settled, and has died since.
+    for (id, life) in [(1, "| 9@"), (2, "| 11@")] {
+        assert!(show(&a, id).contains(life), "{}", show(&a, id));
+    }
+}
+
+pub fn who_is_no_member_is_noted_and_in_force_once_tombstones_went<T: Bench>(bench: &mut T) {
+    let mut one = bench.open(A, &all_tables());
+    one.meet(&[(B, Epoch(3)), (C, Epoch(1))], &[(B, Epoch(3))]).unwrap();
+    let mut one = bench.reopen(one);
+    let of = |one: &T::Disk| {
+        let floor = one.floor().unwrap();
+        (floor.members, floor.forgotten, floor.in_force)
+    };
+    let members = vec![(B, Epoch(3)), (C, Epoch(1))];
+    assert_eq!(of(&one), (members.clone(), vec![(B, Epoch(3))], vec![]));
+    one.collect(&[], &[(B, Epoch(3))], 9).unwrap();
+    one.meet(&[], &[(B, Epoch(2)), (C, Epoch(1))]).unwrap();
+    let one = bench.reopen(one);
+    let forgotten = members.clone();
+    assert_eq!(of(&one), (members, forgotten, vec![(B, Epoch(3))]));
 }

@@ -4,8 +4,9 @@
 
 use std::collections::BTreeMap;
 
+use super::graves::past_of;
 use super::*;
-use crate::crdt::storage::{Era, Inspected};
+use crate::crdt::storage::Inspected;
 
 /// Rows as the events of commits tell of them: (table, key) to row.
 type Mirror = BTreeMap<(String, Vec<Value>), Vec<Value>>;
@@ -275,13 +276,13 @@ impl<D: Storage> Play<D> {
     /// Takes all rows of another replica.
     fn rejoin(&mut self, me: usize, host: usize) {
         let heads = self.replicas[host].disk.heads().unwrap();
-        let floor = self.replicas[host].disk.floor().unwrap();
+        let past = past_of(&self.replicas[host].disk);
         let replica = &mut self.replicas[me];
-        let Begun { origin, commits, .. } = replica.disk.rejoin(NOW, &heads, floor.length).unwrap();
+        let Begun { origin, commits, .. } = replica.disk.rejoin(NOW, &heads, past.length).unwrap();
         replica.learn_all(&commits);
         self.pull(me, host, u32::MAX, 200);
         let replica = &mut self.replicas[me];
-        let settled = replica.disk.settle(NOW, &floor.heads, floor.length, Era::default()).unwrap();
+        let settled = replica.disk.settle(NOW, &past).unwrap();
         replica.learn_all(&settled.commits);
         // Now it may speak, of what is left.
         let left = replica.disk.load(origin, Version(0), usize::MAX).unwrap().piece;
