@@ -335,7 +335,7 @@ pub trait Storage {
     /// In one transaction, or in several of which the first says that it has begun: a new epoch
     /// begins, as by [`Storage::begin_epoch`], but what is stamped anew is what this node wrote and
     /// the peer does not hold, or has not held: `held` names what it has retired, too. All heads but
-    /// that of the new origin fall to 0, and none is retired any more. Rows of other owners
+    /// that of the new origin fall to 0, and none is retired any more; no member is known. Rows of other owners
     /// under stamps that the peer does not hold go, tombstones too: only their owners may say them
     /// again. All other rows stay visible, and are noted as unconfirmed.
     ///

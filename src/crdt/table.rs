@@ -360,6 +360,7 @@ impl Storage for Table {
         self.length = self.length.max(length);
         self.heads.clear();
         self.retired.clear();
+        self.members.clear();
         let held: OrdMap<Origin, Version> = held.iter().copied().collect();
         let mut commits: Vec<Commit> = self.drop_foreign_news(now, &held).into_iter().collect();
         self.confirmed = Some(OrdMap::new());
@@ -388,6 +389,7 @@ impl Storage for Table {
             confirmed.as_ref().is_none_or(|confirmed| confirmed.contains_key(place))
         };
         let unconfirmed: Vec<_> = self.places().filter(|place| !is_confirmed(place)).collect();
+        let known = self.heads.clone().union(self.retired.clone());
         let me = self.origin;
         let mut settled = Settled::default();
         let mut touched = Touched::default();
@@ -396,11 +398,11 @@ impl Storage for Table {
             let life = row.clock.life();
             // A tombstone that the peer cannot know is told. A row is told only by who gave it life:
             // others may know of its death already.
-            let is_told = !life.is_alive() && !is_covered(&self.heads, life.stamp);
+            let is_told = !life.is_alive() && !is_covered(&known, life.stamp);
             if life.stamp.origin == me || is_told || keeps_tombstones(&table) {
                 continue;
             }
-            let is_lost = |stamp: Stamp| stamp.origin == me || !is_covered(&self.heads, stamp);
+            let is_lost = |stamp: Stamp| stamp.origin == me || !is_covered(&known, stamp);
             settled.dropped += usize::from(life.is_alive());
             settled.lost += usize::from(row.clock.stamps().into_iter().any(is_lost));
             touched.note(&table, &key, || self.image(&table, &key));

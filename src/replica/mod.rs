@@ -604,6 +604,10 @@ impl Replica {
         let origin = piece.origin;
         if self.is_own(origin) || self.is_retired(origin) {
             self.stats.rejected += u64::from(self.is_own(origin));
+            if !self.is_own(origin) {
+                // Nobody has more of it.
+                self.pulls.on_reached(origin, Version(u64::MAX));
+            }
             self.effects.extend(staging.map(Effect::Unstage));
             return;
         }

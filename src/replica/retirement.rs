@@ -8,8 +8,8 @@
 //!   rows again.
 //! * **Origins.** One is *superseded* when its node writes under a later epoch or is forgotten, and
 //!   *spent* when nothing of it is left: no row, no tombstone. When a round says that it is spent
-//!   with all members, who hold it up to the same head, each *retires* it: it is no head any more,
-//!   and what comes of it is not taken. When a round says that all have retired it, and that
+//!   with all members, each *retires* it, up to where any of them held it: it is no head any more,
+//!   and what comes of it is not taken. Who is let in takes over what its host has retired. When a round says that all have retired it, and that
 //!   was so for long enough for any message to be lost, it is *erased*.
 //! * **The floor and the members.** With an origin goes the note that tombstones of it were dropped.
 //!   Who has a disk from before could not be refused any more, so disks have an *era*
@@ -115,12 +115,12 @@ impl Retirement {
     }
 
     /// This node holds what another one holds, and has retired what that one has.
-    pub(super) fn take_over(&mut self, era: Era, retired: impl Iterator<Item = (Origin, Version)>) {
+    pub(super) fn take_over(&mut self, era: Era, retired: Vec<(Origin, Version)>) {
         self.era = self.era.max(era.held);
         self.erased = self.erased.max(era.erased);
-        retired.for_each(|(origin, head)| {
+        for (origin, head) in retired {
             self.retired.entry(origin).or_insert(head);
-        });
+        }
     }
 
     /// This node gives up what it held.

@@ -226,6 +226,19 @@ impl Rounds {
         raise(&mut self.forgotten, &Nodes::from([(node, last)]));
     }
 
+    /// This node takes all rows of another. Whom it knew may have been forgotten for good meanwhile: what
+    /// the host and those say that are here is enough.
+    pub(super) fn restart(&mut self, host: NodeId) {
+        let is_here = |node: &NodeId| *node == self.me || *node == host || self.up.contains(node);
+        self.known.retain(|node, _| is_here(node));
+        self.known.entry(host).or_default();
+        self.noted.known.clear();
+        self.noting = None;
+        self.last = None;
+        self.plan = None;
+        self.retirement.restart();
+    }
+
     /// A node's rows were deleted under this origin: it is forgotten up to there.
     pub(super) fn depart(&mut self, under: Origin) {
         let last = Nodes::from([(under.node, under.epoch)]);

@@ -78,6 +78,8 @@ pub(super) struct Standing {
     ask_at: Time,
     /// What the host has forgotten, and this node takes over when it settles.
     past: Past,
+    /// The same, of whom this node took it over to be cleared.
+    clearing: Past,
     /// The latest epoch of this node that others take for gone.
     above: Epoch,
     /// Since when peers have let it in that do not know of that.
@@ -225,10 +227,10 @@ impl Replica {
 
     /// Tells whether an origin is retired with the host, and will be here.
     pub(super) fn is_about_to_retire(&self, origin: Origin) -> bool {
-        let mut retired = self.standing.past.retired.iter();
+        let retired = &self.standing.past.retired;
         !self.speaks()
             && self.ledger.head(origin) == Version(0)
-            && retired.any(|(retired, _)| *retired == origin)
+            && retired.binary_search_by_key(&origin, |(retired, _)| *retired).is_ok()
     }
 
     pub(super) fn is_rejoining(&self) -> bool {
@@ -262,6 +264,7 @@ impl Replica {
         }
         if let Message::Hello { origin, era, .. } | Message::Join { origin, era, .. } = message
             && origin.node == from
+            && origin.epoch >= self.rounds.epoch_of(from)
             && self.speaks()
             && self.rounds.retirement.is_stale(*era)
         {
@@ -474,6 +477,7 @@ impl Replica {
         self.standing.state = State::Seeking { is_whole, host };
         self.standing.ask_at = now;
         self.standing.alone_since = None;
+        self.standing.past = Past::default();
         self.standing.unknown_since = None;
         self.standing.is_second = false;
     }
@@ -561,7 +565,7 @@ impl Replica {
 
     /// A peer has let this node in (`None`: it may not speak itself).
     pub(super) fn on_welcome(&mut self, now: Time, from: NodeId, welcome: Option<Welcome>) {
-        let Some(Welcome { heads, past, forgotten }) = welcome else {
+        let Some(Welcome { heads, mut past, forgotten }) = welcome else {
             self.standing.alone_since.get_or_insert(now);
             self.standing.is_second |= from < self.me.node;
             self.leave_host(now, from);
@@ -576,6 +580,7 @@ impl Replica {
         if above >= self.me.epoch && knows < above && !self.is_forgotten_for_nothing(now) {
             return;
         }
+        past.retired.sort_unstable();
         self.rounds.hear_forgotten(now, &forgotten);
         self.unlearn_forgotten(now);
         let goal: Heads = heads.iter().copied().filter(|(origin, _)| *origin != self.me).collect();
@@ -584,8 +589,11 @@ impl Replica {
         // Alone it dropped tombstones of what its peer has never heard of.
         let mut floors = self.rounds.floors().into_iter();
         let is_ahead = floors.any(|(origin, floor)| {
-            // Of what is retired here the peer may have forgotten that it ever was.
-            holds(origin) < floor && !self.is_retired(origin)
+            // Of what is retired here a peer that has seen that too may have forgotten that it ever was.
+            let is_erased = self.is_retired(origin)
+                && holds(origin) == Version(0)
+                && past.era.held >= self.rounds.retirement.era().held;
+            holds(origin) < floor && !is_erased
         })
             // Of what is retired there it would never ask, nor hear what that deleted.
             || past.floor.iter().any(|(origin, floor)| {
@@ -599,7 +607,7 @@ impl Replica {
         if is_new && !is_ahead && self.is_empty() && self.standing.clearance == Clearance::None {
             self.standing.clearance = Clearance::Asked;
             self.rounds.raise_floor(&past.floor, past.length);
-            self.standing.past = past.clone();
+            self.standing.clearing = past.clone();
             self.effects.push_back(Effect::Settle(past.clone()));
         }
         match &self.standing.state {
@@ -686,7 +694,7 @@ impl Replica {
         self.standing.clearance = Clearance::None;
         self.standing.has_left = true;
         self.rounds.know(origin);
-        self.rounds.retirement.restart();
+        self.rounds.restart(host);
         self.ledger.restart([]);
         self.become_guest();
         self.epoch_asked = None;
@@ -715,7 +723,8 @@ impl Replica {
             self.send(vec![host], join, Lane::Control);
         }
         self.standing.has_left = false;
-        self.takes_over();
+        let past = std::mem::take(&mut self.standing.past);
+        self.takes_over(past);
         for node in std::mem::take(&mut self.standing.askers) {
             if let Some(length) = self.rounds.length().filter(|_| self.overlay.is_up(node)) {
                 let welcome = self.welcome(length, true);
@@ -730,19 +739,24 @@ impl Replica {
             return;
         }
         self.standing.clearance = if is_done { Clearance::Done } else { Clearance::None };
+        let past = std::mem::take(&mut self.standing.clearing);
         if is_done {
-            self.takes_over();
+            self.takes_over(past);
             self.tell_own(now);
         }
     }
 
     /// This node's disk is as its host's was.
-    fn takes_over(&mut self) {
+    fn takes_over(&mut self, past: Past) {
         self.standing.is_blank = false;
-        let Past { era, retired, .. } = &self.standing.past;
         let held = |origin| self.ledger.head(origin) > Version(0) || origin == self.me;
-        let retired = retired.iter().filter(|(origin, _)| !held(*origin));
-        self.rounds.retirement.take_over(*era, retired.copied());
+        let retired = past.retired.into_iter().filter(|(origin, _)| !held(*origin));
+        let retired: Vec<_> = retired.collect();
+        for (origin, _) in &retired {
+            // Whatever was heard of it, nobody has more.
+            self.pulls.on_reached(*origin, Version(u64::MAX));
+        }
+        self.rounds.retirement.take_over(past.era, retired);
     }
 
     /// Returns how this node greets others.

@@ -111,18 +111,24 @@ impl Truths {
             self.split_owners.insert(node.id);
         }
         self.histories.insert(name, node.shown.of(node.id));
-        for (key, existed, exists) in unique_rows(commit) {
-            match (existed, exists) {
-                (false, true) => drop(self.born.insert(key.clone(), name)),
-                (true, false) => self.died.entry(key.clone()).or_default().push(name),
-                (true, true) | (false, false) => {}
-            }
+        if self.erased.remove(&name.0) {
+            // Its node was gone for good and is back as a new one, with a disk that holds nothing but what
+            // it wrote itself.
+            self.retired.remove(&name.0);
         }
+        // Before births are noted: a first one is none of those.
         for row in changeset.tables.iter().filter(|t| &*t.table == "kv").flat_map(|t| &t.rows) {
             let key = pack::unpack(&row.key).ok().and_then(|mut key| key.pop());
             let Some(key) = key.filter(|_| row.life.stamp.origin == name.0) else { continue };
             if self.born.get(&key).is_some_and(|(origin, _)| origin.node == name.0.node) {
                 self.reborn.insert((key, row.life.length));
+            }
+        }
+        for (key, existed, exists) in unique_rows(commit) {
+            match (existed, exists) {
+                (false, true) => drop(self.born.insert(key.clone(), name)),
+                (true, false) => self.died.entry(key.clone()).or_default().push(name),
+                (true, true) | (false, false) => {}
             }
         }
         Ok(())
@@ -186,14 +192,6 @@ impl Truths {
 
     pub(super) fn on_erased(&mut self, origins: &[Origin]) {
         self.erased.extend(origins);
-    }
-
-    /// Somebody holds an origin that it has not retired. Where it was erased, its node was gone for good
-    /// and is back as a new one, with a disk that holds nothing but what it wrote itself.
-    pub(super) fn on_held(&mut self, origin: Origin) {
-        if self.erased.remove(&origin) {
-            self.retired.remove(&origin);
-        }
     }
 
     /// Returns how far a node holds an origin, or held it when it was retired.
@@ -351,8 +349,11 @@ impl Truths {
     /// Of nodes that hold less this is not true: a piece that was pulled lacks the cells that were
     /// overwritten where it came from, perhaps by an origin that its receiver has yet to hear of.
     pub(super) fn whoever_holds_all_holds_the_same(&mut self, node: &VirtualNode) -> Checked {
-        let held = node.heads.sum();
-        let is_all = held == self.committed_at.len() as u64 && self.retired.is_empty();
+        // Of what is retired with anybody nothing is left.
+        let is_gone = |(origin, _): &(&Origin, &Version)| node.head(**origin) == Version(0);
+        let gone: u64 = self.retired.iter().filter(is_gone).map(|(_, head)| head.0).sum();
+        let held = node.heads.sum() + gone;
+        let is_all = held == self.committed_at.len() as u64;
         if node.is_rejoining() || !is_all {
             return Ok(());
         }

@@ -943,7 +943,6 @@ impl<'a> Cluster<'a> {
             }
             if head.0 > 0 && !self.nodes[node.0].retired.contains(origin) {
                 self.nodes[node.0].heads.insert(*origin, *head);
-                self.truths.on_held(*origin);
             }
             let index = index_of(origin.node);
             self.note(node, "holds a version of", Some(index), head.0);

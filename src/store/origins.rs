@@ -159,13 +159,14 @@ impl Origins {
         Ok(())
     }
 
-    /// Forgets a retired origin. Returns its number if it was one.
+    /// Forgets an origin that is retired, or of which nothing is held. Returns its number if it was one.
     pub fn erase(
         &mut self,
         conn: &Connection,
         origin: Origin,
     ) -> rusqlite::Result<Option<Ordinal>> {
-        let Some(held) = self.held.get(&origin).copied().filter(|held| held.is_retired) else {
+        let may_go = |held: &Held| held.is_retired || held.head == Version(0);
+        let Some(held) = self.held.get(&origin).copied().filter(may_go) else {
             return Ok(None);
         };
         for sql in ERASE {
@@ -234,12 +235,14 @@ impl Origins {
 
     /// Writes what was changed since the last [`Origins::settle`].
     pub fn save(&self, conn: &Connection) -> rusqlite::Result<()> {
-        let mut changed: Vec<Origin> = self.changes.iter().map(|(origin, _)| *origin).collect();
-        changed.sort_unstable();
-        changed.dedup();
-        for origin in changed {
+        // Of each: whether it is new.
+        let mut changed: BTreeMap<Origin, bool> = BTreeMap::new();
+        for (origin, before) in &self.changes {
+            *changed.entry(*origin).or_default() |= before.is_none();
+        }
+        for (origin, is_new) in changed {
             let Some(held) = self.held.get(&origin) else { continue };
-            if self.changes.contains(&(origin, None)) {
+            if is_new {
                 conn.prepare_cached(INSERT)?.execute((held.ordinal, origin.to_bytes()))?;
             }
             let head = (held.ordinal, held.head.0.cast_signed());

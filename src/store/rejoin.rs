@@ -26,6 +26,7 @@ use crate::crdt::storage::{Past, Settled, StorageError};
 use crate::crdt::{Class, ColumnId, Commit, Key, RowClock, RowEvent, Stamp, TableEvents, pack};
 use crate::types::{Origin, Seq, Value, Version};
 
+const FORGET_MEMBERS: &str = "DELETE FROM __tribune_members";
 const UNRETIRE: &str = "DELETE FROM __tribune_retired";
 const LEAVE: &str = "UPDATE __tribune_collection SET settled = NULL, is_rejoining = 1";
 const SETTLE: &str = "UPDATE __tribune_collection SET settled = ?1, is_rejoining = 0,
@@ -110,6 +111,7 @@ impl Group<'_> {
         store.now.is_rejoining = true;
         store.raise_length(length)?;
         store.conn.execute(UNRETIRE, [])?;
+        store.conn.execute(FORGET_MEMBERS, [])?;
         for origin in store.origins.all() {
             store.origins.set_back(origin, Version(0));
         }
@@ -164,6 +166,7 @@ impl Group<'_> {
         if was_rejoining {
             self.say_again()?;
             self.store.conn.execute(FORGET_CONFIRMED, [])?;
+            self.store.erase_what_is_not_held()?;
         }
         Ok(settled)
     }
@@ -171,7 +174,7 @@ impl Group<'_> {
     fn drop_unconfirmed(&mut self, settled: &mut Settled) -> rusqlite::Result<()> {
         let store = &*self.store;
         let me = store.now.origin;
-        let heads: Heads = store.origins.heads().into_iter().collect();
+        let heads: Heads = store.origins.all_heads().collect();
         let mut gone = Vec::new();
         store.each_clock(SELECT_UNCONFIRMED, [], |(table, key), clock| {
             let Some(entry) = store.tables.get_entry(table) else { return };
@@ -366,6 +369,7 @@ mod tests {
         let settled = Storage::settle(&mut to, NOW, &Past::default()).unwrap();
         assert_eq!((settled.dropped, settled.commits.len()), (count, 1));
         assert_eq!(settled.commits[0].tables[0].rows, RowEvents::Many);
+        assert_eq!(to.origins.number_of(from.origin()), None, "of which nothing is left");
         assert_eq!(rows(&to, "SELECT count(*) FROM t"), ["0"]);
     }
 }

@@ -91,9 +91,7 @@ impl Group<'_> {
             {
                 continue;
             }
-            if let Some(ordinal) = store.origins.erase(&store.conn, *origin)? {
-                store.conn.prepare_cached(KEEP_ORDINAL)?.execute([ordinal])?;
-            }
+            store.erase(*origin)?;
             store.conn.prepare_cached(FORGET_FLOOR)?.execute([origin.to_bytes()])?;
             tidied.erased.push(*origin);
         }
@@ -119,6 +117,26 @@ impl Group<'_> {
 }
 
 impl Store {
+    fn erase(&mut self, origin: Origin) -> rusqlite::Result<()> {
+        if let Some(ordinal) = self.origins.erase(&self.conn, origin)? {
+            self.conn.prepare_cached(KEEP_ORDINAL)?.execute([ordinal])?;
+        }
+        Ok(())
+    }
+
+    /// Forgets the origins of which neither a version is held nor anything left: those that a peer did
+    /// not know any more whose rows this node has taken.
+    pub(super) fn erase_what_is_not_held(&mut self) -> rusqlite::Result<()> {
+        for origin in self.origins.all() {
+            let is_idle = self.origins.head(origin) == Version(0) && origin != self.now.origin;
+            let mut looks = usize::MAX;
+            if is_idle && self.is_spent(origin, &mut looks)? == Some(true) {
+                self.erase(origin)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Tells whether nothing is left of an origin, and rids the log of what it finds to be idle on the
     /// way (`None`: `looks` are used up; the next time it is a shorter one).
     fn is_spent(&mut self, origin: Origin, looks: &mut usize) -> rusqlite::Result<Option<bool>> {

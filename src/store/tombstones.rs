@@ -22,7 +22,8 @@ use crate::types::{Epoch, NodeId, Origin, Value, Version};
 
 const SELECT_FLOOR: &str = "SELECT origin, version FROM __tribune_floor";
 const SELECT_FORGOTTEN: &str = "SELECT node, epoch FROM __tribune_forgotten";
-const SELECT_IN_FORCE: &str = "SELECT node, in_force FROM __tribune_forgotten WHERE in_force > 0";
+const SELECT_IN_FORCE: &str = "SELECT node, in_force FROM __tribune_forgotten
+    WHERE in_force IS NOT NULL";
 const SELECT_MEMBERS: &str = "SELECT node, epoch FROM __tribune_members";
 const MEET: &str = "INSERT INTO __tribune_members (node, epoch) VALUES (?1, ?2)
     ON CONFLICT (node) DO UPDATE SET epoch = max(epoch, excluded.epoch)";
@@ -32,7 +33,8 @@ const RAISE_FLOOR: &str = "INSERT INTO __tribune_floor (origin, version) VALUES 
     ON CONFLICT (origin) DO UPDATE SET version = max(version, excluded.version)";
 const FORGET: &str = "INSERT INTO __tribune_forgotten (node, epoch) VALUES (?1, ?2)
     ON CONFLICT (node) DO UPDATE SET epoch = max(epoch, excluded.epoch)";
-const ENFORCE: &str = "UPDATE __tribune_forgotten SET in_force = max(in_force, ?2) WHERE node = ?1";
+const ENFORCE: &str = "UPDATE __tribune_forgotten
+    SET in_force = max(coalesce(in_force, 0), ?2) WHERE node = ?1";
 const RAISE_LENGTH: &str = "UPDATE __tribune_collection SET length = max(length, ?1)";
 const CARRY_SETTLED: &str = "UPDATE __tribune_collection SET settled = ?2 WHERE settled = ?1";
 const SELECT_UNSEEN: &str = "SELECT origin, version, seen, part FROM __tribune_floor

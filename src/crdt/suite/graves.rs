@@ -357,12 +357,29 @@ pub fn what_a_peer_has_retired_is_taken_over_and_given_up_with_its_rows<T: Bench
     apply(&mut a, piece(stamp(C, 8), 7, late.clone()));
     assert_eq!(show(&a, 6), "nothing");
 
-    // A peer of which it takes all rows may have forgotten that it ever was.
+    // A peer of which it takes all rows may have forgotten that it ever was, and members, too.
+    a.meet(&[(B, Epoch(1)), (C, Epoch(1))], &[]).unwrap();
     a.rejoin(NOW, &[held, of_c], 0).unwrap();
     let mut a = bench.reopen(a);
-    assert_eq!(a.floor().unwrap().retired, []);
+    let floor = a.floor().unwrap();
+    assert_eq!((&floor.retired[..], &floor.members[..]), (&[][..], &[][..]));
     apply(&mut a, piece(stamp(C, 8), 0, late));
     assert!(show(&a, 6).starts_with('6'), "{}", show(&a, 6));
+}
+
+pub fn a_tombstone_of_what_a_peer_has_retired_goes_when_its_rows_are_taken<T: Bench>(
+    bench: &mut T,
+) {
+    let mut a = bench.open(A, &all_tables());
+    let dead = vec![row("t", &[5.into()], Life { length: 2, stamp: stamp(C, 1) }, &[])];
+    apply(&mut a, piece(stamp(C, 1), 0, dead));
+    assert_eq!(a.tombstones().unwrap(), 1);
+    let held = (origin(C), Version(1));
+    a.rejoin(NOW, &[held], 2).unwrap();
+    a.settle(NOW, &Past { length: 2, retired: vec![held], ..Past::default() }).unwrap();
+    assert_eq!(a.tombstones().unwrap(), 0, "the peer has none of it");
+    let erased = a.tidy(&Tidy { erase: vec![origin(C)], ..Tidy::default() }).unwrap().erased;
+    assert_eq!(erased, [origin(C)]);
 }
 
 pub fn a_row_is_born_above_what_was_dropped_though_it_died_before<T: Bench>(bench: &mut T) {
