@@ -787,6 +787,13 @@ fn who_was_forgotten_takes_the_rows_of_a_peer_that_knows_of_it() {
 }
 
 #[test]
+fn who_takes_the_rows_of_another_is_not_alone() {
+    let floor = Floor { is_rejoining: true, ..Floor::default() };
+    let mut one = on(&floor, &[at(ME, 4)], &[]);
+    assert_eq!(collected(&one.wait(100_000)), None, "though it knows of nobody yet");
+}
+
+#[test]
 fn what_a_host_has_retired_is_neither_asked_for_nor_taken_from_others() {
     let mut one = on(&Floor::default(), &[at(3, 1)], &[2, 3]);
     one.wait(100);

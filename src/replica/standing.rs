@@ -217,7 +217,9 @@ impl Replica {
 
     /// Tells whether this node drops tombstones by its own word and others'.
     fn has_a_say(&self, now: Time) -> bool {
-        self.speaks() || self.rounds.is_lone_for(now, self.config.alone_after)
+        let is_lone = self.rounds.is_lone_for(now, self.config.alone_after);
+        // Who gives up its rows for another's has others, though it may not know whom.
+        self.speaks() || (is_lone && !self.standing.has_left && !self.is_rejoining())
     }
 
     /// Tells whether the storage is turning over: nothing is applied meanwhile.
