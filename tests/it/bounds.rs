@@ -50,11 +50,16 @@ async fn a_process_that_was_suspended_goes_on_and_is_not_ended_by_its_watchdog()
     let config = cluster.home().join("watchdog.toml");
     std::fs::write(&config, "[watchdog]\nlimit = '2s'\n").expect("a file");
     let n1 = cluster.start_with(1, &["--config", config.to_str().expect("text")]).await;
-    let heartbeats = n1.send("GET", "/metrics", "").await.1;
-    for part in ["engine", "writer", "dns-udp", "dns-tcp"] {
-        let line = format!("tribune_watchdog_heartbeat_age_seconds{{part=\"{part}\"}}");
-        assert!(heartbeats.contains(&line), "{part}: {heartbeats}");
-    }
+    // A part is watched from its first beat on.
+    wait_for("all parts are watched", async || {
+        let heartbeats = n1.send("GET", "/metrics", "").await.1;
+        let is_watched = |part: &&str| {
+            heartbeats
+                .contains(&format!("tribune_watchdog_heartbeat_age_seconds{{part=\"{part}\"}}"))
+        };
+        ["engine", "writer", "dns-udp", "dns-tcp"].iter().all(is_watched).then_some(())
+    })
+    .await;
     n1.signal("STOP");
     let suspended = Instant::now();
     wait_for("twice the limit", async || {
