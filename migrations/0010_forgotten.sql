@@ -1,5 +1,6 @@
--- Up to which epoch a node was forgotten when tombstones were dropped last; NULL: it was not. Only those are left out where
--- a majority is needed: a word that was noted and never came to anything could be that of either half.
+-- Up to which epoch a node was forgotten when tombstones were dropped last; NULL: it was not. Only those
+-- are left out where a majority is needed: a word that was noted and never came to anything could be that
+-- of either half.
 ALTER TABLE __tribune_forgotten ADD COLUMN in_force INTEGER;
 UPDATE __tribune_forgotten SET in_force = epoch;
 

@@ -313,9 +313,10 @@ pub trait Storage {
         forgotten: &[(NodeId, Epoch)],
     ) -> Result<(), StorageError>;
 
-    /// Raises the floor to `heads`, adds `forgotten` to it, in force, and drops at most `rows_max` tombstones
-    /// whose stamps it covers, in one transaction. Nobody sees a difference. From then on a row that
-    /// is not held begins above [`Floor::length`], whoever inserts it here.
+    /// Raises the floor to `heads`, adds `forgotten` to it, in force, and drops at most `rows_max`
+    /// tombstones whose stamps it covers, in one transaction. Nobody sees a difference. From then on a
+    /// row that is not held, or died in an earlier life, begins above [`Floor::length`], whoever
+    /// inserts it here.
     ///
     /// The caller knows that every member holds these heads, and that nothing of an earlier life
     /// of a dropped row can still come here: see [`crate::replica`]. A tombstone whose life is
@@ -335,9 +336,9 @@ pub trait Storage {
     /// In one transaction, or in several of which the first says that it has begun: a new epoch
     /// begins, as by [`Storage::begin_epoch`], but what is stamped anew is what this node wrote and
     /// the peer does not hold, or has not held: `held` names what it has retired, too. All heads but
-    /// that of the new origin fall to 0, and none is retired any more; no member is known. Rows of other owners
-    /// under stamps that the peer does not hold go, tombstones too: only their owners may say them
-    /// again. All other rows stay visible, and are noted as unconfirmed.
+    /// that of the new origin fall to 0, and none is retired any more; no member is known. Rows of
+    /// other owners under stamps that the peer does not hold go, tombstones too: only their owners may
+    /// say them again. All other rows stay visible, and are noted as unconfirmed.
     ///
     /// From then on [`Storage::apply`] confirms each row that it is told of, whatever becomes of the
     /// change, and takes its stamps where it says what is here under stamps that are beyond the

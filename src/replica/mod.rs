@@ -505,8 +505,7 @@ impl Replica {
         // Of its latest epoch there may be nothing here, or nothing any more.
         let met = (Origin { epoch: self.rounds.epoch_of(from), ..origin }, Version(0));
         let of_node = self.rounds.retirement.of_node(from).into_iter();
-        let newest = of_node.chain(self.ledger.newest_of(from)).chain([met]).max();
-        let (newest, newest_head) = newest.unwrap_or(met);
+        let (newest, newest_head) = of_node.chain(self.ledger.newest_of(from)).fold(met, Ord::max);
         self.learn(now, from, &[(origin, head)]);
         // While this node takes all rows anew, it knows less than it did.
         if !self.is_rejoining() {
@@ -602,9 +601,11 @@ impl Replica {
     fn take_in(&mut self, now: Time, whole: Pulled) {
         let Pulled { from, piece, staging } = whole;
         let origin = piece.origin;
-        if self.is_own(origin) || self.is_retired(origin) {
-            self.stats.rejected += u64::from(self.is_own(origin));
-            if !self.is_own(origin) {
+        let is_own = self.is_own(origin);
+        if is_own || self.is_retired(origin) {
+            if is_own {
+                self.stats.rejected += 1;
+            } else {
                 // Nobody has more of it.
                 self.pulls.on_reached(origin, Version(u64::MAX));
             }

@@ -9,8 +9,9 @@
 //! * **Origins.** One is *superseded* when its node writes under a later epoch or is forgotten, and
 //!   *spent* when nothing of it is left: no row, no tombstone. When a round says that it is spent
 //!   with all members, each *retires* it, up to where any of them held it: it is no head any more,
-//!   and what comes of it is not taken. Who is let in takes over what its host has retired. When a round says that all have retired it, and that
-//!   was so for long enough for any message to be lost, it is *erased*.
+//!   and what comes of it is not taken. Who is let in takes over what its host has retired. When a
+//!   round says that all have retired it, and that was so for long enough for any message to be lost,
+//!   it is *erased*.
 //! * **The floor and the members.** With an origin goes the note that tombstones of it were dropped.
 //!   Who has a disk from before could not be refused any more, so disks have an *era*
 //!   ([`crate::crdt::storage::Tidy`]): whose era is earlier than what was erased is told that it was

@@ -85,9 +85,9 @@ pub(super) struct Rounds {
 
 /// Who is a member, and who is none any more.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-struct Noted {
-    known: Nodes,
-    forgotten: Nodes,
+pub(super) struct Noted {
+    pub(super) known: Nodes,
+    pub(super) forgotten: Nodes,
 }
 
 /// Tombstones that may go.
@@ -159,11 +159,7 @@ impl Rounds {
 
     /// Returns members that have to be noted before this node asks or tells anything, and who is none
     /// any more.
-    #[expect(clippy::type_complexity, reason = "the same pairs twice")]
-    pub(super) fn meet(
-        &mut self,
-        now: Time,
-    ) -> Option<(Vec<(NodeId, Epoch)>, Vec<(NodeId, Epoch)>)> {
+    pub(super) fn meet(&mut self, now: Time) -> Option<Noted> {
         self.retry_at = self.retry_at.filter(|at| now < *at);
         // What is being erased would come back.
         let is_busy = self.noting.is_some() || self.retirement.is_tidying();
@@ -171,7 +167,10 @@ impl Rounds {
             return None;
         }
         let Noted { known, forgotten } = &self.noted;
-        let new = (beyond(&self.known, known), beyond(&self.forgotten, forgotten));
+        let new = Noted {
+            known: beyond(&self.known, known),
+            forgotten: beyond(&self.forgotten, forgotten),
+        };
         self.noting = Some(Noted { known: self.known.clone(), forgotten: self.forgotten.clone() });
         Some(new)
     }
@@ -597,8 +596,8 @@ impl Rounds {
     }
 }
 
-/// Lists the nodes whose epoch is not the one that was noted.
-fn beyond(nodes: &Nodes, noted: &Nodes) -> Vec<(NodeId, Epoch)> {
+/// Returns the nodes whose epoch is not the one that was noted.
+fn beyond(nodes: &Nodes, noted: &Nodes) -> Nodes {
     let new = nodes.iter().filter(|(node, epoch)| noted.get(node) != Some(epoch));
     new.map(|(node, epoch)| (*node, *epoch)).collect()
 }

@@ -38,7 +38,7 @@ use std::time::Duration;
 
 use super::io::CollectOutcome;
 use super::retirement::{Departure, is_departure};
-use super::rounds::Action;
+use super::rounds::{Action, Noted};
 use super::{Effect, Lane, Replica, serve};
 use crate::crdt::change::is_harmless;
 use crate::crdt::storage::{Past, Tidied};
@@ -928,7 +928,9 @@ impl Replica {
         if !self.config.collect {
             return;
         }
-        if let Some((members, forgotten)) = self.rounds.meet(now) {
+        if let Some(Noted { known, forgotten }) = self.rounds.meet(now) {
+            let (members, forgotten) =
+                (known.into_iter().collect(), forgotten.into_iter().collect());
             self.effects.push_back(Effect::Meet { members, forgotten });
         }
         let ledger = &self.ledger;
