@@ -24,7 +24,7 @@ CREATE TABLE __tribune_node (
 CREATE TABLE __tribune_origins (
     -- From 1 on; a number is never used twice. Other nodes number otherwise.
     ordinal INTEGER NOT NULL PRIMARY KEY,
-    -- Scope, node and epoch: 22 bytes that sort as origins do.
+    -- Scope, node and epoch: 26 bytes that sort as origins do.
     origin  BLOB    NOT NULL UNIQUE
 );
 

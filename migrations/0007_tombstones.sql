@@ -1,7 +1,7 @@
 -- How far tombstones of deleted rows were dropped, of each origin. Nobody who holds less of it may
 -- catch up from here but by taking all rows.
 CREATE TABLE __tribune_floor (
-    -- Scope, node and epoch: 22 bytes.
+    -- Scope, node and epoch: 26 bytes.
     origin  BLOB    NOT NULL PRIMARY KEY,
     version INTEGER NOT NULL,
     -- How far the log of versions was looked through for them: a version, and a part of it.

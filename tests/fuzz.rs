@@ -191,7 +191,7 @@ fn keys() -> Seeds {
 
 fn clocks() -> Seeds {
     let [v, w] = [ColumnId(0), ColumnId(9)];
-    let stamp = |epoch: u32, version: u64| Stamp {
+    let stamp = |epoch: u64, version: u64| Stamp {
         origin: Origin { epoch: Epoch(epoch), ..Origin::default() },
         version: Version(version),
     };

@@ -56,10 +56,9 @@ pub fn row_clock(bytes: &[u8]) {
 
 /// Numbers the origins of one node by their epochs.
 pub fn number_of(origin: Origin) -> u64 {
-    origin.epoch.0.into()
+    origin.epoch.0
 }
 
 fn origin_of(number: u64) -> Option<Origin> {
-    let epoch = Epoch(u32::try_from(number).ok()?);
-    Some(Origin { epoch, ..Origin::default() })
+    Some(Origin { epoch: Epoch(number), ..Origin::default() })
 }

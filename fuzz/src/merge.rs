@@ -86,7 +86,7 @@ fn reader(node: u8, tables: usize) -> Table {
     Table::new(origin(node, 1), &definitions).expect("the tables are well-formed")
 }
 
-fn origin(node: u8, epoch: u32) -> Origin {
+fn origin(node: u8, epoch: u64) -> Origin {
     Origin { scope: Scope(0), node: NodeId([node; 16]), epoch: Epoch(epoch) }
 }
 

@@ -209,12 +209,12 @@ mod tests {
 
     /// Origins are numbered by their nodes, and further epochs after all of them.
     fn number(origin: Origin) -> u64 {
-        u64::from(origin.epoch.0 - 1) << 8 | u64::from(origin.node.0[0])
+        (origin.epoch.0 - 1) << 8 | u64::from(origin.node.0[0])
     }
 
     fn origin(number: u64) -> Option<Origin> {
         let node = number.to_le_bytes()[0];
-        let epoch = Epoch(u32::try_from(number >> 8).ok()?.checked_add(1)?);
+        let epoch = Epoch((number >> 8) + 1);
         (node != 0).then(|| Origin { epoch, ..stamp(node, 0).origin })
     }
 

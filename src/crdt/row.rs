@@ -633,7 +633,7 @@ pub(super) mod tests {
 
     #[test]
     fn the_latest_write_of_an_owned_row_is_the_row() {
-        let at = |epoch: u32, version: u64| {
+        let at = |epoch: u64, version: u64| {
             let mut stamp = stamp(1, version);
             stamp.origin.epoch = Epoch(epoch);
             stamp

@@ -633,10 +633,10 @@ impl Table {
         let mine = |origin: &&Origin| origin.node == self.origin.node;
         let held = self.heads.keys().filter(mine).map(|origin| origin.epoch).max();
         let last = above.max(self.origin.epoch).max(held.unwrap_or_default());
-        let epoch = last.0.checked_add(1).ok_or_else(|| {
+        let epoch = last.later_by(1).ok_or_else(|| {
             StorageError::Failed("this node has used up its epochs; give it a new id".to_owned())
         })?;
-        Ok(Origin { epoch: Epoch(epoch), ..self.origin })
+        Ok(Origin { epoch, ..self.origin })
     }
 
     /// Stamps anew, table by table, what `is_ended` names.
@@ -1428,7 +1428,7 @@ mod tests {
     #[test]
     fn the_last_epoch_is_the_last() {
         let mut table = Memory.open(suite::A, &[]);
-        let error = table.begin_epoch(suite::NOW, Epoch(u32::MAX)).unwrap_err();
+        let error = table.begin_epoch(suite::NOW, Epoch::MAX).unwrap_err();
         assert!(error.to_string().contains("give it a new id"), "{error}");
         assert_eq!(table.origin(), suite::origin(suite::A));
     }

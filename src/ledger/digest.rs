@@ -40,8 +40,8 @@ mod tests {
 
     #[test]
     fn the_hashes_of_the_protocol_do_not_change() {
-        assert_eq!(bucket_of(origin(1)), 196);
-        assert_eq!(head_hash(origin(1), Version(1)), 0x7dfb_3dd0_4a8b_3a40);
+        assert_eq!(bucket_of(origin(1)), 12);
+        assert_eq!(head_hash(origin(1), Version(1)), 0x5924_02b1_802e_e7a5);
     }
 
     #[test]

@@ -140,7 +140,7 @@ mod tests {
     use super::*;
     use crate::types::{Epoch, Scope};
 
-    fn origin(node: u8, epoch: u32) -> Origin {
+    fn origin(node: u8, epoch: u64) -> Origin {
         Origin { scope: Scope(0), node: NodeId([node; 16]), epoch: Epoch(epoch) }
     }
 

@@ -202,7 +202,7 @@ fn series_of(message: &wire::Message) -> u64 {
     let wire::Message::Push { piece, .. } = message else { return 0 };
     let Origin { node, epoch, .. } = piece.origin;
     let folded = u128::from_be_bytes(node.0);
-    (folded as u64 ^ (folded >> 64) as u64).wrapping_add(u64::from(epoch.0)).max(1)
+    (folded as u64 ^ (folded >> 64) as u64).wrapping_add(epoch.0).max(1)
 }
 
 impl Heard {

@@ -116,7 +116,7 @@ fn a_member_that_is_away_holds_all_tombstones_until_it_is_forgotten() {
     assert_eq!(one.replica.collection(Time(0)).awaited, [node(3)], "its versions are here");
     let effects = one.tell(Input::Forget(node(3)));
     let held = vec![at(3, 1)];
-    let under = Origin { epoch: Epoch(0x1_ffff), ..origin(3) };
+    let under = Origin { epoch: Epoch(0x7ff_ffff), ..origin(3) };
     assert!(effects.contains(&Effect::Depart { under, held }), "{effects:?}");
     let is_round = |effect: &Effect| matches!(effect, Effect::Send { message: Message::Round(round), .. } if round.number > 1);
     assert!(
@@ -734,7 +734,7 @@ fn is_forgotten((_, message): &(NodeId, Message)) -> bool {
 #[test]
 fn who_hears_that_its_rows_were_deleted_takes_all_rows_anew_under_a_later_epoch() {
     let mut one = settled(&[at(ME, 1), at(2, 1)], &[2]);
-    let departed = Origin { epoch: Epoch(0x1_ffff), ..origin(ME) };
+    let departed = Origin { epoch: Epoch(0x7ff_ffff), ..origin(ME) };
     let effects = one.hear(2, Message::Heads(vec![(departed, Version(1))]));
     assert!(!effects.iter().any(|effect| matches!(effect, Effect::BeginEpoch { .. })));
     assert_eq!(joins(&effects), [(node(2), false)]);

@@ -67,11 +67,15 @@ const ROUND_TRIP_MAX: Duration = Duration::from_secs(1);
 
 /// A node begins few epochs in its life. Who claims to know one this far ahead is not believed, so
 /// that nobody can use up the numbers.
-const EPOCH_LEAP_MAX: u32 = 1 << 30;
+const EPOCH_LEAP_MAX: u64 = 1 << 40;
 
-/// How soon a node begins an epoch after another one. Two processes with one identity would each
+/// How often a node begins an epoch in the long run. Two processes with one identity would each
 /// see the other's versions as their own lost ones, and would outbid each other without end.
 const EPOCH_EVERY: Duration = Duration::from_secs(60);
+
+/// How many it may begin at once: when the other process stands aside, this one is not to wait until
+/// it may say its rows again.
+const EPOCHS_AT_ONCE: u32 = 3;
 
 /// How changes travel between nodes: the state of one node.
 ///
@@ -98,7 +102,8 @@ pub struct Replica {
     made_at: BTreeMap<Origin, Wall>,
     /// The epoch that the storage was asked to go beyond.
     epoch_asked: Option<Epoch>,
-    epoch_again_at: Option<Time>,
+    /// When the epochs begun so far would be due, one each [`EPOCH_EVERY`].
+    epochs_due: Time,
     /// Peers that know no more of this node's stream than it does itself.
     confirmed: BTreeSet<NodeId>,
     returned: Returned,
@@ -136,7 +141,7 @@ impl Replica {
             made_at: BTreeMap::new(),
             config,
             epoch_asked: None,
-            epoch_again_at: None,
+            epochs_due: Time(0),
             confirmed: BTreeSet::new(),
             effects: VecDeque::new(),
             rng: SmallRng::seed_from_u64(seed),
@@ -1007,14 +1012,15 @@ impl Replica {
             self.stats.epochs_refused += 1;
             return;
         }
-        if self.epoch_again_at.is_some_and(|at| now < at) {
+        let due = self.epochs_due.max(now);
+        if due.since(now) > EPOCH_EVERY * (EPOCHS_AT_ONCE - 1) {
             return;
         }
         if self.config.collect && retirement::is_departure(origin.epoch) {
             self.on_forgotten(now, from, (self.me, origin.epoch));
             return;
         }
-        self.epoch_again_at = Some(now + EPOCH_EVERY);
+        self.epochs_due = due + EPOCH_EVERY;
         self.stats.epochs_lost += 1;
         self.confirmed.clear();
         self.epoch_asked = Some(origin.epoch);

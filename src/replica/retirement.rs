@@ -28,10 +28,10 @@ use crate::types::{Epoch, NodeId, Origin, Time, Version};
 
 /// How far the epoch under which a forgotten node's rows are deleted is beyond its last at least: it
 /// may have begun some since, unheard.
-const EPOCH_LEAP: u32 = 1 << 16;
+const EPOCH_LEAP: u64 = 1 << 26;
 
 /// How such an epoch ends, in bits. It is seldom that another one does, and no harm.
-const EPOCH_END: u32 = EPOCH_LEAP - 1;
+const EPOCH_END: u64 = EPOCH_LEAP - 1;
 
 /// Tells whether an epoch is one under which the rows of a forgotten node are deleted.
 pub(super) fn is_departure(epoch: Epoch) -> bool {
@@ -276,13 +276,13 @@ impl Retirement {
             let held = held.iter().filter(|(origin, _)| origin.node == *node);
             let held: Vec<(Origin, Version)> =
                 held.map(|(origin, head)| (*origin, *head)).collect();
-            let epoch = newest.epoch.max(*last).0.checked_add(EPOCH_LEAP);
-            let epoch = epoch.map(|epoch| epoch | EPOCH_END);
+            let epoch = newest.epoch.max(*last).later_by(EPOCH_LEAP);
+            let epoch = epoch.map(|epoch| Epoch(epoch.0 | EPOCH_END));
             let Some(epoch) = epoch.filter(|_| self.departed.get(node) != Some(&held)) else {
                 continue;
             };
             self.departed.insert(*node, held.clone());
-            let under = Origin { epoch: Epoch(epoch), ..*newest };
+            let under = Origin { epoch, ..*newest };
             self.departures.push_back(Departure { under, held });
         }
     }

@@ -480,12 +480,19 @@ fn a_peer_that_knows_more_of_this_node_than_itself_makes_it_begin_an_epoch() {
     one.tell(Input::EpochBegun { origin: second, ended: (origin(ME), Version(1)) });
     one.hear(2, heads(ME, 5));
     assert_eq!(wants(&one.wait(300)).len(), 1, "the lost tail comes back as another's");
-    let later = Origin { epoch: Epoch(7), ..origin(ME) };
-    let again = Message::Known { origin: later, head: Version(1) };
-    assert_eq!(one.hear(2, again), [], "not one after the other");
-    one.wait(60_000);
-    let effects = one.hear(2, Message::Known { origin: later, head: Version(1) });
-    assert_eq!(effects, [Effect::BeginEpoch { above: Epoch(7) }]);
+    let mut outbid = |epoch, after| {
+        let later = Origin { epoch: Epoch(epoch), ..origin(ME) };
+        one.wait(after);
+        one.hear(2, Message::Known { origin: later, head: Version(1) })
+    };
+    for epoch in [7, 9] {
+        assert_eq!(outbid(epoch, 10), [Effect::BeginEpoch { above: Epoch(epoch) }]);
+    }
+    for after in [10, 50_000] {
+        assert_eq!(outbid(11, after), [], "not one after the other");
+    }
+    assert_eq!(outbid(11, 10_000), [Effect::BeginEpoch { above: Epoch(11) }]);
+    assert_eq!(outbid(13, 10), []);
 }
 
 #[test]

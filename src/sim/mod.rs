@@ -584,7 +584,7 @@ impl<'a> Cluster<'a> {
                 Ok(())
             }
             Effect::BeginEpoch { above } => {
-                self.note(node, "must begin an epoch", None, u64::from(above.0));
+                self.note(node, "must begin an epoch", None, above.0);
                 check::epoch_is_needed(&self.truths, &self.nodes[node.0])?;
                 self.add_job(node, Job::BeginEpoch { above });
                 Ok(())
@@ -964,10 +964,10 @@ impl<'a> Cluster<'a> {
         Ok(())
     }
 
-    /// Returns an epoch that no life of any node had, as the seconds since 1970 are one.
+    /// Returns an epoch that no life of any node had, as the milliseconds since 1970 are one.
     fn epoch_by_the_clock(&mut self) -> Epoch {
         self.tally.restores += 1;
-        Epoch(self.tally.restores * 1_000)
+        Epoch(u64::from(self.tally.restores) * 1_000)
     }
 
     /// Tells whether something would be lost for good with a disk: what overwrote a shared cell may be

@@ -732,21 +732,21 @@ struct Place {
     mark: Mark,
 }
 
-/// Returns an epoch that no earlier life of the node had, as far as a clock can say: the seconds
-/// since 1970, or the next after `held`, the newest that is known, where the clock is behind. A
+/// Returns an epoch that no earlier life of the node had, as far as a clock can say: the
+/// milliseconds since 1970, in which no process starts twice, or the next after `held`, the newest that is known, where the clock is behind. A
 /// database that is new or a copy does not know which versions its peers hold of it already; a
 /// number never used before is the only one under which it may write.
 fn fresh_epoch(held: Epoch) -> Epoch {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    let now = u64::try_from(now).unwrap_or(0);
     #[cfg(test)]
-    let now = super::life::SECONDS.get().unwrap_or(now);
-    let now = u32::try_from(now).unwrap_or(u32::MAX - 1);
-    Epoch(now.max(EPOCH_FLOOR).max(held.0.saturating_add(1)))
+    let now = super::life::MILLISECONDS.get().unwrap_or(now);
+    held.later_by(1).unwrap_or(held).max(Epoch(now.max(EPOCH_FLOOR)))
 }
 
 /// No epoch by the clock is below: a moment before this program was written. Without it a host that
 /// starts in 1970, until its clock is set, would be too far behind itself for its peers to tell it.
-const EPOCH_FLOOR: u32 = 1_795_000_000;
+const EPOCH_FLOOR: u64 = 1_795_000_000_000;
 
 /// Who a database belongs to from now on.
 struct Identified {
@@ -780,7 +780,7 @@ fn identify(
                 cluster: config.cluster,
                 scope: config.scope,
                 epoch: match (config.first_epoch, place.file) {
-                    (Some(first), _) => first.max(Epoch(newest.0.saturating_add(1))),
+                    (Some(first), _) => first.max(newest.later_by(1).unwrap_or(newest)),
                     (None, Some(_)) => fresh_epoch(newest),
                     (None, None) => Epoch(1),
                 },
@@ -860,7 +860,10 @@ fn write_identity(conn: &Connection, identity: &Identity, place: &Place) -> rusq
     let Identity { node, name, cluster, scope, epoch } = identity;
     let Place { file, mark: Mark { life, boot } } = place;
     let cluster = cluster.map(|cluster| cluster.0);
-    conn.execute(UPSERT_NODE, (node.0, name, cluster, scope.0, epoch.0, file, life, boot))?;
+    conn.execute(
+        UPSERT_NODE,
+        (node.0, name, cluster, scope.0, epoch.0.cast_signed(), file, life, boot),
+    )?;
     Ok(())
 }
 
@@ -880,7 +883,7 @@ fn reconcile(held: Identity, config: &OpenConfig, path: &str) -> Result<Identity
         name: config.name.clone(),
         cluster: held.cluster.or(config.cluster),
         scope: config.scope,
-        epoch: if is_moved { Epoch(held.epoch.0.saturating_add(1)) } else { held.epoch },
+        epoch: if is_moved { held.epoch.later_by(1).unwrap_or(held.epoch) } else { held.epoch },
     })
 }
 
@@ -891,7 +894,7 @@ fn read_identity(row: &rusqlite::Row<'_>) -> rusqlite::Result<Identity> {
         name: row.get(1)?,
         cluster: cluster.map(ClusterId),
         scope: Scope(row.get(3)?),
-        epoch: Epoch(row.get(4)?),
+        epoch: Epoch(row.get::<_, i64>(4)?.cast_unsigned()),
     })
 }
 
@@ -925,7 +928,10 @@ mod tests {
         let (first, copy) = (home.path().join("first"), home.path().join("copy"));
         let origin = opened(&first);
         assert_eq!(opened(&first), origin, "a restart is the same life");
-        assert!(origin.epoch.0 > 1_700_000_000, "a new database cannot know what came before it");
+        assert!(
+            origin.epoch.0 > 1_700_000_000_000,
+            "a new database cannot know what came before it"
+        );
 
         std::fs::create_dir(&copy).unwrap();
         std::fs::copy(first.join(DATABASE_FILE), copy.join(DATABASE_FILE)).unwrap();
@@ -933,6 +939,18 @@ mod tests {
         assert_eq!(copied.node, origin.node);
         assert!(copied.epoch > origin.epoch, "{copied} after {origin}");
         assert_eq!(opened(&copy), copied, "the copy's next start is a restart");
+    }
+
+    #[test]
+    fn a_node_whose_disk_is_lost_at_once_has_an_epoch_of_its_own() {
+        let home = tempfile::tempdir().unwrap();
+        let epochs = [1_800_000_000_123, 1_800_000_000_124].map(|now| {
+            crate::store::life::MILLISECONDS.set(Some(now));
+            let data_dir = home.path().join(now.to_string());
+            let config = OpenConfig { data_dir, node: Some(ME), ..OpenConfig::default() };
+            Store::open(&config).unwrap().identity().epoch
+        });
+        assert!(epochs[0] < epochs[1], "{epochs:?}");
     }
 
     use crate::crdt::RowOp;

@@ -53,11 +53,11 @@ impl Group<'_> {
         let mine = held.iter().filter(|(origin, _)| origin.node == me.node);
         let last = mine.map(|(origin, _)| origin.epoch).max().unwrap_or_default();
         let last = last.max(me.epoch).max(above);
-        let epoch = last.0.checked_add(1).ok_or_else(|| {
+        let epoch = last.later_by(1).ok_or_else(|| {
             let full = "this node has used up its epochs; give it a new id";
             StorageError::Failed(full.to_owned())
         })?;
-        Ok(Origin { epoch: Epoch(epoch), ..me })
+        Ok(Origin { epoch, ..me })
     }
 
     /// Goes on under the epoch that the store was opened with: `write` puts it down, and this
@@ -89,7 +89,7 @@ impl Group<'_> {
     /// Ends the present epoch, whose origin is held up to `trusted` from now on.
     pub(super) fn enter(&mut self, origin: Origin, trusted: Version) -> rusqlite::Result<()> {
         let ended = self.store.now.origin;
-        self.store.conn.execute(UPDATE_EPOCH, [origin.epoch.0])?;
+        self.store.conn.execute(UPDATE_EPOCH, [origin.epoch.0.cast_signed()])?;
         self.store.now.origin = origin;
         self.store.now.trusted = Version(0);
         self.store.origins.set_back(ended, trusted);

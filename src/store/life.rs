@@ -23,8 +23,8 @@ const BOOT_FILE: &str = "/proc/sys/kernel/random/boot_id";
 thread_local! {
     /// How often the machine was started, as a test's thread sees it.
     pub static BOOTS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
-    /// The seconds since 1970, as a test's thread sees them; `None`: as they are.
-    pub static SECONDS: std::cell::Cell<Option<u64>> = const { std::cell::Cell::new(None) };
+    /// The milliseconds since 1970, as a test's thread sees them; `None`: as they are.
+    pub static MILLISECONDS: std::cell::Cell<Option<u64>> = const { std::cell::Cell::new(None) };
 }
 
 /// What the database holds of its last life.

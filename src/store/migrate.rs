@@ -23,7 +23,7 @@ const MIGRATIONS: [&str; 10] = [
 ];
 
 /// The version that the first migration makes. Smaller ones were never released.
-const FIRST: i32 = 8;
+const FIRST: i32 = 18;
 
 /// The version of the tables that this program makes and reads.
 pub const VERSION: i32 = FIRST + MIGRATIONS.len() as i32 - 1;

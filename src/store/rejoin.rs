@@ -103,7 +103,7 @@ impl Group<'_> {
     ) -> rusqlite::Result<()> {
         let store = &mut *self.store;
         let ended = store.now.origin;
-        store.conn.execute(UPDATE_EPOCH, [origin.epoch.0])?;
+        store.conn.execute(UPDATE_EPOCH, [origin.epoch.0.cast_signed()])?;
         store.conn.execute(LEAVE, [])?;
         store.conn.execute(FORGET_CONFIRMED, [])?;
         look_at_all(&store.conn)?;

@@ -97,7 +97,7 @@ impl Group<'_> {
         forgotten: &[(NodeId, Epoch)],
     ) -> rusqlite::Result<()> {
         for (node, epoch) in members {
-            self.store.conn.prepare_cached(MEET)?.execute((&node.0[..], epoch.0))?;
+            self.store.conn.prepare_cached(MEET)?.execute((&node.0[..], epoch.0.cast_signed()))?;
         }
         raise(&self.store.conn, &[], forgotten)
     }
@@ -111,7 +111,7 @@ impl Group<'_> {
         let store = &mut *self.store;
         raise(&store.conn, heads, forgotten)?;
         for (node, epoch) in forgotten {
-            store.conn.prepare_cached(ENFORCE)?.execute((&node.0[..], epoch.0))?;
+            store.conn.prepare_cached(ENFORCE)?.execute((&node.0[..], epoch.0.cast_signed()))?;
         }
         let looks = rows_max.saturating_mul(LOOKS_PER_DROP).max(LOOKS_MIN);
         let mut budget = Budget { looks, drops: rows_max };
@@ -308,14 +308,17 @@ pub(super) fn raise(
         conn.prepare_cached(RAISE_FLOOR)?.execute((bytes, head.0.cast_signed()))?;
     }
     for (node, epoch) in forgotten {
-        conn.prepare_cached(FORGET)?.execute((&node.0[..], epoch.0))?;
+        conn.prepare_cached(FORGET)?.execute((&node.0[..], epoch.0.cast_signed()))?;
     }
     Ok(())
 }
 
 fn nodes(conn: &Connection, sql: &str) -> rusqlite::Result<Vec<(NodeId, Epoch)>> {
     let mut statement = conn.prepare_cached(sql)?;
-    let nodes = statement.query_map([], |row| Ok((NodeId(row.get(0)?), Epoch(row.get(1)?))))?;
+    let nodes = statement.query_map([], |row| {
+        let epoch: i64 = row.get(1)?;
+        Ok((NodeId(row.get(0)?), Epoch(epoch.cast_unsigned())))
+    })?;
     nodes.collect()
 }
 

@@ -39,7 +39,7 @@ pub struct Origin {
 
 impl Origin {
     /// The length of [`Origin::to_bytes`].
-    pub const BYTES: usize = 22;
+    pub const BYTES: usize = 26;
 
     /// Returns the origin as bytes whose order is the order of origins.
     pub fn to_bytes(self) -> [u8; Self::BYTES] {
@@ -58,7 +58,7 @@ impl Origin {
         Some(Self {
             scope: Scope(u16::from_be_bytes(bytes[..2].try_into().ok()?)),
             node: NodeId(bytes[2..18].try_into().ok()?),
-            epoch: Epoch(u32::from_be_bytes(bytes[18..].try_into().ok()?)),
+            epoch: Epoch(u64::from_be_bytes(bytes[18..].try_into().ok()?)),
         })
     }
 }
@@ -123,7 +123,7 @@ mod tests {
         assert_eq!(Origin::from_bytes(&low.to_bytes()), Some(low));
         assert_eq!(Origin::from_bytes(&high.to_bytes()), Some(high));
         assert_eq!(low.cmp(&high), low.to_bytes().cmp(&high.to_bytes()));
-        assert_eq!(Origin::from_bytes(&[0; 21]), None);
+        assert_eq!(Origin::from_bytes(&[0; 25]), None);
     }
 
     #[test]

@@ -44,7 +44,7 @@ fn parse(text: &str) -> Option<Token> {
     let origin = Origin {
         scope: Scope(number(scope)?.try_into().ok()?),
         node: node.parse::<NodeId>().ok()?,
-        epoch: Epoch(number(epoch)?.try_into().ok()?),
+        epoch: Some(Epoch(number(epoch)?)).filter(|epoch| *epoch <= Epoch::MAX)?,
     };
     let version = number(version).filter(|version| i64::try_from(*version).is_ok())?;
     Some(Token { origin, version: Version(version) })
@@ -81,7 +81,7 @@ mod tests {
             format!("{node}/9@"),
             format!("{node}/9@+4"),
             format!("{node}/-1@4"),
-            format!("{node}/4294967296@4"),
+            format!("{node}/9223372036854775808@4"),
             format!("70000:{node}/9@4"),
             format!("{node}/9@9223372036854775808"),
             format!("{node}/9@4 "),

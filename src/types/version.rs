@@ -20,7 +20,18 @@ impl std::fmt::Display for Version {
 /// Which life of a node wrote something. It rises whenever the tail of the previous one could
 /// have been lost, so that a name (origin, version) never denotes two contents.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
-pub struct Epoch(pub u32);
+pub struct Epoch(pub u64);
+
+impl Epoch {
+    /// The last one that SQLite's integers hold.
+    pub const MAX: Self = Self(i64::MAX.cast_unsigned());
+
+    /// Returns the epoch that is later by `leap`, if there is one.
+    #[must_use]
+    pub fn later_by(self, leap: u64) -> Option<Self> {
+        self.0.checked_add(leap).map(Self).filter(|epoch| *epoch <= Self::MAX)
+    }
+}
 
 /// How many commits became true on this node since it started, local and remote alike.
 /// It orders what this node tells its watchers and means nothing elsewhere.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::frame::FRAME_BYTES_MAX;
 use crate::crdt::{Key, Name};
-use crate::types::{Origin, Value, Version};
+use crate::types::{Epoch, Origin, Value, Version};
 
 /// The longest name of a table or column.
 pub const NAME_BYTES_MAX: usize = 512;
@@ -196,7 +196,11 @@ impl<'a> Reader<'a> {
     }
 
     pub fn origin(&mut self) -> Result<Origin, DecodeError> {
-        Origin::from_bytes(self.raw(Origin::BYTES)?).ok_or(DecodeError::Short)
+        let origin = Origin::from_bytes(self.raw(Origin::BYTES)?).ok_or(DecodeError::Short)?;
+        if origin.epoch > Epoch::MAX {
+            return Err(DecodeError::Number("an epoch above 63 bits"));
+        }
+        Ok(origin)
     }
 
     /// Reads a list. `bytes_min` is what its shortest element takes on the wire.

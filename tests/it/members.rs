@@ -127,7 +127,10 @@ async fn of_two_processes_with_one_id_the_first_stays_and_the_copy_stands_aside(
     // The copy answers from what it has: from here on that is n1's row, too.
     n2.wait_dig("n1.node.internal", &[&n1.ip.to_string()]).await;
     let home = cluster.home();
+    // Its files must not change between one and the next.
+    n2.signal("STOP");
     let copied = Command::new("cp").args(["-a", "n2.data", "n9.data"]).current_dir(home).status();
+    n2.signal("CONT");
     assert!(copied.expect("cp runs").success());
     for end in [".pem", "-key.pem"] {
         std::fs::copy(home.join(format!("n2{end}")), home.join(format!("n9{end}")))
@@ -141,8 +144,9 @@ async fn of_two_processes_with_one_id_the_first_stays_and_the_copy_stands_aside(
     let note = wait_note(&copy, "n2", "stands aside").await;
     assert!(note.contains(&format!("{}:7401", n2.ip)), "{note}");
     wait_note(&n2, "n2", &format!("another process at {ip}:7401 runs under its id")).await;
-    assert_eq!(metric(&copy, "tribune_swim_aside").await, Some(1.0));
-    assert_eq!(metric(&n2, "tribune_swim_conflicts{of=\"id\"}").await, Some(1.0));
+    for (at, name) in [(&copy, "tribune_swim_aside"), (&n2, "tribune_swim_conflicts{of=\"id\"}")] {
+        wait_for(name, async || (metric(at, name).await? == 1.0).then_some(())).await;
+    }
     wait_for("n1 has n2 where it is", async || {
         let member = member(&n1, "n2").await?;
         let is_there = member["address"] == format!("{}:7401", n2.ip) && member["state"] == "alive";

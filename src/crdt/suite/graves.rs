@@ -248,7 +248,7 @@ fn left_behind<T: Bench>(bench: &mut T) -> (T::Disk, [T::Disk; 2]) {
     (gone, others)
 }
 
-const DEPARTED: Origin = Origin { scope: Scope(0), node: A, epoch: Epoch(0x1_ffff) };
+const DEPARTED: Origin = Origin { scope: Scope(0), node: A, epoch: Epoch(0x7ff_ffff) };
 
 pub fn each_deletes_the_rows_of_a_gone_node_alike<T: Bench>(bench: &mut T) {
     let (mut gone, [mut b, mut c]) = left_behind(bench);

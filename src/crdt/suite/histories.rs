@@ -193,7 +193,7 @@ impl<D: Storage> Play<D> {
                 }
             }
             15 => {
-                let above = Epoch(dice.roll(3));
+                let above = Epoch(dice.roll(3).into());
                 let news = self.replicas[me].begin_epoch(above);
                 self.say(news);
             }
@@ -300,7 +300,7 @@ impl<D: Storage> Play<D> {
         self.pull(other, me, u32::MAX, 200);
         let Replica { node, image, .. } = self.replicas.remove(me);
         let mut replica = Replica { disk, node, known, mirror, image };
-        let news = replica.begin_epoch(Epoch(1_000 * self.losses));
+        let news = replica.begin_epoch(Epoch(1_000 * u64::from(self.losses)));
         self.replicas.insert(me, replica);
         if self.collects {
             // Until it has caught up it is silent, and then it writes under one more epoch.

@@ -24,7 +24,7 @@ fn port(disk: &impl Storage, owner: NodeId, id: &str) -> Option<Value> {
 }
 
 /// Opens the empty disk of a node that had another one before.
-fn reopen<T: Bench>(bench: &mut T, node: NodeId, above: u32) -> T::Disk {
+fn reopen<T: Bench>(bench: &mut T, node: NodeId, above: u64) -> T::Disk {
     let mut disk = bench.open(node, &all_tables());
     assert_eq!(disk.begin_epoch(NOW, Epoch(above)).unwrap().commits, []);
     disk

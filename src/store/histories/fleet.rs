@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::machine::{Cut, Machine, begin_history, columns, pass_a_second, rows, shapes};
+use super::machine::{Cut, Machine, begin_history, columns, pass_a_millisecond, rows, shapes};
 use super::{Draw, Tally};
 use crate::crdt::suite::catch_up;
 use crate::crdt::{Batch, Changeset, Commit, Piece, RowOp, Stamp, Storage};
@@ -83,7 +83,7 @@ impl Play {
                 self.pull(me, from, parts, bytes_max);
             }
             22 => {
-                let above = Epoch(u32::try_from(draw.roll(3)).expect("it is small"));
+                let above = Epoch(draw.roll(3) as u64);
                 self.begin_epoch(me, above);
             }
             23 => {
@@ -187,7 +187,7 @@ impl Play {
     }
 
     fn begin_epoch(&mut self, me: usize, above: Epoch) {
-        pass_a_second();
+        pass_a_millisecond();
         let begun = self.machines[me].store_mut().begin_epoch(NOW, above).unwrap();
         self.say(me, begun.commits);
     }

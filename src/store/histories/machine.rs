@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::twins::{copy, fresh};
 use crate::crdt::Storage;
-use crate::store::life::{BOOTS, LIFE_FILE, SECONDS};
+use crate::store::life::{BOOTS, LIFE_FILE, MILLISECONDS};
 use crate::store::open::{DATABASE_FILE, wal_path};
 use crate::store::schema::fixed_sources;
 use crate::store::values::{quote, show};
@@ -17,7 +17,7 @@ use crate::store::{OpenConfig, Store};
 use crate::types::{Epoch, NodeId, Origin, Version};
 
 /// A moment after this program was written, at which each history begins.
-const BEGINNING: u64 = 1_800_000_000;
+const BEGINNING: u64 = 1_800_000_000_000;
 
 /// Where files are quick to write and to sync, if there is such a place.
 const IN_MEMORY: &str = "/dev/shm";
@@ -28,12 +28,12 @@ const FRAME_BYTES: usize = 24 + 4_096;
 
 /// Sets the clock to where each history begins.
 pub(super) fn begin_history() {
-    SECONDS.set(Some(BEGINNING));
+    MILLISECONDS.set(Some(BEGINNING));
 }
 
-/// Nobody starts, or begins an epoch, twice in one second.
-pub(super) fn pass_a_second() {
-    SECONDS.set(SECONDS.get().map(|seconds| seconds + 1));
+/// Nobody starts, or begins an epoch, twice in one millisecond.
+pub(super) fn pass_a_millisecond() {
+    MILLISECONDS.set(MILLISECONDS.get().map(|now| now + 1));
 }
 
 /// A node's machine.
@@ -281,7 +281,7 @@ impl Machine {
     }
 
     fn open(&mut self) {
-        pass_a_second();
+        pass_a_millisecond();
         let files = self.files.as_ref().expect("it is in files");
         BOOTS.set(files.boots);
         self.store = Some(Store::open(&files.config).unwrap());

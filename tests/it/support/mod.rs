@@ -29,12 +29,20 @@ pub async fn wait_for<T, Looking>(what: &str, probe: impl Fn() -> Looking) -> T
 where
     Looking: Future<Output = Option<T>>,
 {
+    wait_for_or(probe, || what.to_owned()).await
+}
+
+/// Waits like [`wait_for`], and asks what is missing once it has waited in vain.
+async fn wait_for_or<T, Looking>(probe: impl Fn() -> Looking, missing: impl Fn() -> String) -> T
+where
+    Looking: Future<Output = Option<T>>,
+{
     let begun = Instant::now();
     loop {
         if let Some(found) = probe().await {
             return found;
         }
-        assert!(begun.elapsed() < WITHIN, "waited {WITHIN:?} in vain: {what}");
+        assert!(begun.elapsed() < WITHIN, "waited {WITHIN:?} in vain: {}", missing());
         tokio::time::sleep(LOOK_AGAIN).await;
     }
 }
@@ -278,7 +286,15 @@ impl Agent {
         let mut wanted: Vec<String> = wanted.iter().map(|line| (*line).to_owned()).collect();
         wanted.sort();
         let what = format!("{}: dig {question} prints {wanted:?}", self.name);
-        wait_for(&what, async || (self.dig(question) == wanted).then_some(())).await;
+        let last = std::cell::RefCell::new(Vec::new());
+        wait_for_or(
+            async || {
+                *last.borrow_mut() = self.dig(question);
+                (*last.borrow() == wanted).then_some(())
+            },
+            || format!("{what}, and not {:?}", last.borrow()),
+        )
+        .await;
     }
 
     /// Waits until the service has this many instances that pass, by the health endpoint.
