@@ -130,7 +130,7 @@ fn messages() -> Seeds {
         ("heads", Message::Heads(heads.clone())),
         ("buckets", Message::Buckets(Box::new([0x0102_0304; tribune::ledger::BUCKETS]))),
         ("bucket_heads", Message::BucketHeads { buckets, heads }),
-        ("want", Message::Want { request, origin: me, after: head, part: 7 }),
+        ("want", Message::Want { request, origin: me, after: head, part: 7, is_whole: true }),
         (
             "pulled",
             Message::Pulled {

@@ -64,12 +64,20 @@ fn alone() -> Effect {
     Effect::Settle(Past::default())
 }
 
-fn joins(effects: &[Effect]) -> Vec<(NodeId, bool)> {
-    let joins = said(effects).into_iter().filter_map(|(to, message)| match message {
-        Message::Join { is_whole, .. } => Some((to, is_whole)),
+/// Tells whether there are wants, and all say that all rows are taken.
+fn takes_all(effects: &[Effect]) -> bool {
+    let wants = said(effects).into_iter().filter_map(|(_, message)| match message {
+        Message::Want { is_whole, .. } => Some(is_whole),
         _ => None,
     });
-    joins.collect()
+    let wants: Vec<bool> = wants.collect();
+    !wants.is_empty() && wants.into_iter().all(|is_whole| is_whole)
+}
+
+/// Who is asked to let this node in.
+fn joins(effects: &[Effect]) -> Vec<NodeId> {
+    let joins = said(effects).into_iter();
+    joins.filter(|(_, message)| matches!(message, Message::Join { .. })).map(|(to, _)| to).collect()
 }
 
 /// Plays the first round, of which nothing goes yet.
@@ -153,22 +161,28 @@ fn who_comes_before_tombstones_go_is_asked_first() {
     let mut one = settled(&held, &[2]);
     first_round(&mut one, &held, &[2]);
     // The third round's first word comes with a newcomer that nobody asked.
-    one.hear(5, Message::Join { origin: origin(5), is_whole: false, era: 0 });
+    one.hear(5, Message::Join { origin: origin(5), era: 0 });
     assert_eq!(collected(&one.hear(2, told(2, 2, &held, &[2]))), None);
     assert_eq!(one.replica.collection(Time(0)).awaited, [node(5)]);
 }
 
 #[test]
-fn what_tombstones_are_missing_of_is_not_served_but_to_guests() {
+fn what_tombstones_are_missing_of_is_served_only_to_those_who_take_all_rows() {
     let floor =
         Floor { heads: vec![at(2, 5)], settled: Some(origin(ME)), length: 4, ..Floor::default() };
     let mut one = on(&floor, &[at(2, 9)], &[2, 3]);
     let request = RequestId(1);
-    let want = |after| Message::Want { request, origin: origin(2), after: Version(after), part: 0 };
+    let want = |after, is_whole| Message::Want {
+        request,
+        origin: origin(2),
+        after: Version(after),
+        part: 0,
+        is_whole,
+    };
     let gone = Message::Gone { request, floor: Version(5) };
-    assert_eq!(said(&one.hear(3, want(4))), [(node(3), gone)]);
-    assert!(said(&one.hear(3, want(5))).is_empty(), "the storage is asked");
-    let effects = one.hear(3, Message::Join { origin: origin(3), is_whole: true, era: 0 });
+    assert_eq!(said(&one.hear(3, want(4, false))), [(node(3), gone.clone())]);
+    assert!(said(&one.hear(3, want(5, false))).is_empty(), "the storage is asked");
+    let effects = one.hear(3, Message::Join { origin: origin(3), era: 0 });
     let heads = vec![at(2, 9)];
     let welcome = Message::Welcome {
         is_settled: true,
@@ -180,7 +194,15 @@ fn what_tombstones_are_missing_of_is_not_served_but_to_guests() {
         forgotten: Nodes::new(),
     };
     assert_eq!(said(&effects), [(node(3), welcome)]);
-    assert!(said(&one.hear(3, want(0))).is_empty());
+    let effects = one.hear(3, want(0, true));
+    let [Effect::Load { id, .. }] = effects[..] else { panic!("{effects:?}") };
+    let extract = || Some(Extract { piece: piece(2, 0, 9), head: Version(9), part: 0 });
+    assert_eq!(
+        said(&one.tell(Input::Loaded { id, extract: extract() })),
+        [(node(3), pulled(request, piece(2, 0, 9), 9))]
+    );
+    // Its disk is another one now, which has something to lose; nobody here has heard of that.
+    assert_eq!(said(&one.hear(3, want(0, false))), [(node(3), gone)]);
 }
 
 /// What this node writes to a table.
@@ -213,7 +235,8 @@ fn a_new_origin_is_silent_until_it_has_caught_up_with_one_that_speaks() {
     // Meanwhile digests go out that leave it out.
     one.wait(1_500);
     let request = RequestId(1);
-    let want = Message::Want { request, origin: origin(ME), after: Version(0), part: 0 };
+    let want =
+        Message::Want { request, origin: origin(ME), after: Version(0), part: 0, is_whole: false };
     assert!(matches!(said(&one.hear(2, want.clone()))[..], [(_, Message::Busy { .. })]));
     one.hear(
         2,
@@ -253,7 +276,13 @@ fn what_is_harmless_is_told_from_the_first_moment_on() {
     assert!(!is_pushed(&one.tell(written(5, "services"))), "there are no holes");
     let want = |after| {
         let request = RequestId(1);
-        Message::Want { request, origin: origin(ME), after: Version(after), part: 0 }
+        Message::Want {
+            request,
+            origin: origin(ME),
+            after: Version(after),
+            part: 0,
+            is_whole: false,
+        }
     };
     let effects = one.hear(2, want(1));
     let [Effect::Load { id, .. }] = effects[..] else { panic!("{effects:?}") };
@@ -316,7 +345,7 @@ fn an_empty_disk_becomes_the_guest_of_who_dropped_tombstones_and_keeps_its_epoch
         forgotten: Nodes::new(),
     };
     let effects = one.hear(2, welcome.clone());
-    assert_eq!(joins(&effects), [(node(2), true)]);
+    assert_eq!(joins(&effects), [node(2)]);
     let settle = Effect::Settle(Past { floor, length: 8, ..Past::default() });
     assert!(effects.contains(&settle), "its rows must live longer: {effects:?}");
     one.tell(written(3, "kv"));
@@ -328,7 +357,9 @@ fn an_empty_disk_becomes_the_guest_of_who_dropped_tombstones_and_keeps_its_epoch
     assert!(!one.replica.collection(Time(0)).is_settled);
     one.hear(2, welcome);
     assert!(one.hear(3, push(9, 1)).is_empty(), "rows come from one place alone");
-    let asked = wants(&one.wait(1_000));
+    let effects = one.wait(1_000);
+    assert!(takes_all(&effects));
+    let asked = wants(&effects);
     let [(from, request, _, 0)] = asked[..] else { panic!("{asked:?}") };
     assert_eq!(from, node(2));
     let pulled =
@@ -344,7 +375,7 @@ fn who_lets_others_in_says_how_long_rows_lived_that_it_holds_or_dropped() {
     let floor = Floor { settled: Some(origin(ME)), length: 4, longest: 6, ..Floor::default() };
     let mut one = on(&floor, &[], &[2]);
     let welcomed = |one: &mut One| {
-        let effects = one.hear(2, Message::Join { origin: origin(2), is_whole: false, era: 0 });
+        let effects = one.hear(2, Message::Join { origin: origin(2), era: 0 });
         match &said(&effects)[..] {
             [(_, Message::Welcome { length, .. })] => *length,
             other => panic!("{other:?}"),
@@ -368,9 +399,10 @@ fn who_lets_others_in_says_how_long_rows_lived_that_it_holds_or_dropped() {
 fn who_is_below_the_floor_takes_all_rows_of_one_peer() {
     let mut one = settled(&[at(ME, 3), at(9, 1)], &[2, 3]);
     let effects = [one.hear(2, heads(9, 5)), one.wait(1_000)].concat();
+    assert!(!takes_all(&effects), "it has rows that may have been deleted");
     let (_, request, _, _) = wants(&effects)[0];
     let effects = one.hear(2, Message::Gone { request, floor: Version(4) });
-    assert_eq!(joins(&effects), [(node(2), false)]);
+    assert_eq!(joins(&effects), [node(2)]);
     let told = vec![at(ME, 2), at(9, 5)];
     let floor = vec![at(9, 4)];
     let welcome = Message::Welcome {
@@ -386,12 +418,14 @@ fn who_is_below_the_floor_takes_all_rows_of_one_peer() {
     assert_eq!(effects, [Effect::Rejoin { held: told, length: 8 }]);
     let me = Origin { epoch: Epoch(2), ..origin(ME) };
     let effects = one.tell(Input::Rejoined { begun: Some(me) });
-    assert_eq!(joins(&effects), [(node(2), true)]);
+    assert_eq!(joins(&effects), [node(2)]);
     assert_eq!(one.replica.ledger().heads().collect::<Vec<_>>(), []);
     one.hear(2, welcome);
     one.hear(3, heads(7, 1));
     assert!(one.hear(3, push(9, 1)).is_empty(), "rows come from one place alone");
-    let asked = wants(&one.wait(1_000));
+    let effects = one.wait(1_000);
+    assert!(takes_all(&effects));
+    let asked = wants(&effects);
     assert!(asked.iter().all(|(to, ..)| *to == node(2)), "{asked:?}");
     assert_eq!(asked.len(), 2, "{asked:?}");
     let mut last = Vec::new();
@@ -435,7 +469,7 @@ fn a_forgotten_node_is_told_so_and_its_commits_are_taken_only_as_others_merged_t
 
     let mut other = settled(&[at(ME, 4)], &[2]);
     let effects = other.hear(2, Message::Forgotten { origin: origin(ME), last: Epoch(1) });
-    assert_eq!(joins(&effects), [(node(2), false)]);
+    assert_eq!(joins(&effects), [node(2)]);
 }
 
 #[test]
@@ -463,7 +497,7 @@ fn a_guest_whose_rows_take_long_to_come_does_not_begin_anew() {
         effects = one.wait(600);
         let message = pulled(request, piece(9, version, version + 1), 80);
         effects.extend(one.hear(2, message));
-        for (to, _) in joins(&effects) {
+        for to in joins(&effects) {
             assert_eq!(to, node(2), "whom it lives with");
             effects.extend(one.hear(2, welcome.clone()));
         }
@@ -473,7 +507,7 @@ fn a_guest_whose_rows_take_long_to_come_does_not_begin_anew() {
     let (id, whole) = batch(&effects).expect("it is whole");
     // Nor while the disk takes its time.
     let effects = one.wait(100_000);
-    assert!(joins(&effects).iter().all(|(to, _)| *to == node(2)), "{effects:?}");
+    assert!(joins(&effects).iter().all(|to| *to == node(2)), "{effects:?}");
     assert!(one.done(id, &whole).iter().any(|effect| matches!(effect, Effect::Settle(_))));
 }
 
@@ -481,10 +515,12 @@ fn a_guest_whose_rows_take_long_to_come_does_not_begin_anew() {
 fn who_takes_all_rows_anew_gives_nothing_away_that_it_read_back_meanwhile() {
     let mut one = settled(&[at(8, 3), at(9, 1)], &[2, 3]);
     let request = RequestId(1);
-    let want = Message::Want { request, origin: origin(8), after: Version(0), part: 0 };
+    let want =
+        Message::Want { request, origin: origin(8), after: Version(0), part: 0, is_whole: false };
     let effects = one.hear(3, want);
     let [Effect::Load { id, .. }] = effects[..] else { panic!("{effects:?}") };
     let effects = [one.hear(2, heads(9, 5)), one.wait(1_000)].concat();
+    assert!(!takes_all(&effects), "it has rows that may have been deleted");
     let (_, request, _, _) = wants(&effects)[0];
     one.hear(2, Message::Gone { request, floor: Version(4) });
     let welcome = Message::Welcome {
@@ -500,28 +536,6 @@ fn who_takes_all_rows_anew_gives_nothing_away_that_it_read_back_meanwhile() {
     assert!(effects.iter().any(|effect| matches!(effect, Effect::Rejoin { .. })), "{effects:?}");
     let extract = Some(Extract { piece: piece(8, 0, 3), head: Version(3), part: 0 });
     assert_eq!(said(&one.tell(Input::Loaded { id, extract })), []);
-}
-
-#[test]
-fn who_was_a_guest_on_another_disk_is_none() {
-    let floor =
-        Floor { heads: vec![at(2, 5)], settled: Some(origin(ME)), length: 4, ..Floor::default() };
-    let mut one = on(&floor, &[at(2, 9)], &[2, 3]);
-    one.hear(3, Message::Join { origin: origin(3), is_whole: true, era: 0 });
-    let request = RequestId(1);
-    let want = Message::Want { request, origin: origin(2), after: Version(0), part: 0 };
-    let effects = one.hear(3, want.clone());
-    let [Effect::Load { id, .. }] = effects[..] else { panic!("{effects:?}") };
-    // Others have met its next epoch.
-    let mut round = Round::new(1);
-    let known = Nodes::from([(node(3), Epoch(2))]);
-    let what = Told { heads: [at(2, 9)].into(), ..Told::default() };
-    round.tell(origin(2), what, &known, &Nodes::new());
-    one.hear(2, Message::Round(Box::new(round)));
-    let gone = Message::Gone { request, floor: Version(5) };
-    assert_eq!(said(&one.hear(3, want)), [(node(3), gone.clone())]);
-    let extract = Some(Extract { piece: piece(2, 0, 9), head: Version(9), part: 0 });
-    assert_eq!(said(&one.tell(Input::Loaded { id, extract })), [(node(3), gone)]);
 }
 
 #[test]
@@ -618,7 +632,13 @@ fn an_origin_of_which_nothing_is_left_anywhere_is_retired_and_forgotten_in_the_e
     assert_eq!(wants(&one.wait(2_000)), []);
     let piece = Piece { origin: old, after: Version(3), through: Version(4), changesets: vec![] };
     assert_eq!(batch(&one.hear(2, Message::Push { hops: 0, piece })), None);
-    let want = Message::Want { request: RequestId(1), origin: old, after: Version(0), part: 0 };
+    let want = Message::Want {
+        request: RequestId(1),
+        origin: old,
+        after: Version(0),
+        part: 0,
+        is_whole: false,
+    };
     assert!(matches!(one.hear(2, want)[..], [Effect::Load { .. }]), "it says that nothing is left");
 
     let (fourth, told) = tidied(&mut one, 4, told_of_former(4, 2, 4), Tidied::default());
@@ -737,7 +757,7 @@ fn who_hears_that_its_rows_were_deleted_takes_all_rows_anew_under_a_later_epoch(
     let departed = Origin { epoch: Epoch(0x7ff_ffff), ..origin(ME) };
     let effects = one.hear(2, Message::Heads(vec![(departed, Version(1))]));
     assert!(!effects.iter().any(|effect| matches!(effect, Effect::BeginEpoch { .. })));
-    assert_eq!(joins(&effects), [(node(2), false)]);
+    assert_eq!(joins(&effects), [node(2)]);
     let heads = vec![at(2, 1), (departed, Version(1))];
     let welcome = Message::Welcome {
         is_settled: true,
@@ -820,7 +840,7 @@ fn what_a_host_has_retired_is_neither_asked_for_nor_taken_from_others() {
     assert_eq!(settle, Some(retired));
     one.tell(Input::Settled { is_done: true });
     assert_eq!(one.replica.collection(Time(0)).retired, 1);
-    let welcomed = said(&one.hear(2, Message::Join { origin: origin(2), is_whole: false, era: 5 }));
+    let welcomed = said(&one.hear(2, Message::Join { origin: origin(2), era: 5 }));
     assert!(
         matches!(&welcomed[..], [(_, Message::Welcome { retired, .. })] if *retired == [former(3)]),
         "{welcomed:?}"

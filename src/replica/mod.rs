@@ -44,7 +44,7 @@ use compare::Digests;
 use intake::{Intake, Lost, Outgoing, Taken};
 use offers::{Name, Offers};
 use overlay::{Event, Overlay};
-use pull::{Answer, Pulled, Pulls};
+use pull::{Answer, Asked, Pulled, Pulls};
 use returned::Returned;
 use rounds::Rounds;
 use serve::Serve;
@@ -207,11 +207,7 @@ impl Replica {
             }
             Input::Loaded { id, extract } => {
                 let own = (self.me, self.said(), self.is_heard_whole());
-                let floor =
-                    |peer, origin| match self.standing.is_guest(peer, self.rounds.epoch_of(peer)) {
-                        true => Version(0),
-                        false => self.rounds.floor(origin),
-                    };
+                let floor = |origin| self.rounds.floor(origin);
                 let answer = self.serve.on_loaded(&mut self.stats, id, extract, own, floor);
                 self.effects.extend(answer);
             }
@@ -458,14 +454,17 @@ impl Replica {
                 self.stats.refused_busy += 1;
                 self.effects.push_back(serve::busy(from, request, serve::RETRY_UNSETTLED));
             }
-            Message::Want { request, origin, after, .. } if self.is_below(from, origin, after) => {
+            Message::Want { request, origin, after, is_whole: false, .. }
+                if self.is_below(origin, after) =>
+            {
                 self.refuse(from, request, origin);
             }
-            Message::Want { request, origin, after, part } => {
+            Message::Want { request, origin, after, part, is_whole } => {
                 let may_part = origin != self.me || self.is_heard_whole();
                 let held = (self.held(origin), may_part);
                 let asked = (origin, Bookmark { after, part });
-                let answer = self.serve.on_want(&mut self.stats, (from, request), asked, held);
+                let by = (from, request, is_whole);
+                let answer = self.serve.on_want(&mut self.stats, by, asked, held);
                 self.effects.push_back(answer);
             }
             Message::Pulled { request, piece, head, cut } => {
@@ -476,7 +475,7 @@ impl Replica {
                 self.pulls.on_busy(now, &mut self.rng, (from, request), retry_after);
             }
             Message::Gone { request, floor } => self.on_gone(now, (from, request), floor),
-            Message::Join { origin, is_whole, .. } => self.on_join(now, from, origin, is_whole),
+            Message::Join { origin, .. } => self.on_join(now, from, origin),
             Message::Welcome { is_settled, length, heads, floor, era, retired, forgotten } => {
                 let past = Past { floor, length, era, retired };
                 let welcome = Welcome { heads, past, forgotten };
@@ -737,9 +736,12 @@ impl Replica {
         while self.intake.has_room() {
             let (intake, ledger) = (&self.intake, &self.ledger);
             let reached = |origin| intake.reached(ledger, origin);
-            let want = self.pulls.next_want(now, &mut self.rng, &self.overlay, reached);
-            let Some((peer, want)) = want else { return };
+            let asked = self.pulls.next_want(now, &mut self.rng, &self.overlay, reached);
+            let Some(Asked { peer, request, origin, from }) = asked else { return };
+            let Bookmark { after, part } = from;
+            let is_whole = self.standing.is_guest_of(peer);
             self.stats.pulls += 1;
+            let want = Message::Want { request, origin, after, part, is_whole };
             self.send(vec![peer], want, Lane::Control);
         }
     }

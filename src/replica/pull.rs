@@ -14,7 +14,7 @@ use super::stats::{Behind, OriginLag, Stats};
 use crate::crdt::storage::Bookmark;
 use crate::crdt::{Part, Piece, Staging};
 use crate::types::{NodeId, Origin, Time, Version};
-use crate::wire::{Cut, Message, RequestId, piece_bytes};
+use crate::wire::{Cut, RequestId, piece_bytes};
 
 /// How many origins may be known to be behind: more than any cluster has. Above that an origin is
 /// not remembered, and the next digest tells of it again.
@@ -51,6 +51,14 @@ const ORPHANED_MAX: Duration = Duration::from_secs(60);
 /// times. All of them travel again.
 const STORE_AGAIN: Duration = Duration::from_secs(2);
 const STORE_DOUBLINGS_MAX: u32 = 6;
+
+/// What a peer is to be asked for.
+pub(super) struct Asked {
+    pub(super) peer: NodeId,
+    pub(super) request: RequestId,
+    pub(super) origin: Origin,
+    pub(super) from: Bookmark,
+}
 
 /// The wants of this node, and its requests on the way.
 ///
@@ -236,7 +244,7 @@ impl Pulls {
         rng: &mut SmallRng,
         overlay: &Overlay,
         reached: impl Fn(Origin) -> Version,
-    ) -> Option<(NodeId, Message)> {
+    ) -> Option<Asked> {
         while self.open.len() < self.config.pulls_max {
             let (due, origin) = self.queue.first().copied().filter(|(due, _)| *due <= now)?;
             self.queue.remove(&(due, origin));
@@ -503,7 +511,7 @@ impl Pulls {
         overlay: &Overlay,
         origin: Origin,
         reached: Version,
-    ) -> Option<(NodeId, Message)> {
+    ) -> Option<Asked> {
         let want = self.wants.get_mut(&origin)?;
         if want.goal <= reached {
             self.remove(origin);
@@ -526,11 +534,11 @@ impl Pulls {
             self.requeue(self.next_chance(origin).max(again), origin);
             return None;
         };
-        let Bookmark { after, part } = self.position(origin, Some(peer), reached);
+        let from = self.position(origin, Some(peer), reached);
         self.request = RequestId(self.request.0 + 1);
         let deadline = now + self.config.pull_timeout;
         self.open.insert(self.request, Open { peer, origin, deadline });
-        Some((peer, Message::Want { request: self.request, origin, after, part }))
+        Some(Asked { peer, request: self.request, origin, from })
     }
 
     /// Forgets sources that hold nothing new, and the want itself when none is left (`None`): whoever

@@ -35,6 +35,8 @@ struct Load {
     peer: NodeId,
     request: RequestId,
     from: Bookmark,
+    /// Whether it takes all rows from here: that tombstones are missing is nothing to it.
+    is_whole: bool,
 }
 
 impl Serve {
@@ -58,7 +60,7 @@ impl Serve {
     pub(super) fn on_want(
         &mut self,
         stats: &mut Stats,
-        (peer, request): (NodeId, RequestId),
+        (peer, request, is_whole): (NodeId, RequestId, bool),
         (origin, from): (Origin, Bookmark),
         (held, may_part): (Version, bool),
     ) -> Effect {
@@ -75,13 +77,13 @@ impl Serve {
             return busy(peer, request, RETRY_AFTER);
         }
         self.load = LoadId(self.load.0 + 1);
-        self.loads.insert(self.load, Load { peer, request, from });
+        self.loads.insert(self.load, Load { peer, request, from, is_whole });
         let bytes_max = if may_part { self.config.piece_bytes_max } else { CHANGESET_BYTES_MAX };
         Effect::Load { id: self.load, origin, from, bytes_max }
     }
 
-    /// The storage answered. `floor` tells how far tombstones of an origin may be missing for this
-    /// peer; `own` is this node's stream and its head as far as the replica was
+    /// The storage answered. `floor` tells how far tombstones of an origin may be missing;
+    /// `own` is this node's stream and its head as far as the replica was
     /// told, and whether there is no more to be told: nothing beyond it is given away, or a peer
     /// would seem to know more of it.
     pub(super) fn on_loaded(
@@ -90,15 +92,15 @@ impl Serve {
         id: LoadId,
         extract: Option<Extract>,
         own: (Origin, Version, bool),
-        floor: impl Fn(NodeId, Origin) -> Version,
+        floor: impl Fn(Origin) -> Version,
     ) -> Option<Effect> {
-        let Load { peer, request, from } = self.loads.remove(&id)?;
+        let Load { peer, request, from, is_whole } = self.loads.remove(&id)?;
         let Some(mut extract) = extract else {
             return Some(busy(peer, request, RETRY_AFTER_FAILURE));
         };
         // The snapshot may be younger than the want: tombstones may have gone in between.
-        let floor = floor(peer, extract.piece.origin);
-        if floor > extract.piece.after {
+        let floor = floor(extract.piece.origin);
+        if !is_whole && floor > extract.piece.after {
             stats.refused_below_floor += 1;
             return Some(gone(peer, request, floor));
         }

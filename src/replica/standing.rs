@@ -4,9 +4,9 @@
 //! An origin that is new on its disk (a fresh disk, a restored one) has yet to settle: nothing that
 //! others wrote is served from here. It asks peers until one that has settled counts it as a member
 //! and tells its heads; holding as much, it settles. Where a peer has dropped tombstones beyond what
-//! this node holds, it takes all of that peer's rows (`is_whole`), under one more epoch: what that
-//! peer does not have was deleted, unless this node itself made it. A fresh disk has nothing to give
-//! up and keeps its epoch.
+//! this node holds, it takes all of that peer's rows, and says so with each want, under one more
+//! epoch: what that peer does not have was deleted, unless this node itself made it. A fresh disk has
+//! nothing to give up and keeps its epoch.
 //!
 //! Of what it writes itself it tells before it has settled what is harmless ([`is_harmless`]), from
 //! the first moment on:
@@ -110,9 +110,6 @@ pub(super) struct Standing {
     era_asked: BTreeMap<NodeId, Time>,
     /// Peers that were refused what tombstones were dropped of.
     refused: BTreeSet<NodeId>,
-    /// Peers that are taking all rows from here, each under this epoch: under a later one its disk
-    /// may be another.
-    guests: BTreeMap<NodeId, Epoch>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -146,9 +143,17 @@ enum Clearance {
 }
 
 impl Standing {
-    /// Tells whether a peer, of which this is the latest epoch, takes all rows from here.
-    pub(super) fn is_guest(&self, peer: NodeId, epoch: Epoch) -> bool {
-        self.guests.get(&peer) == Some(&epoch)
+    /// Tells whether this node takes all rows of a peer. It says so with each want, so that nobody
+    /// has to know since when, and under which epoch, it does.
+    pub(super) fn is_guest_of(&self, peer: NodeId) -> bool {
+        let state = match &self.state {
+            State::Settling { before } => before,
+            state => state,
+        };
+        matches!(
+            state,
+            State::Announcing { host } | State::Rejoining { host, .. } if *host == peer
+        )
     }
 
     fn host(&self) -> Option<NodeId> {
@@ -366,10 +371,8 @@ impl Replica {
     }
 
     /// Tells whether a want goes below what tombstones were dropped of.
-    pub(super) fn is_below(&self, peer: NodeId, origin: Origin, after: Version) -> bool {
-        let is_more = self.ledger.head(origin) > after;
-        let is_guest = self.standing.is_guest(peer, self.rounds.epoch_of(peer));
-        is_more && after < self.rounds.floor(origin) && !is_guest
+    pub(super) fn is_below(&self, origin: Origin, after: Version) -> bool {
+        self.ledger.head(origin) > after && after < self.rounds.floor(origin)
     }
 
     /// Something was applied, or came to be applied.
@@ -392,18 +395,13 @@ impl Replica {
         self.config.collect && is_past && !self.pulls.is_awaited(from, request)
     }
 
-    pub(super) fn on_join(&mut self, now: Time, from: NodeId, origin: Origin, is_whole: bool) {
+    pub(super) fn on_join(&mut self, now: Time, from: NodeId, origin: Origin) {
         if origin.node != from {
             self.stats.rejected += 1;
             return;
         }
         // While tombstones go it is not known how long their rows lived: he asks again.
         let Some(length) = self.rounds.length() else { return };
-        if is_whole {
-            self.standing.guests.insert(from, origin.epoch);
-        } else {
-            self.standing.guests.remove(&from);
-        }
         let is_settled = self.speaks();
         if !is_settled {
             self.standing.askers.insert(from);
@@ -720,10 +718,6 @@ impl Replica {
             self.standing.state = *before;
             return;
         }
-        if let State::Rejoining { host, .. } | State::CatchingUp { host, .. } = *before {
-            let join = self.join(false);
-            self.send(vec![host], join, Lane::Control);
-        }
         self.standing.has_left = false;
         let past = std::mem::take(&mut self.standing.past);
         self.takes_over(past);
@@ -769,9 +763,9 @@ impl Replica {
 
     /// Returns how this node asks to be let in: who is about to give up what it holds need not be told
     /// to.
-    fn join(&self, is_whole: bool) -> Message {
+    fn join(&self) -> Message {
         let era = self.era_said(self.standing.is_blank || self.is_rejoining());
-        Message::Join { origin: self.me, is_whole, era }
+        Message::Join { origin: self.me, era }
     }
 
     /// Returns the era of what this node holds; 0: it holds nothing, or gives it up.
@@ -787,7 +781,6 @@ impl Replica {
     }
 
     pub(super) fn on_host_down(&mut self, now: Time, node: NodeId) {
-        self.standing.guests.remove(&node);
         self.leave_host(now, node);
     }
 
@@ -824,7 +817,7 @@ impl Replica {
         let is_at_work = !self.intake.is_idle() || self.pulls.is_storing();
         let is_stuck = !is_at_work && now.since(self.standing.moved_at) >= STUCK_AFTER;
         let mut pause = self.config.join_every;
-        let (to, is_whole) = match &self.standing.state {
+        let to = match &self.standing.state {
             State::CatchingUp { .. } if is_stuck => {
                 self.seek(now, false, None);
                 return self.run_standing(now);
@@ -833,21 +826,16 @@ impl Replica {
                 self.seek(now, true, None);
                 return self.run_standing(now);
             }
-            State::CatchingUp { host, .. } => {
+            State::CatchingUp { host, .. } | State::Rejoining { host, .. } => {
                 pause *= ASK_AGAIN_AFTER;
-                (vec![*host], false)
-            }
-            State::Rejoining { host, .. } => {
-                pause *= ASK_AGAIN_AFTER;
-                (vec![*host], true)
+                vec![*host]
             }
             State::Seeking { host, .. } => {
                 let host = host.filter(|host| self.overlay.is_up(*host));
                 let others = || self.overlay.some_peers(&mut self.rng, ASKED_MAX);
-                // Whatever it seeks, it has its rows still: it is nobody's guest yet.
-                (host.map_or_else(others, |host| vec![host]), false)
+                host.map_or_else(others, |host| vec![host])
             }
-            State::Announcing { host } => (vec![*host], true),
+            State::Announcing { host } => vec![*host],
             _ => return,
         };
         if let State::Seeking { host, .. } = &mut self.standing.state {
@@ -858,7 +846,7 @@ impl Replica {
         if !to.is_empty() {
             self.standing.asked_at = now;
         }
-        let join = self.join(is_whole);
+        let join = self.join();
         self.send(to, join, Lane::Control);
     }
 

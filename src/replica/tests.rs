@@ -424,8 +424,13 @@ fn a_want_is_answered_from_what_the_storage_loads() {
     let mut one = One::with_neighbours(&[2]);
     one.tell(Input::Committed(changeset(ME, 1)));
     let request = RequestId(7);
-    let want =
-        |after| Message::Want { request, origin: origin(ME), after: Version(after), part: 0 };
+    let want = |after| Message::Want {
+        request,
+        origin: origin(ME),
+        after: Version(after),
+        part: 0,
+        is_whole: false,
+    };
     let effects = one.hear(2, want(0));
     let [Effect::Load { id, .. }] = effects[..] else { panic!("{effects:?}") };
     let extract = Some(Extract { piece: piece(ME, 0, 1), head: Version(1), part: 0 });
@@ -445,6 +450,7 @@ fn wants_beyond_the_places_are_told_to_come_back() {
         origin: origin(ME),
         after: Version(0),
         part: 0,
+        is_whole: false,
     };
     for request in 0..8 {
         let peer = 2 + u8::from(request >= 4);
@@ -459,7 +465,8 @@ fn own_commits_that_the_replica_was_not_told_of_are_not_given_away() {
     let mut one = One::with_neighbours(&[2]);
     one.tell(Input::Committed(changeset(ME, 1)));
     let request = RequestId(1);
-    let want = Message::Want { request, origin: origin(ME), after: Version(0), part: 0 };
+    let want =
+        Message::Want { request, origin: origin(ME), after: Version(0), part: 0, is_whole: false };
     let effects = one.hear(2, want);
     let [Effect::Load { id, .. }] = effects[..] else { panic!("{effects:?}") };
     let extract = Some(Extract { piece: piece(ME, 0, 3), head: Version(3), part: 0 });
@@ -886,6 +893,7 @@ fn one_peer_does_not_take_all_places_of_those_who_pull() {
         origin: origin(ME),
         after: Version(0),
         part: 0,
+        is_whole: false,
     };
     let loads = |effects: &[Effect]| {
         effects.iter().filter(|effect| matches!(effect, Effect::Load { .. })).count()

@@ -175,6 +175,13 @@ mod tests {
         let mut buckets = BucketSet::default();
         buckets.insert(0);
         buckets.insert(255);
+        let want = |is_whole| Message::Want {
+            request: REQUEST,
+            origin,
+            after: Version(130),
+            part: 3,
+            is_whole,
+        };
         vec![
             ("hello", Message::Hello { origin, head, era: 300, asks: false }),
             ("known", Message::Known { origin, head }),
@@ -188,7 +195,8 @@ mod tests {
             ("heads", Message::Heads(heads())),
             ("buckets", Message::Buckets(hashes)),
             ("bucket-heads", Message::BucketHeads { buckets, heads: heads() }),
-            ("want", Message::Want { request: REQUEST, origin, after: Version(130), part: 3 }),
+            ("want", want(false)),
+            ("want-whole", want(true)),
             (
                 "pulled",
                 Message::Pulled {
@@ -209,7 +217,7 @@ mod tests {
             ),
             ("busy", Message::Busy { request: REQUEST, retry_after: Duration::from_millis(250) }),
             ("gone", Message::Gone { request: REQUEST, floor: Version(128) }),
-            ("join", Message::Join { origin, is_whole: true, era: 2 }),
+            ("join", Message::Join { origin, era: 2 }),
             (
                 "welcome",
                 Message::Welcome {

@@ -98,12 +98,13 @@ pub fn encode(message: &Message) -> Vec<u8> {
             writer.raw(&buckets.0);
             write_heads(&mut writer, heads);
         }
-        Message::Want { request, origin, after, part } => {
+        Message::Want { request, origin, after, part, is_whole } => {
             writer.byte(kind::WANT);
             writer.varint(request.0);
             writer.origin(*origin);
             writer.varint(after.0);
             writer.varint(*part);
+            writer.byte(u8::from(*is_whole));
         }
         Message::Pulled { request, piece, head, cut } => {
             writer.byte(kind::PULLED);
@@ -123,10 +124,9 @@ pub fn encode(message: &Message) -> Vec<u8> {
             writer.varint(request.0);
             writer.varint(floor.0);
         }
-        Message::Join { origin, is_whole, era } => {
+        Message::Join { origin, era } => {
             writer.byte(kind::JOIN);
             writer.origin(*origin);
-            writer.byte(u8::from(*is_whole));
             writer.varint(*era);
         }
         Message::Welcome { is_settled, length, heads, floor, era, retired, forgotten } => {
@@ -207,6 +207,7 @@ fn read_body(reader: &mut Reader<'_>) -> Result<Message, DecodeError> {
             origin: reader.origin()?,
             after: reader.version()?,
             part: reader.number()?,
+            is_whole: read_bool(reader)?,
         },
         kind::PULLED => read_pulled(reader)?,
         kind::BUSY => Message::Busy {
@@ -216,11 +217,7 @@ fn read_body(reader: &mut Reader<'_>) -> Result<Message, DecodeError> {
         kind::GONE => {
             Message::Gone { request: RequestId(reader.number()?), floor: reader.version()? }
         }
-        kind::JOIN => Message::Join {
-            origin: reader.origin()?,
-            is_whole: read_bool(reader)?,
-            era: reader.number()?,
-        },
+        kind::JOIN => Message::Join { origin: reader.origin()?, era: reader.number()? },
         kind::WELCOME => Message::Welcome {
             is_settled: read_bool(reader)?,
             length: reader.number()?,
@@ -487,8 +484,8 @@ mod tests {
         check(&Message::Take(vec![(origin, head)]), &format!("01 11 01 {ORIGIN_7} 05"));
         let request = RequestId(9);
         check(
-            &Message::Want { request, origin, after: Version(130), part: 3 },
-            &format!("01 08 09 {ORIGIN_7} 8201 03"),
+            &Message::Want { request, origin, after: Version(130), part: 3, is_whole: true },
+            &format!("01 08 09 {ORIGIN_7} 8201 03 01"),
         );
         let piece =
             Piece { origin, after: Version(4), through: Version(5), changesets: Vec::new() };
@@ -507,10 +504,7 @@ mod tests {
         let retry_after = Duration::from_millis(250);
         check(&Message::Busy { request, retry_after }, "01 0a 09 fa01");
         check(&Message::Gone { request, floor: head }, "01 0b 09 05");
-        check(
-            &Message::Join { origin, is_whole: true, era: 2 },
-            &format!("01 0c {ORIGIN_7} 01 02"),
-        );
+        check(&Message::Join { origin, era: 2 }, &format!("01 0c {ORIGIN_7} 02"));
         let (heads, floor) = (vec![(origin, head)], vec![(origin, Version(3))]);
         check(
             &Message::Welcome {
@@ -734,12 +728,13 @@ mod tests {
                 buckets: BucketSet(buckets),
                 heads
             }),
-            (any::<u32>(), any_origin(), any_version(), any::<u32>()).prop_map(
-                |(request, origin, after, part)| Message::Want {
+            (any::<u32>(), any_origin(), any_version(), any::<u32>(), any::<bool>()).prop_map(
+                |(request, origin, after, part, is_whole)| Message::Want {
                     request: RequestId(u64::from(request)),
                     origin,
                     after,
                     part: u64::from(part),
+                    is_whole,
                 }
             ),
             (any::<bool>(), 0..9_u64, heads(), heads(), 0..9_u64, heads()).prop_map(

@@ -102,8 +102,9 @@ pub enum Message {
     BucketHeads { buckets: BucketSet, heads: Vec<(Origin, Version)> },
     /// "Send me what is left of this origin after `after`; of the next version I have the first `part`
     /// parts, as you number them." Answered by [`Message::Pulled`], [`Message::Busy`] or
-    /// [`Message::Gone`].
-    Want { request: RequestId, origin: Origin, after: Version, part: u64 },
+    /// [`Message::Gone`]. `is_whole`: the sender takes all rows of the receiver's, and may be given
+    /// what lies below the floor.
+    Want { request: RequestId, origin: Origin, after: Version, part: u64, is_whole: bool },
     /// The answer to a want: what the sender holds durably, possibly nothing new. Where the piece
     /// ends below `head`, it was cut to size, and the rest is asked for separately.
     Pulled { request: RequestId, piece: Piece, head: Version, cut: Cut },
@@ -112,10 +113,9 @@ pub enum Message {
     /// "Of what you want I have dropped tombstones up to `floor`, beyond what you hold: take all my
     /// rows, or you keep some that were deleted."
     Gone { request: RequestId, floor: Version },
-    /// "I write as `origin` and have yet to catch up before I speak." `is_whole`: it takes all rows
-    /// of the receiver's, and wants may go below the floor. Answered by [`Message::Welcome`]. `era`: as
-    /// in [`Message::Hello`].
-    Join { origin: Origin, is_whole: bool, era: u64 },
+    /// "I write as `origin` and have yet to catch up before I speak." Answered by
+    /// [`Message::Welcome`]. `era`: as in [`Message::Hello`].
+    Join { origin: Origin, era: u64 },
     /// "I count you as a member from now on, and hold these heads." Where `is_settled` is false the
     /// sender has yet to catch up itself, and there are none. `floor`: up to where tombstones may be
     /// missing in its rows. `length`: no row whose tombstone went had a longer life. `era`: the
