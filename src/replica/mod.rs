@@ -189,7 +189,7 @@ impl Replica {
                 self.confirmed.remove(&node);
                 self.forget_era_of(node);
                 self.rounds.on_down(now, node);
-                self.on_host_down(now, node);
+                self.leave_host(now, node);
             }
             Input::Overrun(node) => {
                 self.stats.overruns += 1;

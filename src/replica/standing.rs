@@ -780,12 +780,8 @@ impl Replica {
         self.digests.at_once(now);
     }
 
-    pub(super) fn on_host_down(&mut self, now: Time, node: NodeId) {
-        self.leave_host(now, node);
-    }
-
     /// Whom this node lives with is gone, or lost what it told of: another one is looked for.
-    fn leave_host(&mut self, now: Time, node: NodeId) {
+    pub(super) fn leave_host(&mut self, now: Time, node: NodeId) {
         let is_whole = match &self.standing.state {
             State::Announcing { host } | State::Rejoining { host, .. } if *host == node => true,
             State::CatchingUp { host, .. } if *host == node => false,

@@ -733,15 +733,16 @@ struct Place {
 }
 
 /// Returns an epoch that no earlier life of the node had, as far as a clock can say: the
-/// milliseconds since 1970, in which no process starts twice, or the next after `held`, the newest that is known, where the clock is behind. A
-/// database that is new or a copy does not know which versions its peers hold of it already; a
-/// number never used before is the only one under which it may write.
+/// milliseconds since 1970, in none of which a process starts twice, or the next after `held`, the
+/// newest that is known, where the clock is behind. A database that is new or a copy does not know
+/// which versions its peers hold of it already; a number never used before is the only one under
+/// which it may write.
 fn fresh_epoch(held: Epoch) -> Epoch {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     let now = u64::try_from(now).unwrap_or(0);
     #[cfg(test)]
     let now = super::life::MILLISECONDS.get().unwrap_or(now);
-    held.later_by(1).unwrap_or(held).max(Epoch(now.max(EPOCH_FLOOR)))
+    held.next().max(Epoch(now.max(EPOCH_FLOOR)))
 }
 
 /// No epoch by the clock is below: a moment before this program was written. Without it a host that
@@ -780,7 +781,7 @@ fn identify(
                 cluster: config.cluster,
                 scope: config.scope,
                 epoch: match (config.first_epoch, place.file) {
-                    (Some(first), _) => first.max(newest.later_by(1).unwrap_or(newest)),
+                    (Some(first), _) => first.max(newest.next()),
                     (None, Some(_)) => fresh_epoch(newest),
                     (None, None) => Epoch(1),
                 },
@@ -883,7 +884,7 @@ fn reconcile(held: Identity, config: &OpenConfig, path: &str) -> Result<Identity
         name: config.name.clone(),
         cluster: held.cluster.or(config.cluster),
         scope: config.scope,
-        epoch: if is_moved { held.epoch.later_by(1).unwrap_or(held.epoch) } else { held.epoch },
+        epoch: if is_moved { held.epoch.next() } else { held.epoch },
     })
 }
 

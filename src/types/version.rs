@@ -26,6 +26,12 @@ impl Epoch {
     /// The last one that SQLite's integers hold.
     pub const MAX: Self = Self(i64::MAX.cast_unsigned());
 
+    /// Returns the next epoch, or this one where it is the last.
+    #[must_use]
+    pub fn next(self) -> Self {
+        self.later_by(1).unwrap_or(self)
+    }
+
     /// Returns the epoch that is later by `leap`, if there is one.
     #[must_use]
     pub fn later_by(self, leap: u64) -> Option<Self> {
