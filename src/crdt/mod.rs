@@ -22,7 +22,7 @@ pub use change::{
     RowEvent, RowEvents, RowOp, Stamp, TableChanges, TableEvents, TableInfo,
 };
 pub use definition::Definition;
-pub use row::{ColumnId, Fate, Incoming, Merged, RowClock};
+pub use row::{ColumnId, Fate, Incoming, Merged, RowClock, RowTold};
 pub use storage::{
     Begun, Bookmark, Collected, Extract, Floor, Inspected, Part, Settled, Staging, Storage,
     StorageError,

@@ -60,6 +60,32 @@ impl Incoming<'_> {
     }
 }
 
+/// What a peer has told of a row to a node that takes all rows anew.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct RowTold {
+    /// The longest life.
+    pub length: u64,
+    /// The columns of its cells in that life.
+    pub columns: BTreeSet<ColumnId>,
+}
+
+impl RowTold {
+    /// Adds a change. Returns whether it told of anything new.
+    pub fn add(&mut self, change: &Incoming<'_>) -> bool {
+        let length = change.told_length();
+        if length < self.length {
+            return false;
+        }
+        let is_longer = length > self.length;
+        if is_longer {
+            *self = Self { length, columns: BTreeSet::new() };
+        }
+        let before = self.columns.len();
+        self.columns.extend(change.cells.iter().map(|(column, ..)| *column));
+        is_longer || self.columns.len() > before
+    }
+}
+
 /// What a merge asks the storage to do with the row's values: first `fate`, then `take`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Merged<'a> {
@@ -346,6 +372,24 @@ impl RowClock {
         }
     }
 
+    /// When a node has taken all rows anew: lets go of the cells that its peer has not told of, though it
+    /// had heard of them (`is_heard`) and told of the row in this life. It does not have them: there the
+    /// row was deleted and its tombstone dropped, and a later change of another cell brought it back.
+    /// Returns their columns.
+    pub fn leave_out(&mut self, told: &RowTold, is_heard: impl Fn(Stamp) -> bool) -> Vec<ColumnId> {
+        if !self.is_alive() || told.length != self.life.length {
+            return Vec::new();
+        }
+        let is_left_out = |column: &ColumnId, clock: &CellClock| {
+            !told.columns.contains(column) && is_heard(clock.stamp)
+        };
+        let left_out = self.cells().filter(|(column, clock)| is_left_out(column, clock));
+        let left_out: Vec<ColumnId> = left_out.map(|(column, _)| column).collect();
+        left_out.iter().for_each(|column| self.remove(*column));
+        self.groups.sort_unstable_by_key(|group| group.columns[0]);
+        left_out
+    }
+
     fn merge_cell<'a, 'v>(
         &mut self,
         column: ColumnId,
@@ -389,16 +433,21 @@ impl RowClock {
         &self.groups
     }
 
-    fn put(&mut self, column: ColumnId, clock: CellClock) {
-        if self.cell(column) == Some(clock) {
-            return;
-        }
+    /// Leaves the order of the groups to the caller.
+    fn remove(&mut self, column: ColumnId) {
         for group in &mut self.groups {
             if let Ok(place) = group.columns.binary_search(&column) {
                 group.columns.remove(place);
             }
         }
         self.groups.retain(|group| !group.columns.is_empty());
+    }
+
+    fn put(&mut self, column: ColumnId, clock: CellClock) {
+        if self.cell(column) == Some(clock) {
+            return;
+        }
+        self.remove(column);
         match self.groups.iter_mut().find(|group| group.clock == clock) {
             Some(group) => {
                 let place = group.columns.partition_point(|other| *other < column);

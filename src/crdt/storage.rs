@@ -360,7 +360,8 @@ pub trait Storage {
     /// It ends what [`Storage::rejoin`] began. Rows that are still unconfirmed were deleted, or come
     /// again from who inserted them, and go without a trace. But those that this node itself
     /// inserted and the peer could not know of stay; so do tombstones that the heads do not cover,
-    /// and all rows of tables whose tombstones are remembered for good. What is left in other
+    /// and all rows of tables whose tombstones are remembered for good. Of shared rows that were told
+    /// of, those cells go that the peer held once and has not told of. What is left in other
     /// shared rows of versions that the heads do not cover is said again as this node's own, but for
     /// stamps of lives that were told of since; so are dead rows of its own.
     fn settle(&mut self, now: Wall, past: &Past) -> Result<Settled, StorageError>;

@@ -17,7 +17,7 @@ use super::definition::Definition;
 use super::draft::{Draft, Write};
 use super::fingerprint::NameHash;
 use super::pack;
-use super::row::{COUNT_MAX, ColumnId, Fate, Incoming, RowClock};
+use super::row::{COUNT_MAX, ColumnId, Fate, Incoming, RowClock, RowTold};
 use super::sheet::{Row, Shape, Sheet};
 use super::storage::{
     Begun, Bookmark, Collected, Extract, Floor, Inspected, LENGTH_DROPPED_MAX, Part, Past, Settled,
@@ -63,8 +63,8 @@ pub struct Table {
     retired: OrdMap<Origin, Version>,
     era: u64,
     erased: u64,
-    /// While this node rejoins: the rows that the peer has told of, and of each the longest life.
-    confirmed: Option<OrdMap<(Name, Key), u64>>,
+    /// While this node rejoins: what the peer has told of rows.
+    confirmed: Option<OrdMap<(Name, Key), RowTold>>,
 }
 
 impl Table {
@@ -412,6 +412,10 @@ impl Storage for Table {
         if !events.is_empty() {
             settled.commits.push(self.conclude(now, events, None, vec![]));
         }
+        if let Some(confirmed) = &confirmed {
+            let is_heard = |stamp: Stamp| stamp.origin != me && is_covered(&known, stamp);
+            settled.commits.extend(self.leave_out(now, confirmed, is_heard));
+        }
         let again = self.born_too_low();
         let length = self.length;
         settled.renewed = again.len();
@@ -425,7 +429,7 @@ impl Storage for Table {
         let known = self.heads.clone().union(self.retired.clone());
         let say_again = |place: &(Name, Key), row: &Row, stamp: Stamp| {
             let mut row = row.clone();
-            let told = confirmed.get(place).copied().unwrap_or(0);
+            let told = confirmed.get(place).map_or(0, |told| told.length);
             let is_told = !is_owned(&place.0) && told >= row.clock.life().length;
             row.clock.say_again(stamp, is_told, |old| !is_covered(&known, old));
             row
@@ -819,6 +823,31 @@ impl Table {
         self.sheets.iter().rev().flat_map(of_sheet).collect()
     }
 
+    /// Lets go of the cells of shared rows that a peer has heard of and does not have.
+    fn leave_out(
+        &mut self,
+        now: Wall,
+        confirmed: &OrdMap<(Name, Key), RowTold>,
+        is_heard: impl Fn(Stamp) -> bool,
+    ) -> Option<Commit> {
+        let mut touched = Touched::default();
+        for ((table, key), told) in confirmed {
+            if is_owned(table) || keeps_tombstones(table) {
+                continue;
+            }
+            let Some(held) = self.sheets[table].rows.get(key) else { continue };
+            let mut row = (**held).clone();
+            let left_out = row.clock.leave_out(told, &is_heard);
+            if !left_out.is_empty() {
+                touched.note(table, key, || self.image(table, key));
+                row.values.retain(|column, _| !left_out.contains(column));
+                self.put_row(table, key, row);
+            }
+        }
+        let events = self.events(touched);
+        (!events.is_empty()).then(|| self.conclude(now, events, None, vec![]))
+    }
+
     /// Forgets a row, and all that is derived from it.
     pub(super) fn remove_row(&mut self, table: &Name, key: &Key) {
         let sheet = self.sheets.get_mut(table).expect("whoever has a row for it has the table");
@@ -914,10 +943,10 @@ impl Table {
         let incoming = Incoming { class: Class::of(table), stamp, life: change.life, cells };
         let place = (Arc::clone(table), Arc::clone(&change.key));
         let told = self.confirmed.as_mut().map(|confirmed| {
-            let longest = confirmed.entry(place).or_insert(0);
-            let told = *longest;
-            *longest = told.max(incoming.told_length());
-            told
+            let told = confirmed.entry(place).or_default();
+            let before = told.length;
+            told.add(&incoming);
+            before
         });
         let held = self.sheets[table].rows.get(&change.key).cloned();
         let mut clock = held.as_ref().map(|row| row.clock.clone());

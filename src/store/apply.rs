@@ -196,7 +196,7 @@ impl<'a> Merge<'a> {
         let row = &mut self.rows[place];
         row.merge(&incoming);
         if self.is_rejoining {
-            let told = rejoin::confirm(self.conn, (table, &change.key), incoming.told_length())?;
+            let told = rejoin::confirm(self.conn, (table, &change.key), &incoming)?;
             let origins = &*self.origins;
             row.yield_to(&incoming, told, |stamp| stamp.version > origins.head(stamp.origin));
         }
@@ -306,6 +306,18 @@ impl<'a> Merge<'a> {
             row.settle(column, clock, value);
         }
         Ok(row.clock != row.held || row.row != row.before || row.parked != row.parked_before)
+    }
+
+    /// Puts cells back to their columns' defaults: `clock` is the row's without them.
+    pub fn leave_out(
+        &mut self,
+        (table, key): (TableId, &Key),
+        clock: &RowClock,
+        columns: &[ColumnId],
+    ) -> rusqlite::Result<()> {
+        let place = self.touch(table, key)?;
+        self.rows[place].leave_out(clock, columns);
+        Ok(())
     }
 
     fn close(&mut self) -> rusqlite::Result<()> {
@@ -464,6 +476,18 @@ impl Row {
         let Some(mut clock) = self.clock.take() else { return };
         clock.yield_to(change, told, self.value(), is_unheard);
         self.clock = Some(clock);
+    }
+
+    fn leave_out(&mut self, clock: &RowClock, columns: &[ColumnId]) {
+        let Self { home, row, parked, .. } = self;
+        if let (Some((table, key)), Some(row)) = (home, row) {
+            let blank = table.blank(key);
+            for place in columns.iter().filter_map(|id| table.place(*id)) {
+                row[place] = blank[place].clone();
+            }
+        }
+        parked.retain(|id, _| !columns.contains(id));
+        self.clock = Some(clock.clone());
     }
 
     /// Puts a value in the place of another one under the same clock.

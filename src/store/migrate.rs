@@ -9,7 +9,7 @@ use super::open::OpenError;
 pub const APPLICATION_ID: i32 = 0x5472_6962;
 
 /// All migrations, oldest first.
-const MIGRATIONS: [&str; 10] = [
+const MIGRATIONS: [&str; 11] = [
     include_str!("../../migrations/0001_node.sql"),
     include_str!("../../migrations/0002_rows.sql"),
     include_str!("../../migrations/0003_parked.sql"),
@@ -20,6 +20,7 @@ const MIGRATIONS: [&str; 10] = [
     include_str!("../../migrations/0008_retirement.sql"),
     include_str!("../../migrations/0009_told_lives.sql"),
     include_str!("../../migrations/0010_forgotten.sql"),
+    include_str!("../../migrations/0011_told_cells.sql"),
 ];
 
 /// The version that the first migration makes. Smaller ones were never released.

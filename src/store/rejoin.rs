@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rusqlite::{Connection, OptionalExtension};
 
+use super::apply::Merge;
 use super::changes::Reader;
 use super::clocks;
 use super::database::{Store, UPDATE_EPOCH, failed};
@@ -23,7 +24,9 @@ use super::tables::TableId;
 use super::tombstones::{look_at_all, raise};
 use crate::crdt::change::{is_harmless, keeps_tombstones};
 use crate::crdt::storage::{Past, Settled, StorageError};
-use crate::crdt::{Class, ColumnId, Commit, Key, RowClock, RowEvent, Stamp, TableEvents, pack};
+use crate::crdt::{
+    Class, ColumnId, Commit, Incoming, Key, RowClock, RowEvent, RowTold, Stamp, TableEvents, pack,
+};
 use crate::types::{Origin, Seq, Value, Version};
 
 const FORGET_MEMBERS: &str = "DELETE FROM __tribune_members";
@@ -31,9 +34,13 @@ const UNRETIRE: &str = "DELETE FROM __tribune_retired";
 const LEAVE: &str = "UPDATE __tribune_collection SET settled = NULL, is_rejoining = 1";
 const SETTLE: &str = "UPDATE __tribune_collection SET settled = ?1, is_rejoining = 0,
         era = max(era, ?2), erased = max(erased, ?3)";
-const CONFIRM: &str = "INSERT INTO __tribune_confirmed (tbl, key, length) VALUES (?1, ?2, ?3)
-    ON CONFLICT DO UPDATE SET length = ?3";
-const SELECT_CONFIRMED: &str = "SELECT length FROM __tribune_confirmed WHERE tbl = ?1 AND key = ?2";
+const CONFIRM: &str =
+    "INSERT INTO __tribune_confirmed (tbl, key, length, columns) VALUES (?1, ?2, ?3, ?4)
+    ON CONFLICT DO UPDATE SET length = ?3, columns = ?4";
+const SELECT_CONFIRMED: &str =
+    "SELECT length, columns FROM __tribune_confirmed WHERE tbl = ?1 AND key = ?2";
+const SELECT_TOLD: &str = "SELECT tbl, key, clock, length, columns
+    FROM __tribune_confirmed JOIN __tribune_rows USING (tbl, key)";
 const FORGET_CONFIRMED: &str = "DELETE FROM __tribune_confirmed";
 const SELECT_UNCONFIRMED: &str = "SELECT tbl, key, clock FROM __tribune_rows AS r
     WHERE NOT EXISTS (SELECT 1 FROM __tribune_confirmed AS c WHERE c.tbl = r.tbl AND c.key = r.key)";
@@ -42,25 +49,35 @@ const SELECT_TABLE: &str = "SELECT tbl, key, clock FROM __tribune_rows WHERE tbl
 /// After how many rows the watchdog hears that a long step gets on.
 const ROWS_AT_ONCE: usize = 1_000;
 
-/// Notes that the peer has told of a row, in a life of that length. Returns the longest that it had told
-/// of before.
+/// Notes what a change tells of a row. Returns the longest life that was told of before.
 pub(super) fn confirm(
     conn: &Connection,
-    (table, key): (TableId, &[u8]),
-    length: u64,
+    place: (TableId, &[u8]),
+    change: &Incoming<'_>,
 ) -> rusqlite::Result<u64> {
-    let told = told_length(conn, (table, key))?;
-    if told.is_none_or(|told| told < length) {
-        conn.prepare_cached(CONFIRM)?.execute((table, key, length.cast_signed()))?;
+    let held = read_told(conn, place)?;
+    let is_new = held.is_none();
+    let mut told = held.unwrap_or_default();
+    let before = told.length;
+    if told.add(change) || is_new {
+        let columns: Vec<u8> = told.columns.iter().flat_map(|id| id.0.to_be_bytes()).collect();
+        let length = told.length.cast_signed();
+        conn.prepare_cached(CONFIRM)?.execute((place.0, place.1, length, columns))?;
     }
-    Ok(told.unwrap_or(0))
+    Ok(before)
 }
 
-/// Returns the longest life of a row that the peer has told of.
-fn told_length(conn: &Connection, place: (TableId, &[u8])) -> rusqlite::Result<Option<u64>> {
+/// Returns what the peer has told of a row; `None`: nothing.
+fn read_told(conn: &Connection, place: (TableId, &[u8])) -> rusqlite::Result<Option<RowTold>> {
     let mut statement = conn.prepare_cached(SELECT_CONFIRMED)?;
-    let told = statement.query_row(place, |row| row.get::<_, i64>(0)).optional()?;
-    Ok(told.map(i64::cast_unsigned))
+    statement.query_row(place, |row| told_at(row, 0)).optional()
+}
+
+/// Reads what was told, from two columns of a result.
+fn told_at(row: &rusqlite::Row<'_>, at: usize) -> rusqlite::Result<RowTold> {
+    let columns = row.get_ref(at + 1)?.as_blob()?.chunks_exact(2);
+    let columns = columns.map(|id| ColumnId(u16::from_be_bytes([id[0], id[1]]))).collect();
+    Ok(RowTold { length: row.get::<_, i64>(at)?.cast_unsigned(), columns })
 }
 
 type Heads = BTreeMap<Origin, Version>;
@@ -135,11 +152,12 @@ impl Group<'_> {
         let owned: Vec<TableId> = owned.map(|(id, _)| id).collect();
         let mut gone = Vec::new();
         for id in owned {
-            self.store.each_clock(SELECT_TABLE, [id], |place, clock| {
+            self.store.each_clock(SELECT_TABLE, [id], |place, clock, _| {
                 let stamp = clock.life().stamp;
                 if stamp.origin.node != me && !is_covered(held, stamp) {
                     gone.push((place, clock));
                 }
+                Ok(())
             })?;
         }
         self.remove(gone)
@@ -159,6 +177,7 @@ impl Group<'_> {
         let mut settled = Settled::default();
         if was_rejoining {
             self.drop_unconfirmed(&mut settled)?;
+            self.leave_out()?;
         }
         let again = self.born_too_low()?;
         settled.renewed = again.len();
@@ -176,22 +195,55 @@ impl Group<'_> {
         let me = store.now.origin;
         let heads: Heads = store.origins.all_heads().collect();
         let mut gone = Vec::new();
-        store.each_clock(SELECT_UNCONFIRMED, [], |(table, key), clock| {
-            let Some(entry) = store.tables.get_entry(table) else { return };
+        store.each_clock(SELECT_UNCONFIRMED, [], |(table, key), clock, _| {
+            let Some(entry) = store.tables.get_entry(table) else { return Ok(()) };
             let life = clock.life();
             // A tombstone that the peer cannot know is told. A row is told only by who gave it
             // life: others may know of its death already.
             let is_told = !clock.is_alive() && !is_covered(&heads, life.stamp);
             let is_mine = life.stamp.origin == me;
             if is_mine || is_told || entry.is_dropped || keeps_tombstones(&entry.name) {
-                return;
+                return Ok(());
             }
             let is_lost = |stamp: Stamp| stamp.origin == me || !is_covered(&heads, stamp);
             settled.dropped += usize::from(clock.is_alive());
             settled.lost += usize::from(clock.stamps().into_iter().any(is_lost));
             gone.push(((table, key), clock));
+            Ok(())
         })?;
         self.remove(gone)
+    }
+
+    /// Lets go of the cells of shared rows that the peer has heard of and does not have.
+    fn leave_out(&mut self) -> rusqlite::Result<()> {
+        let store = &*self.store;
+        let me = store.now.origin;
+        let heads: Heads = store.origins.all_heads().collect();
+        let is_heard = |stamp: Stamp| stamp.origin != me && is_covered(&heads, stamp);
+        let mut left_out = Vec::new();
+        store.each_clock(SELECT_TOLD, [], |place, mut clock, row| {
+            let Some(entry) = store.tables.get_entry(place.0) else { return Ok(()) };
+            let is_owned = Class::of(&entry.name) == Class::Owned;
+            if is_owned || entry.is_dropped || keeps_tombstones(&entry.name) {
+                return Ok(());
+            }
+            let columns = clock.leave_out(&told_at(row, 3)?, is_heard);
+            if !columns.is_empty() {
+                left_out.push((place, clock, columns));
+            }
+            Ok(())
+        })?;
+        let mut told = Told::default();
+        for rows in left_out.chunks(ROWS_AT_ONCE) {
+            let mut merge = Merge::new(self.store);
+            for ((table, key), clock, columns) in rows {
+                merge.leave_out((*table, key), clock, columns)?;
+            }
+            told.add(merge.write()?);
+            self.store.gate.beat();
+        }
+        self.tell(told);
+        Ok(())
     }
 
     /// Says again what is left of versions that nobody told of: in shared rows, and of this node's own
@@ -204,8 +256,8 @@ impl Group<'_> {
         for (origin, head) in &heads {
             let shared = self.places_of(*origin, Class::Shared, *head)?;
             for place in shared {
-                let length = told_length(&self.store.conn, (place.2, &place.1))?;
-                told.extend(length.map(|length| (place.clone(), length)));
+                let of_row = read_told(&self.store.conn, (place.2, &place.1))?;
+                told.extend(of_row.map(|of_row| (place.clone(), of_row.length)));
                 beyond.insert(place);
             }
             if origin.node == me.node {
@@ -251,12 +303,17 @@ impl Group<'_> {
             told.add(tables);
             self.store.gate.beat();
         }
+        self.tell(told);
+        Ok(())
+    }
+
+    /// Tells those who watch of rows that changed without a version.
+    fn tell(&mut self, told: Told) {
         let tables = told.tables;
         if !tables.is_empty() {
             let (seq, at) = (Seq::default(), self.store.now.at);
             self.conclude(Commit { seq, at, tables, changeset: None, heads: Vec::new() });
         }
-        Ok(())
     }
 }
 
@@ -285,7 +342,7 @@ impl Store {
         &self,
         sql: &str,
         params: impl rusqlite::Params,
-        mut each: impl FnMut((TableId, Key), RowClock),
+        mut each: impl FnMut((TableId, Key), RowClock, &rusqlite::Row<'_>) -> rusqlite::Result<()>,
     ) -> rusqlite::Result<()> {
         let mut statement = self.conn.prepare_cached(sql)?;
         let mut rows = statement.query(params)?;
@@ -296,7 +353,7 @@ impl Store {
                 self.gate.beat();
             }
             let clock = clocks::decode(&self.origins, row.get_ref(2)?.as_blob()?)?;
-            each((row.get(0)?, row.get_ref(1)?.as_blob()?.into()), clock);
+            each((row.get(0)?, row.get_ref(1)?.as_blob()?.into()), clock, row)?;
         }
         Ok(())
     }

@@ -397,6 +397,33 @@ pub fn a_row_is_born_above_what_was_dropped_though_it_died_before<T: Bench>(benc
     }
 }
 
+pub fn a_cell_that_the_peer_has_no_more_goes_though_its_row_is_there<T: Bench>(bench: &mut T) {
+    let life = Life { length: 1, stamp: stamp(C, 1) };
+    let rows = |cells: &[(&str, u64, Value)]| {
+        [5, 6].map(|id| row("t", &[id.into()], life, cells)).to_vec()
+    };
+    let born = rows(&[("v", 1, "x".into()), ("w", 1, "y".into())]);
+    let changed = rows(&[("w", 2, "z".into())]);
+    let mut a = bench.open(A, &all_tables());
+    apply(&mut a, piece(stamp(C, 1), 0, born));
+    write(&mut a, &[set(6, "v", "unheard")]);
+    // There the rows were deleted and their tombstones dropped; then somebody who held them still
+    // changed one cell of each.
+    a.rejoin(NOW, &[(origin(C), Version(2))], 0).unwrap();
+    let mut a = bench.reopen(a);
+    apply(&mut a, piece(stamp(C, 2), 0, changed.clone()));
+    let settled = a.settle(NOW, &Past::default()).unwrap();
+    let watched: Vec<String> = settled.commits.iter().flat_map(show_events).collect();
+    assert_eq!(watched, ["=t 5 NULL 'z'"]);
+    let a = bench.reopen(a);
+    let mut b = bench.open(B, &all_tables());
+    apply(&mut b, piece(stamp(C, 2), 0, changed));
+    pull(&mut b, &a, usize::MAX);
+    assert!(show(&b, 6).starts_with("6 'unheard' 'z'"), "{}", show(&b, 6));
+    assert_eq!([5, 6].map(|id| show(&a, id)), [5, 6].map(|id| show(&b, id)));
+    assert_eq!(a.fingerprint().unwrap(), b.fingerprint().unwrap());
+}
+
 pub fn who_is_no_member_is_noted_and_in_force_once_tombstones_went<T: Bench>(bench: &mut T) {
     let mut one = bench.open(A, &all_tables());
     one.meet(&[(B, Epoch(3)), (C, Epoch(1))], &[(B, Epoch(3))]).unwrap();

@@ -162,6 +162,7 @@ macro_rules! collecting_suite {
             graves::what_a_peer_has_retired_is_taken_over_and_given_up_with_its_rows,
             graves::a_tombstone_of_what_a_peer_has_retired_goes_when_its_rows_are_taken,
             graves::a_row_is_born_above_what_was_dropped_though_it_died_before,
+            graves::a_cell_that_the_peer_has_no_more_goes_though_its_row_is_there,
             graves::who_is_no_member_is_noted_and_in_force_once_tombstones_went,
         }
     };
