@@ -45,6 +45,10 @@ const STALL: Duration = Duration::from_secs(1);
 /// How often this node looks after what has no timer of its own.
 const UPKEEP: Duration = Duration::from_secs(1);
 
+/// How often within [`Config::forget_after`] members are looked for that were gone for so long: each
+/// time at all there are.
+const FORGET_LOOKS: u32 = 16;
+
 /// How long this node must have had no trouble to become healthier by one.
 const RECOVERY: Duration = Duration::from_secs(10);
 
@@ -112,6 +116,8 @@ pub struct Swim {
     agenda: Agenda,
     upkeep_at: Time,
     greet_dead_at: Time,
+    /// When to look for members that were gone for long enough.
+    forget_at: Time,
     roster: Roster,
     announcer: Announcer,
     comparer: Comparer,
@@ -168,6 +174,7 @@ impl Swim {
             agenda: Agenda::default(),
             upkeep_at: Time(0),
             greet_dead_at: Time(0),
+            forget_at: Time(0),
             roster: Roster::default(),
             announcer: Announcer::new(config.announce_wait),
             comparer: Comparer::default(),
@@ -685,9 +692,12 @@ impl Swim {
         // After a change of identity foca resumes probing only with the next update; an empty
         // one will do.
         self.update(now, std::iter::empty());
-        self.note_suspects(now);
-        self.tell_suspects();
-        self.review_guard(now);
+        // Three ask for them, and thousands are looked at.
+        let suspects = self.foca.iter_members().filter(|member| is_suspect(member));
+        let suspects: Vec<_> = suspects.cloned().collect();
+        self.roster.suspect(now, suspects.iter().map(|member| *member.id()).collect());
+        self.review_guard(now, suspects.len());
+        self.tell_suspects(suspects);
         self.announce_to_targets(now);
         if self.foca.num_members() > 0 && self.comparer.is_due(now, &mut self.rng) {
             self.compare();
@@ -699,22 +709,18 @@ impl Swim {
             self.greet_dead_at = now + self.config.greet_dead_period;
             self.announce_to_members_of_old(now, GREETINGS);
         }
-        self.roster.forget_older_than(now, self.config.forget_after);
+        if self.forget_at <= now {
+            self.forget_at = now + self.config.forget_after / FORGET_LOOKS;
+            self.roster.forget_older_than(now, self.config.forget_after);
+        }
         self.health.recover(now);
         self.configure();
-    }
-
-    fn note_suspects(&mut self, now: Time) {
-        let suspects = self.foca.iter_members().filter(|member| is_suspect(member));
-        self.roster.suspect(now, suspects.map(|member| *member.id()).collect());
     }
 
     /// Tells those that are under suspicion, so that they can object. The rumour runs for seconds only:
     /// who was cut off just then would hear of it when it is too late. Whoever raised the suspicion
     /// does, who may be the only one that knows of it, and a few of the others.
-    fn tell_suspects(&mut self) {
-        let suspects: Vec<_> =
-            self.foca.iter_members().filter(|member| is_suspect(member)).cloned().collect();
+    fn tell_suspects(&mut self, suspects: Vec<foca::Member<Identity>>) {
         let mut silent = std::mem::take(&mut self.silent);
         silent.retain(|node| suspects.iter().any(|suspect| suspect.id().node == *node));
         let share = (ACCUSERS / self.foca.num_members().max(1) as f64).min(1.0);
@@ -727,8 +733,7 @@ impl Swim {
         self.silent = silent;
     }
 
-    fn review_guard(&mut self, now: Time) {
-        let suspects = self.foca.iter_members().filter(|member| is_suspect(member)).count();
+    fn review_guard(&mut self, now: Time, suspects: usize) {
         let (told, change) = self.guard.review(now, self.foca.num_members(), suspects);
         self.effects.extend(told.into_iter().map(|node| Effect::Down { node, left: false }));
         self.effects.extend(change.map(|on| Effect::Guard { on }));
