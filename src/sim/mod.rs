@@ -597,7 +597,10 @@ impl<'a> Cluster<'a> {
             self.what_is_told_is_true(from, &message)?;
         }
         self.forge(from, &mut message);
-        let bytes = encode(&message);
+        let mut bytes = encode(&message);
+        if self.is_of_a_later_release(from) {
+            message = self.add_what_is_not_known_here(&mut bytes)?;
+        }
         if self.scenario.is_thorough && decode(&bytes).as_ref() != Ok(&message) {
             return Err(format!("{from} sends what does not survive its bytes: {message:?}"));
         }

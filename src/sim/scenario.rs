@@ -56,6 +56,9 @@ pub struct Scenario {
     /// Whether some nodes begin without a table, or without one of its columns, that others write.
     /// They get it by [`Fault::SchemaGrows`].
     pub is_skewed: bool,
+    /// Whether every other node is of a later release, whose messages say more than this one reads,
+    /// and which sends some of kinds that this one does not know.
+    pub is_upgrading: bool,
     /// Whether a disk is lost or set back only while others hold all that it holds. What overwrote
     /// a shared cell may be gone for good otherwise, while some hold the version that it took the
     /// cell from: see "Decisions" in ARCHITECTURE.md.
@@ -88,6 +91,7 @@ impl Scenario {
             mutation: None,
             forger: None,
             is_skewed: false,
+            is_upgrading: false,
             keeps_only_copies: false,
             is_thorough: true,
         }
@@ -160,6 +164,7 @@ impl Scenario {
         scenario.disk.write_max = Duration::from_millis([1, 5, 100][rng.random_range(0..3)]);
         scenario.disk.attention_max =
             Duration::from_micros([200, 1_000_000][rng.random_range(0..2)]);
+        scenario.is_upgrading = is_upgrading(seed);
         scenario.faults = faults::draw(&mut rng, nodes, until);
         scenario.replica = draw_caps(&mut rng);
         scenario.large_bytes = LARGE_BYTES;
@@ -241,6 +246,7 @@ impl Scenario {
             scenario.faults.extend(ends);
             scenario.faults.sort_by_key(|(at, _)| *at);
         }
+        scenario.is_upgrading = is_upgrading(seed);
         scenario.forger = rng.random_bool(0.2).then(|| NodeIndex(rng.random_range(0..nodes)));
         if rng.random_bool(0.5) {
             scenario.replica = draw_caps(&mut rng);
@@ -258,6 +264,11 @@ impl Scenario {
         let last = self.faults.last().map_or(Time(0), |(at, _)| *at);
         last.max(self.writes_until)
     }
+}
+
+/// By a lot of its own: what else is drawn from a seed stays what it was.
+fn is_upgrading(seed: u64) -> bool {
+    SmallRng::seed_from_u64(seed ^ 0x00e1_ea5e).random_bool(0.2)
 }
 
 /// Tight limits now and then, so that what happens at the brim happens.

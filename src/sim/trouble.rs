@@ -4,6 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+
 use super::check::{Checked, Shown};
 use super::links::Links;
 use super::mistakes::{self, Mutation};
@@ -12,7 +15,7 @@ use super::{Cluster, Event, Fault, Job, NodeIndex};
 use crate::crdt::{Batch, Piece};
 use crate::replica::BatchId;
 use crate::types::NodeId;
-use crate::wire::Message;
+use crate::wire::{self, DecodeError, Message};
 
 /// What is wrong at present, beside what nodes and the network know of themselves.
 #[derive(Debug, Default)]
@@ -157,6 +160,37 @@ impl Cluster<'_> {
             return None;
         }
         Some(event)
+    }
+}
+
+/// Releases.
+impl Cluster<'_> {
+    pub(super) fn is_of_a_later_release(&self, node: NodeIndex) -> bool {
+        self.scenario.is_upgrading && node.0 % 2 == 1
+    }
+
+    /// Adds to a message what a later release may: fields behind those that there are, and messages of
+    /// other kinds beside it. Returns what is read of it here.
+    ///
+    /// # Errors
+    /// This release does not pass over it.
+    pub(super) fn add_what_is_not_known_here(
+        &self,
+        bytes: &mut Vec<u8>,
+    ) -> Result<Message, String> {
+        let known = bytes.len();
+        // By a lot of its own: all else happens as it would without.
+        let mut rng = SmallRng::seed_from_u64(self.now.0 ^ known as u64);
+        bytes.extend((0..rng.random_range(1..40)).map(|_| rng.random::<u8>()));
+        let kind = rng.random_range(200..=u8::MAX);
+        let other = [&[bytes[0], kind], &bytes[2..]].concat();
+        if wire::read(&other) != Err(DecodeError::UnknownKind(kind)) {
+            return Err(format!("a message of kind {kind} is not passed over"));
+        }
+        match wire::read(bytes) {
+            Ok((message, left)) if left == bytes.len() - known => Ok(message),
+            read => Err(format!("what a later release adds is not passed over: {read:?}")),
+        }
     }
 }
 
