@@ -62,6 +62,8 @@ pub struct Place {
 pub struct Cluster {
     network: u8,
     home: TempDir,
+    /// What the agents log.
+    pub log: &'static str,
 }
 
 impl Cluster {
@@ -69,7 +71,7 @@ impl Cluster {
     /// number of its own.
     pub fn new(network: u8) -> Self {
         let home = TempDir::new().expect("a temporary directory");
-        let cluster = Self { network, home };
+        let cluster = Self { network, home, log: "info,tribune=debug" };
         cluster.tls(&["ca"]);
         cluster
     }
@@ -148,7 +150,7 @@ impl Cluster {
             .args(["agent", "--node", node.unwrap_or(&name)])
             .args(["--data-dir", &format!("{name}.data")])
             .args(["--http", &format!("{ip}:8500"), "--dns", &format!("{ip}:8600")])
-            .args(["--gossip", &format!("{gossip}:7401"), "--log", "info,tribune=debug"])
+            .args(["--gossip", &format!("{gossip}:7401"), "--log", self.log])
             .args(["--ca", "ca.pem", "--cert", &format!("{name}.pem"), "--key"])
             .arg(format!("{name}-key.pem"))
             .args(further)
