@@ -6,6 +6,9 @@ use super::question::{self, Lookup, Select};
 use super::resolve::Resolver;
 use crate::catalog::{Instance, Node, NodeEntry, ServiceEntry, Status};
 
+/// A name has fewer tags than so many before its service: more would only make it slow to read.
+const TAGS_MAX: usize = 8;
+
 /// Instances that may be given out, in random order, and the TTL of what is said about them.
 pub struct Chosen<'a> {
     pub instances: Vec<&'a Instance>,
@@ -55,10 +58,16 @@ impl<'a> Resolver<'a, '_> {
         let Some(entry) = self.view.service(service) else {
             return Chosen { instances: Vec::new(), ttl: 0 };
         };
+        let selects = selects.iter().filter_map(|select| match *select {
+            Select::All => None,
+            Select::Tag(word) => Some((Reading::of(entry, word, false), word)),
+            Select::TagOrId(word) => Some((Reading::of(entry, word, true), word)),
+        });
+        let selects: Vec<(Reading, &str)> = selects.collect();
         let is_chosen = |instance: &&Arc<Instance>| {
             self.is_well(instance.status)
                 && self.is_in(&instance.node.node, datacenter)
-                && selects.iter().all(|select| is_selected(entry, instance, *select))
+                && selects.iter().all(|(reading, word)| reading.selects(instance, word))
         };
         Chosen {
             instances: entry.instances.iter().filter(is_chosen).map(Arc::as_ref).collect(),
@@ -92,15 +101,51 @@ impl<'a> Resolver<'a, '_> {
     }
 }
 
-fn is_selected(entry: &ServiceEntry, instance: &Instance, select: Select<'_>) -> bool {
-    match select {
-        Select::All => true,
-        Select::Tag(tag) => has_tag(instance, tag),
-        Select::TagOrId(word) if entry.instances.iter().any(|other| has_tag(other, word)) => {
-            has_tag(instance, word)
-        }
-        Select::TagOrId(word) => instance.service.id.eq_ignore_ascii_case(word),
+/// How a word before a service selects: it is looked at before any instance is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Reading {
+    /// As one tag, dots and all.
+    Tag,
+    /// As several tags with dots between them.
+    Tags,
+    Id,
+}
+
+impl Reading {
+    /// Chooses the first reading under which any instance, well or not, is meant.
+    fn of(entry: &ServiceEntry, word: &str, may_be_id: bool) -> Self {
+        let any =
+            |reading: Self| entry.instances.iter().any(|instance| reading.selects(instance, word));
+        let readings = [Self::Tag, Self::Tags].into_iter().find(|reading| any(*reading));
+        readings.unwrap_or(if may_be_id { Self::Id } else { Self::Tag })
     }
+
+    fn selects(self, instance: &Instance, word: &str) -> bool {
+        match self {
+            Self::Tag => has_tag(instance, word),
+            Self::Tags => has_tags(instance, word),
+            Self::Id => instance.service.id.eq_ignore_ascii_case(word),
+        }
+    }
+}
+
+/// Tells whether a word is made of tags of an instance, with dots between them. A tag may have dots
+/// of its own.
+fn has_tags(instance: &Instance, word: &str) -> bool {
+    let dots = || word.match_indices('.').map(|(at, _)| at);
+    if !(1..TAGS_MAX).contains(&dots().count()) {
+        return false;
+    }
+    // Whether tags end before the dot, or the end, that is so many bytes in.
+    let mut ends = [false; TAGS_MAX];
+    let places: Vec<usize> = dots().chain([word.len()]).collect();
+    for (place, end) in places.iter().enumerate() {
+        let is_reached = |start: usize| start == 0 || ends[start - 1];
+        let begin = |start: usize| if start == 0 { 0 } else { places[start - 1] + 1 };
+        ends[place] = (0..=place)
+            .any(|start| is_reached(start) && has_tag(instance, &word[begin(start)..*end]));
+    }
+    ends[places.len() - 1]
 }
 
 fn has_tag(instance: &Instance, tag: &str) -> bool {

@@ -9,7 +9,7 @@ use super::choose::Chosen;
 use super::config::Zone;
 use super::name::Name;
 use super::question::{self, Lookup};
-use super::record::{Data, Record, Sections};
+use super::record::{Alpn, Data, Record, Sections};
 use super::resolve::Resolver;
 use crate::catalog::view::NodeInfo;
 use crate::catalog::{Instance, Node, NodeEntry, Status};
@@ -45,8 +45,9 @@ impl Want {
 }
 
 impl<'a> Resolver<'a, '_> {
-    /// Pushes an SRV record for each instance, and beside it what its target needs.
-    pub fn push_srv(&mut self, chosen: &Chosen<'a>, sections: &mut Sections<'a>) {
+    /// Pushes an SRV record for each instance, or an HTTPS or SVCB record where that was asked, and
+    /// beside it what its target needs.
+    pub fn push_endpoints(&mut self, chosen: &Chosen<'a>, sections: &mut Sections<'a>) {
         let mut seen = BTreeSet::new();
         let ttl = chosen.ttl;
         for instance in &chosen.instances {
@@ -56,7 +57,25 @@ impl<'a> Resolver<'a, '_> {
             if !seen.insert((&instance.node.key, instance.address(), port)) {
                 continue;
             }
-            let data = Data::Srv { weight: weight_of(instance), port, target };
+            let (is_https, alpn) =
+                (self.query.kind == RecordType::HTTPS, Alpn::of(&instance.service));
+            // Whoever sees such a record no longer speaks without TLS to that name (RFC 9460,
+            // section 9.5): only who says that it speaks TLS gets one.
+            if is_https && alpn.protocols().next().is_none() {
+                continue;
+            }
+            let data = match self.query.kind {
+                RecordType::HTTPS | RecordType::SVCB => Data::Svcb {
+                    is_https,
+                    // It has no weights: who warns is tried last.
+                    priority: if instance.status == Status::Passing { 1 } else { 2 },
+                    target,
+                    alpn,
+                    port,
+                    hint: self.ip_of(instance),
+                },
+                _ => Data::Srv { weight: weight_of(instance), port, target },
+            };
             sections.answers.push(Record { owner: Name::Question, ttl, data });
             let beside = &mut sections.additionals;
             let first = beside.len();
@@ -251,6 +270,18 @@ pub fn meta_of<'a>(
     let entries = if owner.is_speakable() { Some(&info.node.meta) } else { None };
     let texts = entries.into_iter().flatten();
     texts.map(move |(key, value)| Record { owner, ttl, data: Data::Txt { key, value } })
+}
+
+/// Returns the services' meta as TXT records, each entry once.
+pub fn meta_of_services<'a>(
+    owner: Name<'a>,
+    instances: &[&'a Instance],
+    ttl: u32,
+) -> Vec<Record<'a>> {
+    let entries = instances.iter().flat_map(|instance| &instance.service.meta);
+    let entries: BTreeSet<(&String, &String)> = entries.collect();
+    let text = |(key, value): (&'a String, &'a String)| Data::Txt { key, value };
+    entries.into_iter().map(|entry| Record { owner, ttl, data: text(entry) }).collect()
 }
 
 /// Returns a host name without its final dot.

@@ -5,7 +5,7 @@
 //! | name | what |
 //! |---|---|
 //! | (the zone itself), `ns` | the serving node |
-//! | `[tag.]<service>.service[.<dc>[.dc]]` | a service; the tag may contain dots |
+//! | `[tag.]<service>.service[.<dc>[.dc]]` | a service; the tag may contain dots, or be several |
 //! | `_<service>._<proto or tag>[.service][.<dc>[.dc]]` | RFC 2782; `_tcp` is no tag |
 //! | `<node>.node[.<dc>[.dc]]` | a node, by name or id; the name may contain dots |
 //! | `<hex>.addr[.<dc>]` | the address that is written in the name |
@@ -57,10 +57,10 @@ pub enum Lookup<'q> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Select<'q> {
     All,
-    /// Those that carry the tag.
+    /// Those that carry the tag; when no instance of the service, well or not, carries it: those that
+    /// carry all of several tags with dots between them.
     Tag(&'q str),
-    /// Those that carry the tag; when no instance of the service, well or not, carries it: those
-    /// with this id.
+    /// The same; when there is none, either: those with this id.
     TagOrId(&'q str),
 }
 

@@ -6,6 +6,7 @@ use hickory_proto::op::ResponseCode;
 
 use super::config::{Soa, Zone};
 use super::name::Name;
+use crate::catalog::Service;
 
 /// One record of a reply.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,7 +31,19 @@ pub enum Data<'a> {
         port: u16,
         target: Name<'a>,
     },
-    /// One entry of a node's meta: see [`txt`](super::wire).
+    /// Where and how a service is reached (RFC 9460).
+    Svcb {
+        /// HTTPS, or SVCB for whatever else is spoken there.
+        is_https: bool,
+        /// The lowest is tried first; never 0.
+        priority: u16,
+        target: Name<'a>,
+        alpn: Alpn<'a>,
+        /// 0: the protocol's own.
+        port: u16,
+        hint: Option<IpAddr>,
+    },
+    /// One entry of a node's or a service's meta: see [`txt`](super::wire).
     Txt {
         key: &'a str,
         value: &'a str,
@@ -41,6 +54,32 @@ pub enum Data<'a> {
         times: Soa,
     },
 }
+
+/// Which protocols an instance speaks (RFC 7301): what its meta `alpn` lists, with commas, or else
+/// those of its tags that are names of such protocols.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Alpn<'a>(&'a Service);
+
+/// The tags that count: protocols that clients look for in HTTPS records.
+const ALPN_TAGS: [&str; 3] = ["h3", "h2", "http/1.1"];
+
+impl<'a> Alpn<'a> {
+    pub fn of(service: &'a Service) -> Self {
+        Self(service)
+    }
+
+    /// Lists the protocols, each of 1 to 255 bytes.
+    pub fn protocols(self) -> impl Iterator<Item = &'a str> {
+        let meta = self.0.meta.get("alpn").map(String::as_str);
+        let listed = meta.unwrap_or_default().split(',').map(str::trim);
+        let tags = if meta.is_some() { &[] } else { &self.0.tags[..] };
+        let tags = tags.iter().map(String::as_str).filter(|tag| ALPN_TAGS.contains(tag));
+        listed.chain(tags).filter(|protocol| (1..=255).contains(&protocol.len())).take(ALPN_MAX)
+    }
+}
+
+/// An instance has no more protocols than so many.
+const ALPN_MAX: usize = 8;
 
 impl<'a> Record<'a> {
     /// Makes an A or AAAA record, whichever the address is.
@@ -61,7 +100,7 @@ impl<'a> Record<'a> {
     pub fn is_speakable(&self) -> bool {
         let data = match &self.data {
             Data::Cname(name) | Data::Ptr(name) | Data::Ns(name) => name.is_speakable(),
-            Data::Srv { target, .. } => target.is_speakable(),
+            Data::Srv { target, .. } | Data::Svcb { target, .. } => target.is_speakable(),
             Data::A(_) | Data::Aaaa(_) | Data::Txt { .. } | Data::Soa { .. } => true,
         };
         data && self.owner.is_speakable()

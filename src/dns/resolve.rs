@@ -2,7 +2,7 @@
 //!
 //! What exists and what is empty follows Consul: a service without a healthy instance does not
 //! exist, a node does whatever its health. Deviations from Consul 1.8 are on purpose and stand
-//! with the code: TXT on a service gives no A records, AAAA on an IPv4 `.addr` name gives no A
+//! with the code: TXT on a service gives its meta and no A records, AAAA on an IPv4 `.addr` name gives no A
 //! record, the zone itself and `ns` have addresses.
 
 use std::net::IpAddr;
@@ -13,7 +13,7 @@ use hickory_proto::rr::RecordType;
 
 use super::choose::Random;
 use super::config::{Config, Zone};
-use super::hosts::{Want, address_of_node, meta_of};
+use super::hosts::{Want, address_of_node, meta_of, meta_of_services};
 use super::name::Name;
 use super::packet::Query;
 use super::question::{self, Lookup};
@@ -69,12 +69,19 @@ impl<'a> Resolver<'a, '_> {
         }
         let mut sections = Sections::empty(ResponseCode::NoError);
         sections.answers.reserve(chosen.instances.len());
-        if self.query.kind == RecordType::SRV {
-            self.push_srv(&chosen, &mut sections);
-        } else {
-            let want = Want::new(self.query.kind, chosen.ttl);
-            let answers = &mut sections.answers;
-            self.push_instances(Name::Question, &chosen.instances, want, answers);
+        match self.query.kind {
+            RecordType::SRV | RecordType::HTTPS | RecordType::SVCB => {
+                self.push_endpoints(&chosen, &mut sections);
+            }
+            kind => {
+                let want = Want::new(kind, chosen.ttl);
+                let answers = &mut sections.answers;
+                self.push_instances(Name::Question, &chosen.instances, want, answers);
+            }
+        }
+        if self.query.kind == RecordType::TXT && sections.answers.is_empty() {
+            let (instances, ttl) = (&chosen.instances, chosen.ttl);
+            sections.answers = meta_of_services(Name::Question, instances, ttl);
         }
         if sections.answers.is_empty() {
             sections.authorities.push(self.soa());
@@ -279,6 +286,60 @@ mod tests {
         check(&catalog, "none.app.internal. A", "NXDomain  | internal. SOA");
         // Consul knows no instances by id: long names do not either.
         check(&catalog, "app-3.app.service.consul. A", "NXDomain  | consul. SOA");
+    }
+
+    #[test]
+    fn several_tags_select_those_that_carry_all_of_them() {
+        let catalog = catalog()
+            .instance("app app-4 10.1.0.4:1 green,blue")
+            .instance("app app-5 10.1.0.5:1 blue,v1.2,eu");
+        check(&catalog, "blue.green.app.internal. A", "blue.green.app.internal. A 10.1.0.4");
+        let name = "EU.v1.2.blue.app.service.consul.";
+        check(&catalog, &format!("{name} A"), &format!("{name} A 10.1.0.5"));
+        check(&catalog, "blue.v1.app.internal. A", "NXDomain  | internal. SOA");
+        // One tag with a dot is not two.
+        let catalog = catalog.instance("app app-6 10.1.0.6:1 green.blue");
+        check(&catalog, "green.blue.app.internal. A", "green.blue.app.internal. A 10.1.0.6");
+        let many = "blue.".repeat(9);
+        check(&catalog, &format!("{many}app.internal. A"), "NXDomain  | internal. SOA");
+    }
+
+    #[test]
+    fn a_service_tells_its_meta_and_how_it_is_spoken_to() {
+        let mut catalog = Catalog::new().instance("web w1 10.1.0.1:8443 h2,blue");
+        let meta = [("version", "7"), ("alpn", "h3, grpc")];
+        let mut service = crate::catalog::Service {
+            id: "w2".to_owned(),
+            name: "web".to_owned(),
+            address: "2001:db8::2".to_owned(),
+            meta: meta.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+            ..Default::default()
+        };
+        catalog.put_service(ME, &service);
+        (service.id, service.address) = ("w3".to_owned(), "10.1.0.3".to_owned());
+        catalog.put_service(ME, &service);
+        let catalog = catalog.check("w3", Status::Warning);
+        let texts = ["\"alpn=h3, grpc\"", "\"version=7\""];
+        let texts = texts.map(|text| format!("web.internal. TXT {text}"));
+        check(&catalog, "web.internal. TXT", &texts.join(", "));
+        check(
+            &catalog,
+            "web.internal. HTTPS",
+            "web.internal. HTTPS 1 0a010001.addr.dc1.internal. alpn=h2, port=8443 ipv4hint=10.1.0.1,, \
+             web.internal. HTTPS 1 20010db8000000000000000000000002.addr.dc1.internal. \
+             alpn=h3,grpc, ipv6hint=2001:db8::2,, \
+             web.internal. HTTPS 2 0a010003.addr.dc1.internal. alpn=h3,grpc, ipv4hint=10.1.0.3, |  | \
+             0a010001.addr.dc1.internal. A 10.1.0.1, 0a010003.addr.dc1.internal. A 10.1.0.3, \
+             20010db8000000000000000000000002.addr.dc1.internal. AAAA 2001:db8::2",
+        );
+        let catalog = catalog.instance("plain p1 10.1.0.9:80 blue");
+        check(&catalog, "plain.internal. HTTPS", "| internal. SOA");
+        check(
+            &catalog,
+            "plain.internal. SVCB",
+            "plain.internal. SVCB 1 0a010009.addr.dc1.internal. port=80 ipv4hint=10.1.0.9, |  | \
+             0a010009.addr.dc1.internal. A 10.1.0.9",
+        );
     }
 
     #[test]

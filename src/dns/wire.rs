@@ -4,6 +4,8 @@
 //! compression, so that an SRV answer of two dozen instances, which Consul fits into 4,096 bytes,
 //! would be cut; and it allocates for each label. Its decoder reads every reply in the tests.
 
+use std::net::IpAddr;
+
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::RecordType;
 
@@ -11,7 +13,7 @@ use super::answer::Transport;
 use super::config::Config;
 use super::name::{Name, Spelling};
 use super::packet::Query;
-use super::record::{Data, Record, Sections};
+use super::record::{Alpn, Data, Record, Sections};
 
 /// The length of a message's header.
 pub const HEADER_BYTES: usize = 12;
@@ -186,8 +188,7 @@ impl Writer<'_> {
         let length_at = self.out.len();
         self.u16(0);
         self.data(&record.data);
-        let length = self.out.len() - length_at - 2;
-        self.count(length_at, u16::try_from(length).expect("record data has its own limits"));
+        self.end_of(length_at);
     }
 
     fn data(&mut self, data: &Data<'_>) {
@@ -202,6 +203,11 @@ impl Writer<'_> {
                 // RFC 2782: the target is not compressed. Later names may point to it.
                 self.name(target, false);
             }
+            Data::Svcb { priority, target, alpn, port, hint, .. } => {
+                self.u16(*priority);
+                self.name(target, false);
+                self.svc_params(*alpn, *port, *hint);
+            }
             Data::Txt { key, value } => self.txt(key, value),
             Data::Soa { zone, serial, times } => {
                 self.name(&Name::Within("ns", zone), true);
@@ -210,6 +216,44 @@ impl Writer<'_> {
                 numbers.iter().for_each(|number| self.u32(*number));
             }
         }
+    }
+
+    /// Writes the parameters of an SVCB record, in the order of their keys (RFC 9460, section 2.2).
+    fn svc_params(&mut self, alpn: Alpn<'_>, port: u16, hint: Option<IpAddr>) {
+        if alpn.protocols().next().is_some() {
+            let length_at = self.svc_key(1);
+            for protocol in alpn.protocols() {
+                self.out.push(u8::try_from(protocol.len()).expect("at most 255 bytes"));
+                self.out.extend_from_slice(protocol.as_bytes());
+            }
+            self.end_of(length_at);
+        }
+        if port > 0 {
+            let length_at = self.svc_key(3);
+            self.u16(port);
+            self.end_of(length_at);
+        }
+        if let Some(ip) = hint {
+            let length_at = self.svc_key(if ip.is_ipv4() { 4 } else { 6 });
+            match ip {
+                IpAddr::V4(v4) => self.out.extend_from_slice(&v4.octets()),
+                IpAddr::V6(v6) => self.out.extend_from_slice(&v6.octets()),
+            }
+            self.end_of(length_at);
+        }
+    }
+
+    /// Begins a parameter. Returns where its length is to stand.
+    fn svc_key(&mut self, key: u16) -> usize {
+        self.u16(key);
+        self.u16(0);
+        self.out.len() - 2
+    }
+
+    /// Fills in the length of what was written behind it.
+    fn end_of(&mut self, length_at: usize) {
+        let length = self.out.len() - length_at - 2;
+        self.count(length_at, u16::try_from(length).expect("record data has its own limits"));
     }
 
     /// Writes one entry of a node's meta: `key=value` (RFC 1464), or the bare value where the key
@@ -373,6 +417,8 @@ fn kind_of(data: &Data<'_>) -> RecordType {
         Data::Ptr(_) => RecordType::PTR,
         Data::Ns(_) => RecordType::NS,
         Data::Srv { .. } => RecordType::SRV,
+        Data::Svcb { is_https: true, .. } => RecordType::HTTPS,
+        Data::Svcb { is_https: false, .. } => RecordType::SVCB,
         Data::Txt { .. } => RecordType::TXT,
         Data::Soa { .. } => RecordType::SOA,
     }
