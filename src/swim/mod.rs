@@ -322,8 +322,13 @@ impl Swim {
             }
             Ok(Datagram::Members(members)) => {
                 members.iter().for_each(|member| self.note_claim(now, member));
+                let me = self.me();
+                let is_accusing = members.iter().any(|m| *m.id() == me && is_suspect(m));
                 let active = members.into_iter().filter(is_active);
                 self.take_over(now, active);
+                if is_accusing {
+                    self.object(from);
+                }
             }
             Err(Unread::Unknown) => self.counters.unknown += 1,
             Err(Unread::Malformed(_)) => self.counters.malformed += 1,
@@ -391,6 +396,19 @@ impl Swim {
             self.counters.suspected += 1;
             self.health.worsen(now, 1);
         }
+    }
+
+    /// Tells somebody who suspects this node that it is there. foca objects to some by lot, and lets the
+    /// rest hear of it from them: of a thousand nodes one now and then does not, and would take this
+    /// node for down in the end.
+    fn object(&mut self, accuser: NodeId) {
+        let me = self.me();
+        let Some(accuser) = self.roster.get(accuser) else { return };
+        // foca's own: one above the latest of the accusations, to each of which it has objected.
+        let heard = self.accused.filter(|(generation, _)| *generation == me.generation);
+        let incarnation = heard.map_or(0, |(_, incarnation)| incarnation.saturating_add(1));
+        let alive = foca::Member::new(me, incarnation, foca::State::Alive);
+        codec::members(&[alive]).into_iter().for_each(|bytes| self.send(accuser.identity, bytes));
     }
 
     /// The cluster believes in another life of this node.

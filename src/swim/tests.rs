@@ -570,6 +570,36 @@ fn gossip(cluster: &Cluster, from: usize, to: usize, update: foca::Member<Identi
 }
 
 #[test]
+fn whoever_tells_a_node_of_suspicion_is_told_at_once_that_it_is_there() {
+    let mut cluster = Cluster::joined(3, 12);
+    let accused = cluster.swim(1).me();
+    let mut objects_to = |incarnation| {
+        let suspect = foca::Member::new(accused, incarnation, foca::State::Suspect);
+        let bytes = super::codec::members(&[suspect]).remove(0);
+        let sent = cluster.sent;
+        cluster.input(1, Input::Datagram { from: id(2), bytes });
+        let of_now = cluster.in_flight.iter().filter(|((_, number), _)| *number > sent);
+        let to_accuser = of_now.filter(|(_, (from, to, _))| (*from, *to) == (id(1), id(2)));
+        let objections = to_accuser.filter_map(|(_, (_, _, bytes))| {
+            let (super::codec::Datagram::Members(members), _) = super::codec::open(bytes).unwrap()
+            else {
+                return None;
+            };
+            (members.len() == 1 && members[0].state() == foca::State::Alive)
+                .then(|| members[0].incarnation())
+        });
+        objections.collect::<Vec<u16>>()
+    };
+    assert_eq!(objects_to(0), [1]);
+    assert_eq!(objects_to(0), [1], "it has objected before, and somebody has not heard of it");
+    assert_eq!(objects_to(1), [2]);
+    let bytes = super::codec::members(&[foca::Member::new(accused, 2, foca::State::Suspect)]);
+    cluster.input(0, Input::Datagram { from: id(2), bytes: bytes[0].clone() });
+    cluster.run(secs(30));
+    assert!(cluster.downs().is_empty(), "{:?}", cluster.downs());
+}
+
+#[test]
 fn who_claims_to_be_another_than_the_certificate_says_is_not_heard() {
     let mut cluster = Cluster::joined(2, 13);
     let bytes = super::codec::leaving(&cluster.swim(1).me());
