@@ -101,7 +101,7 @@ fn make_own(directory: &Path, agent: &Agent, name: &str) -> Result<(), StartErro
 }
 
 /// Returns the host's name, up to its first dot.
-fn host_name() -> String {
+pub(super) fn host_name() -> String {
     let uname = rustix::system::uname();
     let name = uname.nodename().to_string_lossy();
     let short = name.split('.').next().unwrap_or_default();

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use super::StartError;
+use super::{StartError, identity};
 use crate::config::agent::{Consul, Tombstones};
 use crate::config::parse::Span;
 use crate::config::{Agent, file};
-use crate::dns::config::{ServiceTtl, Soa, Zone};
+use crate::dns::config::{NSID_BYTES_MAX, ServiceTtl, Soa, Zone};
 use crate::ingest::Token;
 use crate::{dns, health, http, ingest, replica};
 
@@ -22,6 +22,7 @@ pub(super) fn dns(agent: &Agent) -> Result<dns::Config, StartError> {
         Some(names) => names.iter().map(|name| zone(name)).collect::<Result<Vec<_>, _>>()?,
         None => vec![zone("consul")?],
     };
+    let node = || agent.node.clone().unwrap_or_else(identity::host_name);
     let ttls = options.service_ttl.iter().map(|(name, span)| (name.as_str(), seconds(span.0)));
     let mut config = dns::Config {
         listen: agent.dns.clone(),
@@ -34,9 +35,17 @@ pub(super) fn dns(agent: &Agent) -> Result<dns::Config, StartError> {
         a_record_limit: options.a_record_limit.unwrap_or(defaults.a_record_limit),
         enable_truncate: options.enable_truncate.unwrap_or(defaults.enable_truncate),
         node_meta_txt: options.additional_node_meta_txt.unwrap_or(defaults.node_meta_txt),
+        nsid: options.nsid.clone().unwrap_or_else(node),
         ..defaults
     }
     .with_zones(primary, others);
+    if config.nsid.len() > NSID_BYTES_MAX && options.nsid.is_some() {
+        return Err(StartError(format!(
+            "[dns] nsid has {} bytes; at most {NSID_BYTES_MAX} are told, so write it shorter",
+            config.nsid.len()
+        )));
+    }
+    config.nsid.truncate(config.nsid.floor_char_boundary(NSID_BYTES_MAX));
     if options.srv_targets_in_consul == Some(true) {
         config.targets_in = config.zone_named("consul");
         if config.targets_in.is_none() {

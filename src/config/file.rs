@@ -80,6 +80,9 @@ pub struct Dns {
     pub udp_answer_limit: Option<usize>,
     /// Sets the truncation flag when an answer over UDP was cut. Default true.
     pub enable_truncate: Option<bool>,
+    /// What a client is told that asks which server answered (NSID), at most 64 bytes; empty: nothing.
+    /// Default: the node's name as it is configured, else the host's.
+    pub nsid: Option<String>,
     /// SRV targets stay in `consul.` whatever zone was asked, as Consul 1.8 has it. Default false.
     pub srv_targets_in_consul: Option<bool>,
     /// Node meta as TXT records beside SRV answers. Default true.

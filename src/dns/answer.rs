@@ -1,11 +1,14 @@
 //! One packet in, one reply out: a function of the view, without clock, socket or lock.
 
+use std::net::IpAddr;
+
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{DNSClass, RecordType};
 
 use super::config::Config;
+use super::cookie::Cookies;
 use super::packet::{self, Query, Unread};
-use super::record::Sections;
+use super::record::{Options, Sections};
 use super::resolve::resolve;
 use super::wire;
 use crate::catalog::View;
@@ -27,6 +30,8 @@ pub struct Request<'p> {
     pub seed: u64,
     /// Seconds since 1970: the SOA's serial.
     pub now_unix: u32,
+    /// Who asks, and what makes cookies for them; `None`: nobody gets any.
+    pub client: Option<(IpAddr, &'p Cookies)>,
 }
 
 /// What becomes of a packet.
@@ -56,7 +61,8 @@ pub fn answer(
     now_unix: u32,
 ) -> Reply {
     let mut bytes = Vec::with_capacity(512);
-    match answer_into(view, config, Request { packet, transport, seed, now_unix }, &mut bytes) {
+    let request = Request { packet, transport, seed, now_unix, client: None };
+    match answer_into(view, config, request, &mut bytes) {
         Some(_) => Reply::Bytes(bytes),
         None => Reply::Silence,
     }
@@ -81,8 +87,19 @@ pub fn answer_into(
         Some(code) => Sections { is_authoritative: false, ..Sections::empty(code) },
         None => resolve(view, config, &query, request.seed, request.now_unix),
     };
-    let is_truncated = wire::write(out, &query, &sections, request.transport, config);
+    let options = options_for(&query, config, &request);
+    let is_truncated = wire::write(out, &query, (&sections, &options), request.transport, config);
     Some(Outcome { kind: Some(query.kind), code: sections.code, is_truncated })
+}
+
+/// Returns what the reply's OPT record says beside sizes and codes.
+fn options_for<'c>(query: &Query, config: &'c Config, request: &Request<'_>) -> Options<'c> {
+    let Some(edns) = query.edns else { return Options::default() };
+    let of_client = |(client, cookies): (IpAddr, &Cookies)| {
+        Some(cookies.answer(edns.cookie?, client, request.now_unix))
+    };
+    let nsid = if edns.asks_nsid { config.nsid.as_str() } else { "" };
+    Options { nsid, cookie: request.client.and_then(of_client) }
 }
 
 /// Refuses what is well formed and still not for us, whatever its name.
@@ -105,9 +122,11 @@ mod tests {
     use std::collections::BTreeMap;
 
     use hickory_proto::op::{Message, MessageType};
+    use hickory_proto::rr::rdata::opt::{EdnsCode, EdnsOption};
     use proptest::prelude::*;
 
     use super::*;
+    use crate::dns::cookie::Asked;
     use crate::dns::testing::{Catalog, ask, data_of, question};
 
     fn catalog() -> Catalog {
@@ -155,6 +174,42 @@ mod tests {
         assert!(
             !edns.flags().dnssec_ok && edns.flags().z == 0 && edns.options().as_ref().is_empty()
         );
+    }
+
+    #[test]
+    fn who_asks_which_server_it_is_and_brings_a_cookie_gets_both() {
+        let (config, cookies) =
+            (Config { nsid: "n1".to_owned(), ..Config::default() }, Cookies::default());
+        let address: IpAddr = "192.0.2.1".parse().unwrap();
+        let client = Some((address, &cookies));
+        let reply = |options: &[u8]| {
+            let mut packet = question("a1.app.internal. A", 1_232);
+            let end = packet.len();
+            packet[end - 1] = u8::try_from(options.len()).unwrap();
+            packet.extend_from_slice(options);
+            let (transport, seed, now_unix) = (Transport::Udp, 1, 77);
+            let request = Request { packet: &packet, transport, seed, now_unix, client };
+            let mut bytes = Vec::new();
+            answer_into(&catalog().view, &config, request, &mut bytes).unwrap();
+            let reply = Message::from_vec(&bytes).unwrap();
+            let options = reply.edns.as_ref().map(|edns| edns.options().as_ref().to_vec());
+            let shown = |(code, option): &(EdnsCode, EdnsOption)| {
+                (u16::from(*code), Vec::try_from(option).unwrap())
+            };
+            let options = options.unwrap_or_default().iter().map(shown).collect::<Vec<_>>();
+            (reply.metadata.response_code, options)
+        };
+        let none = (ResponseCode::NoError, vec![]);
+        assert_eq!(reply(&[]), none);
+        let nsid = (3, b"n1".to_vec());
+        assert_eq!(reply(&[0, 3, 0, 0]), (ResponseCode::NoError, vec![nsid.clone()]));
+        let asked = [0, 10, 0, 8, 1, 2, 3, 4, 5, 6, 7, 8];
+        let cookie = cookies.answer(Asked([1, 2, 3, 4, 5, 6, 7, 8]), address, 77);
+        let cookie = (10, cookie.to_vec());
+        let both = [&[0, 3, 0, 0], &asked[..]].concat();
+        assert_eq!(reply(&both), (ResponseCode::NoError, vec![nsid, cookie]));
+        // A header alone, as for anything that is malformed.
+        assert_eq!(reply(&[0, 10, 0, 3, 1, 2, 3]), (ResponseCode::FormErr, vec![]));
     }
 
     #[test]

@@ -46,9 +46,15 @@ pub struct Config {
     pub enable_truncate: bool,
     /// Node meta as TXT records beside answers about nodes and beside SRV. Default true.
     pub node_meta_txt: bool,
+    /// What a client is told that asks which server answered (NSID, RFC 5001), at most
+    /// [`NSID_BYTES_MAX`] bytes; empty: nothing. Default empty.
+    pub nsid: String,
     /// Writes every name in full. Default false.
     pub disable_compression: bool,
 }
+
+/// The longest [`Config::nsid`].
+pub const NSID_BYTES_MAX: usize = 64;
 
 /// The largest value of [`Config::udp_bytes_max`].
 pub const UDP_BYTES_MAX: u16 = 4096;
@@ -76,6 +82,7 @@ impl Default for Config {
             a_record_limit: 0,
             enable_truncate: true,
             node_meta_txt: true,
+            nsid: String::new(),
             disable_compression: false,
         }
     }

@@ -8,6 +8,7 @@
 pub mod answer;
 pub mod choose;
 pub mod config;
+pub mod cookie;
 pub mod counters;
 pub mod hosts;
 pub mod name;

@@ -3,9 +3,11 @@
 use hickory_proto::op::{
     Header, Message, MessageType, OpCode, Query as HickoryQuery, ResponseCode,
 };
+use hickory_proto::rr::rdata::opt::{EdnsCode, EdnsOption};
 use hickory_proto::rr::{DNSClass, RecordType};
 use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
 
+use super::cookie::Asked;
 use super::name::Spelling;
 use super::wire::HEADER_BYTES;
 
@@ -32,6 +34,31 @@ pub struct Edns {
     /// The longest reply it can take over UDP, in bytes.
     pub payload_bytes_max: u16,
     pub version: u8,
+    /// It wants to know which server answers (RFC 5001).
+    pub asks_nsid: bool,
+    pub cookie: Option<Asked>,
+}
+
+impl Edns {
+    /// Takes over what hickory has read; `None`: an option is malformed.
+    fn of(edns: &hickory_proto::op::Edns) -> Option<Self> {
+        let options = edns.options().as_ref();
+        let cookies = options.iter().filter_map(|(_, option)| match option {
+            EdnsOption::Unknown(code, data) if *code == u16::from(EdnsCode::Cookie) => Some(data),
+            _ => None,
+        });
+        // Of several the first counts (RFC 7873, section 5.2).
+        let cookie = cookies.map(|data| Asked::read(data)).next();
+        Some(Self {
+            payload_bytes_max: edns.max_payload(),
+            version: edns.version(),
+            asks_nsid: options.iter().any(|(code, _)| *code == EdnsCode::NSID),
+            cookie: match cookie {
+                Some(asked) => Some(asked?),
+                None => None,
+            },
+        })
+    }
 }
 
 /// Why a packet is no question.
@@ -81,6 +108,10 @@ fn read_query(header: &Header, decoder: &mut BinDecoder<'_>) -> Option<Query> {
     if !decoder.is_empty() || question.query_type() == RecordType::OPT {
         return None;
     }
+    let edns = match &edns {
+        Some(edns) => Some(Edns::of(edns)?),
+        None => None,
+    };
     let name = Spelling::of_labels(question.name().iter())?;
     Some(Query {
         id: header.id,
@@ -90,8 +121,7 @@ fn read_query(header: &Header, decoder: &mut BinDecoder<'_>) -> Option<Query> {
         name,
         kind: question.query_type(),
         class: question.query_class(),
-        edns: edns
-            .map(|edns| Edns { payload_bytes_max: edns.max_payload(), version: edns.version() }),
+        edns,
     })
 }
 

@@ -123,6 +123,14 @@ pub struct Sections<'a> {
     pub addresses: Vec<Option<usize>>,
 }
 
+/// EDNS options of a reply.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Options<'a> {
+    /// Which server this is; empty: it is not said.
+    pub nsid: &'a str,
+    pub cookie: Option<[u8; 24]>,
+}
+
 impl Sections<'_> {
     /// Makes an authoritative reply of one code and no records.
     pub fn empty(code: ResponseCode) -> Self {

@@ -1,6 +1,6 @@
 //! Binding the listeners and running them: threads for UDP, tasks for TCP.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -16,6 +16,7 @@ use tracing::{error, info};
 use super::answer::{Outcome, Request, Transport, answer_into};
 use super::choose::Random;
 use super::config::Config;
+use super::cookie::Cookies;
 use super::counters::{Counters, add_one};
 use super::{tcp, udp, wire};
 use crate::live::Feed;
@@ -36,6 +37,7 @@ pub struct Dns {
 pub struct Shared {
     pub config: Config,
     pub counters: Arc<Counters>,
+    cookies: Cookies,
 }
 
 struct Listener {
@@ -72,7 +74,8 @@ impl Dns {
                 Err(error) => return Err(error),
             }
         }
-        let shared = Arc::new(Shared { config, counters: Arc::default() });
+        let shared =
+            Arc::new(Shared { config, counters: Arc::default(), cookies: Cookies::default() });
         Ok(Self { shared, listeners })
     }
 
@@ -208,15 +211,22 @@ impl Worker {
     }
 
     /// Answers a packet into `self.reply`; false: nothing is to be sent. Counts what happened.
-    pub fn answer(&mut self, packet: &[u8], transport: Transport) -> bool {
+    pub fn answer(&mut self, packet: &[u8], client: IpAddr, transport: Transport) -> bool {
         let shared = Arc::clone(&self.shared);
-        self.answer_with(&shared.config, packet, transport)
+        self.answer_with(&shared.config, packet, client, transport)
     }
 
     /// Answers with another configuration than the shared one.
-    pub fn answer_with(&mut self, config: &Config, packet: &[u8], transport: Transport) -> bool {
-        let request =
-            Request { packet, transport, seed: self.random.next_number(), now_unix: now_unix() };
+    pub fn answer_with(
+        &mut self,
+        config: &Config,
+        packet: &[u8],
+        client: IpAddr,
+        transport: Transport,
+    ) -> bool {
+        let (seed, now_unix) = (self.random.next_number(), now_unix());
+        let client = Some((client, &self.shared.cookies));
+        let request = Request { packet, transport, seed, now_unix, client };
         let (view, reply) = (self.feed.view(), &mut self.reply);
         // The buffer is cleared by whoever writes into it next: no half-made state is seen.
         let answered = AssertUnwindSafe(|| answer_into(&view, config, request, reply));

@@ -70,7 +70,7 @@ pub async fn run(
         add_one(&shared.counters.tcp_accepted);
         let worker = Worker::new(Arc::clone(&shared), Arc::clone(&feed));
         connections.spawn(async move {
-            if let Err(error) = serve(stream, worker).await {
+            if let Err(error) = serve(stream, peer.ip(), worker).await {
                 debug!(%peer, %error, "A DNS connection broke");
             }
             drop(seat);
@@ -79,7 +79,7 @@ pub async fn run(
 }
 
 /// Answers message after message until the client is done, or slow, or wrong.
-async fn serve(stream: TcpStream, mut worker: Worker) -> io::Result<()> {
+async fn serve(stream: TcpStream, peer: IpAddr, mut worker: Worker) -> io::Result<()> {
     // Replies are written whole; waiting for more would only delay them.
     stream.set_nodelay(true)?;
     let (read, mut write) = stream.into_split();
@@ -93,7 +93,7 @@ async fn serve(stream: TcpStream, mut worker: Worker) -> io::Result<()> {
         if message.is_empty() {
             return Ok(());
         }
-        if !worker.answer(&message, Transport::Tcp) {
+        if !worker.answer(&message, peer, Transport::Tcp) {
             return Ok(());
         }
         let length = u16::try_from(worker.reply.len()).expect("replies are cut to 65,535 bytes");

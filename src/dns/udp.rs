@@ -96,12 +96,13 @@ pub fn run(
             add_one(&shared.counters.dropped);
             continue;
         }
+        let client = meta.addr.ip();
         for packet in buffer[..meta.len].chunks(meta.stride.max(1)) {
-            if !worker.answer(packet, Transport::Udp) {
+            if !worker.answer(packet, client, Transport::Udp) {
                 continue;
             }
             let mut sent = endpoint.send(&worker.reply, &meta);
-            if is_too_long(&sent) && worker.answer_with(&cautious, packet, Transport::Udp) {
+            if is_too_long(&sent) && worker.answer_with(&cautious, packet, client, Transport::Udp) {
                 sent = endpoint.send(&worker.reply, &meta);
             }
             if sent.is_err() {

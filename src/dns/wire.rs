@@ -8,12 +8,13 @@ use std::net::IpAddr;
 
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::RecordType;
+use hickory_proto::rr::rdata::opt::EdnsCode;
 
 use super::answer::Transport;
 use super::config::Config;
 use super::name::{Name, Spelling};
 use super::packet::Query;
-use super::record::{Alpn, Data, Record, Sections};
+use super::record::{Alpn, Data, Options, Record, Sections};
 
 /// The length of a message's header.
 pub const HEADER_BYTES: usize = 12;
@@ -34,26 +35,27 @@ const CLASS_IN: u16 = 1;
 pub fn write(
     out: &mut Vec<u8>,
     query: &Query,
-    sections: &Sections<'_>,
+    (sections, options): (&Sections<'_>, &Options<'_>),
     transport: Transport,
     config: &Config,
 ) -> bool {
+    let said = (sections, options);
     let limit = bytes_max(query, transport, config);
     let total = sections.answers.len();
     let most = answers_max(query, transport, config, limit).min(total);
     if most == total {
-        encode(out, query, sections, &Cut::Whole, config);
+        encode(out, query, said, &Cut::Whole, config);
         if out.len() <= limit {
             return false;
         }
     }
     // As Consul does: what is beside the answers goes first, all but one address for each SRV.
     let kept = largest(most, |answers| {
-        encode(out, query, sections, &Cut::Down { answers, is_truncated: false }, config);
+        encode(out, query, said, &Cut::Down { answers, is_truncated: false }, config);
         out.len() <= limit
     });
     let is_truncated = kept < total && transport == Transport::Udp && config.enable_truncate;
-    encode(out, query, sections, &Cut::Down { answers: kept, is_truncated }, config);
+    encode(out, query, said, &Cut::Down { answers: kept, is_truncated }, config);
     is_truncated
 }
 
@@ -108,7 +110,13 @@ enum Cut {
     },
 }
 
-fn encode(out: &mut Vec<u8>, query: &Query, sections: &Sections<'_>, cut: &Cut, config: &Config) {
+fn encode(
+    out: &mut Vec<u8>,
+    query: &Query,
+    (sections, options): (&Sections<'_>, &Options<'_>),
+    cut: &Cut,
+    config: &Config,
+) {
     let (answers, is_truncated) = match *cut {
         Cut::Whole => (&sections.answers[..], false),
         Cut::Down { answers, is_truncated } => (&sections.answers[..answers], is_truncated),
@@ -128,7 +136,7 @@ fn encode(out: &mut Vec<u8>, query: &Query, sections: &Sections<'_>, cut: &Cut, 
         }
     };
     if sections.has_edns && query.edns.is_some() {
-        writer.opt(sections.code, config);
+        writer.opt(sections.code, options, config);
         additional_count += 1;
     }
     writer.count(6, answer_count);
@@ -221,7 +229,7 @@ impl Writer<'_> {
     /// Writes the parameters of an SVCB record, in the order of their keys (RFC 9460, section 2.2).
     fn svc_params(&mut self, alpn: Alpn<'_>, port: u16, hint: Option<IpAddr>) {
         if alpn.protocols().next().is_some() {
-            let length_at = self.svc_key(1);
+            let length_at = self.begin(1);
             for protocol in alpn.protocols() {
                 self.out.push(u8::try_from(protocol.len()).expect("at most 255 bytes"));
                 self.out.extend_from_slice(protocol.as_bytes());
@@ -229,12 +237,12 @@ impl Writer<'_> {
             self.end_of(length_at);
         }
         if port > 0 {
-            let length_at = self.svc_key(3);
+            let length_at = self.begin(3);
             self.u16(port);
             self.end_of(length_at);
         }
         if let Some(ip) = hint {
-            let length_at = self.svc_key(if ip.is_ipv4() { 4 } else { 6 });
+            let length_at = self.begin(if ip.is_ipv4() { 4 } else { 6 });
             match ip {
                 IpAddr::V4(v4) => self.out.extend_from_slice(&v4.octets()),
                 IpAddr::V6(v6) => self.out.extend_from_slice(&v6.octets()),
@@ -243,8 +251,8 @@ impl Writer<'_> {
         }
     }
 
-    /// Begins a parameter. Returns where its length is to stand.
-    fn svc_key(&mut self, key: u16) -> usize {
+    /// Begins a parameter or an option. Returns where its length is to stand.
+    fn begin(&mut self, key: u16) -> usize {
         self.u16(key);
         self.u16(0);
         self.out.len() - 2
@@ -302,13 +310,24 @@ impl Writer<'_> {
         }
     }
 
-    fn opt(&mut self, code: ResponseCode, config: &Config) {
+    fn opt(&mut self, code: ResponseCode, options: &Options<'_>, config: &Config) {
         self.out.push(0);
         self.u16(RecordType::OPT.into());
         self.u16(config.udp_bytes_max);
         // The upper bits of the code, version 0, no flags.
         self.out.extend_from_slice(&[code.high(), 0, 0, 0]);
+        let length_at = self.out.len();
         self.u16(0);
+        let nsid = (!options.nsid.is_empty()).then_some(options.nsid.as_bytes());
+        let said =
+            [(EdnsCode::NSID, nsid), (EdnsCode::Cookie, options.cookie.as_ref().map(|c| &c[..]))];
+        for (code, data) in said {
+            let Some(data) = data else { continue };
+            let option_at = self.begin(code.into());
+            self.out.extend_from_slice(data);
+            self.end_of(option_at);
+        }
+        self.end_of(length_at);
     }
 
     fn name(&mut self, name: &Name<'_>, compress: bool) {
