@@ -40,7 +40,7 @@ fn measure(view: &View, packets: &[Vec<u8>], rounds: usize) -> u128 {
     for round in 0..rounds {
         for packet in packets {
             let (seed, transport) = (round as u64, Transport::Udp);
-            let request = Request { packet, transport, seed, now_unix: 1 };
+            let request = Request { packet, transport, seed, now_unix: 1, client: None };
             answer_into(view, &config, request, &mut reply).expect("a reply");
             assert_eq!(reply[7], 3, "three answers");
         }
