@@ -13,7 +13,7 @@
 mod support;
 
 use std::fs;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -172,13 +172,6 @@ fn processor(node: &Agent) -> Duration {
     Duration::from_millis(ticks.iter().sum::<u64>() * 10)
 }
 
-/// A line of `/proc/PID/status`, in MiB.
-fn memory(node: &Agent, line: &str) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", node.pid())).expect("it runs");
-    let line = status.lines().find(|l| l.starts_with(line)).expect("a line");
-    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("KiB") >> 10
-}
-
 /// Bytes that the loopback device has carried.
 fn loopback() -> u64 {
     let devices = fs::read_to_string("/proc/net/dev").expect("Linux");
@@ -204,7 +197,7 @@ async fn events(plan: &Plan) {
     tokio::time::sleep(plan.idle).await;
     let share = (used() - before).as_secs_f64() / plan.idle.as_secs_f64() / agents.len() as f64;
     let rate = (loopback() - bytes) as f64 / plan.idle.as_secs_f64() / agents.len() as f64;
-    let memory = agents.iter().map(|agent| memory(agent, "VmRSS:")).max().expect("nodes");
+    let memory = agents.iter().map(|agent| agent.memory_mib("VmRSS:")).max().expect("nodes");
     println!(
         "an idle node of {}: {:.2} % of a core, {memory} MiB at most, {rate:.0} bytes/s",
         agents.len(),
@@ -215,7 +208,6 @@ async fn events(plan: &Plan) {
     let since = move || u64::try_from(begun.elapsed().as_micros()).expect("not so long");
     for (rate, lasts) in &plan.rates {
         let times = Arc::new(Mutex::new(Vec::new()));
-        let told = Arc::new(AtomicU64::new(0));
         let writes = rate * lasts.as_secs();
         let mut watching = Vec::new();
         let mut subscriptions = Vec::new();
@@ -223,14 +215,13 @@ async fn events(plan: &Plan) {
             subscriptions.push(agent.subscribe("SELECT * FROM instances").await);
         }
         for mut changes in subscriptions {
-            let (times, told) = (Arc::clone(&times), Arc::clone(&told));
+            let times = Arc::clone(&times);
             watching.push(tokio::spawn(async move {
                 for _ in 0..writes {
                     let (_, cells) = changes.change().await;
                     let at = cells[7].as_u64().expect("when it was written");
                     let late = since() - at;
                     times.lock().expect("nobody panics").push(Duration::from_micros(late));
-                    told.fetch_add(1, Ordering::Relaxed);
                 }
             }));
         }
@@ -245,10 +236,10 @@ async fn events(plan: &Plan) {
             watch.await.expect("it heard all of them");
         }
         let others = agents.len() as u64 - 1;
-        assert_eq!(told.load(Ordering::Relaxed), writes * others);
         // What the writer and those who watch carry over loopback is among it.
         let each = (loopback() - bytes) as f64 / (writes * others) as f64;
         let times = std::mem::take(&mut *times.lock().expect("nobody panics"));
+        assert_eq!(times.len() as u64, writes * others);
         show(&format!("event on {others} others, {rate} writes/s"), times);
         println!("  loopback bytes for a write and receiver, the events themselves too: {each:.0}");
     }
@@ -281,7 +272,7 @@ async fn back(plan: &Plan) {
     let n3 = fleet.spawn(3);
     fleet.cluster.wait_up(&n3).await;
     let took = wait_equal(&[&n3], plan.missed, begun).await.as_secs_f64();
-    let peak = memory(&n3, "VmHWM:");
+    let peak = n3.memory_mib("VmHWM:");
     println!(
         "back after missing {rows} rows: {took:.2} s, {:.0} rows/s, peak {peak} MiB",
         rows / took
@@ -291,7 +282,7 @@ async fn back(plan: &Plan) {
     let n4 = fleet.spawn(4);
     fleet.cluster.wait_up(&n4).await;
     let took = wait_equal(&[&n4], plan.missed, begun).await.as_secs_f64();
-    println!("an empty node joins: {took:.2} s, peak {} MiB", memory(&n4, "VmHWM:"));
+    println!("an empty node joins: {took:.2} s, peak {} MiB", n4.memory_mib("VmHWM:"));
 
     // How fast one writes alone, and while a node comes back.
     let mut n4 = n4;

@@ -43,18 +43,17 @@ impl Edns {
     /// Takes over what hickory has read; `None`: an option is malformed.
     fn of(edns: &hickory_proto::op::Edns) -> Option<Self> {
         let options = edns.options().as_ref();
-        let cookies = options.iter().filter_map(|(_, option)| match option {
+        // Of several the first counts (RFC 7873, section 5.2).
+        let cookie = options.iter().find_map(|(_, option)| match option {
             EdnsOption::Unknown(code, data) if *code == u16::from(EdnsCode::Cookie) => Some(data),
             _ => None,
         });
-        // Of several the first counts (RFC 7873, section 5.2).
-        let cookie = cookies.map(|data| Asked::read(data)).next();
         Some(Self {
             payload_bytes_max: edns.max_payload(),
             version: edns.version(),
             asks_nsid: options.iter().any(|(code, _)| *code == EdnsCode::NSID),
             cookie: match cookie {
-                Some(asked) => Some(asked?),
+                Some(option) => Some(Asked::read(option)?),
                 None => None,
             },
         })

@@ -2,8 +2,8 @@
 //!
 //! What exists and what is empty follows Consul: a service without a healthy instance does not
 //! exist, a node does whatever its health. Deviations from Consul 1.8 are on purpose and stand
-//! with the code: TXT on a service gives its meta and no A records, AAAA on an IPv4 `.addr` name gives no A
-//! record, the zone itself and `ns` have addresses.
+//! with the code: TXT on a service gives its meta and no A records, AAAA on an IPv4 `.addr` name
+//! gives no A record, the zone itself and `ns` have addresses.
 
 use std::net::IpAddr;
 use std::sync::Arc;

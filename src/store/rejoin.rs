@@ -176,8 +176,9 @@ impl Group<'_> {
         self.store.conn.execute(SETTLE, (me.to_bytes(), numbers[0], numbers[1]))?;
         let mut settled = Settled::default();
         if was_rejoining {
-            self.drop_unconfirmed(&mut settled)?;
-            self.leave_out()?;
+            let heads: Heads = self.store.origins.all_heads().collect();
+            self.drop_unconfirmed(&heads, &mut settled)?;
+            self.leave_out(&heads)?;
         }
         let again = self.born_too_low()?;
         settled.renewed = again.len();
@@ -190,22 +191,21 @@ impl Group<'_> {
         Ok(settled)
     }
 
-    fn drop_unconfirmed(&mut self, settled: &mut Settled) -> rusqlite::Result<()> {
+    fn drop_unconfirmed(&mut self, heads: &Heads, settled: &mut Settled) -> rusqlite::Result<()> {
         let store = &*self.store;
         let me = store.now.origin;
-        let heads: Heads = store.origins.all_heads().collect();
         let mut gone = Vec::new();
         store.each_clock(SELECT_UNCONFIRMED, [], |(table, key), clock, _| {
             let Some(entry) = store.tables.get_entry(table) else { return Ok(()) };
             let life = clock.life();
             // A tombstone that the peer cannot know is told. A row is told only by who gave it
             // life: others may know of its death already.
-            let is_told = !clock.is_alive() && !is_covered(&heads, life.stamp);
+            let is_told = !clock.is_alive() && !is_covered(heads, life.stamp);
             let is_mine = life.stamp.origin == me;
             if is_mine || is_told || entry.is_dropped || keeps_tombstones(&entry.name) {
                 return Ok(());
             }
-            let is_lost = |stamp: Stamp| stamp.origin == me || !is_covered(&heads, stamp);
+            let is_lost = |stamp: Stamp| stamp.origin == me || !is_covered(heads, stamp);
             settled.dropped += usize::from(clock.is_alive());
             settled.lost += usize::from(clock.stamps().into_iter().any(is_lost));
             gone.push(((table, key), clock));
@@ -215,11 +215,10 @@ impl Group<'_> {
     }
 
     /// Lets go of the cells of shared rows that the peer has heard of and does not have.
-    fn leave_out(&mut self) -> rusqlite::Result<()> {
+    fn leave_out(&mut self, heads: &Heads) -> rusqlite::Result<()> {
         let store = &*self.store;
         let me = store.now.origin;
-        let heads: Heads = store.origins.all_heads().collect();
-        let is_heard = |stamp: Stamp| stamp.origin != me && is_covered(&heads, stamp);
+        let is_heard = |stamp: Stamp| stamp.origin != me && is_covered(heads, stamp);
         let mut left_out = Vec::new();
         store.each_clock(SELECT_TOLD, [], |place, mut clock, row| {
             let Some(entry) = store.tables.get_entry(place.0) else { return Ok(()) };
@@ -250,6 +249,7 @@ impl Group<'_> {
     /// the dead. Its own that live under an earlier epoch are withdrawn.
     fn say_again(&mut self) -> rusqlite::Result<()> {
         let me = self.store.now.origin;
+        // With the versions that were written since the node settled.
         let heads: Heads = self.store.origins.all_heads().collect();
         let mut beyond = BTreeSet::new();
         let mut told = BTreeMap::new();

@@ -36,9 +36,7 @@ async fn transact(node: &Agent, sql: &str) -> Duration {
 
 /// The most memory that a process has had, in MiB.
 fn peak_mib(node: &Agent) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", node.pid())).expect("it runs");
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("a line");
-    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("KiB") >> 10
+    node.memory_mib("VmHWM:")
 }
 
 /// Asks again and again until the answer is the wanted one; before that it must be the former.

@@ -340,6 +340,13 @@ impl Agent {
         self.process.lock().expect("no panic").id()
     }
 
+    /// Returns a figure of the process's memory (`VmRSS:`, `VmHWM:`: see proc_pid_status(5)), in MiB.
+    pub fn memory_mib(&self, line: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
+        let line = status.lines().find(|other| other.starts_with(line)).expect("a line");
+        line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("KiB") >> 10
+    }
+
     /// Sends SIGTERM, waits for the end, and returns the exit code.
     pub async fn terminate(&self) -> Option<i32> {
         self.signal("TERM");
