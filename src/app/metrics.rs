@@ -495,6 +495,31 @@ fn of_dns(dns: &dns::Counters) -> Vec<Family> {
             "TCP connections closed for a limit.",
             load(&dns.tcp_refused),
         ),
+        Family::counter(
+            "restrained",
+            "Answers over UDP to strangers that were cut or not sent.",
+            load(&dns.restrained),
+        ),
+        Family::counters(
+            "recursion",
+            "Questions about names outside of the zones, by what became of them.",
+            labelled("outcome", of_recursion(&dns.recursion).map(read)),
+        ),
+        Family::counter(
+            "recursors_circular",
+            "Recursors that send questions back to this node.",
+            load(&dns.recursion.circles),
+        ),
+    ]
+}
+
+fn of_recursion(counters: &dns::counters::Recursion) -> [(&'static str, &AtomicU64); 5] {
+    [
+        ("asked", &counters.asked),
+        ("cached", &counters.cached),
+        ("failed", &counters.failed),
+        ("stale", &counters.stale),
+        ("shed", &counters.shed),
     ]
 }
 

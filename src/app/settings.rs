@@ -1,14 +1,21 @@
 //! From the checked configuration to each room's own settings.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::{StartError, identity};
 use crate::config::agent::{Consul, Tombstones};
-use crate::config::parse::Span;
+use crate::config::parse::{Span, socket_address};
 use crate::config::{Agent, file};
-use crate::dns::config::{NSID_BYTES_MAX, ServiceTtl, Soa, Zone};
+use crate::dns::clients::Networks;
+use crate::dns::config::{NSID_BYTES_MAX, ServiceTtl, Soa, UDP_BYTES_MAX, UDP_BYTES_MIN, Zone};
+use crate::dns::recursion::servers::Strategy;
 use crate::ingest::Token;
 use crate::{dns, health, http, ingest, replica};
+
+const DNS_PORT: u16 = 53;
+/// Less time than this no server could keep to.
+const RECURSOR_TIMEOUT_MIN: Duration = Duration::from_millis(50);
 
 /// Returns how this node answers DNS.
 pub(super) fn dns(agent: &Agent) -> Result<dns::Config, StartError> {
@@ -36,6 +43,13 @@ pub(super) fn dns(agent: &Agent) -> Result<dns::Config, StartError> {
         enable_truncate: options.enable_truncate.unwrap_or(defaults.enable_truncate),
         node_meta_txt: options.additional_node_meta_txt.unwrap_or(defaults.node_meta_txt),
         nsid: options.nsid.clone().unwrap_or_else(node),
+        name_servers: options.name_servers.clone().unwrap_or(defaults.name_servers),
+        udp_bytes_max: options.udp_bytes_max.unwrap_or(defaults.udp_bytes_max),
+        disable_compression: options.disable_compression.unwrap_or(defaults.disable_compression),
+        allow_query: networks("allow_query", &options.allow_query, defaults.allow_query)?,
+        stranger_rate: options.stranger_rate.unwrap_or(defaults.stranger_rate),
+        stranger_factor: options.stranger_factor.unwrap_or(defaults.stranger_factor),
+        recursion: recursion(options, &agent.dns)?,
         ..defaults
     }
     .with_zones(primary, others);
@@ -43,6 +57,12 @@ pub(super) fn dns(agent: &Agent) -> Result<dns::Config, StartError> {
         return Err(StartError(format!(
             "[dns] nsid has {} bytes; at most {NSID_BYTES_MAX} are told, so write it shorter",
             config.nsid.len()
+        )));
+    }
+    if !(UDP_BYTES_MIN..=UDP_BYTES_MAX).contains(&config.udp_bytes_max) {
+        return Err(StartError(format!(
+            "[dns] udp_bytes_max is {}; it is {UDP_BYTES_MIN} to {UDP_BYTES_MAX}",
+            config.udp_bytes_max
         )));
     }
     config.nsid.truncate(config.nsid.floor_char_boundary(NSID_BYTES_MAX));
@@ -56,6 +76,76 @@ pub(super) fn dns(agent: &Agent) -> Result<dns::Config, StartError> {
         }
     }
     Ok(config)
+}
+
+/// Returns whom this node asks about names that are not its own.
+fn recursion(
+    options: &file::Dns,
+    listen: &[(SocketAddr, bool)],
+) -> Result<dns::recursion::Config, StartError> {
+    let defaults = dns::recursion::Config::default();
+    let servers = |key: &str, texts: &[String]| {
+        let server = |text: &String| {
+            let address = socket_address(text, DNS_PORT)
+                .ok()
+                .filter(|address| !address.ip().is_unspecified() && address.port() > 0)
+                .ok_or_else(|| {
+                    let example = "192.0.2.1, 192.0.2.1:53 or [2001:db8::1]:53";
+                    StartError(format!(
+                        "[dns] {key}: '{text}' is no server; write it like {example}"
+                    ))
+                })?;
+            let is_own = |(own, _): &(SocketAddr, bool)| {
+                own.port() == address.port()
+                    && (own.ip() == address.ip()
+                        || own.ip().is_unspecified() && address.ip().is_loopback())
+            };
+            if listen.iter().any(is_own) {
+                return Err(StartError(format!(
+                    "[dns] {key}: {address} is this node itself; name the server that it is to ask"
+                )));
+            }
+            Ok(address)
+        };
+        texts.iter().map(server).collect::<Result<Vec<_>, _>>()
+    };
+    let strategy = match options.recursor_strategy.as_deref() {
+        None | Some("sequential") => Strategy::Sequential,
+        Some("random") => Strategy::Random,
+        Some(other) => {
+            return Err(StartError(format!(
+                "[dns] recursor_strategy is '{other}'; it is 'sequential' or 'random'"
+            )));
+        }
+    };
+    let domain = |(name, texts): (&String, &Vec<String>)| {
+        let zone =
+            Zone::parse(name).map_err(|error| StartError(format!("[dns.forward] {error}")))?;
+        if texts.is_empty() {
+            return Err(StartError(format!("[dns.forward] '{name}' has no server; name one")));
+        }
+        Ok((zone, servers(&format!("forward.{name}"), texts)?))
+    };
+    let or = |span: Option<Span>, default| span.map_or(default, |span| span.0);
+    Ok(dns::recursion::Config {
+        servers: servers("recursors", options.recursors.as_deref().unwrap_or_default())?,
+        domains: options.forward.iter().map(domain).collect::<Result<_, _>>()?,
+        strategy,
+        timeout: or(options.recursor_timeout, defaults.timeout).max(RECURSOR_TIMEOUT_MIN),
+        clients: networks("allow_recursion", &options.allow_recursion, defaults.clients)?,
+        cache_entries: options.recursor_cache_entries.unwrap_or(defaults.cache_entries),
+        ttl_max: or(options.recursor_ttl_max, defaults.ttl_max),
+        negative_ttl_max: or(options.recursor_negative_ttl_max, defaults.negative_ttl_max),
+    })
+}
+
+fn networks(
+    key: &str,
+    texts: &Option<Vec<String>>,
+    default: Networks,
+) -> Result<Networks, StartError> {
+    let Some(texts) = texts else { return Ok(default) };
+    Networks::parse(texts).map_err(|error| StartError(format!("[dns] {key}: {error}")))
 }
 
 /// Returns how this node replicates. What is told of a round is passed on often enough for the round
@@ -120,4 +210,54 @@ pub(super) fn ingest(consul: &Consul) -> ingest::Config {
     config.interval = consul.interval;
     config.guard.period = consul.grace;
     config
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(options: &str, expected: &str) {
+        let file = file::File::parse(&format!("[dns]\n{options}")).unwrap();
+        let listen = [(([0, 0, 0, 0], 53).into(), false), (([192, 0, 2, 9], 8_600).into(), false)];
+        let found = match recursion(&file.dns, &listen) {
+            Ok(config) => format!("{:?}", config.all_servers().collect::<Vec<_>>()),
+            Err(error) => error.to_string(),
+        };
+        assert_eq!(found, expected, "{options}");
+    }
+
+    #[test]
+    fn servers_for_other_names_are_read_with_their_ports() {
+        check("", "[]");
+        check("recursors = ['192.0.2.1', '[2001:db8::1]:54']", "[192.0.2.1:53, [2001:db8::1]:54]");
+        check(
+            "recursors = ['192.0.2.1']\n[dns.forward]\n'a.b' = ['192.0.2.2:1']",
+            "[192.0.2.1:53, 192.0.2.2:1]",
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_asked_is_said() {
+        check(
+            "recursors = ['dns.example.com']",
+            "[dns] recursors: 'dns.example.com' is no server; write it like 192.0.2.1, 192.0.2.1:53 \
+             or [2001:db8::1]:53",
+        );
+        let itself = "is this node itself; name the server that it is to ask";
+        check("recursors = ['127.0.0.1']", &format!("[dns] recursors: 127.0.0.1:53 {itself}"));
+        check(
+            "forward = { 'a.b' = ['192.0.2.9:8600'] }",
+            &format!("[dns] forward.a.b: 192.0.2.9:8600 {itself}"),
+        );
+        check("forward = { 'a.b' = [] }", "[dns.forward] 'a.b' has no server; name one");
+        check(
+            "recursor_strategy = 'fastest'",
+            "[dns] recursor_strategy is 'fastest'; it is 'sequential' or 'random'",
+        );
+        check(
+            "allow_recursion = ['10.0.0.0/40']",
+            "[dns] allow_recursion: '10.0.0.0/40' is no network; write it like 10.0.0.0/8, \
+             2001:db8::/32 or 192.0.2.1, or as 'private' or 'any'",
+        );
+    }
 }

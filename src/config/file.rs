@@ -87,6 +87,35 @@ pub struct Dns {
     pub srv_targets_in_consul: Option<bool>,
     /// Node meta as TXT records beside SRV answers. Default true.
     pub additional_node_meta_txt: Option<bool>,
+    /// Names of the nodes that the zones' NS records list. Default none: this node alone.
+    pub name_servers: Option<Vec<String>>,
+    /// The largest answer over UDP, 512 to 4096 bytes. Default 1232, which crosses every path.
+    pub udp_bytes_max: Option<u16>,
+    /// Writes every name in full. Default false.
+    pub disable_compression: Option<bool>,
+    /// Networks whose questions are answered; others are refused. Default `["any"]`.
+    pub allow_query: Option<Vec<String>>,
+    /// Answers a second over UDP to a network of strangers; 0: no limit. Default 200.
+    pub stranger_rate: Option<u32>,
+    /// How many times longer than its question an answer over UDP to a stranger may be; 0: no limit.
+    /// Default 10.
+    pub stranger_factor: Option<usize>,
+    /// Servers that are asked about names outside of the zones. Default none: such names are refused.
+    pub recursors: Option<Vec<String>>,
+    /// How long one of them may take. Default `2s`.
+    pub recursor_timeout: Option<Span>,
+    /// Which one is asked first: `sequential` or `random`. Default `sequential`.
+    pub recursor_strategy: Option<String>,
+    /// How many of their answers are remembered; 0: none. Default 10000.
+    pub recursor_cache_entries: Option<usize>,
+    /// How long an answer is remembered at most. Default `24h`.
+    pub recursor_ttl_max: Option<Span>,
+    /// How long it is remembered at most that there is nothing. Default `5m`.
+    pub recursor_negative_ttl_max: Option<Span>,
+    /// Networks for whom other servers are asked. Default `["private"]`.
+    pub allow_recursion: Option<Vec<String>>,
+    /// Servers that are asked about the names of one domain. Default none.
+    pub forward: BTreeMap<String, Vec<String>>,
     pub soa: Soa,
 }
 

@@ -6,10 +6,14 @@ use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{DNSClass, RecordType};
 
 use super::config::Config;
-use super::cookie::Cookies;
+use super::cookie::{Asked, Cookies};
 use super::packet::{self, Query, Unread};
 use super::record::{Options, Sections};
-use super::resolve::resolve;
+use super::recursion::Answer;
+use super::recursion::key::wire_name;
+use super::recursion::known::{Known, Missing};
+use super::recursion::reply::Shown;
+use super::resolve::{Given, resolve};
 use super::wire;
 use crate::catalog::View;
 
@@ -30,8 +34,30 @@ pub struct Request<'p> {
     pub seed: u64,
     /// Seconds since 1970: the SOA's serial.
     pub now_unix: u32,
-    /// Who asks, and what makes cookies for them; `None`: nobody gets any.
-    pub client: Option<(IpAddr, &'p Cookies)>,
+    /// Who asks; `None`: nobody whom a cookie would do any good.
+    pub client: Option<Client<'p>>,
+    /// What other servers said so far; `None`: nobody else is asked for this client.
+    pub known: Option<&'p Known>,
+}
+
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+pub struct Client<'p> {
+    pub ip: IpAddr,
+    /// What makes cookies for them.
+    pub cookies: &'p Cookies,
+}
+
+/// How far a packet was answered.
+pub enum Answered {
+    /// Nothing is to be sent: the packet was too short to have an id, or itself a reply.
+    Silence,
+    /// The reply is written.
+    Reply(Outcome),
+    /// The reply is written, and would be more whole if others were asked about these hosts.
+    Incomplete(Outcome, Missing),
+    /// Others are to be asked. Nothing is written.
+    Elsewhere(Box<Query>),
 }
 
 /// What becomes of a packet.
@@ -42,13 +68,15 @@ pub enum Reply {
     Silence,
 }
 
-/// What a reply was about, for counting.
+/// What a reply was about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Outcome {
     /// The type that was asked; `None` where the question could not be read.
     pub kind: Option<RecordType>,
     pub code: ResponseCode,
     pub is_truncated: bool,
+    /// What the client showed of itself.
+    pub cookie: Option<Asked>,
 }
 
 /// Answers a packet.
@@ -61,45 +89,107 @@ pub fn answer(
     now_unix: u32,
 ) -> Reply {
     let mut bytes = Vec::with_capacity(512);
-    let request = Request { packet, transport, seed, now_unix, client: None };
+    let request = Request { packet, transport, seed, now_unix, client: None, known: None };
     match answer_into(view, config, request, &mut bytes) {
-        Some(_) => Reply::Bytes(bytes),
-        None => Reply::Silence,
+        Answered::Reply(_) | Answered::Incomplete(..) => Reply::Bytes(bytes),
+        Answered::Silence | Answered::Elsewhere(_) => Reply::Silence,
     }
 }
 
-/// Answers a packet into a buffer that is used again. `None`: nothing is to be sent.
+/// Answers a packet into a buffer that is used again.
 pub fn answer_into(
     view: &View,
     config: &Config,
     request: Request<'_>,
     out: &mut Vec<u8>,
-) -> Option<Outcome> {
+) -> Answered {
     let query = match packet::read(request.packet) {
         Ok(query) => query,
         Err(Unread::Refused(code)) => {
             wire::write_header(out, request.packet, code);
-            return Some(Outcome { kind: None, code, is_truncated: false });
+            return Answered::Reply(Outcome::unread(code));
         }
-        Err(Unread::Ignored) => return None,
+        Err(Unread::Ignored) => return Answered::Silence,
     };
-    let sections = match refusal(&query) {
-        Some(code) => Sections { is_authoritative: false, ..Sections::empty(code) },
-        None => resolve(view, config, &query, request.seed, request.now_unix),
+    let Request { transport, seed, now_unix, client, known, .. } = request;
+    let is_foreign = client.is_some_and(|client| !config.allow_query.contains(client.ip));
+    let refusal = is_foreign.then_some(ResponseCode::Refused).or_else(|| refusal(&query));
+    let sections = match refusal {
+        Some(code) => Sections::refused(code),
+        None => match resolve(Given { view, config, known, seed, serial: now_unix }, &query) {
+            Some(sections) => sections,
+            None => return Answered::Elsewhere(Box::new(query)),
+        },
     };
-    let options = options_for(&query, config, &request);
-    let is_truncated = wire::write(out, &query, (&sections, &options), request.transport, config);
-    Some(Outcome { kind: Some(query.kind), code: sections.code, is_truncated })
+    let options = options_for(&query, config, client, now_unix);
+    let is_truncated = wire::write(out, &query, (&sections, &options), transport, config);
+    let cookie = query.edns.and_then(|edns| edns.cookie);
+    let outcome = Outcome { kind: Some(query.kind), code: sections.code, is_truncated, cookie };
+    if sections.missing.is_empty() {
+        Answered::Reply(outcome)
+    } else {
+        Answered::Incomplete(outcome, sections.missing)
+    }
 }
 
-/// Returns what the reply's OPT record says beside sizes and codes.
-fn options_for<'c>(query: &Query, config: &'c Config, request: &Request<'_>) -> Options<'c> {
-    let Some(edns) = query.edns else { return Options::default() };
-    let of_client = |(client, cookies): (IpAddr, &Cookies)| {
-        Some(cookies.answer(edns.cookie?, client, request.now_unix))
+/// Writes for a client what others answered.
+pub fn pass_on(
+    config: &Config,
+    query: &Query,
+    answer: &Answer,
+    (client, transport, now_unix): (Client<'_>, Transport, u32),
+    out: &mut Vec<u8>,
+) -> Outcome {
+    let options = options_for(query, config, Some(client), now_unix);
+    let (kind, cookie) = (Some(query.kind), query.edns.and_then(|edns| edns.cookie));
+    let own = |out: &mut Vec<u8>, code| {
+        let sections = Sections { is_recursion_available: true, ..Sections::refused(code) };
+        let is_truncated = wire::write(out, query, (&sections, &options), transport, config);
+        Outcome { kind, code, is_truncated, cookie }
     };
+    let (reply, age, is_stale) = match answer {
+        Answer::Reply { reply, age, is_stale } => (reply, *age, *is_stale),
+        Answer::Failed => return own(out, ResponseCode::ServFail),
+        Answer::Refused => return own(out, ResponseCode::Refused),
+    };
+    let shown = Shown {
+        id: query.id,
+        name: &wire_name(&query.name),
+        is_recursion_desired: query.is_recursion_desired,
+        is_checking_disabled: query.is_checking_disabled,
+        wants_authentic: query.wants_authentic,
+        bytes_max: wire::bytes_max(query, transport, config),
+        opt: &wire::opt(query, &options, config),
+        age,
+        ttl_max: u32::try_from(config.recursion.ttl_max.as_secs()).unwrap_or(u32::MAX),
+        ttl_min: if is_stale { STALE_TTL } else { 0 },
+    };
+    let is_truncated = reply.write(out, &shown);
+    Outcome { kind, code: reply.code, is_truncated, cookie }
+}
+
+impl Outcome {
+    /// Of a question that could not be read.
+    pub fn unread(code: ResponseCode) -> Self {
+        Self { kind: None, code, is_truncated: false, cookie: None }
+    }
+}
+
+/// How long a client may remember what is too old, in seconds (RFC 8767, section 5).
+const STALE_TTL: u32 = 30;
+
+/// Returns what the reply's OPT record says beside sizes and codes.
+fn options_for<'c>(
+    query: &Query,
+    config: &'c Config,
+    client: Option<Client<'_>>,
+    now_unix: u32,
+) -> Options<'c> {
+    let Some(edns) = query.edns else { return Options::default() };
+    let of_client =
+        |client: Client<'_>| Some(client.cookies.answer(edns.cookie?, client.ip, now_unix));
     let nsid = if edns.asks_nsid { config.nsid.as_str() } else { "" };
-    Options { nsid, cookie: request.client.and_then(of_client) }
+    Options { nsid, cookie: client.and_then(of_client) }
 }
 
 /// Refuses what is well formed and still not for us, whatever its name.
@@ -126,7 +216,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::dns::cookie::Asked;
     use crate::dns::testing::{Catalog, ask, data_of, question};
 
     fn catalog() -> Catalog {
@@ -181,16 +270,17 @@ mod tests {
         let (config, cookies) =
             (Config { nsid: "n1".to_owned(), ..Config::default() }, Cookies::default());
         let address: IpAddr = "192.0.2.1".parse().unwrap();
-        let client = Some((address, &cookies));
+        let client = Some(Client { ip: address, cookies: &cookies });
         let reply = |options: &[u8]| {
             let mut packet = question("a1.app.internal. A", 1_232);
             let end = packet.len();
             packet[end - 1] = u8::try_from(options.len()).unwrap();
             packet.extend_from_slice(options);
             let (transport, seed, now_unix) = (Transport::Udp, 1, 77);
-            let request = Request { packet: &packet, transport, seed, now_unix, client };
+            let known = None;
+            let request = Request { packet: &packet, transport, seed, now_unix, client, known };
             let mut bytes = Vec::new();
-            answer_into(&catalog().view, &config, request, &mut bytes).unwrap();
+            answer_into(&catalog().view, &config, request, &mut bytes);
             let reply = Message::from_vec(&bytes).unwrap();
             let options = reply.edns.as_ref().map(|edns| edns.options().as_ref().to_vec());
             let shown = |(code, option): &(EdnsCode, EdnsOption)| {
@@ -204,7 +294,7 @@ mod tests {
         let nsid = (3, b"n1".to_vec());
         assert_eq!(reply(&[0, 3, 0, 0]), (ResponseCode::NoError, vec![nsid.clone()]));
         let asked = [0, 10, 0, 8, 1, 2, 3, 4, 5, 6, 7, 8];
-        let cookie = cookies.answer(Asked([1, 2, 3, 4, 5, 6, 7, 8]), address, 77);
+        let cookie = cookies.answer(Asked::read(&[1, 2, 3, 4, 5, 6, 7, 8]).unwrap(), address, 77);
         let cookie = (10, cookie.to_vec());
         let both = [&[0, 3, 0, 0], &asked[..]].concat();
         assert_eq!(reply(&both), (ResponseCode::NoError, vec![nsid, cookie]));

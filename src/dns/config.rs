@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use super::clients::Networks;
+use super::recursion;
+
 /// How the node answers DNS.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Config {
@@ -51,12 +54,24 @@ pub struct Config {
     pub nsid: String,
     /// Writes every name in full. Default false.
     pub disable_compression: bool,
+    /// Who is answered; others are refused. Default everybody.
+    pub allow_query: Networks,
+    /// Replies a second over UDP to a network of strangers (256 addresses, a /56), which may be
+    /// victims in whose name somebody else asks; 0: no limit. Strangers are those outside of private
+    /// networks that have brought no cookie of ours. Default 200.
+    pub stranger_rate: u32,
+    /// How many times longer than its question a reply over UDP to a stranger may be; longer ones are
+    /// cut, so that they are asked for over TCP; 0: no limit. Default 10.
+    pub stranger_factor: usize,
+    /// Who is asked about names outside of the zones. Default nobody.
+    pub recursion: recursion::Config,
 }
 
 /// The longest [`Config::nsid`].
 pub const NSID_BYTES_MAX: usize = 64;
 
-/// The largest value of [`Config::udp_bytes_max`].
+/// The smallest and the largest value of [`Config::udp_bytes_max`].
+pub const UDP_BYTES_MIN: u16 = 512;
 pub const UDP_BYTES_MAX: u16 = 4096;
 
 /// More workers for one address than this bring nothing: the sockets' own work dominates.
@@ -84,6 +99,10 @@ impl Default for Config {
             node_meta_txt: true,
             nsid: String::new(),
             disable_compression: false,
+            allow_query: Networks::any(),
+            stranger_rate: 200,
+            stranger_factor: 10,
+            recursion: recursion::Config::default(),
         }
     }
 }

@@ -24,6 +24,26 @@ pub struct Counters {
     /// TCP connections that were accepted, and those closed at once because of a limit.
     pub tcp_accepted: AtomicU64,
     pub tcp_refused: AtomicU64,
+    /// Replies over UDP to strangers that were cut or not sent, as they were too long or too many.
+    pub restrained: AtomicU64,
+    pub recursion: Recursion,
+}
+
+/// Names that others were asked about.
+#[derive(Debug, Default)]
+pub struct Recursion {
+    /// Questions that servers were asked.
+    pub asked: AtomicU64,
+    /// Those that were answered from memory.
+    pub cached: AtomicU64,
+    /// Those that no server answered, or had an answer to.
+    pub failed: AtomicU64,
+    /// Those for which a reply was given that was too old, as there was no other.
+    pub stale: AtomicU64,
+    /// Those that were not asked, as too many were waiting.
+    pub shed: AtomicU64,
+    /// Servers that send questions back to this node.
+    pub circles: AtomicU64,
 }
 
 /// Questions by the type that was asked.

@@ -2,6 +2,7 @@
 //! catalog and compared as sets of records, flags and sizes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::path::Path;
 
 use hickory_proto::op::{Message, ResponseCode};
@@ -10,6 +11,8 @@ use serde_json::Value as Json;
 
 use super::answer::{Reply, Transport, answer};
 use super::config::{Config, ServiceTtl, Soa, Zone};
+use super::recursion;
+use super::testing::running::{Running, Stub};
 use super::testing::{Catalog, ME, data_of, question};
 use crate::catalog::model::{Check, Node, SERF_HEALTH, Service, ServiceAddress, Source, Status};
 use crate::catalog::{View, Weights};
@@ -62,8 +65,39 @@ fn compare_all(config_of: impl Fn(&str) -> Option<Config>, deviations: &[(&str, 
     assert!(compared >= 60, "only {compared} recordings were used");
 }
 
-/// What the three agents of the recordings were configured to. `n3` has recursors, which is
-/// another room's business.
+/// The names that the recursor of the recordings knew; all others did not exist.
+const ELSEWHERE: [(&str, &str); 3] = [
+    ("db1.example.com. A", "db1.example.com. 60 A 192.0.2.50"),
+    (
+        "www.example.com. A",
+        "www.example.com. 60 CNAME web.example.com., web.example.com. 60 A 192.0.2.80",
+    ),
+    ("www.example.com. AAAA", ""),
+];
+
+#[tokio::test]
+async fn names_that_are_not_ours_are_answered_as_by_a_real_consul_with_recursors() {
+    let recursor = Stub::start(&ELSEWHERE).await;
+    let base = config_like("n1").unwrap();
+    let recursion = recursion::Config { servers: vec![recursor.address], ..base.recursion.clone() };
+    let listen = vec![(SocketAddr::from(([127, 0, 0, 1], 0)), false)];
+    let config = Config { recursion, listen, ..base };
+    let recorded = load("dns.json");
+    let of_n3 = recorded["queries"].as_array().unwrap().iter();
+    let mut compared = 0;
+    for query in of_n3.filter(|query| text(&query["agent"]) == "n3") {
+        let view = views().remove(text(&query["phase"])).unwrap();
+        let running = Running::start(config.clone(), view);
+        let (packet, _) = packet_of(text(&query["dig_args"]));
+        let reply = running.ask_bytes(&packet).await;
+        assert_eq!(compare_reply(&reply, query), Vec::<String>::new(), "{}", query["id"]);
+        running.stop().await;
+        compared += 1;
+    }
+    assert_eq!(compared, 4);
+}
+
+/// What the agents of the recordings without recursors were configured to.
 fn config_like(agent: &str) -> Option<Config> {
     let zone = |text| Zone::parse(text).unwrap();
     let base = Config::default().with_zones(zone("consul"), vec![zone("internal")]).like_consul();
@@ -85,12 +119,16 @@ fn config_like(agent: &str) -> Option<Config> {
 }
 
 fn compare(view: &View, config: &Config, query: &Json) -> Vec<String> {
-    let expect = &query["expect"];
     let (packet, transport) = packet_of(text(&query["dig_args"]));
-    let Reply::Bytes(bytes) = answer(view, config, &packet, transport, 42, 1) else {
-        return vec!["silence".to_owned()];
-    };
-    let message = Message::from_vec(&bytes).expect("a reply that can be read");
+    match answer(view, config, &packet, transport, 42, 1) {
+        Reply::Bytes(bytes) => compare_reply(&bytes, query),
+        Reply::Silence => vec!["silence".to_owned()],
+    }
+}
+
+fn compare_reply(bytes: &[u8], query: &Json) -> Vec<String> {
+    let expect = &query["expect"];
+    let message = Message::from_vec(bytes).expect("a reply that can be read");
     let mut differences = Vec::new();
     let mut check = |what: &str, expected: String, found: String| {
         if expected != found {

@@ -10,6 +10,8 @@ use super::config::Zone;
 use super::name::Name;
 use super::question::{self, Lookup};
 use super::record::{Alpn, Data, Record, Sections};
+use super::recursion::known::HOSTS_MAX;
+use super::recursion::reply::ForeignData;
 use super::resolve::Resolver;
 use crate::catalog::view::NodeInfo;
 use crate::catalog::{Instance, Node, NodeEntry, Status};
@@ -194,7 +196,8 @@ impl<'a> Resolver<'a, '_> {
         }
     }
 
-    /// Pushes what a host name in our own zones leads to. Other names are for the client.
+    /// Pushes what a host name leads to. Names outside of our zones that nobody here may ask about are
+    /// for the client.
     fn follow(&mut self, host: &'a str, want: Want, records: &mut Vec<Record<'a>>) {
         let Some(aliases) = want.aliases.checked_sub(1) else { return };
         let want = Want { aliases, ..want };
@@ -213,11 +216,41 @@ impl<'a> Resolver<'a, '_> {
             Lookup::Address(Some(ip)) if want.includes(ip) => {
                 records.push(Record::address(owner, want.ttl, ip));
             }
-            Lookup::Outside
-            | Lookup::Apex
-            | Lookup::Address(_)
-            | Lookup::Reverse(_)
-            | Lookup::Nothing => {}
+            Lookup::Outside => self.follow_outside(&text, want, records),
+            Lookup::Apex | Lookup::Address(_) | Lookup::Reverse(_) | Lookup::Nothing => {}
+        }
+    }
+
+    /// Pushes what other servers said of a host, or notes that they are to be asked.
+    fn follow_outside(&mut self, host: &str, want: Want, records: &mut Vec<Record<'a>>) {
+        let Some(known) = self.known.filter(|_| self.may_ask_others(host)) else { return };
+        let kinds: &[RecordType] = match want.kind {
+            RecordType::ANY => &[RecordType::A, RecordType::AAAA],
+            RecordType::A => &[RecordType::A],
+            RecordType::AAAA => &[RecordType::AAAA],
+            _ => &[],
+        };
+        for kind in kinds {
+            let wanted = (host.to_owned(), *kind);
+            let Some(said) = known.get(&wanted) else {
+                if self.missing.len() < HOSTS_MAX {
+                    self.missing.insert(wanted);
+                }
+                continue;
+            };
+            for foreign in said {
+                let data = match &foreign.data {
+                    ForeignData::A(octets) => Data::A((*octets).into()),
+                    ForeignData::Aaaa(octets) => Data::Aaaa((*octets).into()),
+                    ForeignData::Cname(target) => Data::Cname(Name::Host(target)),
+                };
+                let ttl = if self.keeps_ttls { foreign.ttl } else { want.ttl };
+                let record = Record { owner: Name::Host(&foreign.owner), ttl, data };
+                // Both kinds of addresses come by the same aliases.
+                if record.is_speakable() && !records.contains(&record) {
+                    records.push(record);
+                }
+            }
         }
     }
 

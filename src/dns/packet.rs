@@ -19,6 +19,8 @@ pub struct Query {
     pub id: u16,
     pub is_recursion_desired: bool,
     pub is_checking_disabled: bool,
+    /// It understands AD (RFC 6840, section 5.7).
+    pub wants_authentic: bool,
     /// The name in its own case.
     pub name: Spelling,
     /// The name in lower case, with dots between the labels and none at the end.
@@ -34,6 +36,8 @@ pub struct Edns {
     /// The longest reply it can take over UDP, in bytes.
     pub payload_bytes_max: u16,
     pub version: u8,
+    /// It wants signatures (DO, RFC 3225).
+    pub is_dnssec_ok: bool,
     /// It wants to know which server answers (RFC 5001).
     pub asks_nsid: bool,
     pub cookie: Option<Asked>,
@@ -51,6 +55,7 @@ impl Edns {
         Some(Self {
             payload_bytes_max: edns.max_payload(),
             version: edns.version(),
+            is_dnssec_ok: edns.flags().dnssec_ok,
             asks_nsid: options.iter().any(|(code, _)| *code == EdnsCode::NSID),
             cookie: match cookie {
                 Some(option) => Some(Asked::read(option)?),
@@ -116,6 +121,7 @@ fn read_query(header: &Header, decoder: &mut BinDecoder<'_>) -> Option<Query> {
         id: header.id,
         is_recursion_desired: header.recursion_desired,
         is_checking_disabled: header.checking_disabled,
+        wants_authentic: header.authentic_data || edns.is_some_and(|edns| edns.is_dnssec_ok),
         text: text_of(&name),
         name,
         kind: question.query_type(),

@@ -6,6 +6,7 @@ use hickory_proto::op::ResponseCode;
 
 use super::config::{Soa, Zone};
 use super::name::Name;
+use super::recursion::known::Missing;
 use crate::catalog::Service;
 
 /// One record of a reply.
@@ -121,6 +122,8 @@ pub struct Sections<'a> {
     /// For each answer, the additional record that gives its target an address: what stays with
     /// it when the reply is cut. Empty, or as long as `answers`.
     pub addresses: Vec<Option<usize>>,
+    /// Hosts that it leads to and that others know more about.
+    pub missing: Missing,
 }
 
 /// EDNS options of a reply.
@@ -132,6 +135,11 @@ pub struct Options<'a> {
 }
 
 impl Sections<'_> {
+    /// Makes a reply that says only that there is none.
+    pub fn refused(code: ResponseCode) -> Self {
+        Self { is_authoritative: false, ..Self::empty(code) }
+    }
+
     /// Makes an authoritative reply of one code and no records.
     pub fn empty(code: ResponseCode) -> Self {
         Self {
@@ -143,6 +151,7 @@ impl Sections<'_> {
             authorities: Vec::new(),
             additionals: Vec::new(),
             addresses: Vec::new(),
+            missing: Missing::new(),
         }
     }
 }

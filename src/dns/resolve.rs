@@ -18,36 +18,76 @@ use super::name::Name;
 use super::packet::Query;
 use super::question::{self, Lookup};
 use super::record::{Data, Record, Sections};
+use super::recursion::known::{Known, Missing};
 use crate::catalog::{NodeEntry, View};
 
-/// Gathers the records for a question. `seed` decides their order, `serial` is the SOA's.
-pub fn resolve<'a>(
-    view: &'a View,
-    config: &'a Config,
-    query: &Query,
-    seed: u64,
-    serial: u32,
-) -> Sections<'a> {
+/// What an answer depends on beside the question.
+#[derive(Clone, Copy)]
+pub struct Given<'a> {
+    pub view: &'a View,
+    pub config: &'a Config,
+    /// What other servers said so far; `None`: nobody else is asked for this client.
+    pub known: Option<&'a Known>,
+    /// Decides the order of records.
+    pub seed: u64,
+    /// The SOA's.
+    pub serial: u32,
+}
+
+/// Gathers the records for a question; `None`: others are to be asked.
+pub fn resolve<'a>(given: Given<'a>, query: &Query) -> Option<Sections<'a>> {
+    let Given { view, config, known, seed, serial } = given;
     let question = question::read(&query.text, &config.zones);
     let zone = &config.zones[config.targets_in.unwrap_or(question.zone)];
-    let mut resolver = Resolver { view, config, query, zone, random: Random(seed), serial };
-    match (question.lookup, query.kind) {
-        (Lookup::Outside, _) => refused_outside(),
-        (Lookup::Reverse(ip), _) => resolver.reverse(ip),
-        // Consul answers these for any name in its zone, whether it exists or not.
-        (_, RecordType::SOA) => resolver.zone_start(),
-        (_, RecordType::NS) => resolver.zone_servers(),
-        (Lookup::Apex, _) => resolver.apex(),
-        (Lookup::Service { .. } | Lookup::Endpoint { .. }, _) => resolver.service(question.lookup),
-        (Lookup::Node { node, datacenter }, _) => resolver.node(node, datacenter),
-        (Lookup::Address(ip), _) => resolver.address(ip),
-        (Lookup::Nothing, _) => resolver.no_such_name(),
+    let keeps_ttls = matches!(question.lookup, Lookup::Node { .. });
+    let missing = Missing::new();
+    let random = Random(seed);
+    let mut resolver =
+        Resolver { view, config, query, zone, random, serial, known, keeps_ttls, missing };
+    let is_elsewhere = match question.lookup {
+        Lookup::Outside => true,
+        Lookup::Reverse(ip) => ip.is_none_or(|ip| resolver.reverse_name(ip).is_none()),
+        _ => false,
+    };
+    if is_elsewhere && resolver.may_ask_others(&query.text) {
+        return None;
+    }
+    let sections = resolver.here(question.lookup);
+    Some(Sections {
+        is_recursion_available: sections.is_recursion_available || known.is_some(),
+        missing: resolver.missing,
+        ..sections
+    })
+}
+
+impl<'a> Resolver<'a, '_> {
+    /// Tells whether others may be asked about a name. Only for who wants it: what is remembered of
+    /// others is nobody's business.
+    pub fn may_ask_others(&self, name: &str) -> bool {
+        self.known.is_some()
+            && self.query.is_recursion_desired
+            && self.config.recursion.is_for(name)
+    }
+
+    fn here(&mut self, lookup: Lookup<'_>) -> Sections<'a> {
+        match (lookup, self.query.kind) {
+            (Lookup::Outside, _) => refused_outside(),
+            (Lookup::Reverse(ip), _) => self.reverse(ip),
+            // Consul answers these for any name in its zone, whether it exists or not.
+            (_, RecordType::SOA) => self.zone_start(),
+            (_, RecordType::NS) => self.zone_servers(),
+            (Lookup::Apex, _) => self.apex(),
+            (Lookup::Service { .. } | Lookup::Endpoint { .. }, _) => self.service(lookup),
+            (Lookup::Node { node, datacenter }, _) => self.node(node, datacenter),
+            (Lookup::Address(ip), _) => self.address(ip),
+            (Lookup::Nothing, _) => self.no_such_name(),
+        }
     }
 }
 
 /// Not our zone. As with Consul the reply carries no OPT record even when the question did.
 fn refused_outside<'a>() -> Sections<'a> {
-    Sections { is_authoritative: false, has_edns: false, ..Sections::empty(ResponseCode::Refused) }
+    Sections { has_edns: false, ..Sections::refused(ResponseCode::Refused) }
 }
 
 /// What it takes to answer one question.
@@ -59,6 +99,12 @@ pub struct Resolver<'a, 'q> {
     pub zone: &'a Zone,
     pub random: Random,
     serial: u32,
+    /// What other servers said so far; `None`: nobody else is asked for this client.
+    pub known: Option<&'a Known>,
+    /// Whether records of other servers keep their TTLs: those beside a service have the service's.
+    pub keeps_ttls: bool,
+    /// What is to be asked of others for the answer to be whole.
+    pub missing: Missing,
 }
 
 impl<'a> Resolver<'a, '_> {
@@ -144,9 +190,8 @@ impl<'a> Resolver<'a, '_> {
     fn reverse(&self, ip: Option<IpAddr>) -> Sections<'a> {
         let Some(name) = ip.and_then(|ip| self.reverse_name(ip)) else {
             return Sections {
-                is_authoritative: false,
                 is_recursion_available: true,
-                ..Sections::empty(ResponseCode::ServFail)
+                ..Sections::refused(ResponseCode::ServFail)
             };
         };
         let mut sections = Sections::empty(ResponseCode::NoError);

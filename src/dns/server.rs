@@ -3,21 +3,27 @@
 use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use std::{io, net};
 
 use hickory_proto::op::ResponseCode;
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::sync::mpsc;
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use super::answer::{Outcome, Request, Transport, answer_into};
+use super::answer::{Answered, Client, Outcome, Request, Transport, answer_into};
 use super::choose::Random;
+use super::clients::Networks;
 use super::config::Config;
-use super::cookie::Cookies;
+use super::cookie::{Asked, Cookies};
 use super::counters::{Counters, add_one};
+use super::errand::{self, Errand, Told};
+use super::rate::{Rates, Verdict};
+use super::recursion::Recursor;
+use super::recursion::known::Known;
 use super::{tcp, udp, wire};
 use crate::live::Feed;
 use crate::telemetry::Pulses;
@@ -26,6 +32,8 @@ use crate::telemetry::Pulses;
 const PORT_ATTEMPTS: usize = 16;
 /// Connections that wait to be accepted.
 const TCP_BACKLOG: i32 = 256;
+/// Questions that wait for other servers. Who comes when all seats are taken is told that it failed.
+const ERRANDS_MAX: usize = 1_024;
 
 /// The DNS listeners, bound and not yet running.
 pub struct Dns {
@@ -37,7 +45,45 @@ pub struct Dns {
 pub struct Shared {
     pub config: Config,
     pub counters: Arc<Counters>,
-    cookies: Cookies,
+    pub cookies: Cookies,
+    /// `None`: nobody else is asked.
+    pub recursor: Option<Recursor>,
+    pub seats: Arc<Semaphore>,
+    /// Who is no stranger.
+    friends: Networks,
+    rates: Rates,
+}
+
+impl Shared {
+    /// Cuts a reply over UDP to a stranger that is too much; false: nothing is to be sent.
+    pub fn restrain(
+        &self,
+        outcome: &mut Outcome,
+        (client, now_unix): (IpAddr, u32),
+        asked_bytes: usize,
+        reply: &mut Vec<u8>,
+    ) -> bool {
+        let is_proof = |cookie: Asked| self.cookies.is_proof(cookie, client, now_unix);
+        if self.friends.contains(client) || outcome.cookie.is_some_and(is_proof) {
+            return true;
+        }
+        let factor = self.config.stranger_factor;
+        let is_much = factor > 0 && reply.len() > asked_bytes.saturating_mul(factor);
+        let verdict = match self.rates.take(client, Instant::now()) {
+            Verdict::Whole if is_much => Verdict::Cut,
+            verdict => verdict,
+        };
+        match verdict {
+            Verdict::Whole => return true,
+            Verdict::Cut => {
+                wire::cut(reply);
+                outcome.is_truncated = true;
+            }
+            Verdict::Nothing => {}
+        }
+        add_one(&self.counters.restrained);
+        verdict == Verdict::Cut
+    }
 }
 
 struct Listener {
@@ -74,8 +120,16 @@ impl Dns {
                 Err(error) => return Err(error),
             }
         }
+        let counters = Arc::<Counters>::default();
+        let recursion = &config.recursion;
+        let recursor =
+            recursion.is_on().then(|| Recursor::new(recursion.clone(), Arc::clone(&counters)));
+        let cookies = Cookies::default();
+        let seats = Arc::new(Semaphore::new(ERRANDS_MAX));
+        let rates = Rates::new(config.stranger_rate);
+        let friends = Networks::private();
         let shared =
-            Arc::new(Shared { config, counters: Arc::default(), cookies: Cookies::default() });
+            Arc::new(Shared { config, counters, cookies, recursor, seats, friends, rates });
         Ok(Self { shared, listeners })
     }
 
@@ -108,8 +162,10 @@ impl Dns {
                 let worker = Worker::new(Arc::clone(&self.shared), Arc::clone(&feed));
                 let (endpoint, token, ended) = (Arc::clone(endpoint), token.clone(), ended.clone());
                 let pulse = pulses.add("dns-udp");
+                let errands = Errands { runtime: Handle::current(), token: token.clone() };
                 let run = move || {
-                    let result = udp::run(&endpoint, worker, &token, &pulse).map_err(failed);
+                    let result =
+                        udp::run(&endpoint, worker, &errands, &token, &pulse).map_err(failed);
                     // Nobody listens any more when the run is over.
                     let _ = ended.send(result);
                 };
@@ -124,6 +180,13 @@ impl Dns {
             tasks.spawn(async move { tcp::run(acceptor, shared, feed, token, pulse).await });
         }
         drop(ended);
+        let (shared, ending) = (Arc::clone(&self.shared), token.clone());
+        tasks.spawn(async move {
+            if let Some(recursor) = &shared.recursor {
+                ending.run_until_cancelled(recursor.look_for_circles()).await;
+            }
+            ending.cancelled().await;
+        });
         tokio::select! {
             () = token.cancelled() => {}
             Some(result) = endings.recv() => result?,
@@ -210,45 +273,82 @@ impl Worker {
         Self { shared, feed, random: Random(rand::random()), reply: Vec::with_capacity(4_096) }
     }
 
-    /// Answers a packet into `self.reply`; false: nothing is to be sent. Counts what happened.
-    pub fn answer(&mut self, packet: &[u8], client: IpAddr, transport: Transport) -> bool {
-        let shared = Arc::clone(&self.shared);
-        self.answer_with(&shared.config, packet, client, transport)
+    /// Answers a packet into `self.reply`, unless others are to be asked. Counts what happened.
+    pub fn answer(&mut self, packet: &[u8], client: IpAddr, transport: Transport) -> Told {
+        self.answer_with(None, packet, client, transport)
     }
 
     /// Answers with another configuration than the shared one.
     pub fn answer_with(
         &mut self,
-        config: &Config,
+        config: Option<&Config>,
         packet: &[u8],
-        client: IpAddr,
+        ip: IpAddr,
         transport: Transport,
-    ) -> bool {
-        let (seed, now_unix) = (self.random.next_number(), now_unix());
-        let client = Some((client, &self.shared.cookies));
-        let request = Request { packet, transport, seed, now_unix, client };
-        let (view, reply) = (self.feed.view(), &mut self.reply);
+    ) -> Told {
+        let Self { shared, feed, random, reply } = self;
+        let config = config.unwrap_or(&shared.config);
+        let (seed, now_unix) = (random.next_number(), now_unix());
+        let client = Some(Client { ip, cookies: &shared.cookies });
+        let may_ask = shared.recursor.is_some() && config.recursion.clients.contains(ip);
+        let known = may_ask.then_some(Known::NOTHING);
+        let request = Request { packet, transport, seed, now_unix, client, known };
+        let view = feed.view();
         // The buffer is cleared by whoever writes into it next: no half-made state is seen.
         let answered = AssertUnwindSafe(|| answer_into(&view, config, request, reply));
-        let outcome = catch_unwind(answered).unwrap_or_else(|_| self.apologise(packet));
-        match outcome {
-            Some(outcome) => self.shared.counters.count(&outcome),
-            None => add_one(&self.shared.counters.dropped),
-        }
-        outcome.is_some()
+        let answered = catch_unwind(answered).unwrap_or_else(|_| apologise(shared, packet, reply));
+        let (told, outcome) = match answered {
+            Answered::Silence => (Told::Silence, None),
+            Answered::Reply(outcome) => (Told::Ready, Some(outcome)),
+            Answered::Incomplete(..) | Answered::Elsewhere(_) => {
+                errand::begin(shared, request, answered, reply)
+            }
+        };
+        let Some(mut outcome) = outcome else {
+            if matches!(told, Told::Silence) {
+                add_one(&shared.counters.dropped);
+            }
+            return told;
+        };
+        let is_sent = transport != Transport::Udp
+            || shared.restrain(&mut outcome, (ip, now_unix), packet.len(), reply);
+        shared.counters.count(&outcome);
+        if is_sent { told } else { Told::Silence }
     }
 
-    /// A bug in answering one packet must not take the others' answers away.
-    fn apologise(&mut self, packet: &[u8]) -> Option<Outcome> {
-        error!(packet = ?packet, "Answering a packet panicked");
-        add_one(&self.shared.counters.panics);
-        let code = ResponseCode::ServFail;
-        wire::write_header(&mut self.reply, packet.get(..wire::HEADER_BYTES)?, code);
-        Some(Outcome { kind: None, code, is_truncated: false })
+    /// Does what others are needed for.
+    pub fn run(&self, errand: Errand) -> impl Future<Output = Option<Vec<u8>>> + Send + use<> {
+        let (shared, feed) = (Arc::clone(&self.shared), Arc::clone(&self.feed));
+        async move { errand.run(&shared, &feed).await }
     }
 }
 
-fn now_unix() -> u32 {
+/// A bug in answering one packet must not take the others' answers away.
+fn apologise(shared: &Shared, packet: &[u8], reply: &mut Vec<u8>) -> Answered {
+    error!(packet = ?packet, "Answering a packet panicked");
+    add_one(&shared.counters.panics);
+    let code = ResponseCode::ServFail;
+    let Some(header) = packet.get(..wire::HEADER_BYTES) else { return Answered::Silence };
+    wire::write_header(reply, header, code);
+    Answered::Reply(Outcome::unread(code))
+}
+
+/// Where a thread has errands run that wait for others.
+pub struct Errands {
+    pub runtime: Handle,
+    pub token: CancellationToken,
+}
+
+impl Errands {
+    /// Runs one; it ends with the listener.
+    pub fn spawn(&self, errand: impl Future<Output = ()> + Send + 'static) {
+        let token = self.token.clone();
+        self.runtime.spawn(async move { token.run_until_cancelled(errand).await });
+    }
+}
+
+/// Returns the seconds since 1970.
+pub fn now_unix() -> u32 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     // Serial numbers are counted modulo 2^32 (RFC 1982).
     (since.as_secs() & u64::from(u32::MAX)) as u32
@@ -257,7 +357,6 @@ fn now_unix() -> u32 {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::Ordering;
-    use std::time::Duration;
 
     use hickory_proto::op::Message;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -265,17 +364,8 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
+    use crate::dns::testing::running::{self, PATIENCE, Running, framed, read_tcp};
     use crate::dns::testing::{Catalog, question};
-
-    /// A wait that only a failing test comes to the end of.
-    const PATIENCE: Duration = Duration::from_secs(20);
-
-    struct Running {
-        address: SocketAddr,
-        counters: Arc<Counters>,
-        token: CancellationToken,
-        task: tokio::task::JoinHandle<Result<(), RunError>>,
-    }
 
     fn config(address: &str) -> Config {
         Config {
@@ -289,41 +379,18 @@ mod tests {
         let catalog = (0..60).fold(Catalog::new(), |catalog, n| {
             catalog.instance(&format!("app a{n} 10.0.0.{n}:80"))
         });
-        let dns = Dns::bind(config(address)).unwrap();
-        let (address, counters) = (dns.local_addrs()[0], dns.counters());
-        let (feed, token) = (Arc::new(Feed::new(catalog.view)), CancellationToken::new());
-        let ending = token.clone();
-        let task = tokio::spawn(async move { dns.run(feed, &Pulses::default(), ending).await });
-        Running { address, counters, token, task }
+        Running::start(config(address), catalog.view)
     }
 
-    impl Running {
-        async fn stop(self) {
-            self.token.cancel();
-            timeout(PATIENCE, self.task).await.unwrap().unwrap().unwrap();
-            // The port is free again.
-            Dns::bind(config(&self.address.to_string())).unwrap();
-        }
+    /// Stops it, and looks whether the port is free again.
+    async fn stop(running: Running) {
+        let address = running.address;
+        running.stop().await;
+        Dns::bind(config(&address.to_string())).unwrap();
     }
 
     async fn ask_udp(to: SocketAddr, packet: &[u8]) -> Message {
-        let socket = UdpSocket::bind((to.ip(), 0)).await.unwrap();
-        socket.connect(to).await.unwrap();
-        socket.send(packet).await.unwrap();
-        let mut reply = [0; 4_096];
-        let length = timeout(PATIENCE, socket.recv(&mut reply)).await.unwrap().unwrap();
-        Message::from_vec(&reply[..length]).unwrap()
-    }
-
-    async fn read_tcp(stream: &mut TcpStream) -> Message {
-        let length = usize::from(stream.read_u16().await.unwrap());
-        let mut reply = vec![0; length];
-        stream.read_exact(&mut reply).await.unwrap();
-        Message::from_vec(&reply).unwrap()
-    }
-
-    fn framed(packet: &[u8]) -> Vec<u8> {
-        [&u16::try_from(packet.len()).unwrap().to_be_bytes()[..], packet].concat()
+        Message::from_vec(&running::ask_udp(to, packet).await).unwrap()
     }
 
     #[tokio::test]
@@ -339,7 +406,81 @@ mod tests {
         let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         let counters = &running.counters;
         assert_eq!([count(&counters.kinds.a), count(&counters.truncated)], [2, 1]);
-        running.stop().await;
+        stop(running).await;
+    }
+
+    /// Answers a question of somebody over UDP, sixty instances if they get all of them.
+    fn answer_to(worker: &mut Worker, client: &str, packet: &[u8]) -> Option<Message> {
+        match worker.answer(packet, client.parse().unwrap(), Transport::Udp) {
+            Told::Ready => Some(Message::from_vec(&worker.reply).unwrap()),
+            Told::Silence => None,
+            Told::Later(_) => panic!("nobody else is to be asked"),
+        }
+    }
+
+    fn worker(config: Config) -> Worker {
+        let catalog = (0..60).fold(Catalog::new(), |catalog, n| {
+            catalog.instance(&format!("app a{n} 10.0.0.{n}:80"))
+        });
+        let dns = Dns::bind(config).unwrap();
+        Worker::new(Arc::clone(&dns.shared), Arc::new(Feed::new(catalog.view)))
+    }
+
+    #[tokio::test]
+    async fn a_stranger_gets_no_long_replies_unless_it_shows_where_it_is() {
+        let mut worker = worker(config("127.0.0.1:0"));
+        let mut packet = question("app.internal. A", 1_232);
+        let whole = answer_to(&mut worker, "10.9.9.9", &packet).unwrap();
+        assert_eq!((whole.answers.len(), whole.metadata.truncation), (60, false));
+        let cut = answer_to(&mut worker, "198.51.100.1", &packet).unwrap();
+        assert!(cut.metadata.truncation && cut.answers.is_empty() && cut.queries.len() == 1);
+        // A short one is no use to whoever forges its sender.
+        let short = question("a1.app.internal. A", 1_232);
+        assert_eq!(answer_to(&mut worker, "198.51.100.1", &short).unwrap().answers.len(), 1);
+        // It comes again with the cookie that it was given.
+        let asked = Asked::read(&[7; 8]).unwrap();
+        let given =
+            worker.shared.cookies.answer(asked, "198.51.100.1".parse().unwrap(), now_unix());
+        let end = packet.len();
+        packet[end - 1] = 28;
+        packet.extend_from_slice(&[0, 10, 0, 24]);
+        packet.extend_from_slice(&given);
+        let whole = answer_to(&mut worker, "198.51.100.1", &packet).unwrap();
+        assert_eq!((whole.answers.len(), whole.metadata.truncation), (60, false));
+        assert!(answer_to(&mut worker, "198.51.100.2", &packet).unwrap().metadata.truncation);
+        assert_eq!(worker.shared.counters.restrained.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test]
+    async fn strangers_are_answered_only_so_fast() {
+        let config = Config { stranger_rate: 5, ..config("127.0.0.1:0") };
+        let mut worker = worker(config);
+        let packet = question("a1.app.internal. A", 0);
+        let mut replies = |client: &str| {
+            let replies: Vec<_> =
+                (0..1_000).map(|_| answer_to(&mut worker, client, &packet)).collect();
+            let is_cut = |reply: &&Message| reply.metadata.truncation;
+            let sent = replies.iter().flatten();
+            (
+                sent.clone().count() - sent.clone().filter(is_cut).count(),
+                sent.filter(is_cut).count(),
+            )
+        };
+        assert_eq!(replies("192.168.1.1"), (1_000, 0));
+        // Some more as the time goes by.
+        let (whole, cut) = replies("203.0.113.1");
+        assert!((5..300).contains(&whole) && (350..500).contains(&cut), "{whole} and {cut}");
+    }
+
+    #[tokio::test]
+    async fn who_is_not_allowed_to_ask_is_refused() {
+        let allow_query = Networks::parse(&["10.0.0.0/8"]).unwrap();
+        let mut worker = worker(Config { allow_query, ..config("127.0.0.1:0") });
+        let packet = question("a1.app.internal. A", 0);
+        let mut code =
+            |client| answer_to(&mut worker, client, &packet).unwrap().metadata.response_code;
+        assert_eq!(code("10.1.2.3"), ResponseCode::NoError);
+        assert_eq!(code("127.0.0.1"), ResponseCode::Refused);
     }
 
     #[tokio::test]
@@ -350,7 +491,7 @@ mod tests {
         let to = SocketAddr::new("::1".parse().unwrap(), running.address.port());
         assert_eq!(ask_udp(to, &question("a1.app.internal. A", 0)).await.answers.len(), 1);
         net::TcpListener::bind(("127.0.0.1", running.address.port())).unwrap();
-        running.stop().await;
+        stop(running).await;
     }
 
     #[tokio::test]
@@ -362,7 +503,7 @@ mod tests {
         let mut reply = [0; 512];
         let (_, from) = timeout(PATIENCE, socket.recv_from(&mut reply)).await.unwrap().unwrap();
         assert_eq!(from, to);
-        running.stop().await;
+        stop(running).await;
     }
 
     #[tokio::test]
@@ -380,7 +521,7 @@ mod tests {
             let reply = timeout(PATIENCE, read_tcp(&mut stream)).await.unwrap();
             assert_eq!(reply.metadata.id, id);
         }
-        running.stop().await;
+        stop(running).await;
     }
 
     #[tokio::test]
@@ -394,7 +535,7 @@ mod tests {
             timeout(PATIENCE, stream.read_to_end(&mut rest)).await.unwrap().unwrap();
             assert!(rest.is_empty());
         }
-        running.stop().await;
+        stop(running).await;
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::tcp::OwnedWriteHalf;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -16,6 +17,7 @@ use tracing::{debug, warn};
 
 use super::answer::Transport;
 use super::counters::add_one;
+use super::errand::Told;
 use super::packet::QUERY_BYTES_MAX;
 use super::server::{Shared, Worker};
 use crate::live::Feed;
@@ -78,30 +80,50 @@ pub async fn run(
     }
 }
 
-/// Answers message after message until the client is done, or slow, or wrong.
+/// Questions of one connection that wait for other servers. Then it is not read on.
+const ERRANDS_MAX: usize = 64;
+
+/// Answers message after message until the client is done, or slow, or wrong. What others have to be
+/// asked about is answered when it is there, after what came later (RFC 7766, section 6.2.1.1).
 async fn serve(stream: TcpStream, peer: IpAddr, mut worker: Worker) -> io::Result<()> {
     // Replies are written whole; waiting for more would only delay them.
     stream.set_nodelay(true)?;
-    let (read, mut write) = stream.into_split();
+    let (read, write) = stream.into_split();
+    let write = Arc::new(tokio::sync::Mutex::new(write));
+    let mut errands = JoinSet::new();
     let mut read = BufReader::with_capacity(QUERY_BYTES_MAX, read);
     let mut message = Vec::new();
-    let mut framed = Vec::new();
     loop {
-        let Ok(first) = timeout(IDLE_MAX, read.read_u8()).await else { return Ok(()) };
-        let Ok(first) = first else { return Ok(()) };
+        let Ok(Ok(first)) = timeout(IDLE_MAX, read.read_u8()).await else { break };
         timeout(MESSAGE_MAX, read_rest(first, &mut read, &mut message)).await??;
         if message.is_empty() {
-            return Ok(());
+            break;
         }
-        if !worker.answer(&message, peer, Transport::Tcp) {
-            return Ok(());
+        match worker.answer(&message, peer, Transport::Tcp) {
+            Told::Silence => break,
+            Told::Ready => send(&write, &worker.reply).await?,
+            Told::Later(errand) => {
+                while errands.try_join_next().is_some() {}
+                if errands.len() >= ERRANDS_MAX {
+                    errands.join_next().await;
+                }
+                let (answer, write) = (worker.run(errand), Arc::clone(&write));
+                errands.spawn(async move {
+                    let Some(reply) = answer.await else { return Ok(()) };
+                    send(&write, &reply).await
+                });
+            }
         }
-        let length = u16::try_from(worker.reply.len()).expect("replies are cut to 65,535 bytes");
-        framed.clear();
-        framed.extend_from_slice(&length.to_be_bytes());
-        framed.extend_from_slice(&worker.reply);
-        timeout(MESSAGE_MAX, write.write_all(&framed)).await??;
     }
+    while errands.join_next().await.is_some() {}
+    Ok(())
+}
+
+/// Sends a message whole, behind its length.
+async fn send(write: &tokio::sync::Mutex<OwnedWriteHalf>, reply: &[u8]) -> io::Result<()> {
+    let length = u16::try_from(reply.len()).expect("replies are cut to 65,535 bytes");
+    let framed = [&length.to_be_bytes()[..], reply].concat();
+    timeout(MESSAGE_MAX, write.lock().await.write_all(&framed)).await?
 }
 
 /// Reads what follows the first byte of a message's length. The message is empty when its length

@@ -2,6 +2,7 @@
 
 use std::io::{self, IoSliceMut};
 use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
 use std::time::Duration;
 
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
@@ -12,7 +13,8 @@ use tracing::debug;
 use super::answer::Transport;
 use super::config::Config;
 use super::counters::add_one;
-use super::server::Worker;
+use super::errand::Told;
+use super::server::{Errands, Worker};
 use crate::telemetry::Pulse;
 
 /// How long a thread waits for a packet before it looks whether it is to end.
@@ -76,13 +78,14 @@ impl Endpoint {
 
 /// Answers until the token is cancelled, or until the socket fails for good.
 pub fn run(
-    endpoint: &Endpoint,
+    endpoint: &Arc<Endpoint>,
     mut worker: Worker,
+    errands: &Errands,
     token: &CancellationToken,
     pulse: &Pulse,
 ) -> io::Result<()> {
     let mut buffer = vec![0; BATCH_BYTES_MAX];
-    let shared = std::sync::Arc::clone(&worker.shared);
+    let shared = Arc::clone(&worker.shared);
     let cautious = Config { udp_bytes_max: SAFE_REPLY_BYTES, ..shared.config.clone() };
     while !token.is_cancelled() {
         pulse.beat("waiting for a packet");
@@ -98,11 +101,20 @@ pub fn run(
         }
         let client = meta.addr.ip();
         for packet in buffer[..meta.len].chunks(meta.stride.max(1)) {
-            if !worker.answer(packet, client, Transport::Udp) {
-                continue;
+            match worker.answer(packet, client, Transport::Udp) {
+                Told::Silence => continue,
+                Told::Ready => {}
+                Told::Later(errand) => {
+                    let answer = worker.run(errand);
+                    errands.spawn(send_later(Arc::clone(endpoint), meta, answer));
+                    continue;
+                }
             }
             let mut sent = endpoint.send(&worker.reply, &meta);
-            if is_too_long(&sent) && worker.answer_with(&cautious, packet, client, Transport::Udp) {
+            if is_too_long(&sent)
+                && let Told::Ready =
+                    worker.answer_with(Some(&cautious), packet, client, Transport::Udp)
+            {
                 sent = endpoint.send(&worker.reply, &meta);
             }
             if sent.is_err() {
@@ -111,6 +123,19 @@ pub fn run(
         }
     }
     Ok(())
+}
+
+/// Sends a reply when it is there. One that is lost is asked for again.
+async fn send_later(
+    endpoint: Arc<Endpoint>,
+    meta: RecvMeta,
+    answer: impl Future<Output = Option<Vec<u8>>>,
+) {
+    if let Some(reply) = answer.await
+        && let Err(error) = endpoint.send(&reply, &meta)
+    {
+        debug!(%error, client = %meta.addr, "A reply could not be sent");
+    }
 }
 
 /// Tells whether receiving may simply go on: nothing came in time, or an earlier reply of ours

@@ -59,6 +59,33 @@ pub fn write(
     is_truncated
 }
 
+/// Writes an OPT record for a reply that others wrote; empty where the client has none.
+pub fn opt(query: &Query, options: &Options<'_>, config: &Config) -> Vec<u8> {
+    let mut out = Vec::new();
+    if let Some(edns) = query.edns {
+        let mut writer = Writer { out: &mut out, names: Vec::new(), compress: false };
+        writer.opt(ResponseCode::NoError, options, config);
+        // RFC 3225, section 3.
+        out[7] |= if edns.is_dnssec_ok { 0x80 } else { 0 };
+    }
+    out
+}
+
+/// Leaves the header and the question of a reply, and says that the rest is to be had over TCP.
+pub fn cut(reply: &mut Vec<u8>) {
+    let mut at = HEADER_BYTES;
+    if reply.get(5) == Some(&1) {
+        // It was written here, in full.
+        while reply[at] > 0 {
+            at += 1 + usize::from(reply[at]);
+        }
+        at += 5;
+    }
+    reply.truncate(at);
+    reply[2] |= 0x02;
+    reply[6..HEADER_BYTES].fill(0);
+}
+
 /// Writes a header alone: for what cannot be read, and for what was not understood.
 pub fn write_header(out: &mut Vec<u8>, request_header: &[u8], code: ResponseCode) {
     out.clear();
@@ -69,7 +96,8 @@ pub fn write_header(out: &mut Vec<u8>, request_header: &[u8], code: ResponseCode
     out.resize(HEADER_BYTES, 0);
 }
 
-fn bytes_max(query: &Query, transport: Transport, config: &Config) -> usize {
+/// Returns how long a reply may be, in bytes.
+pub fn bytes_max(query: &Query, transport: Transport, config: &Config) -> usize {
     match (transport, query.edns) {
         (Transport::Tcp, _) => TCP_BYTES_MAX,
         (Transport::Udp, None) => PLAIN_UDP_BYTES_MAX,

@@ -1,5 +1,7 @@
 //! For this room's tests: views made of commits, questions as bytes, replies as text.
 
+pub mod running;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -137,6 +139,16 @@ pub fn question(text: &str, edns_bytes: u16) -> Vec<u8> {
         message.set_edns(edns);
     }
     message.to_vec().unwrap()
+}
+
+/// Reads a record: `name ttl type data`.
+pub fn record(text: &str) -> Record {
+    let mut words = text.splitn(4, ' ');
+    let mut word = || words.next().expect("a name, a TTL, a type and data");
+    let (name, ttl, kind, data) = (word(), word(), word(), word());
+    let kind: RecordType = kind.parse().unwrap();
+    let data = RData::try_from_str(kind, data).expect("record data");
+    Record::from_rdata(Name::from_ascii(name).unwrap(), ttl.parse().unwrap(), data)
 }
 
 /// Answers a packet and reads the reply with another's decoder.
