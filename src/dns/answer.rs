@@ -7,6 +7,7 @@ use hickory_proto::rr::{DNSClass, RecordType};
 
 use super::config::Config;
 use super::cookie::{Asked, Cookies};
+use super::fast::Fast;
 use super::packet::{self, Query, Unread};
 use super::record::{Options, Sections};
 use super::recursion::Answer;
@@ -103,6 +104,17 @@ pub fn answer_into(
     request: Request<'_>,
     out: &mut Vec<u8>,
 ) -> Answered {
+    answer_and_learn(view, config, request, None, out)
+}
+
+/// Answers a packet, and keeps the reply where it can be given again.
+pub fn answer_and_learn(
+    view: &View,
+    config: &Config,
+    request: Request<'_>,
+    fast: Option<&mut Fast>,
+    out: &mut Vec<u8>,
+) -> Answered {
     let query = match packet::read(request.packet) {
         Ok(query) => query,
         Err(Unread::Refused(code)) => {
@@ -123,6 +135,9 @@ pub fn answer_into(
     };
     let options = options_for(&query, config, client, now_unix);
     let is_truncated = wire::write(out, &query, (&sections, &options), transport, config);
+    if let Some(fast) = fast {
+        fast.learn(request.packet, &query.text, &sections, config);
+    }
     let cookie = query.edns.and_then(|edns| edns.cookie);
     let outcome = Outcome { kind: Some(query.kind), code: sections.code, is_truncated, cookie };
     if sections.missing.is_empty() {

@@ -9,7 +9,7 @@ use crate::catalog::{Instance, Node, NodeEntry, ServiceEntry, Status};
 /// A name has fewer tags than so many before its service: more would only make it slow to read.
 const TAGS_MAX: usize = 8;
 
-/// Instances that may be given out, in random order, and the TTL of what is said about them.
+/// Instances that may be given out, and the TTL of what is said about them.
 pub struct Chosen<'a> {
     pub instances: Vec<&'a Instance>,
     pub ttl: u32,
@@ -18,7 +18,21 @@ pub struct Chosen<'a> {
 impl<'a> Resolver<'a, '_> {
     /// Finds the instances that a name means and that are well enough, in random order.
     pub fn choose(&mut self, lookup: Lookup<'_>) -> Chosen<'a> {
-        let mut chosen = match lookup {
+        let mut chosen = self.select(lookup);
+        self.random.shuffle(&mut chosen.instances);
+        chosen
+    }
+
+    /// Finds the endpoints that a name means and that are well enough, in random order.
+    pub fn choose_endpoints(&mut self, lookup: Lookup<'_>) -> Chosen<'a> {
+        let mut chosen = self.select(lookup);
+        self.leave_one_of_each(&mut chosen.instances);
+        self.random.shuffle(&mut chosen.instances);
+        chosen
+    }
+
+    fn select(&self, lookup: Lookup<'_>) -> Chosen<'a> {
+        match lookup {
             Lookup::Service { service, select, datacenter } => {
                 self.choose_of(service, &[select], datacenter)
             }
@@ -29,9 +43,7 @@ impl<'a> Resolver<'a, '_> {
             | Lookup::Address(_)
             | Lookup::Reverse(_)
             | Lookup::Nothing => Chosen { instances: Vec::new(), ttl: 0 },
-        };
-        self.random.shuffle(&mut chosen.instances);
-        chosen
+        }
     }
 
     /// `_<name>._<proto>.<last>`: our own datacenter wins, as in Consul; then a service of that

@@ -50,15 +50,9 @@ impl<'a> Resolver<'a, '_> {
     /// Pushes an SRV record for each instance, or an HTTPS or SVCB record where that was asked, and
     /// beside it what its target needs.
     pub fn push_endpoints(&mut self, chosen: &Chosen<'a>, sections: &mut Sections<'a>) {
-        let mut seen = BTreeSet::new();
         let ttl = chosen.ttl;
         for instance in &chosen.instances {
-            // A port that SRV cannot say is left out rather than said wrong.
-            let Ok(port) = u16::try_from(instance.service.port) else { continue };
-            let Some(target) = self.target_of(instance) else { continue };
-            if !seen.insert((&instance.node.key, instance.address(), port)) {
-                continue;
-            }
+            let Some((port, target)) = self.endpoint_of(instance) else { continue };
             let (is_https, alpn) =
                 (self.query.kind == RecordType::HTTPS, Alpn::of(&instance.service));
             // Whoever sees such a record no longer speaks without TLS to that name (RFC 9460,
@@ -89,6 +83,22 @@ impl<'a> Resolver<'a, '_> {
                 beside.extend(meta_of(owner, &instance.node, ttl));
             }
         }
+    }
+
+    /// Leaves one of the instances that are one endpoint under several ids: always the same one, for
+    /// their targets may be called differently, and whoever watches would see servers come and go.
+    pub fn leave_one_of_each(&self, instances: &mut Vec<&'a Instance>) {
+        let mut seen = BTreeSet::new();
+        instances.retain(|instance| {
+            self.endpoint_of(instance)
+                .is_none_or(|(port, _)| seen.insert((&instance.node.key, instance.address(), port)))
+        });
+    }
+
+    /// Returns an instance's port and target. One that SRV cannot say is left out rather than said wrong.
+    fn endpoint_of(&self, instance: &'a Instance) -> Option<(u16, Name<'a>)> {
+        let port = u16::try_from(instance.service.port).ok()?;
+        Some((port, self.target_of(instance)?))
     }
 
     /// Names the host of an instance so that the name is the same for one address only: the node

@@ -13,6 +13,7 @@ pub mod config;
 pub mod cookie;
 pub mod counters;
 pub mod errand;
+pub mod fast;
 pub mod hosts;
 pub mod name;
 pub mod packet;

@@ -109,21 +109,21 @@ pub struct Resolver<'a, 'q> {
 
 impl<'a> Resolver<'a, '_> {
     fn service(&mut self, lookup: Lookup<'_>) -> Sections<'a> {
-        let chosen = self.choose(lookup);
+        let kind = self.query.kind;
+        let are_endpoints = matches!(kind, RecordType::SRV | RecordType::HTTPS | RecordType::SVCB);
+        let chosen =
+            if are_endpoints { self.choose_endpoints(lookup) } else { self.choose(lookup) };
         if chosen.instances.is_empty() {
             return self.no_such_name();
         }
         let mut sections = Sections::empty(ResponseCode::NoError);
         sections.answers.reserve(chosen.instances.len());
-        match self.query.kind {
-            RecordType::SRV | RecordType::HTTPS | RecordType::SVCB => {
-                self.push_endpoints(&chosen, &mut sections);
-            }
-            kind => {
-                let want = Want::new(kind, chosen.ttl);
-                let answers = &mut sections.answers;
-                self.push_instances(Name::Question, &chosen.instances, want, answers);
-            }
+        if are_endpoints {
+            self.push_endpoints(&chosen, &mut sections);
+        } else {
+            let want = Want::new(kind, chosen.ttl);
+            let answers = &mut sections.answers;
+            self.push_instances(Name::Question, &chosen.instances, want, answers);
         }
         if self.query.kind == RecordType::TXT && sections.answers.is_empty() {
             let (instances, ttl) = (&chosen.instances, chosen.ttl);

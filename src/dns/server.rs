@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use std::{io, net};
 
@@ -14,13 +14,14 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use super::answer::{Answered, Client, Outcome, Request, Transport, answer_into};
+use super::answer::{Answered, Client, Outcome, Request, Transport, answer_and_learn};
 use super::choose::Random;
 use super::clients::Networks;
 use super::config::Config;
 use super::cookie::{Asked, Cookies};
 use super::counters::{Counters, add_one};
 use super::errand::{self, Errand, Told};
+use super::fast::Fast;
 use super::rate::{Rates, Verdict};
 use super::recursion::Recursor;
 use super::recursion::known::Known;
@@ -51,10 +52,17 @@ pub struct Shared {
     pub seats: Arc<Semaphore>,
     /// Who is no stranger.
     friends: Networks,
+    /// Whether everybody is answered who is no stranger.
+    answers_all: bool,
     rates: Rates,
 }
 
 impl Shared {
+    /// Tells whether a client gets whatever it asks for, and as often as it asks.
+    fn is_answered_whole(&self, client: IpAddr) -> bool {
+        self.answers_all && self.friends.contains(client)
+    }
+
     /// Cuts a reply over UDP to a stranger that is too much; false: nothing is to be sent.
     pub fn restrain(
         &self,
@@ -128,8 +136,10 @@ impl Dns {
         let seats = Arc::new(Semaphore::new(ERRANDS_MAX));
         let rates = Rates::new(config.stranger_rate);
         let friends = Networks::private();
+        let answers_all = config.allow_query == Networks::any();
         let shared =
-            Arc::new(Shared { config, counters, cookies, recursor, seats, friends, rates });
+            Shared { config, counters, cookies, recursor, seats, friends, answers_all, rates };
+        let shared = Arc::new(shared);
         Ok(Self { shared, listeners })
     }
 
@@ -159,7 +169,8 @@ impl Dns {
             let address = listener.address;
             let failed = move |reason| RunError { listener: format!("UDP {address}"), reason };
             for endpoint in &listener.udp {
-                let worker = Worker::new(Arc::clone(&self.shared), Arc::clone(&feed));
+                let fast = Replies::Own(Box::new(Fast::new(feed.view(), &self.shared.config)));
+                let worker = Worker::new(Arc::clone(&self.shared), Arc::clone(&feed), fast);
                 let (endpoint, token, ended) = (Arc::clone(endpoint), token.clone(), ended.clone());
                 let pulse = pulses.add("dns-udp");
                 let errands = Errands { runtime: Handle::current(), token: token.clone() };
@@ -177,7 +188,12 @@ impl Dns {
             let (shared, feed, token) =
                 (Arc::clone(&self.shared), Arc::clone(&feed), token.clone());
             let pulse = pulses.add("dns-tcp");
-            tasks.spawn(async move { tcp::run(acceptor, shared, feed, token, pulse).await });
+            let fast = Arc::new(Mutex::new(Fast::new(feed.view(), &self.shared.config)));
+            let of = Arc::clone(&shared);
+            let worker = move || {
+                Worker::new(Arc::clone(&of), Arc::clone(&feed), Replies::Common(Arc::clone(&fast)))
+            };
+            tasks.spawn(async move { tcp::run(acceptor, shared, worker, token, pulse).await });
         }
         drop(ended);
         let (shared, ending) = (Arc::clone(&self.shared), token.clone());
@@ -266,11 +282,28 @@ pub struct Worker {
     feed: Arc<Feed>,
     random: Random,
     pub reply: Vec<u8>,
+    fast: Replies,
+}
+
+/// Replies that were worked out before.
+pub enum Replies {
+    /// A thread's.
+    Own(Box<Fast>),
+    /// Those of all connections, each of which may last for one question only.
+    Common(Arc<Mutex<Fast>>),
 }
 
 impl Worker {
-    pub fn new(shared: Arc<Shared>, feed: Arc<Feed>) -> Self {
-        Self { shared, feed, random: Random(rand::random()), reply: Vec::with_capacity(4_096) }
+    pub fn new(shared: Arc<Shared>, feed: Arc<Feed>, fast: Replies) -> Self {
+        let (random, reply) = (Random(rand::random()), Vec::with_capacity(4_096));
+        Self { shared, feed, random, reply, fast }
+    }
+
+    /// Lets go of what is no longer true, so that it is not kept in memory for those who sleep.
+    pub fn rest(&mut self) {
+        if let Replies::Own(fast) = &mut self.fast {
+            fast.look(&self.feed);
+        }
     }
 
     /// Answers a packet into `self.reply`, unless others are to be asked. Counts what happened.
@@ -286,17 +319,39 @@ impl Worker {
         ip: IpAddr,
         transport: Transport,
     ) -> Told {
-        let Self { shared, feed, random, reply } = self;
+        let Self { shared, feed, random, reply, fast } = self;
         let config = config.unwrap_or(&shared.config);
+        let may_ask = shared.recursor.is_some() && config.recursion.clients.contains(ip);
+        let mut common = None;
+        let mut fast = match fast {
+            Replies::Own(fast) => Some(&mut **fast),
+            // Who finds it taken works it out.
+            Replies::Common(fast) => {
+                common = fast.try_lock().ok();
+                common.as_deref_mut()
+            }
+        };
+        if let Some(fast) = &mut fast {
+            fast.look(feed);
+            reply.clear();
+            if shared.is_answered_whole(ip)
+                && let Some(outcome) =
+                    fast.answer(packet, (transport, may_ask), config, random, reply)
+            {
+                shared.counters.count(&outcome);
+                return Told::Ready;
+            }
+        }
+        let view = fast.as_ref().map_or_else(|| feed.view(), |fast| Arc::clone(fast.view()));
         let (seed, now_unix) = (random.next_number(), now_unix());
         let client = Some(Client { ip, cookies: &shared.cookies });
-        let may_ask = shared.recursor.is_some() && config.recursion.clients.contains(ip);
         let known = may_ask.then_some(Known::NOTHING);
         let request = Request { packet, transport, seed, now_unix, client, known };
-        let view = feed.view();
         // The buffer is cleared by whoever writes into it next: no half-made state is seen.
-        let answered = AssertUnwindSafe(|| answer_into(&view, config, request, reply));
+        let answered =
+            AssertUnwindSafe(|| answer_and_learn(&view, config, request, fast.take(), reply));
         let answered = catch_unwind(answered).unwrap_or_else(|_| apologise(shared, packet, reply));
+        drop(common);
         let (told, outcome) = match answered {
             Answered::Silence => (Told::Silence, None),
             Answered::Reply(outcome) => (Told::Ready, Some(outcome)),
@@ -423,7 +478,9 @@ mod tests {
             catalog.instance(&format!("app a{n} 10.0.0.{n}:80"))
         });
         let dns = Dns::bind(config).unwrap();
-        Worker::new(Arc::clone(&dns.shared), Arc::new(Feed::new(catalog.view)))
+        let feed = Arc::new(Feed::new(catalog.view));
+        let fast = Replies::Own(Box::new(Fast::new(feed.view(), &dns.shared.config)));
+        Worker::new(Arc::clone(&dns.shared), feed, fast)
     }
 
     #[tokio::test]

@@ -7,11 +7,11 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::tcp::OwnedWriteHalf;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -20,7 +20,6 @@ use super::counters::add_one;
 use super::errand::Told;
 use super::packet::QUERY_BYTES_MAX;
 use super::server::{Shared, Worker};
-use crate::live::Feed;
 use crate::telemetry::Pulse;
 
 /// Connections of one listener at a time; one more is closed at once. TCP is for the few answers
@@ -43,7 +42,7 @@ const ACCEPT_WAIT_MAX: Duration = Duration::from_secs(1);
 pub async fn run(
     listener: TcpListener,
     shared: Arc<Shared>,
-    feed: Arc<Feed>,
+    worker: impl Fn() -> Worker,
     token: CancellationToken,
     pulse: Pulse,
 ) {
@@ -70,7 +69,7 @@ pub async fn run(
             continue;
         };
         add_one(&shared.counters.tcp_accepted);
-        let worker = Worker::new(Arc::clone(&shared), Arc::clone(&feed));
+        let worker = worker();
         connections.spawn(async move {
             if let Err(error) = serve(stream, peer.ip(), worker).await {
                 debug!(%peer, %error, "A DNS connection broke");
@@ -80,6 +79,10 @@ pub async fn run(
     }
 }
 
+/// How much is read at once, in bytes: many questions of who asks many.
+const READ_BYTES: usize = 4_096;
+/// Replies that are ready are sent together, until there are so many bytes.
+const REPLIES_BYTES: usize = 16_384;
 /// Questions of one connection that wait for other servers. Then it is not read on.
 const ERRANDS_MAX: usize = 64;
 
@@ -88,59 +91,103 @@ const ERRANDS_MAX: usize = 64;
 async fn serve(stream: TcpStream, peer: IpAddr, mut worker: Worker) -> io::Result<()> {
     // Replies are written whole; waiting for more would only delay them.
     stream.set_nodelay(true)?;
-    let (read, write) = stream.into_split();
+    let (mut read, write) = stream.into_split();
     let write = Arc::new(tokio::sync::Mutex::new(write));
     let mut errands = JoinSet::new();
-    let mut read = BufReader::with_capacity(QUERY_BYTES_MAX, read);
-    let mut message = Vec::new();
-    loop {
-        let Ok(Ok(first)) = timeout(IDLE_MAX, read.read_u8()).await else { break };
-        timeout(MESSAGE_MAX, read_rest(first, &mut read, &mut message)).await??;
-        if message.is_empty() {
-            break;
-        }
-        match worker.answer(&message, peer, Transport::Tcp) {
-            Told::Silence => break,
-            Told::Ready => send(&write, &worker.reply).await?,
-            Told::Later(errand) => {
-                while errands.try_join_next().is_some() {}
-                if errands.len() >= ERRANDS_MAX {
-                    errands.join_next().await;
-                }
-                let (answer, write) = (worker.run(errand), Arc::clone(&write));
-                errands.spawn(async move {
-                    let Some(reply) = answer.await else { return Ok(()) };
-                    send(&write, &reply).await
-                });
+    let (mut input, mut replies) = (Vec::new(), Vec::new());
+    while read_on(&mut read, &mut input).await? {
+        let mut rest = &input[..];
+        let mut is_over = false;
+        while let Some(message) = next_message(&mut rest) {
+            // No question has such a length.
+            is_over = message.is_empty() || message.len() > QUERY_BYTES_MAX;
+            if is_over {
+                break;
             }
+            match worker.answer(message, peer, Transport::Tcp) {
+                Told::Silence => is_over = true,
+                Told::Ready => push_framed(&mut replies, &worker.reply),
+                Told::Later(errand) => {
+                    while errands.try_join_next().is_some() {}
+                    if errands.len() >= ERRANDS_MAX {
+                        send(&write, &mut replies).await?;
+                        errands.join_next().await;
+                    }
+                    let (answer, write) = (worker.run(errand), Arc::clone(&write));
+                    errands.spawn(async move {
+                        let Some(reply) = answer.await else { return Ok(()) };
+                        let mut framed = Vec::new();
+                        push_framed(&mut framed, &reply);
+                        send(&write, &mut framed).await
+                    });
+                }
+            }
+            if is_over {
+                break;
+            }
+            if replies.len() >= REPLIES_BYTES {
+                send(&write, &mut replies).await?;
+            }
+        }
+        let left = rest.len();
+        input.drain(..input.len() - left);
+        send(&write, &mut replies).await?;
+        if is_over {
+            break;
         }
     }
     while errands.join_next().await.is_some() {}
     Ok(())
 }
 
-/// Sends a message whole, behind its length.
-async fn send(write: &tokio::sync::Mutex<OwnedWriteHalf>, reply: &[u8]) -> io::Result<()> {
-    let length = u16::try_from(reply.len()).expect("replies are cut to 65,535 bytes");
-    let framed = [&length.to_be_bytes()[..], reply].concat();
-    timeout(MESSAGE_MAX, write.lock().await.write_all(&framed)).await?
+/// Reads until there is a whole message; false: there is no other one.
+async fn read_on(read: &mut OwnedReadHalf, input: &mut Vec<u8>) -> io::Result<bool> {
+    let mut deadline = Instant::now() + IDLE_MAX;
+    let mut is_begun = false;
+    loop {
+        if !input.is_empty() && !is_begun {
+            (is_begun, deadline) = (true, Instant::now() + MESSAGE_MAX);
+        }
+        if next_message(&mut &input[..]).is_some() {
+            return Ok(true);
+        }
+        input.reserve(READ_BYTES);
+        match timeout_at(deadline, read.read_buf(input)).await {
+            Ok(Ok(0)) => return Ok(false),
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => return Err(error),
+            Err(_) if input.is_empty() => return Ok(false),
+            Err(late) => return Err(late.into()),
+        }
+    }
 }
 
-/// Reads what follows the first byte of a message's length. The message is empty when its length
-/// is none that a question can have.
-async fn read_rest(
-    first: u8,
-    read: &mut (impl AsyncReadExt + Unpin),
-    message: &mut Vec<u8>,
-) -> io::Result<()> {
-    message.clear();
-    let second = read.read_u8().await?;
-    let length = usize::from(u16::from_be_bytes([first, second]));
-    if length > QUERY_BYTES_MAX {
-        return Ok(());
+/// Splits off the first message, if it is whole, or too long to be read.
+fn next_message<'i>(rest: &mut &'i [u8]) -> Option<&'i [u8]> {
+    let (length, behind) = rest.split_first_chunk()?;
+    let length = usize::from(u16::from_be_bytes(*length));
+    if length > QUERY_BYTES_MAX && behind.len() > QUERY_BYTES_MAX {
+        return Some(behind);
     }
-    message.resize(length, 0);
-    read.read_exact(message).await?;
+    let (message, behind) = behind.split_at_checked(length)?;
+    *rest = behind;
+    Some(message)
+}
+
+/// Adds a message behind its length.
+fn push_framed(framed: &mut Vec<u8>, message: &[u8]) {
+    let length = u16::try_from(message.len()).expect("replies are cut to 65,535 bytes");
+    framed.extend_from_slice(&length.to_be_bytes());
+    framed.extend_from_slice(message);
+}
+
+/// Sends messages, and forgets them.
+async fn send(write: &tokio::sync::Mutex<OwnedWriteHalf>, framed: &mut Vec<u8>) -> io::Result<()> {
+    if !framed.is_empty() {
+        timeout(MESSAGE_MAX, write.lock().await.write_all(framed)).await??;
+        framed.clear();
+        framed.shrink_to(REPLIES_BYTES);
+    }
     Ok(())
 }
 

@@ -1,12 +1,15 @@
-//! UDP: a thread for each socket, which receives, answers and sends, one packet after the other.
+//! UDP: a thread for each socket, which receives what is there, answers it, and sends the replies.
 
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{SocketAddr, UdpSocket};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
+use quinn_udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSocketState};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, SocketAddrAny, sendmmsg};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
@@ -22,8 +25,8 @@ const WAIT_MAX: Duration = Duration::from_millis(200);
 /// What the system keeps for us while we answer, in bytes: some 20,000 questions. Best effort:
 /// the system may allow less.
 const RECEIVE_BUFFER_BYTES: usize = 4 << 20;
-/// The system may hand over several packets of one sender at once, up to this many bytes.
-const BATCH_BYTES_MAX: usize = 65_536;
+/// Room for one packet, or for several of one sender that the system hands over at once, in bytes.
+const PACKET_BYTES_MAX: usize = 65_536;
 /// The largest reply that is tried where a larger one did not fit the path.
 const SAFE_REPLY_BYTES: u16 = 1_232;
 
@@ -38,9 +41,6 @@ pub struct Endpoint {
 impl Endpoint {
     pub fn new(socket: UdpSocket) -> io::Result<Self> {
         let state = UdpSocketState::new((&socket).into())?;
-        // The state is made for event loops; a thread of its own rather waits.
-        socket.set_nonblocking(false)?;
-        socket.set_read_timeout(Some(WAIT_MAX))?;
         if let Err(error) = state.set_recv_buffer_size((&socket).into(), RECEIVE_BUFFER_BYTES) {
             debug!(%error, "The receive buffer stays as it is");
         }
@@ -48,12 +48,23 @@ impl Endpoint {
         Ok(Self { socket, state, address })
     }
 
-    /// Waits for packets, for at most [`WAIT_MAX`].
-    fn receive(&self, buffer: &mut [u8]) -> io::Result<RecvMeta> {
-        let mut meta = [RecvMeta::default()];
-        let mut buffers = [IoSliceMut::new(buffer)];
-        self.state.recv((&self.socket).into(), &mut buffers, &mut meta)?;
-        Ok(meta[0])
+    /// Waits until there is a packet, for at most [`WAIT_MAX`]; false: there is none.
+    fn wait(&self) -> io::Result<bool> {
+        let mut sockets = [PollFd::new(&self.socket, PollFlags::IN)];
+        let limit = Timespec::try_from(WAIT_MAX).expect("less than a second");
+        match poll(&mut sockets, Some(&limit)) {
+            Ok(count) => Ok(count > 0),
+            Err(Errno::INTR) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Takes the packets that are there. Returns how many.
+    fn receive(&self, buffers: &mut [u8], metas: &mut [RecvMeta; BATCH_SIZE]) -> io::Result<usize> {
+        let mut slices = buffers.chunks_mut(PACKET_BYTES_MAX).map(IoSliceMut::new);
+        let mut slices: [IoSliceMut<'_>; BATCH_SIZE] =
+            std::array::from_fn(|_| slices.next().expect("as many as there is room for"));
+        self.state.recv((&self.socket).into(), &mut slices, metas)
     }
 
     fn send(&self, reply: &[u8], to: &RecvMeta) -> io::Result<()> {
@@ -67,6 +78,44 @@ impl Endpoint {
         self.state.try_send((&self.socket).into(), &transmit)
     }
 
+    /// Sends replies, as many as possible by one call. Returns which failed, and how.
+    fn send_all(&self, batch: &Batch, metas: &[RecvMeta]) -> Vec<(usize, io::Error)> {
+        let mut failed = Vec::new();
+        // Such a socket has to say from which address a reply is to come.
+        if self.address.ip().is_unspecified() || batch.replies.len() < 2 {
+            for (index, reply) in batch.replies.iter().enumerate() {
+                if let Err(error) = self.send(&batch.bytes[reply.bytes.clone()], &metas[reply.meta])
+                {
+                    failed.push((index, error));
+                }
+            }
+            return failed;
+        }
+        let slices: Vec<[IoSlice<'_>; 1]> = (batch.replies.iter())
+            .map(|reply| [IoSlice::new(&batch.bytes[reply.bytes.clone()])])
+            .collect();
+        let addresses: Vec<SocketAddrAny> =
+            batch.replies.iter().map(|reply| metas[reply.meta].addr.into()).collect();
+        let mut controls: Vec<_> = slices.iter().map(|_| SendAncillaryBuffer::default()).collect();
+        let parts = slices.iter().zip(&addresses).zip(&mut controls);
+        let mut messages: Vec<MMsgHdr<'_>> = parts
+            .map(|((slice, address), control)| MMsgHdr::new_with_addr(address, slice, control))
+            .collect();
+        let mut sent = 0;
+        while sent < messages.len() {
+            match sendmmsg(&self.socket, &mut messages[sent..], SendFlags::DONTWAIT) {
+                Ok(count) => sent += count.max(1),
+                Err(Errno::INTR) => {}
+                // It is of the first one: the others may be sent still.
+                Err(error) => {
+                    failed.push((sent, error.into()));
+                    sent += 1;
+                }
+            }
+        }
+        failed
+    }
+
     /// Tells whether an address can be a client's: not port 0, which nobody can receive on, and
     /// not this socket itself, which would talk to itself for ever.
     fn is_client(&self, meta: &RecvMeta) -> bool {
@@ -74,6 +123,21 @@ impl Endpoint {
             && (meta.addr.ip() == self.address.ip() || Some(meta.addr.ip()) == meta.dst_ip);
         meta.addr.port() != 0 && !is_self
     }
+}
+
+/// Replies to packets that came together.
+#[derive(Default)]
+struct Batch {
+    bytes: Vec<u8>,
+    replies: Vec<Ready>,
+}
+
+/// A reply, and whose it is.
+struct Ready {
+    bytes: Range<usize>,
+    meta: usize,
+    /// Where the question is.
+    packet: Range<usize>,
 }
 
 /// Answers until the token is cancelled, or until the socket fails for good.
@@ -84,38 +148,66 @@ pub fn run(
     token: &CancellationToken,
     pulse: &Pulse,
 ) -> io::Result<()> {
-    let mut buffer = vec![0; BATCH_BYTES_MAX];
+    let mut buffers = vec![0; BATCH_SIZE * PACKET_BYTES_MAX];
+    let mut metas = [RecvMeta::default(); BATCH_SIZE];
+    let mut batch = Batch::default();
     let shared = Arc::clone(&worker.shared);
     let cautious = Config { udp_bytes_max: SAFE_REPLY_BYTES, ..shared.config.clone() };
+    // Whether all were taken that were there.
+    let mut is_empty = true;
     while !token.is_cancelled() {
-        pulse.beat("waiting for a packet");
-        let meta = match endpoint.receive(&mut buffer) {
-            Ok(meta) => meta,
-            Err(error) if is_passing(&error) => continue,
+        if is_empty {
+            pulse.beat("waiting for a packet");
+            if !endpoint.wait()? {
+                worker.rest();
+                continue;
+            }
+        }
+        pulse.beat("answering");
+        let count = match endpoint.receive(&mut buffers, &mut metas) {
+            Ok(count) => count,
+            Err(error) if is_passing(&error) => {
+                is_empty = true;
+                continue;
+            }
             Err(error) => return Err(error),
         };
-        pulse.beat("answering");
-        if !endpoint.is_client(&meta) {
-            add_one(&shared.counters.dropped);
-            continue;
-        }
-        let client = meta.addr.ip();
-        for packet in buffer[..meta.len].chunks(meta.stride.max(1)) {
-            match worker.answer(packet, client, Transport::Udp) {
-                Told::Silence => continue,
-                Told::Ready => {}
-                Told::Later(errand) => {
-                    let answer = worker.run(errand);
-                    errands.spawn(send_later(Arc::clone(endpoint), meta, answer));
-                    continue;
+        is_empty = count < BATCH_SIZE;
+        batch.bytes.clear();
+        batch.replies.clear();
+        for (index, meta) in metas[..count].iter().enumerate() {
+            if !endpoint.is_client(meta) {
+                add_one(&shared.counters.dropped);
+                continue;
+            }
+            let start = index * PACKET_BYTES_MAX;
+            let stride = meta.stride.max(1);
+            for at in (start..start + meta.len.min(PACKET_BYTES_MAX)).step_by(stride) {
+                let packet = at..(at + stride).min(start + meta.len);
+                match worker.answer(&buffers[packet.clone()], meta.addr.ip(), Transport::Udp) {
+                    Told::Silence => {}
+                    Told::Ready => {
+                        let begin = batch.bytes.len();
+                        batch.bytes.extend_from_slice(&worker.reply);
+                        let bytes = begin..batch.bytes.len();
+                        batch.replies.push(Ready { bytes, meta: index, packet });
+                    }
+                    Told::Later(errand) => {
+                        let answer = worker.run(errand);
+                        errands.spawn(send_later(Arc::clone(endpoint), *meta, answer));
+                    }
                 }
             }
-            let mut sent = endpoint.send(&worker.reply, &meta);
+        }
+        for (index, error) in endpoint.send_all(&batch, &metas) {
+            let Ready { meta, packet, .. } = &batch.replies[index];
+            let (packet, meta) = (&buffers[packet.clone()], &metas[*meta]);
+            let mut sent = Err(error);
             if is_too_long(&sent)
                 && let Told::Ready =
-                    worker.answer_with(Some(&cautious), packet, client, Transport::Udp)
+                    worker.answer_with(Some(&cautious), packet, meta.addr.ip(), Transport::Udp)
             {
-                sent = endpoint.send(&worker.reply, &meta);
+                sent = endpoint.send(&worker.reply, meta);
             }
             if sent.is_err() {
                 add_one(&shared.counters.send_errors);

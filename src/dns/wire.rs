@@ -71,6 +71,21 @@ pub fn opt(query: &Query, options: &Options<'_>, config: &Config) -> Vec<u8> {
     out
 }
 
+/// Returns the OPT record of a reply that has no options and a code below 16.
+pub fn plain_opt(config: &Config) -> [u8; 11] {
+    let [high, low] = config.udp_bytes_max.to_be_bytes();
+    [0, 0, 41, high, low, 0, 0, 0, 0, 0, 0]
+}
+
+/// Writes what follows a record's owner, with all names in full; `None`: it leads back to the question.
+pub fn uncompressed(out: &mut Vec<u8>, record: &Record<'_>) -> Option<()> {
+    if let Data::Srv { target: Name::Question, .. } = record.data {
+        return None;
+    }
+    Writer { out, names: Vec::new(), compress: false }.rest(record);
+    Some(())
+}
+
 /// Leaves the header and the question of a reply, and says that the rest is to be had over TCP.
 pub fn cut(reply: &mut Vec<u8>) {
     let mut at = HEADER_BYTES;
@@ -98,24 +113,32 @@ pub fn write_header(out: &mut Vec<u8>, request_header: &[u8], code: ResponseCode
 
 /// Returns how long a reply may be, in bytes.
 pub fn bytes_max(query: &Query, transport: Transport, config: &Config) -> usize {
-    match (transport, query.edns) {
+    limit(query.edns.map(|edns| edns.payload_bytes_max), transport, config)
+}
+
+/// Returns how long a reply may be, in bytes, to a client that takes so much, if it says.
+pub fn limit(payload_bytes_max: Option<u16>, transport: Transport, config: &Config) -> usize {
+    match (transport, payload_bytes_max) {
         (Transport::Tcp, _) => TCP_BYTES_MAX,
         (Transport::Udp, None) => PLAIN_UDP_BYTES_MAX,
-        (Transport::Udp, Some(edns)) => {
+        (Transport::Udp, Some(theirs)) => {
             let ours = usize::from(config.udp_bytes_max).max(PLAIN_UDP_BYTES_MAX);
-            usize::from(edns.payload_bytes_max).clamp(PLAIN_UDP_BYTES_MAX, ours)
+            usize::from(theirs).clamp(PLAIN_UDP_BYTES_MAX, ours)
         }
     }
 }
 
+/// Returns how many answers a client gets at most over UDP that takes so much, if it says; 0: as many
+/// as fit.
+pub fn answers_limit(payload_bytes_max: Option<u16>, config: &Config) -> usize {
+    let is_plain = payload_bytes_max.is_none_or(|max| usize::from(max) <= PLAIN_UDP_BYTES_MAX);
+    if is_plain { config.udp_answer_limit } else { 0 }
+}
+
 fn answers_max(query: &Query, transport: Transport, config: &Config, limit: usize) -> usize {
     let fitting = limit / RECORD_BYTES_MIN;
-    let is_plain =
-        query.edns.is_none_or(|edns| usize::from(edns.payload_bytes_max) <= PLAIN_UDP_BYTES_MAX);
-    if transport == Transport::Udp && is_plain && config.udp_answer_limit > 0 {
-        return fitting.min(config.udp_answer_limit);
-    }
-    fitting
+    let most = answers_limit(query.edns.map(|edns| edns.payload_bytes_max), config);
+    if transport == Transport::Udp && most > 0 { fitting.min(most) } else { fitting }
 }
 
 /// Finds the largest number up to `most` that fits, by halving. 0 always fits: a header, a
@@ -218,6 +241,11 @@ impl Writer<'_> {
 
     fn record(&mut self, record: &Record<'_>) {
         self.name(&record.owner, true);
+        self.rest(record);
+    }
+
+    /// Writes a record behind its owner.
+    fn rest(&mut self, record: &Record<'_>) {
         self.u16(kind_of(&record.data).into());
         self.u16(CLASS_IN);
         self.u32(record.ttl);

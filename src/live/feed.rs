@@ -47,6 +47,16 @@ impl Feed {
         self.view.load_full()
     }
 
+    /// Takes over the view as it is now; false: it is the same still. It costs less than to ask for it.
+    pub fn renew(&self, held: &mut Arc<View>) -> bool {
+        let now = self.view.load();
+        let is_new = !Arc::ptr_eq(&now, held);
+        if is_new {
+            *held = Arc::clone(&now);
+        }
+        is_new
+    }
+
     /// Returns the node that it belongs to.
     pub fn me(&self) -> NodeId {
         self.view.load().me()
