@@ -295,6 +295,9 @@ fn log_start(agent: &Agent, handle: &Handle, http: &Http, dns: &Dns, is_alone: b
         "Tribune is up"
     );
     info!(http = ?http.local_addrs(), dns = ?dns.local_addrs(), gossip = %agent.gossip.listen, "Listening");
+    if !dns.secure_addrs().is_empty() {
+        info!(addresses = ?dns.secure_addrs(), "Listening for DNS over TLS and HTTPS");
+    }
     if is_alone {
         info!(
             "This node keeps to itself: it has no certificates. To make it part of a cluster, run \

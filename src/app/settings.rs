@@ -8,12 +8,16 @@ use crate::config::agent::{Consul, Tombstones};
 use crate::config::parse::{Span, socket_address};
 use crate::config::{Agent, file};
 use crate::dns::clients::Networks;
-use crate::dns::config::{NSID_BYTES_MAX, ServiceTtl, Soa, UDP_BYTES_MAX, UDP_BYTES_MIN, Zone};
+use crate::dns::config::{
+    NSID_BYTES_MAX, Secure, ServiceTtl, Soa, UDP_BYTES_MAX, UDP_BYTES_MIN, Zone,
+};
 use crate::dns::recursion::servers::Strategy;
 use crate::ingest::Token;
 use crate::{dns, health, http, ingest, replica};
 
 const DNS_PORT: u16 = 53;
+const TLS_PORT: u16 = 853;
+const HTTPS_PORT: u16 = 443;
 /// Less time than this no server could keep to.
 const RECURSOR_TIMEOUT_MIN: Duration = Duration::from_millis(50);
 
@@ -50,6 +54,7 @@ pub(super) fn dns(agent: &Agent) -> Result<dns::Config, StartError> {
         stranger_rate: options.stranger_rate.unwrap_or(defaults.stranger_rate),
         stranger_factor: options.stranger_factor.unwrap_or(defaults.stranger_factor),
         recursion: recursion(options, &agent.dns)?,
+        secure: secure(options)?,
         ..defaults
     }
     .with_zones(primary, others);
@@ -76,6 +81,32 @@ pub(super) fn dns(agent: &Agent) -> Result<dns::Config, StartError> {
         }
     }
     Ok(config)
+}
+
+/// Returns where DNS is spoken over TLS.
+fn secure(options: &file::Dns) -> Result<Option<Secure>, StartError> {
+    let addresses = |key: &str, texts: &Option<Vec<String>>, port| {
+        let texts = texts.as_deref().unwrap_or_default().iter();
+        let read = |text: &String| {
+            socket_address(text, port).map_err(|error| StartError(format!("[dns] {key}: {error}")))
+        };
+        texts.map(read).collect::<Result<Vec<_>, _>>()
+    };
+    let tls = addresses("tls_listen", &options.tls_listen, TLS_PORT)?;
+    let https = addresses("https_listen", &options.https_listen, HTTPS_PORT)?;
+    let is_wanted = !tls.is_empty() || !https.is_empty();
+    match (&options.tls_cert, &options.tls_key) {
+        (Some(cert), Some(key)) if is_wanted => {
+            let files = dns::secure::Files { cert: cert.clone(), key: key.clone() };
+            Ok(Some(Secure { files, tls, https }))
+        }
+        (None, None) if !is_wanted => Ok(None),
+        _ => Err(StartError(
+            "[dns] tls_cert and tls_key go together, and with tls_listen or https_listen: write \
+             those that are missing"
+                .to_owned(),
+        )),
+    }
 }
 
 /// Returns whom this node asks about names that are not its own.

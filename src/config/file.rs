@@ -93,6 +93,14 @@ pub struct Dns {
     pub udp_bytes_max: Option<u16>,
     /// Writes every name in full. Default false.
     pub disable_compression: Option<bool>,
+    /// A certificate in PEM form, with those that lead to its CA, and its key: for DNS over TLS and HTTPS.
+    /// They are read again when they change. Default none.
+    pub tls_cert: Option<PathBuf>,
+    pub tls_key: Option<PathBuf>,
+    /// Where DNS over TLS is spoken (RFC 7858); its usual port is 853. Default none.
+    pub tls_listen: Option<Vec<String>>,
+    /// Where DNS over HTTPS is spoken (RFC 8484), under `/dns-query`. Default none.
+    pub https_listen: Option<Vec<String>>,
     /// Networks whose questions are answered; others are refused. Default `["any"]`.
     pub allow_query: Option<Vec<String>>,
     /// Answers a second over UDP to a network of strangers; 0: no limit. Default 200.

@@ -24,6 +24,8 @@ pub enum Transport {
     Udp,
     /// Without the two bytes of length.
     Tcp,
+    /// The same, and nobody sees more of it than its length.
+    Tls,
 }
 
 /// A packet, and the circumstances its reply may depend on.
@@ -133,7 +135,7 @@ pub fn answer_and_learn(
             None => return Answered::Elsewhere(Box::new(query)),
         },
     };
-    let options = options_for(&query, config, client, now_unix);
+    let options = options_for(&query, config, client, (transport, now_unix));
     let is_truncated = wire::write(out, &query, (&sections, &options), transport, config);
     if let Some(fast) = fast {
         fast.learn(request.packet, &query.text, &sections, config);
@@ -155,7 +157,7 @@ pub fn pass_on(
     (client, transport, now_unix): (Client<'_>, Transport, u32),
     out: &mut Vec<u8>,
 ) -> Outcome {
-    let options = options_for(query, config, Some(client), now_unix);
+    let options = options_for(query, config, Some(client), (transport, now_unix));
     let (kind, cookie) = (Some(query.kind), query.edns.and_then(|edns| edns.cookie));
     let own = |out: &mut Vec<u8>, code| {
         let sections = Sections { is_recursion_available: true, ..Sections::refused(code) };
@@ -198,13 +200,15 @@ fn options_for<'c>(
     query: &Query,
     config: &'c Config,
     client: Option<Client<'_>>,
-    now_unix: u32,
+    (transport, now_unix): (Transport, u32),
 ) -> Options<'c> {
     let Some(edns) = query.edns else { return Options::default() };
     let of_client =
         |client: Client<'_>| Some(client.cookies.answer(edns.cookie?, client.ip, now_unix));
     let nsid = if edns.asks_nsid { config.nsid.as_str() } else { "" };
-    Options { nsid, cookie: client.and_then(of_client) }
+    // Where the length can be seen anyway it would only make the reply longer.
+    let is_padded = edns.asks_padding && transport == Transport::Tls;
+    Options { nsid, cookie: client.and_then(of_client), is_padded }
 }
 
 /// Refuses what is well formed and still not for us, whatever its name.

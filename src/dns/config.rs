@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use super::clients::Networks;
-use super::recursion;
+use super::{recursion, secure};
 
 /// How the node answers DNS.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -54,6 +54,8 @@ pub struct Config {
     pub nsid: String,
     /// Writes every name in full. Default false.
     pub disable_compression: bool,
+    /// DNS over TLS and HTTPS. Default none.
+    pub secure: Option<Secure>,
     /// Who is answered; others are refused. Default everybody.
     pub allow_query: Networks,
     /// Replies a second over UDP to a network of strangers (256 addresses, a /56), which may be
@@ -65,6 +67,16 @@ pub struct Config {
     pub stranger_factor: usize,
     /// Who is asked about names outside of the zones. Default nobody.
     pub recursion: recursion::Config,
+}
+
+/// DNS over TLS (RFC 7858) and over HTTPS (RFC 8484, under `/dns-query`).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Secure {
+    pub files: secure::Files,
+    /// Where TLS is spoken.
+    pub tls: Vec<SocketAddr>,
+    /// Where HTTPS is.
+    pub https: Vec<SocketAddr>,
 }
 
 /// The longest [`Config::nsid`].
@@ -99,6 +111,7 @@ impl Default for Config {
             node_meta_txt: true,
             nsid: String::new(),
             disable_compression: false,
+            secure: None,
             allow_query: Networks::any(),
             stranger_rate: 200,
             stranger_factor: 10,

@@ -15,6 +15,7 @@ pub mod counters;
 pub mod errand;
 pub mod fast;
 pub mod hosts;
+pub mod https;
 pub mod name;
 pub mod packet;
 pub mod question;
@@ -22,6 +23,7 @@ pub mod rate;
 pub mod record;
 pub mod recursion;
 pub mod resolve;
+pub mod secure;
 pub mod server;
 pub mod tcp;
 pub mod udp;
@@ -29,6 +31,8 @@ pub mod wire;
 
 #[cfg(test)]
 mod golden;
+#[cfg(test)]
+mod secure_tests;
 #[cfg(test)]
 mod testing;
 

@@ -40,6 +40,8 @@ pub struct Edns {
     pub is_dnssec_ok: bool,
     /// It wants to know which server answers (RFC 5001).
     pub asks_nsid: bool,
+    /// It has filled up its question, and wants the reply filled up (RFC 7830).
+    pub asks_padding: bool,
     pub cookie: Option<Asked>,
 }
 
@@ -57,6 +59,7 @@ impl Edns {
             version: edns.version(),
             is_dnssec_ok: edns.flags().dnssec_ok,
             asks_nsid: options.iter().any(|(code, _)| *code == EdnsCode::NSID),
+            asks_padding: options.iter().any(|(code, _)| *code == EdnsCode::Padding),
             cookie: match cookie {
                 Some(option) => Some(Asked::read(option)?),
                 None => None,

@@ -132,6 +132,8 @@ pub struct Options<'a> {
     /// Which server this is; empty: it is not said.
     pub nsid: &'a str,
     pub cookie: Option<[u8; 24]>,
+    /// The reply is filled up, so that its length says less.
+    pub is_padded: bool,
 }
 
 impl Sections<'_> {

@@ -17,7 +17,7 @@ use tracing::{error, info};
 use super::answer::{Answered, Client, Outcome, Request, Transport, answer_and_learn};
 use super::choose::Random;
 use super::clients::Networks;
-use super::config::Config;
+use super::config::{Config, Secure};
 use super::cookie::{Asked, Cookies};
 use super::counters::{Counters, add_one};
 use super::errand::{self, Errand, Told};
@@ -25,6 +25,7 @@ use super::fast::Fast;
 use super::rate::{Rates, Verdict};
 use super::recursion::Recursor;
 use super::recursion::known::Known;
+use super::secure::{Certificate, FilesError};
 use super::{tcp, udp, wire};
 use crate::live::Feed;
 use crate::telemetry::Pulses;
@@ -40,6 +41,8 @@ const ERRANDS_MAX: usize = 1_024;
 pub struct Dns {
     shared: Arc<Shared>,
     listeners: Vec<Listener>,
+    secure: Vec<(net::TcpListener, tcp::Over)>,
+    certificate: Option<Arc<Certificate>>,
 }
 
 /// What all workers share.
@@ -102,11 +105,17 @@ struct Listener {
 
 /// A listener could not be had. Nothing is bound.
 #[derive(Debug, thiserror::Error)]
-#[error("DNS cannot listen on {address}: {reason}{hint}; choose another address with --dns")]
-pub struct BindError {
-    pub address: SocketAddr,
-    hint: &'static str,
-    reason: io::Error,
+pub enum BindError {
+    #[error("DNS cannot listen on {address}: {reason}{hint}; choose another address with {option}")]
+    Taken { address: SocketAddr, hint: &'static str, option: &'static str, reason: io::Error },
+    #[error(transparent)]
+    Certificate(#[from] FilesError),
+}
+
+impl BindError {
+    fn of(address: SocketAddr, option: &'static str, reason: io::Error) -> Self {
+        Self::Taken { address, hint: hint(address, &reason), option, reason }
+    }
 }
 
 /// A listener ended by itself. The sockets are still bound: `run` may be called again.
@@ -119,7 +128,25 @@ pub struct RunError {
 
 impl Dns {
     /// Binds every listener, over UDP and TCP. Of an optional one that fails a line is logged.
+    ///
+    /// # Errors
+    /// A listener cannot be had, or the certificate cannot be used. Nothing is bound.
     pub fn bind(config: Config) -> Result<Self, BindError> {
+        let mut secured = Vec::new();
+        let mut certificate = None;
+        if let Some(Secure { files, tls, https }) = &config.secure {
+            let loaded = Certificate::load(files.clone())?;
+            let over_tls = tcp::Over::Tls(loaded.acceptor(&[b"dot"]));
+            let over_https = tcp::Over::Https(loaded.acceptor(&[b"h2", b"http/1.1"]));
+            let all = tls.iter().map(|address| (address, &over_tls));
+            for (address, over) in all.chain(https.iter().map(|address| (address, &over_https))) {
+                let option = "tls_listen or https_listen of [dns]";
+                let listener =
+                    listen(*address).map_err(|reason| BindError::of(*address, option, reason))?;
+                secured.push((listener, over.clone()));
+            }
+            certificate = Some(loaded);
+        }
         let mut listeners = Vec::new();
         for (address, is_optional) in &config.listen {
             match Listener::bind(*address, config.udp_workers.max(1)) {
@@ -140,12 +167,17 @@ impl Dns {
         let shared =
             Shared { config, counters, cookies, recursor, seats, friends, answers_all, rates };
         let shared = Arc::new(shared);
-        Ok(Self { shared, listeners })
+        Ok(Self { shared, listeners, secure: secured, certificate })
     }
 
     /// Returns the addresses that are bound, in the order of the configuration.
     pub fn local_addrs(&self) -> Vec<SocketAddr> {
         self.listeners.iter().map(|listener| listener.address).collect()
+    }
+
+    /// Returns the addresses of TLS, then those of HTTPS.
+    pub fn secure_addrs(&self) -> Vec<SocketAddr> {
+        self.secure.iter().filter_map(|(listener, _)| listener.local_addr().ok()).collect()
     }
 
     /// Returns the counters of all listeners.
@@ -183,17 +215,25 @@ impl Dns {
                 let thread = std::thread::Builder::new().name("dns-udp".to_owned());
                 thread.spawn(run).map_err(failed)?;
             }
-            let acceptor = listener.tcp.try_clone().map_err(failed)?;
-            let acceptor = tokio::net::TcpListener::from_std(acceptor).map_err(failed)?;
-            let (shared, feed, token) =
-                (Arc::clone(&self.shared), Arc::clone(&feed), token.clone());
+        }
+        let fast = Arc::new(Mutex::new(Fast::new(feed.view(), &self.shared.config)));
+        let of = Arc::clone(&self.shared);
+        let make = move || {
+            Worker::new(Arc::clone(&of), Arc::clone(&feed), Replies::Common(Arc::clone(&fast)))
+        };
+        let plain = self.listeners.iter().map(|listener| (&listener.tcp, tcp::Over::Plain));
+        let secure = self.secure.iter().map(|(listener, over)| (listener, over.clone()));
+        for (listener, over) in plain.chain(secure) {
+            let failed = |reason| RunError { listener: "TCP".to_owned(), reason };
+            let listener = listener.try_clone().map_err(failed)?;
+            let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
             let pulse = pulses.add("dns-tcp");
-            let fast = Arc::new(Mutex::new(Fast::new(feed.view(), &self.shared.config)));
-            let of = Arc::clone(&shared);
-            let worker = move || {
-                Worker::new(Arc::clone(&of), Arc::clone(&feed), Replies::Common(Arc::clone(&fast)))
-            };
-            tasks.spawn(async move { tcp::run(acceptor, shared, worker, token, pulse).await });
+            let (shared, make, token) = (Arc::clone(&self.shared), make.clone(), token.clone());
+            tasks.spawn(tcp::run(listener, over, shared, make, token, pulse));
+        }
+        if let Some(certificate) = &self.certificate {
+            let (certificate, token) = (Arc::clone(certificate), token.clone());
+            tasks.spawn(async move { certificate.renew(token).await });
         }
         drop(ended);
         let (shared, ending) = (Arc::clone(&self.shared), token.clone());
@@ -230,18 +270,13 @@ impl Listener {
             }
             result = Self::try_bind(address, workers);
         }
-        result.map_err(|reason| BindError { address, hint: hint(address, &reason), reason })
+        result.map_err(|reason| BindError::of(address, "--dns", reason))
     }
 
     /// Takes TCP first: sockets that share a port by `SO_REUSEPORT` would share it with another
     /// process of the same user as well, and only one process can listen over TCP.
     fn try_bind(address: SocketAddr, workers: usize) -> io::Result<Self> {
-        let tcp = socket(address, Type::STREAM)?;
-        tcp.set_reuse_address(true)?;
-        tcp.bind(&address.into())?;
-        tcp.listen(TCP_BACKLOG)?;
-        tcp.set_nonblocking(true)?;
-        let tcp = net::TcpListener::from(tcp);
+        let tcp = listen(address)?;
         let address = tcp.local_addr()?;
         // A UDP socket that does not share finds out whether anybody else has the port.
         socket(address, Type::DGRAM)?.bind(&address.into())?;
@@ -253,6 +288,15 @@ impl Listener {
         });
         Ok(Self { address, udp: udp.collect::<io::Result<_>>()?, tcp })
     }
+}
+
+fn listen(address: SocketAddr) -> io::Result<net::TcpListener> {
+    let socket = socket(address, Type::STREAM)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(TCP_BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
 }
 
 fn socket(address: SocketAddr, kind: Type) -> io::Result<Socket> {

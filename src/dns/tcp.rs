@@ -3,21 +3,22 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::answer::Transport;
 use super::counters::add_one;
 use super::errand::Told;
+use super::https;
 use super::packet::QUERY_BYTES_MAX;
 use super::server::{Shared, Worker};
 use crate::telemetry::Pulse;
@@ -32,17 +33,30 @@ const CONNECTIONS_PER_CLIENT_MAX: usize = 8;
 const IDLE_MAX: Duration = Duration::from_secs(10);
 /// How long the rest of a message may take once it has begun, and how long a reply may.
 const MESSAGE_MAX: Duration = Duration::from_secs(2);
+/// How long TLS may take to agree.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 /// How long accepting rests when the system is out of descriptors.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 
 /// How long accepting waits before it says that it still does.
 const ACCEPT_WAIT_MAX: Duration = Duration::from_secs(1);
 
+/// How connections are spoken over.
+#[derive(Clone)]
+pub enum Over {
+    Plain,
+    /// DNS over TLS (RFC 7858).
+    Tls(TlsAcceptor),
+    /// DNS over HTTPS.
+    Https(TlsAcceptor),
+}
+
 /// Accepts connections until the token is cancelled. Those that are open then are closed.
 pub async fn run(
     listener: TcpListener,
+    over: Over,
     shared: Arc<Shared>,
-    worker: impl Fn() -> Worker,
+    make: impl Fn() -> Worker + Clone + Send + Sync + 'static,
     token: CancellationToken,
     pulse: Pulse,
 ) {
@@ -69,13 +83,39 @@ pub async fn run(
             continue;
         };
         add_one(&shared.counters.tcp_accepted);
-        let worker = worker();
+        let (over, make) = (over.clone(), make.clone());
         connections.spawn(async move {
-            if let Err(error) = serve(stream, peer.ip(), worker).await {
+            if let Err(error) = converse(stream, over, peer, make).await {
                 debug!(%peer, %error, "A DNS connection broke");
             }
             drop(seat);
         });
+    }
+}
+
+/// Speaks with a client until one of both has enough.
+async fn converse(
+    stream: TcpStream,
+    over: Over,
+    peer: SocketAddr,
+    make: impl Fn() -> Worker,
+) -> io::Result<()> {
+    // Replies are written whole; waiting for more would only delay them.
+    stream.set_nodelay(true)?;
+    match over {
+        Over::Plain => {
+            let (read, write) = stream.into_split();
+            serve((read, write), peer.ip(), make(), Transport::Tcp).await
+        }
+        Over::Tls(acceptor) => {
+            let stream = timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await??;
+            serve(tokio::io::split(stream), peer.ip(), make(), Transport::Tls).await
+        }
+        Over::Https(acceptor) => {
+            let stream = timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await??;
+            https::serve(stream, peer, make).await;
+            Ok(())
+        }
     }
 }
 
@@ -88,10 +128,12 @@ const ERRANDS_MAX: usize = 64;
 
 /// Answers message after message until the client is done, or slow, or wrong. What others have to be
 /// asked about is answered when it is there, after what came later (RFC 7766, section 6.2.1.1).
-async fn serve(stream: TcpStream, peer: IpAddr, mut worker: Worker) -> io::Result<()> {
-    // Replies are written whole; waiting for more would only delay them.
-    stream.set_nodelay(true)?;
-    let (mut read, write) = stream.into_split();
+async fn serve(
+    (mut read, write): (impl AsyncRead + Unpin, impl AsyncWrite + Unpin + Send + 'static),
+    peer: IpAddr,
+    mut worker: Worker,
+    transport: Transport,
+) -> io::Result<()> {
     let write = Arc::new(tokio::sync::Mutex::new(write));
     let mut errands = JoinSet::new();
     let (mut input, mut replies) = (Vec::new(), Vec::new());
@@ -104,7 +146,7 @@ async fn serve(stream: TcpStream, peer: IpAddr, mut worker: Worker) -> io::Resul
             if is_over {
                 break;
             }
-            match worker.answer(message, peer, Transport::Tcp) {
+            match worker.answer(message, peer, transport) {
                 Told::Silence => is_over = true,
                 Told::Ready => push_framed(&mut replies, &worker.reply),
                 Told::Later(errand) => {
@@ -141,7 +183,7 @@ async fn serve(stream: TcpStream, peer: IpAddr, mut worker: Worker) -> io::Resul
 }
 
 /// Reads until there is a whole message; false: there is no other one.
-async fn read_on(read: &mut OwnedReadHalf, input: &mut Vec<u8>) -> io::Result<bool> {
+async fn read_on(read: &mut (impl AsyncRead + Unpin), input: &mut Vec<u8>) -> io::Result<bool> {
     let mut deadline = Instant::now() + IDLE_MAX;
     let mut is_begun = false;
     loop {
@@ -182,9 +224,18 @@ fn push_framed(framed: &mut Vec<u8>, message: &[u8]) {
 }
 
 /// Sends messages, and forgets them.
-async fn send(write: &tokio::sync::Mutex<OwnedWriteHalf>, framed: &mut Vec<u8>) -> io::Result<()> {
+async fn send(
+    write: &tokio::sync::Mutex<impl AsyncWrite + Unpin>,
+    framed: &mut Vec<u8>,
+) -> io::Result<()> {
     if !framed.is_empty() {
-        timeout(MESSAGE_MAX, write.lock().await.write_all(framed)).await??;
+        let mut write = write.lock().await;
+        timeout(MESSAGE_MAX, async {
+            write.write_all(framed).await?;
+            // TLS keeps what is less than a record.
+            write.flush().await
+        })
+        .await??;
         framed.clear();
         framed.shrink_to(REPLIES_BYTES);
     }

@@ -22,6 +22,8 @@ pub const HEADER_BYTES: usize = 12;
 const PLAIN_UDP_BYTES_MAX: usize = 512;
 /// A TCP message has its length in 16 bits.
 const TCP_BYTES_MAX: usize = 65_535;
+/// Replies over TLS are as long as a multiple of this (RFC 8467, section 4.1), in bytes.
+const PADDED_BYTES: usize = 468;
 /// The smallest record that answers can consist of: a compressed owner and an IPv4 address.
 const RECORD_BYTES_MIN: usize = 16;
 /// Names that later ones may point to. Past it names are written in full where no earlier one
@@ -119,7 +121,7 @@ pub fn bytes_max(query: &Query, transport: Transport, config: &Config) -> usize 
 /// Returns how long a reply may be, in bytes, to a client that takes so much, if it says.
 pub fn limit(payload_bytes_max: Option<u16>, transport: Transport, config: &Config) -> usize {
     match (transport, payload_bytes_max) {
-        (Transport::Tcp, _) => TCP_BYTES_MAX,
+        (Transport::Tcp | Transport::Tls, _) => TCP_BYTES_MAX,
         (Transport::Udp, None) => PLAIN_UDP_BYTES_MAX,
         (Transport::Udp, Some(theirs)) => {
             let ours = usize::from(config.udp_bytes_max).max(PLAIN_UDP_BYTES_MAX);
@@ -381,6 +383,11 @@ impl Writer<'_> {
             let Some(data) = data else { continue };
             let option_at = self.begin(code.into());
             self.out.extend_from_slice(data);
+            self.end_of(option_at);
+        }
+        if options.is_padded {
+            let option_at = self.begin(EdnsCode::Padding.into());
+            self.out.resize(self.out.len().next_multiple_of(PADDED_BYTES), 0);
             self.end_of(option_at);
         }
         self.end_of(length_at);

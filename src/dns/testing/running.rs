@@ -28,6 +28,8 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 /// The server under test.
 pub struct Running {
     pub address: SocketAddr,
+    /// Those over TLS, then those over HTTPS.
+    pub secure: Vec<SocketAddr>,
     pub counters: Arc<Counters>,
     token: CancellationToken,
     task: tokio::task::JoinHandle<Result<(), RunError>>,
@@ -36,11 +38,12 @@ pub struct Running {
 impl Running {
     pub fn start(config: Config, view: View) -> Self {
         let dns = Dns::bind(config).unwrap();
-        let (address, counters) = (dns.local_addrs()[0], dns.counters());
+        let (address, secure, counters) =
+            (dns.local_addrs()[0], dns.secure_addrs(), dns.counters());
         let (feed, token) = (Arc::new(Feed::new(view)), CancellationToken::new());
         let ending = token.clone();
         let task = tokio::spawn(async move { dns.run(feed, &Pulses::default(), ending).await });
-        Self { address, counters, token, task }
+        Self { address, secure, counters, token, task }
     }
 
     pub async fn stop(self) {
