@@ -46,8 +46,15 @@ fn measure(view: &View, packets: &[Vec<u8>], rounds: usize) -> u128 {
     for round in 0..rounds {
         for packet in packets {
             let (seed, transport) = (round as u64, Transport::Udp);
-            let request =
-                Request { packet, transport, seed, now_unix: 1, client: None, known: None };
+            let request = Request {
+                packet,
+                transport,
+                seed,
+                now_unix: 1,
+                client: None,
+                known: None,
+                distances: None,
+            };
             let answered = answer_into(view, &config, request, &mut reply);
             assert!(matches!(answered, Answered::Reply(_)), "a reply");
             assert_eq!(reply[7], 3, "three answers");
@@ -63,8 +70,15 @@ fn measure_again(view: &View, packets: &[Vec<u8>], rounds: usize) -> u128 {
     let mut fast = Fast::new(Arc::clone(&view), &config);
     let (transport, mut reply) = (Transport::Udp, Vec::with_capacity(4_096));
     for packet in packets {
-        let request =
-            Request { packet, transport, seed: 1, now_unix: 1, client: None, known: None };
+        let request = Request {
+            packet,
+            transport,
+            seed: 1,
+            now_unix: 1,
+            client: None,
+            known: None,
+            distances: None,
+        };
         answer_and_learn(&view, &config, request, Some(&mut fast), &mut reply);
     }
     let mut random = Random(1);

@@ -9,7 +9,7 @@ use crate::config::parse::{Span, socket_address};
 use crate::config::{Agent, file};
 use crate::dns::clients::Networks;
 use crate::dns::config::{
-    NSID_BYTES_MAX, Secure, ServiceTtl, Soa, UDP_BYTES_MAX, UDP_BYTES_MIN, Zone,
+    ByService, NSID_BYTES_MAX, Order, Secure, Soa, UDP_BYTES_MAX, UDP_BYTES_MIN, Zone,
 };
 use crate::dns::recursion::servers::Strategy;
 use crate::ingest::Token;
@@ -35,12 +35,17 @@ pub(super) fn dns(agent: &Agent) -> Result<dns::Config, StartError> {
     };
     let node = || agent.node.clone().unwrap_or_else(identity::host_name);
     let ttls = options.service_ttl.iter().map(|(name, span)| (name.as_str(), seconds(span.0)));
+    let passing = options.only_passing_services.iter();
+    let passing = passing.map(|(name, is_only)| (name.as_str(), *is_only));
+    let orders = options.order.iter().map(|(name, text)| Ok((name.as_str(), order(name, text)?)));
     let mut config = dns::Config {
+        order: ByService::new(orders.collect::<Result<Vec<_>, StartError>>()?),
+        only_passing_of: ByService::new(passing),
         listen: agent.dns.clone(),
         datacenter: agent.datacenter.clone(),
         only_passing: options.only_passing.unwrap_or(defaults.only_passing),
         node_ttl: options.node_ttl.map_or(defaults.node_ttl, |span| seconds(span.0)),
-        service_ttl: ServiceTtl::new(ttls),
+        service_ttl: ByService::new(ttls),
         soa: soa(&options.soa, defaults.soa),
         udp_answer_limit: options.udp_answer_limit.unwrap_or(defaults.udp_answer_limit),
         a_record_limit: options.a_record_limit.unwrap_or(defaults.a_record_limit),
@@ -81,6 +86,17 @@ pub(super) fn dns(agent: &Agent) -> Result<dns::Config, StartError> {
         }
     }
     Ok(config)
+}
+
+fn order(service: &str, text: &str) -> Result<Order, StartError> {
+    match text {
+        "random" => Ok(Order::Random),
+        "weighted" => Ok(Order::Weighted),
+        "near" => Ok(Order::Near),
+        _ => Err(StartError(format!(
+            "[dns.order] '{service}' is '{text}'; it is 'random', 'weighted' or 'near'"
+        ))),
+    }
 }
 
 /// Returns where DNS is spoken over TLS.

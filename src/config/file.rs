@@ -74,6 +74,11 @@ pub struct Dns {
     pub node_ttl: Option<Span>,
     /// TTLs of answers about services: by name, by `prefix*`, or `*`. Default none: 0.
     pub service_ttl: BTreeMap<String, Span>,
+    /// In which order instances are answered, by name, by `prefix*`, or `*`: `random`, `weighted` or `near`
+    /// (by measured round trips). Default none: random.
+    pub order: BTreeMap<String, String>,
+    /// Services whose instances that warn are left out, too, by name, by `prefix*`, or `*`. Default none.
+    pub only_passing_services: BTreeMap<String, bool>,
     /// At most this many A or AAAA records an answer; 0: no limit. Default 0.
     pub a_record_limit: Option<usize>,
     /// At most this many records in an answer over UDP; 0: as many as fit. Default 0.

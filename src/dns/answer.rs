@@ -17,6 +17,7 @@ use super::recursion::reply::Shown;
 use super::resolve::{Given, resolve};
 use super::wire;
 use crate::catalog::View;
+use crate::live::Distances;
 
 /// How a packet came, which decides how long its reply may be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -41,6 +42,8 @@ pub struct Request<'p> {
     pub client: Option<Client<'p>>,
     /// What other servers said so far; `None`: nobody else is asked for this client.
     pub known: Option<&'p Known>,
+    /// How far away other nodes are; `None`: nobody knows.
+    pub distances: Option<&'p Distances>,
 }
 
 /// Who asks.
@@ -92,7 +95,8 @@ pub fn answer(
     now_unix: u32,
 ) -> Reply {
     let mut bytes = Vec::with_capacity(512);
-    let request = Request { packet, transport, seed, now_unix, client: None, known: None };
+    let request =
+        Request { packet, transport, seed, now_unix, client: None, known: None, distances: None };
     match answer_into(view, config, request, &mut bytes) {
         Answered::Reply(_) | Answered::Incomplete(..) => Reply::Bytes(bytes),
         Answered::Silence | Answered::Elsewhere(_) => Reply::Silence,
@@ -125,15 +129,18 @@ pub fn answer_and_learn(
         }
         Err(Unread::Ignored) => return Answered::Silence,
     };
-    let Request { transport, seed, now_unix, client, known, .. } = request;
+    let Request { transport, seed, now_unix, client, known, distances, .. } = request;
     let is_foreign = client.is_some_and(|client| !config.allow_query.contains(client.ip));
     let refusal = is_foreign.then_some(ResponseCode::Refused).or_else(|| refusal(&query));
     let sections = match refusal {
         Some(code) => Sections::refused(code),
-        None => match resolve(Given { view, config, known, seed, serial: now_unix }, &query) {
-            Some(sections) => sections,
-            None => return Answered::Elsewhere(Box::new(query)),
-        },
+        None => {
+            match resolve(Given { view, config, known, distances, seed, serial: now_unix }, &query)
+            {
+                Some(sections) => sections,
+                None => return Answered::Elsewhere(Box::new(query)),
+            }
+        }
     };
     let options = options_for(&query, config, client, (transport, now_unix));
     let is_truncated = wire::write(out, &query, (&sections, &options), transport, config);
@@ -296,8 +303,9 @@ mod tests {
             packet[end - 1] = u8::try_from(options.len()).unwrap();
             packet.extend_from_slice(options);
             let (transport, seed, now_unix) = (Transport::Udp, 1, 77);
-            let known = None;
-            let request = Request { packet: &packet, transport, seed, now_unix, client, known };
+            let packet = &packet;
+            let (known, distances) = (None, None);
+            let request = Request { packet, transport, seed, now_unix, client, known, distances };
             let mut bytes = Vec::new();
             answer_into(&catalog().view, &config, request, &mut bytes);
             let reply = Message::from_vec(&bytes).unwrap();

@@ -1,9 +1,13 @@
 //! Which instances a name means: by service, datacenter, tag or id, and health.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use super::config::Order;
+use super::hosts::weight_of;
 use super::question::{self, Lookup, Select};
 use super::resolve::Resolver;
+use crate::catalog::view::NodeInfo;
 use crate::catalog::{Instance, Node, NodeEntry, ServiceEntry, Status};
 
 /// A name has fewer tags than so many before its service: more would only make it slow to read.
@@ -13,22 +17,63 @@ const TAGS_MAX: usize = 8;
 pub struct Chosen<'a> {
     pub instances: Vec<&'a Instance>,
     pub ttl: u32,
+    pub order: Order,
+}
+
+impl Chosen<'_> {
+    fn none() -> Self {
+        Self { instances: Vec::new(), ttl: 0, order: Order::Random }
+    }
 }
 
 impl<'a> Resolver<'a, '_> {
-    /// Finds the instances that a name means and that are well enough, in random order.
+    /// Finds the instances that a name means and that are well enough, in their service's order.
     pub fn choose(&mut self, lookup: Lookup<'_>) -> Chosen<'a> {
         let mut chosen = self.select(lookup);
-        self.random.shuffle(&mut chosen.instances);
+        self.order(&mut chosen);
         chosen
     }
 
-    /// Finds the endpoints that a name means and that are well enough, in random order.
+    /// Finds the endpoints that a name means and that are well enough, in their service's order.
     pub fn choose_endpoints(&mut self, lookup: Lookup<'_>) -> Chosen<'a> {
         let mut chosen = self.select(lookup);
         self.leave_one_of_each(&mut chosen.instances);
-        self.random.shuffle(&mut chosen.instances);
+        self.order(&mut chosen);
         chosen
+    }
+
+    fn order(&mut self, chosen: &mut Chosen<'a>) {
+        let instances = &mut chosen.instances;
+        self.random.shuffle(instances);
+        match chosen.order {
+            Order::Random => {}
+            Order::Weighted => {
+                // Each waits for a time that is shorter, on average, by its weight, and the first one to
+                // come is the first: so the chances of all others are right among themselves, too.
+                let random = &mut self.random;
+                let mut wait = |instance: &Instance| match weight_of(instance) {
+                    0 => f64::INFINITY,
+                    weight => -random.next_fraction().ln() / f64::from(weight),
+                };
+                let mut waits: Vec<(f64, &Instance)> =
+                    instances.iter().map(|instance| (wait(instance), *instance)).collect();
+                waits.sort_by(|one, other| one.0.total_cmp(&other.0));
+                *instances = waits.into_iter().map(|(_, instance)| instance).collect();
+            }
+            Order::Near => instances.sort_by_key(|instance| self.distance(&instance.node)),
+        }
+    }
+
+    /// Returns how far away a node is. Those of which nobody knows are the farthest.
+    fn distance(&self, info: &NodeInfo) -> Duration {
+        match info.member {
+            Some(member) if member == self.view.me() => Duration::ZERO,
+            Some(member) => {
+                let measured = self.distances.and_then(|distances| distances.get(&member));
+                measured.copied().unwrap_or(Duration::MAX)
+            }
+            None => Duration::MAX,
+        }
     }
 
     fn select(&self, lookup: Lookup<'_>) -> Chosen<'a> {
@@ -42,7 +87,7 @@ impl<'a> Resolver<'a, '_> {
             | Lookup::Node { .. }
             | Lookup::Address(_)
             | Lookup::Reverse(_)
-            | Lookup::Nothing => Chosen { instances: Vec::new(), ttl: 0 },
+            | Lookup::Nothing => Chosen::none(),
         }
     }
 
@@ -68,7 +113,7 @@ impl<'a> Resolver<'a, '_> {
         datacenter: Option<&str>,
     ) -> Chosen<'a> {
         let Some(entry) = self.view.service(service) else {
-            return Chosen { instances: Vec::new(), ttl: 0 };
+            return Chosen::none();
         };
         let selects = selects.iter().filter_map(|select| match *select {
             Select::All => None,
@@ -76,22 +121,21 @@ impl<'a> Resolver<'a, '_> {
             Select::TagOrId(word) => Some((Reading::of(entry, word, true), word)),
         });
         let selects: Vec<(Reading, &str)> = selects.collect();
+        let only_passing = self.config.only_passing || self.config.only_passing_of.of(service);
+        let is_well = |status: Status| match status {
+            Status::Passing => true,
+            Status::Warning => !only_passing,
+            Status::Critical => false,
+        };
         let is_chosen = |instance: &&Arc<Instance>| {
-            self.is_well(instance.status)
+            is_well(instance.status)
                 && self.is_in(&instance.node.node, datacenter)
                 && selects.iter().all(|(reading, word)| reading.selects(instance, word))
         };
         Chosen {
             instances: entry.instances.iter().filter(is_chosen).map(Arc::as_ref).collect(),
             ttl: self.config.service_ttl.of(service),
-        }
-    }
-
-    fn is_well(&self, status: Status) -> bool {
-        match status {
-            Status::Passing => true,
-            Status::Warning => !self.config.only_passing,
-            Status::Critical => false,
+            order: self.config.order.of(service),
         }
     }
 
@@ -174,6 +218,11 @@ impl Random {
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         mixed ^ (mixed >> 31)
+    }
+
+    /// Returns a number above 0, up to 1.
+    pub fn next_fraction(&mut self) -> f64 {
+        ((self.next_number() >> 11) + 1) as f64 / (1_u64 << 53) as f64
     }
 
     /// Puts items in random order.

@@ -33,7 +33,11 @@ pub struct Config {
     /// TTL of answers about nodes, in seconds. Default 0.
     pub node_ttl: u32,
     /// TTLs of answers about services. Default 0 for all.
-    pub service_ttl: ServiceTtl,
+    pub service_ttl: ByService<u32>,
+    /// In which order a service's instances are answered. Default random.
+    pub order: ByService<Order>,
+    /// Whose instances that warn are left out, too. Default nobody's.
+    pub only_passing_of: ByService<bool>,
     /// The times of the SOA record.
     pub soa: Soa,
     /// The largest reply over UDP, in bytes, 512 to 4096. A client's smaller EDNS buffer counts;
@@ -102,7 +106,9 @@ impl Default for Config {
             name_servers: Vec::new(),
             only_passing: false,
             node_ttl: 0,
-            service_ttl: ServiceTtl::default(),
+            service_ttl: ByService::default(),
+            order: ByService::default(),
+            only_passing_of: ByService::default(),
             soa: Soa::default(),
             udp_bytes_max: 1232,
             udp_answer_limit: 0,
@@ -193,39 +199,57 @@ impl Zone {
     }
 }
 
-/// TTLs by service: the exact name, else the longest `prefix*`, else `*`, else 0.
+/// A choice by service: what is set for the exact name, else for the longest `prefix*`, else for `*`,
+/// else the default.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct ServiceTtl {
-    exact: BTreeMap<String, u32>,
+pub struct ByService<T> {
+    exact: BTreeMap<String, T>,
     /// The longest first.
-    prefixes: Vec<(String, u32)>,
+    prefixes: Vec<(String, T)>,
 }
 
-impl ServiceTtl {
-    /// Takes the table as an operator writes it: names to seconds.
-    pub fn new<'a>(table: impl IntoIterator<Item = (&'a str, u32)>) -> Self {
-        let mut ttl = Self::default();
-        for (name, seconds) in table {
+impl<T: Copy + Default> ByService<T> {
+    /// Takes the table as an operator writes it.
+    pub fn new<'a>(table: impl IntoIterator<Item = (&'a str, T)>) -> Self {
+        let mut choice = Self::default();
+        for (name, value) in table {
             let name = name.to_lowercase();
             match name.strip_suffix('*') {
-                Some(prefix) => ttl.prefixes.push((prefix.to_owned(), seconds)),
+                Some(prefix) => choice.prefixes.push((prefix.to_owned(), value)),
                 None => {
-                    ttl.exact.insert(name, seconds);
+                    choice.exact.insert(name, value);
                 }
             }
         }
-        ttl.prefixes.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
-        ttl
+        choice.prefixes.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
+        choice
     }
 
-    /// Returns the seconds for a service, whose name is in lower case.
-    pub fn of(&self, service: &str) -> u32 {
-        if let Some(seconds) = self.exact.get(service) {
-            return *seconds;
+    /// Returns what is set for a service, whose name is in lower case.
+    pub fn of(&self, service: &str) -> T {
+        if let Some(value) = self.exact.get(service) {
+            return *value;
         }
         let longest = self.prefixes.iter().find(|(prefix, _)| service.starts_with(prefix.as_str()));
-        longest.map_or(0, |(_, seconds)| *seconds)
+        longest.map_or_else(T::default, |(_, value)| *value)
     }
+
+    /// Lists what is set.
+    pub fn values(&self) -> impl Iterator<Item = T> {
+        self.exact.values().chain(self.prefixes.iter().map(|(_, value)| value)).copied()
+    }
+}
+
+/// In which order a service's instances are answered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Order {
+    /// Each one as often first as the others.
+    #[default]
+    Random,
+    /// Each one first as often as its weight is greater than the others'.
+    Weighted,
+    /// Those on nodes with the shortest round trips first, each as often as others of the same.
+    Near,
 }
 
 /// The times in the SOA record, in seconds.
@@ -250,10 +274,10 @@ mod tests {
 
     #[test]
     fn the_exact_name_wins_over_the_longest_prefix_and_that_over_the_star() {
-        let ttl = ServiceTtl::new([("*", 10), ("ca*", 7), ("cache-*", 3), ("Web", 30)]);
+        let ttl = ByService::new([("*", 10), ("ca*", 7), ("cache-*", 3), ("Web", 30)]);
         let of = ["web", "web2", "cafe", "cache-a"].map(|service| ttl.of(service));
         assert_eq!(of, [30, 10, 7, 3]);
-        assert_eq!(ServiceTtl::default().of("web"), 0);
+        assert_eq!(ByService::<u32>::default().of("web"), 0);
     }
 
     #[test]

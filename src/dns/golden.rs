@@ -10,7 +10,7 @@ use hickory_proto::rr::Record;
 use serde_json::Value as Json;
 
 use super::answer::{Reply, Transport, answer};
-use super::config::{Config, ServiceTtl, Soa, Zone};
+use super::config::{ByService, Config, Soa, Zone};
 use super::recursion;
 use super::testing::running::{Running, Stub};
 use super::testing::{Catalog, ME, data_of, question};
@@ -106,7 +106,7 @@ fn config_like(agent: &str) -> Option<Config> {
         "n2" => Some(Config {
             only_passing: true,
             node_ttl: 5,
-            service_ttl: ServiceTtl::new([("*", 10), ("web", 30), ("ca*", 7)]),
+            service_ttl: ByService::new([("*", 10), ("web", 30), ("ca*", 7)]),
             enable_truncate: true,
             a_record_limit: 4,
             udp_answer_limit: 5,

@@ -271,7 +271,8 @@ impl<'a> Resolver<'a, '_> {
     }
 }
 
-fn weight_of(instance: &Instance) -> u16 {
+/// Returns how much an instance is to get, as it is at present.
+pub fn weight_of(instance: &Instance) -> u16 {
     let weights = instance.service.weights;
     let weight = match instance.status {
         Status::Passing => weights.passing,

@@ -37,6 +37,6 @@ mod secure_tests;
 mod testing;
 
 pub use answer::{Outcome, Reply, Request, Transport, answer};
-pub use config::{Config, ServiceTtl, Soa, Zone};
+pub use config::{ByService, Config, Soa, Zone};
 pub use counters::Counters;
 pub use server::{BindError, Dns};

@@ -109,6 +109,19 @@ fn read_inside(rest: &str) -> Lookup<'_> {
     }
 }
 
+/// Tells whether a name stands between a zone and names that exist, and is nobody's itself: whoever is
+/// told that it does not exist need not ask for those below it (RFC 8020).
+pub fn is_between(name: &str, zone: &Zone, datacenter: &str) -> bool {
+    let rest = name.strip_suffix(zone.as_str()).and_then(|rest| rest.strip_suffix('.'));
+    rest.is_some_and(|rest| {
+        let mut labels = rest.split('.');
+        labels.all(|label| {
+            matches!(label, "service" | "node" | "addr" | "dc" | "_tcp" | "_udp")
+                || label.eq_ignore_ascii_case(datacenter)
+        })
+    })
+}
+
 /// Returns what stands before the label that begins at `start`, without the dot.
 fn before(text: &str, start: usize) -> &str {
     &text[..start.saturating_sub(1)]

@@ -20,6 +20,10 @@ use super::question::{self, Lookup};
 use super::record::{Data, Record, Sections};
 use super::recursion::known::{Known, Missing};
 use crate::catalog::{NodeEntry, View};
+use crate::live::Distances;
+
+/// The zone in which names are as with Consul where that is not as it should be.
+const CONSUL: &str = "consul";
 
 /// What an answer depends on beside the question.
 #[derive(Clone, Copy)]
@@ -28,6 +32,8 @@ pub struct Given<'a> {
     pub config: &'a Config,
     /// What other servers said so far; `None`: nobody else is asked for this client.
     pub known: Option<&'a Known>,
+    /// How far away other nodes are; `None`: nobody knows.
+    pub distances: Option<&'a Distances>,
     /// Decides the order of records.
     pub seed: u64,
     /// The SOA's.
@@ -36,14 +42,27 @@ pub struct Given<'a> {
 
 /// Gathers the records for a question; `None`: others are to be asked.
 pub fn resolve<'a>(given: Given<'a>, query: &Query) -> Option<Sections<'a>> {
-    let Given { view, config, known, seed, serial } = given;
+    let Given { view, config, known, distances, seed, serial } = given;
     let question = question::read(&query.text, &config.zones);
-    let zone = &config.zones[config.targets_in.unwrap_or(question.zone)];
+    let asked = &config.zones[question.zone];
+    let is_strict = asked.as_str() != CONSUL && config.targets_in.is_none();
+    let zone = config.targets_in.map_or(asked, |index| &config.zones[index]);
     let keeps_ttls = matches!(question.lookup, Lookup::Node { .. });
     let missing = Missing::new();
     let random = Random(seed);
-    let mut resolver =
-        Resolver { view, config, query, zone, random, serial, known, keeps_ttls, missing };
+    let mut resolver = Resolver {
+        is_strict,
+        view,
+        config,
+        query,
+        zone,
+        random,
+        serial,
+        known,
+        distances,
+        keeps_ttls,
+        missing,
+    };
     let is_elsewhere = match question.lookup {
         Lookup::Outside => true,
         Lookup::Reverse(ip) => ip.is_none_or(|ip| resolver.reverse_name(ip).is_none()),
@@ -69,13 +88,19 @@ impl<'a> Resolver<'a, '_> {
             && self.config.recursion.is_for(name)
     }
 
+    /// Tells whether records of the zone itself are an answer: where it was asked for, and as with Consul
+    /// below it, whether the name exists or not. Resolvers refuse the latter, since their owner is not who
+    /// was asked for.
+    fn tells_of_zone(&self) -> bool {
+        !self.is_strict || self.query.text == self.zone.as_str()
+    }
+
     fn here(&mut self, lookup: Lookup<'_>) -> Sections<'a> {
         match (lookup, self.query.kind) {
             (Lookup::Outside, _) => refused_outside(),
             (Lookup::Reverse(ip), _) => self.reverse(ip),
-            // Consul answers these for any name in its zone, whether it exists or not.
-            (_, RecordType::SOA) => self.zone_start(),
-            (_, RecordType::NS) => self.zone_servers(),
+            (_, RecordType::SOA) if self.tells_of_zone() => self.zone_start(),
+            (_, RecordType::NS) if self.tells_of_zone() => self.zone_servers(),
             (Lookup::Apex, _) => self.apex(),
             (Lookup::Service { .. } | Lookup::Endpoint { .. }, _) => self.service(lookup),
             (Lookup::Node { node, datacenter }, _) => self.node(node, datacenter),
@@ -97,10 +122,15 @@ pub struct Resolver<'a, 'q> {
     pub query: &'q Query,
     /// The zone that names in the reply are in.
     pub zone: &'a Zone,
+    /// Whether the RFCs count where Consul does otherwise: in all zones but `consul`, whose clients know
+    /// it so, as long as targets stay in the zone that was asked.
+    is_strict: bool,
     pub random: Random,
     serial: u32,
     /// What other servers said so far; `None`: nobody else is asked for this client.
     pub known: Option<&'a Known>,
+    /// How far away other nodes are; `None`: nobody knows.
+    pub distances: Option<&'a Distances>,
     /// Whether records of other servers keep their TTLs: those beside a service have the service's.
     pub keeps_ttls: bool,
     /// What is to be asked of others for the answer to be whole.
@@ -136,7 +166,7 @@ impl<'a> Resolver<'a, '_> {
     }
 
     /// A node resolves whatever its health is: it does so until it leaves the catalog. An empty
-    /// answer carries no SOA, as in Consul.
+    /// answer carries no SOA in `consul`, as there.
     fn node(&mut self, name: &str, datacenter: Option<&str>) -> Sections<'a> {
         let Some(entry) = self.node_in(name, datacenter) else { return self.no_such_name() };
         let (kind, ttl) = (self.query.kind, self.config.node_ttl);
@@ -150,10 +180,13 @@ impl<'a> Resolver<'a, '_> {
         } else if self.config.node_meta_txt {
             sections.additionals.extend(meta);
         }
+        if sections.answers.is_empty() && self.is_strict {
+            sections.authorities.push(self.soa());
+        }
         sections
     }
 
-    /// The address is in the name. What is none gets an empty answer, as in Consul.
+    /// The address is in the name. What is none gets an empty answer in `consul`, as there.
     fn address(&self, ip: Option<IpAddr>) -> Sections<'a> {
         let mut sections = Sections::empty(ResponseCode::NoError);
         let want = Want::new(self.query.kind, self.config.node_ttl);
@@ -162,6 +195,7 @@ impl<'a> Resolver<'a, '_> {
                 sections.answers.push(Record::address(Name::Question, want.ttl, ip));
             }
             Some(_) => sections.authorities.push(self.soa()),
+            None if self.is_strict => return self.no_such_name(),
             None => {}
         }
         sections
@@ -263,7 +297,10 @@ impl<'a> Resolver<'a, '_> {
     }
 
     fn no_such_name(&self) -> Sections<'a> {
-        let mut sections = Sections::empty(ResponseCode::NXDomain);
+        let is_there = self.is_strict
+            && question::is_between(&self.query.text, self.zone, &self.config.datacenter);
+        let code = if is_there { ResponseCode::NoError } else { ResponseCode::NXDomain };
+        let mut sections = Sections::empty(code);
         sections.authorities.push(self.soa());
         sections
     }
@@ -277,9 +314,16 @@ impl<'a> Resolver<'a, '_> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::time::Duration;
+
+    use hickory_proto::op::Message;
+
     use crate::catalog::Status;
-    use crate::dns::config::{Config, ServiceTtl, Soa};
-    use crate::dns::testing::{Catalog, ME, show};
+    use crate::dns::answer::{Request, Transport, answer_into};
+    use crate::dns::config::{ByService, Config, Order, Soa};
+    use crate::dns::testing::{Catalog, ME, data_of, question, show};
+    use crate::live::Distances;
 
     /// Three instances of `app`, one of them by its node's address; `n2` is another member.
     fn catalog() -> Catalog {
@@ -347,6 +391,71 @@ mod tests {
         check(&catalog, "green.blue.app.internal. A", "green.blue.app.internal. A 10.1.0.6");
         let many = "blue.".repeat(9);
         check(&catalog, &format!("{many}app.internal. A"), "NXDomain  | internal. SOA");
+    }
+
+    /// Tells how often each address came first, of a thousand answers.
+    fn firsts(catalog: &Catalog, config: &Config, distances: &Distances) -> BTreeMap<String, u32> {
+        let packet = question("app.internal. A", 1_232);
+        let mut firsts = BTreeMap::new();
+        for seed in 0..1_000 {
+            let request = Request {
+                packet: &packet,
+                transport: Transport::Udp,
+                seed,
+                now_unix: 1,
+                client: None,
+                known: None,
+                distances: Some(distances),
+            };
+            let mut reply = Vec::new();
+            answer_into(&catalog.view, config, request, &mut reply);
+            let reply = Message::from_vec(&reply).unwrap();
+            *firsts.entry(data_of(&reply.answers[0])).or_default() += 1;
+        }
+        firsts
+    }
+
+    #[test]
+    fn a_weighted_service_is_answered_by_the_weights_of_its_instances() {
+        // Of those that pass the weight is 10, of those that warn 2.
+        let catalog = catalog().check("app-1", Status::Warning);
+        let config =
+            Config { order: ByService::new([("app", Order::Weighted)]), ..Config::default() };
+        let firsts = firsts(&catalog, &config, &Distances::new());
+        let of = |address: &str| firsts[address];
+        assert!((50..140).contains(&of("10.1.0.1")), "one of eleven: {firsts:?}");
+        assert!((390..520).contains(&of("10.1.0.2")), "five of eleven: {firsts:?}");
+        assert!((390..520).contains(&of("10.0.0.2")), "{firsts:?}");
+    }
+
+    #[test]
+    fn a_near_service_is_answered_by_the_distances_of_its_nodes() {
+        const N3: &str = "33333333-3333-3333-3333-333333333333";
+        let far = Catalog::new()
+            .node(N2, "n2", "10.0.0.2", &[])
+            .node(N3, "n3", "10.0.0.3", &[])
+            .instance_on(N2, "app a2 :1")
+            .instance_on(N3, "app a3 :1");
+        let config = Config { order: ByService::new([("a*", Order::Near)]), ..Config::default() };
+        let millis = |key: &str, millis| (key.parse().unwrap(), Duration::from_millis(millis));
+        let unknown = firsts(&far, &config, &Distances::new());
+        assert_eq!(unknown.len(), 2, "nobody is nearer: {unknown:?}");
+        let one = firsts(&far, &config, &[millis(N3, 7)].into());
+        assert_eq!(one, [("10.0.0.3".to_owned(), 1_000)].into());
+        let both = [millis(N2, 3), millis(N3, 7)].into();
+        assert_eq!(firsts(&far, &config, &both), [("10.0.0.2".to_owned(), 1_000)].into());
+        let here = far.instance("app a1 :1");
+        assert_eq!(firsts(&here, &config, &both), [("127.0.0.1".to_owned(), 1_000)].into());
+    }
+
+    #[test]
+    fn of_some_services_those_that_warn_are_left_out() {
+        let catalog = catalog().check("app-2", Status::Warning);
+        let config =
+            Config { only_passing_of: ByService::new([("app", true)]), ..Config::default() };
+        let found = show(&catalog, &config, "green.app.internal. A");
+        assert_eq!(found, "NXDomain  | internal. SOA");
+        check(&catalog, "green.app.internal. A", "green.app.internal. A 10.1.0.2");
     }
 
     #[test]
@@ -534,7 +643,7 @@ mod tests {
         let servers = "internal. NS n1.node.dc1.internal.";
         let glue = "n1.node.dc1.internal. A 127.0.0.1";
         check(&catalog, "internal. NS", &format!("{servers} |  | {glue}"));
-        check(&catalog, "any.internal. SOA", &format!("internal. SOA | {servers} | {glue}"));
+        check(&catalog, "internal. SOA", &format!("internal. SOA | {servers} | {glue}"));
         check(&Catalog::empty(), "internal. NS", "| internal. SOA");
     }
 
@@ -543,7 +652,32 @@ mod tests {
         let catalog = Catalog::new();
         check(&catalog, "7f000001.addr.internal. A", "7f000001.addr.internal. A 127.0.0.1");
         check(&catalog, "7f000001.addr.internal. AAAA", "| internal. SOA");
-        check(&catalog, "zz.addr.internal. A", "");
+        check(&catalog, "zz.addr.internal. A", "NXDomain  | internal. SOA");
+        check(&catalog, "zz.addr.consul. A", "");
+    }
+
+    #[test]
+    fn in_consul_names_are_as_there_and_elsewhere_as_they_should_be() {
+        let catalog = catalog();
+        let servers = "consul. NS n1.node.dc1.consul.";
+        let glue = "n1.node.dc1.consul. A 127.0.0.1";
+        for name in ["app.service.consul.", "none.consul.", "service.consul."] {
+            let soa = format!("consul. SOA | {servers} | {glue}");
+            check(&catalog, &format!("{name} SOA"), &soa);
+            check(&catalog, &format!("{name} NS"), &format!("{servers} |  | {glue}"));
+        }
+        for kind in ["SOA", "NS"] {
+            check(&catalog, &format!("app.internal. {kind}"), "| internal. SOA");
+            check(&catalog, &format!("none.internal. {kind}"), "NXDomain  | internal. SOA");
+            check(&catalog, &format!("ns.internal. {kind}"), "| internal. SOA");
+        }
+        // There are names below these.
+        for name in ["service", "node.dc1", "_tcp.service.dc1", "addr", "dc1"] {
+            check(&catalog, &format!("{name}.internal. A"), "| internal. SOA");
+            check(&catalog, &format!("{name}.consul. A"), "NXDomain  | consul. SOA");
+        }
+        let meta = "n2.node.internal. TXT \"plain text\", n2.node.internal. TXT \"rack=r2\"";
+        check(&catalog, "n2.node.internal. AAAA", &format!("| internal. SOA | {meta}"));
     }
 
     #[test]
@@ -569,7 +703,7 @@ mod tests {
     fn ttls_are_the_configured_ones_and_follow_the_service_into_its_additionals() {
         let config = Config {
             node_ttl: 5,
-            service_ttl: ServiceTtl::new([("*", 10), ("app", 30)]),
+            service_ttl: ByService::new([("*", 10), ("app", 30)]),
             soa: Soa { min_ttl: 15, ..Soa::default() },
             node_meta_txt: false,
             ..Config::default()

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::{Notify, broadcast};
@@ -28,7 +29,11 @@ pub struct Feed {
     waiters: Mutex<BTreeMap<Topic, Waiters>>,
     commits: broadcast::Sender<Arc<Commit>>,
     versions: Versions,
+    distances: ArcSwap<Distances>,
 }
+
+/// How far away the other members are: the round trips that were measured of late.
+pub type Distances = BTreeMap<NodeId, Duration>;
 
 impl Feed {
     /// Makes a feed that starts from what the database held.
@@ -39,6 +44,7 @@ impl Feed {
             waiters: Mutex::default(),
             commits: broadcast::Sender::new(FOLLOWER_COMMITS_MAX),
             versions: Versions::default(),
+            distances: ArcSwap::default(),
         }
     }
 
@@ -84,6 +90,16 @@ impl Feed {
     /// Publishes what membership found out. Nothing of it is ever written to the database.
     pub fn publish_liveness(&self, now: Wall, change: Liveness) {
         self.fold(|view| view.fold_liveness(Hlc(view.index_max()).tick(now), change));
+    }
+
+    /// Publishes how far away the other members are.
+    pub fn publish_distances(&self, distances: Distances) {
+        self.distances.store(Arc::new(distances));
+    }
+
+    /// Returns how far away the other members are, as it was found out last.
+    pub fn distances(&self) -> Arc<Distances> {
+        self.distances.load_full()
     }
 
     /// Waits until the topic's index passes `index`, or until `deadline`, and returns the view

@@ -6,7 +6,7 @@ pub mod query;
 pub mod rows;
 pub mod versions;
 
-pub use feed::Feed;
+pub use feed::{Distances, Feed};
 pub use query::{Queries, Subscription};
 pub use versions::Versions;
 

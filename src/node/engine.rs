@@ -918,6 +918,8 @@ impl Engine {
             });
         }
         let (name_conflicts, id_conflicts) = self.relations.conflicts();
+        let measured = list.iter().filter_map(|member| Some((member.id, member.round_trip?)));
+        self.feed.publish_distances(measured.collect());
         self.members.store(Arc::new(list));
         self.stats.store(Arc::new(super::Stats {
             replica: *self.replica.stats(),

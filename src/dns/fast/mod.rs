@@ -18,7 +18,7 @@ use self::plain::Plain;
 use self::template::Template;
 use super::answer::{Outcome, Transport};
 use super::choose::Random;
-use super::config::Config;
+use super::config::{Config, Order};
 use super::question::{self, Lookup};
 use super::record::Sections;
 use super::wire;
@@ -118,6 +118,10 @@ impl Fast {
             Lookup::Endpoint { name, last, .. } => &[name, last],
             _ => return,
         };
+        // Pieces are put together at random.
+        if services.iter().any(|service| config.order.of(service) != Order::Random) {
+            return;
+        }
         let mut buffer = [0; KEY_BYTES_MAX];
         let key = key_of(plain.question, &mut buffer);
         if self.kept.get(key).is_some_and(|kept| kept.round == self.round) {

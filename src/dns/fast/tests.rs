@@ -58,8 +58,15 @@ impl Pair {
         self.fast.look(&feed);
         for seed in 0..2 {
             let mut slow = Vec::new();
-            let request =
-                Request { packet, transport, seed, now_unix: 1, client: None, known: None };
+            let request = Request {
+                packet,
+                transport,
+                seed,
+                now_unix: 1,
+                client: None,
+                known: None,
+                distances: None,
+            };
             let mut short = Vec::new();
             let circumstances = (transport, false);
             let random = &mut Random(seed);
