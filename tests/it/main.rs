@@ -18,6 +18,7 @@ mod hostile;
 mod large;
 mod members;
 mod networks;
+mod resolvers;
 mod schema;
 mod snapshot;
 mod sql;

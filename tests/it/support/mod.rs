@@ -13,6 +13,7 @@ use tempfile::TempDir;
 
 pub mod consul;
 pub mod links;
+pub mod resolver;
 
 /// How long anything may take that happens by itself. Far more than it takes; a test that fails
 /// says what it waited for.
