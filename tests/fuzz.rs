@@ -12,6 +12,7 @@ mod checks;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use hickory_proto::rr::RecordType;
 use proptest::prelude::*;
 use tribune::crdt::suite::{A, B, NOW, origin, pairs, services, t};
 use tribune::crdt::{Batch, ColumnId, Piece, RowClock, RowOp, Stamp, Storage, Table, pack};
@@ -40,8 +41,53 @@ fn clocks_hold_what_they_promise() {
     hold("row_clock", clocks(), checks::row_clock);
 }
 
+#[test]
+fn packets_hold_what_they_promise() {
+    hold("dns_packet", packets(), checks::dns_packet);
+}
+
+/// Questions of all forms, over each transport.
+fn packets() -> Seeds {
+    let question = |name: &str, kind: &str, edns: &[u8]| {
+        let mut packet = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, u8::from(!edns.is_empty())];
+        for label in name.split('.').filter(|label| !label.is_empty()) {
+            packet.push(u8::try_from(label.len()).unwrap());
+            packet.extend_from_slice(label.as_bytes());
+        }
+        packet.push(0);
+        let kind: u16 = kind.parse::<RecordType>().unwrap().into();
+        packet.extend_from_slice(&kind.to_be_bytes());
+        packet.extend_from_slice(&[0, 1]);
+        packet.extend_from_slice(edns);
+        packet
+    };
+    let plain = [0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 0];
+    let cookie = [&plain[..9], &[0, 12, 0, 10, 0, 8, 1, 2, 3, 4, 5, 6, 7, 8]].concat();
+    let padded = [&plain[..9], &[0, 12, 0, 3, 0, 0, 0, 12, 0, 4, 0, 0, 0, 0]].concat();
+    let via = |how: u8, packet: Vec<u8>| [&[how], &packet[..]].concat();
+    vec![
+        ("service_a", via(0, question("app.internal", "A", &[]))),
+        ("service_srv", via(0, question("app.service.consul", "SRV", &plain))),
+        ("service_tcp", via(1, question("APP.internal", "ANY", &plain))),
+        ("tags", via(0, question("blue.t1.app.internal", "A", &cookie))),
+        ("endpoint", via(0, question("_db._tcp.service.dc1.internal", "SRV", &plain))),
+        ("node", via(0, question("n1.node.consul", "TXT", &[]))),
+        ("address", via(1, question("0a000001.addr.internal", "A", &[]))),
+        ("reverse", via(0, question("1.0.0.10.in-addr.arpa", "PTR", &[]))),
+        ("https", via(2, question("app.internal", "HTTPS", &padded))),
+        ("alias", via(0, question("out.internal", "CNAME", &plain))),
+        ("zone", via(0, question("internal", "SOA", &plain))),
+        ("elsewhere", via(0, question("www.example.com", "A", &plain))),
+    ]
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn drawn_packets_are_answered_whole(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        checks::dns_packet(&bytes);
+    }
 
     #[test]
     fn drawn_changes_merge_in_any_order(bytes in prop::collection::vec(any::<u8>(), 0..600)) {

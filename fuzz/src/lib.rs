@@ -2,8 +2,10 @@
 //! that the ordinary tests compile it and hold it against the seeds. How bytes come about, and the
 //! fuzzer itself, are not here.
 
+mod dns;
 mod merge;
 
+pub use dns::dns_packet;
 pub use merge::merge_changes;
 
 use tribune::crdt::{Piece, RowClock, pack};

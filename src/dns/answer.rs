@@ -81,6 +81,8 @@ pub struct Outcome {
     pub kind: Option<RecordType>,
     pub code: ResponseCode,
     pub is_truncated: bool,
+    /// The client speaks EDNS, and the reply does.
+    pub has_edns: bool,
     /// What the client showed of itself.
     pub cookie: Option<Asked>,
 }
@@ -148,7 +150,9 @@ pub fn answer_and_learn(
         fast.learn(request.packet, &query.text, &sections, config);
     }
     let cookie = query.edns.and_then(|edns| edns.cookie);
-    let outcome = Outcome { kind: Some(query.kind), code: sections.code, is_truncated, cookie };
+    let has_edns = sections.has_edns && query.edns.is_some();
+    let (kind, code) = (Some(query.kind), sections.code);
+    let outcome = Outcome { kind, code, is_truncated, has_edns, cookie };
     if sections.missing.is_empty() {
         Answered::Reply(outcome)
     } else {
@@ -166,10 +170,11 @@ pub fn pass_on(
 ) -> Outcome {
     let options = options_for(query, config, Some(client), (transport, now_unix));
     let (kind, cookie) = (Some(query.kind), query.edns.and_then(|edns| edns.cookie));
+    let has_edns = query.edns.is_some();
     let own = |out: &mut Vec<u8>, code| {
         let sections = Sections { is_recursion_available: true, ..Sections::refused(code) };
         let is_truncated = wire::write(out, query, (&sections, &options), transport, config);
-        Outcome { kind, code, is_truncated, cookie }
+        Outcome { kind, code, is_truncated, has_edns, cookie }
     };
     let (reply, age, is_stale) = match answer {
         Answer::Reply { reply, age, is_stale } => (reply, *age, *is_stale),
@@ -189,13 +194,14 @@ pub fn pass_on(
         ttl_min: if is_stale { STALE_TTL } else { 0 },
     };
     let is_truncated = reply.write(out, &shown);
-    Outcome { kind, code: reply.code, is_truncated, cookie }
+    let has_edns = has_edns && reply.has_edns;
+    Outcome { kind, code: reply.code, is_truncated, has_edns, cookie }
 }
 
 impl Outcome {
     /// Of a question that could not be read.
     pub fn unread(code: ResponseCode) -> Self {
-        Self { kind: None, code, is_truncated: false, cookie: None }
+        Self { kind: None, code, is_truncated: false, has_edns: false, cookie: None }
     }
 }
 

@@ -30,6 +30,8 @@ pub mod udp;
 pub mod wire;
 
 #[cfg(test)]
+mod edns_tests;
+#[cfg(test)]
 mod golden;
 #[cfg(test)]
 mod secure_tests;

@@ -95,6 +95,11 @@ impl Shared {
             Verdict::Whole => return true,
             Verdict::Cut => {
                 wire::cut(reply);
+                if outcome.has_edns {
+                    // RFC 6891, section 7: a reply that was cut has it, too.
+                    reply[11] = 1;
+                    reply.extend_from_slice(&wire::plain_opt(&self.config));
+                }
                 outcome.is_truncated = true;
             }
             Verdict::Nothing => {}
@@ -554,6 +559,7 @@ mod tests {
         assert_eq!((whole.answers.len(), whole.metadata.truncation), (60, false));
         let cut = answer_to(&mut worker, "198.51.100.1", &packet).unwrap();
         assert!(cut.metadata.truncation && cut.answers.is_empty() && cut.queries.len() == 1);
+        assert!(cut.edns.is_some());
         // A short one is no use to whoever forges its sender.
         let short = question("a1.app.internal. A", 1_232);
         assert_eq!(answer_to(&mut worker, "198.51.100.1", &short).unwrap().answers.len(), 1);

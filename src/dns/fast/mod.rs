@@ -100,7 +100,8 @@ impl Fast {
         kept.template.write(&plain, is_recursion_available, opt, random, out);
         let kind = Some(RecordType::from(kind_of(plain.question)));
         let code = ResponseCode::NoError;
-        Some(Outcome { kind, code, is_truncated: false, cookie: None })
+        let has_edns = !opt.is_empty();
+        Some(Outcome { kind, code, is_truncated: false, has_edns, cookie: None })
     }
 
     /// Keeps a reply that was worked out from the view of the last [`Fast::look`], if it can be kept.
