@@ -68,6 +68,17 @@ async fn measure(changes: usize) {
         times.push(begun.elapsed());
     }
     report("a TTL report to n1 itself            -> DNS of n2", times);
+
+    let mut probe = Probe::new(n1.ip, "own");
+    let mut times = Vec::new();
+    for i in 0..changes {
+        let verb = if i % 2 == 0 { "fail" } else { "pass" };
+        report_check(&n1, verb).await;
+        let begun = Instant::now();
+        probe.wait(u16::from(verb == "pass"));
+        times.push(begun.elapsed());
+    }
+    report("the answer to such a report          -> DNS of n1", times);
 }
 
 async fn report_check(node: &Agent, verb: &str) {

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use std::{io, net};
 
 use hickory_proto::op::ResponseCode;
@@ -34,6 +34,8 @@ use crate::telemetry::Pulses;
 const PORT_ATTEMPTS: usize = 16;
 /// Connections that wait to be accepted.
 const TCP_BACKLOG: i32 = 256;
+/// How often old views are let go of.
+const RENEW_EVERY: Duration = Duration::from_secs(10);
 /// Questions that wait for other servers. Who comes when all seats are taken is told that it failed.
 const ERRANDS_MAX: usize = 1_024;
 
@@ -239,6 +241,7 @@ impl Dns {
             }
         }
         let fast = Arc::new(Mutex::new(Fast::new(feed.view(), &self.shared.config)));
+        tasks.spawn(renew(Arc::clone(&fast), Arc::clone(&feed), token.clone()));
         let of = Arc::clone(&self.shared);
         let make = move || {
             Worker::new(Arc::clone(&of), Arc::clone(&feed), Replies::Common(Arc::clone(&fast)))
@@ -279,6 +282,17 @@ impl Dns {
         // The channel closes when the last thread has ended.
         while endings.recv().await.is_some() {}
         Ok(())
+    }
+}
+
+/// Has connections' replies follow the view when nobody asks: an old one would stay in memory.
+async fn renew(fast: Arc<Mutex<Fast>>, feed: Arc<Feed>, token: CancellationToken) {
+    let rest = || tokio::time::sleep(RENEW_EVERY);
+    while token.run_until_cancelled(rest()).await.is_some() {
+        // Who holds it does the same.
+        if let Ok(mut fast) = fast.try_lock() {
+            fast.look(&feed);
+        }
     }
 }
 
@@ -629,6 +643,39 @@ mod tests {
         let mut reply = [0; 512];
         let (_, from) = timeout(PATIENCE, socket.recv_from(&mut reply)).await.unwrap().unwrap();
         assert_eq!(from, to);
+        stop(running).await;
+    }
+
+    #[tokio::test]
+    async fn thousands_of_idle_connections_take_nothing_from_those_who_ask() {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        let limit = getrlimit(Resource::Nofile);
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+        // Each has two ends in this process.
+        let room = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX).saturating_sub(500) / 2;
+        let count = usize::try_from(room.min(10_000)).unwrap();
+        let running = start("127.0.0.1:0");
+        let (mut held, mut used) = (Vec::new(), TcpStream::connect(running.address).await.unwrap());
+        for n in 1..count {
+            held.push(TcpStream::connect(running.address).await.unwrap());
+            if n % 500 == 0 {
+                let reply = ask_udp(running.address, &question("a1.app.internal. A", 0)).await;
+                assert_eq!(reply.answers.len(), 1);
+                // So is who was let in.
+                used.write_all(&framed(&question("app.internal. A", 0))).await.unwrap();
+                let whole = timeout(PATIENCE, read_tcp(&mut used)).await.unwrap();
+                assert_eq!(whole.answers.len(), 60);
+            }
+        }
+        let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        let seen = || load(&running.counters.tcp_accepted) + load(&running.counters.tcp_refused);
+        while seen() < count as u64 {
+            tokio::task::yield_now().await;
+        }
+        assert!(load(&running.counters.tcp_accepted) < 1_000, "the rest is closed");
+        let reply = ask_udp(running.address, &question("a1.app.internal. A", 0)).await;
+        assert_eq!(reply.answers.len(), 1);
+        drop((held, used));
         stop(running).await;
     }
 

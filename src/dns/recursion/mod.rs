@@ -121,13 +121,12 @@ impl Recursor {
             return answer;
         }
         let Some(group) = self.group(name) else { return Answer::Failed };
-        let flight = Arc::clone(self.flights().entry(key.clone()).or_default());
+        let cell = Arc::clone(self.flights().entry(key.clone()).or_default());
+        let flight = Flight { recursor: self, key, cell };
         // Where whoever began it gives up, another one who waits goes on.
-        let answer = flight.get_or_init(|| self.fetch(group, key)).await.clone();
-        let mut flights = self.flights();
-        if flights.get(key).is_some_and(|other| Arc::ptr_eq(other, &flight)) {
-            flights.remove(key);
-        }
+        let answer = flight.cell.get_or_init(|| self.fetch(group, key)).await.clone();
+        // Who comes from now on asks anew.
+        flight.end();
         answer
     }
 
@@ -244,6 +243,34 @@ impl Recursor {
 
     fn flights(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Arc<OnceCell<Answer>>>> {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A question under way, for one of those who wait for it.
+struct Flight<'r> {
+    recursor: &'r Recursor,
+    key: &'r Key,
+    cell: Arc<OnceCell<Answer>>,
+}
+
+impl Flight<'_> {
+    fn end(&self) {
+        let mut flights = self.recursor.flights();
+        if flights.get(self.key).is_some_and(|other| Arc::ptr_eq(other, &self.cell)) {
+            flights.remove(self.key);
+        }
+    }
+}
+
+impl Drop for Flight<'_> {
+    /// Whoever is the last to give up takes the question away.
+    fn drop(&mut self) {
+        // The map's and this one. Nobody gets another one meanwhile but by the map.
+        let mut flights = self.recursor.flights();
+        let is_last = Arc::strong_count(&self.cell) == 2;
+        if is_last && flights.get(self.key).is_some_and(|other| Arc::ptr_eq(other, &self.cell)) {
+            flights.remove(self.key);
+        }
     }
 }
 

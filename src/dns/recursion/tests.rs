@@ -107,6 +107,22 @@ async fn who_asks_the_same_at_the_same_time_gets_the_same_reply() {
 }
 
 #[tokio::test]
+async fn a_question_that_everybody_gave_up_is_forgotten() {
+    let server = Stub::with(|_, _| None).await;
+    let (recursor, _) = recursor(of_servers(&[server.address]));
+    {
+        let (mut one, mut other) =
+            (Box::pin(ask(&recursor, "a.example")), Box::pin(ask(&recursor, "a.example")));
+        assert!(futures_util::poll!(&mut one).is_pending());
+        assert!(futures_util::poll!(&mut other).is_pending());
+        assert_eq!(recursor.flights().len(), 1);
+        drop(one);
+        assert_eq!(recursor.flights().len(), 1, "somebody still waits");
+    }
+    assert_eq!(recursor.flights().len(), 0);
+}
+
+#[tokio::test]
 async fn where_one_server_is_silent_or_refuses_the_next_is_asked() {
     let silent = Stub::with(|_, _| None).await;
     let good = Stub::start(&[WWW]).await;
