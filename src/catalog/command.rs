@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::model::{Check, Node, Service, Source, Status};
+use super::model::{Check, Node, NodeKey, Service, Source, Status};
 
 /// A change of this node's part of the catalog. Each is one transaction.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -27,8 +27,49 @@ pub enum Command {
     /// Puts an instance (or, with `None`, the node) into maintenance, or takes it out. Entering
     /// twice keeps the first reason; refused when the instance is not here.
     Maintenance { service_id: Option<String>, enable: bool, reason: String },
+    /// Edits what belongs to no node: external nodes, and tags in the place of registered ones.
+    Edit(Vec<CatalogEdit>),
     /// Brings what was mirrored from one source in line: only differences are in the list.
     Mirror { source: Source, changes: Vec<MirrorChange> },
+}
+
+/// One edit of what any node may write. Nodes are named by [`external_nodes.id`]: their name in
+/// lower case.
+///
+/// [`external_nodes.id`]: crate::catalog::model::external_id
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum CatalogEdit {
+    /// Registers or replaces an external node.
+    PutNode(Node),
+    /// Registers or replaces an instance on one; refused when the node is not here.
+    PutService {
+        node: String,
+        service: Service,
+    },
+    /// Registers or replaces a check; refused when the node, or the instance that it names, is not
+    /// here.
+    PutCheck {
+        node: String,
+        check: Check,
+    },
+    /// Removes a node with all that is on it. Unknown names and ids are no error, here and below.
+    RemoveNode {
+        node: String,
+    },
+    RemoveService {
+        node: String,
+        service_id: String,
+    },
+    RemoveCheck {
+        node: String,
+        check_id: String,
+    },
+    /// Puts tags in the place of those that an instance of a member was registered with.
+    PutTags {
+        node: NodeKey,
+        service_id: String,
+        tags: Vec<String>,
+    },
 }
 
 /// One difference between a mirrored agent and what this node holds of it.

@@ -7,6 +7,6 @@ pub mod model;
 pub mod rows;
 pub mod view;
 
-pub use command::{CheckDefinition, CheckKind, CheckRegistration, Command};
+pub use command::{CatalogEdit, CheckDefinition, CheckKind, CheckRegistration, Command};
 pub use model::{Check, Node, NodeKey, Service, ServiceAddress, Status, Weights};
 pub use view::{Instance, NodeEntry, ServiceEntry, Topic, View};

@@ -6,8 +6,13 @@ use std::sync::Arc;
 
 use crate::types::NodeId;
 
-/// `nodes.id`: the node's UUID, or `<registrar's UUID>/<name>` for an external node.
+/// `nodes.id`: the node's UUID, or `<registrar's UUID>/<name>` for an external node. For one that
+/// the whole cluster owns [`external_key`] of its name.
 pub type NodeKey = Arc<str>;
+
+/// What the keys of external nodes that the whole cluster owns begin with. It sorts behind every
+/// UUID, so that a member has a name before them.
+const EXTERNAL: &str = "~/";
 
 /// The check every member of the cluster has: derived from membership, never stored.
 pub const SERF_HEALTH: &str = "serfHealth";
@@ -29,19 +34,30 @@ pub struct Node {
     pub gossip: String,
     /// The version of Tribune that runs there; empty for an external node.
     pub version: String,
+    /// The UUID that was registered with an external node; often empty.
+    pub external_id: String,
 }
 
 impl Node {
     /// Tells whether those who look for services see no difference: the version that runs there
     /// and its gossip address may differ, so that an upgrade of the fleet wakes nobody.
     pub fn serves_like(&self, other: &Self) -> bool {
-        let Self { name, address, datacenter, tagged_addresses, meta, gossip: _, version: _ } =
-            self;
+        let Self {
+            name,
+            address,
+            datacenter,
+            tagged_addresses,
+            meta,
+            gossip: _,
+            version: _,
+            external_id,
+        } = self;
         *name == other.name
             && *address == other.address
             && *datacenter == other.datacenter
             && *tagged_addresses == other.tagged_addresses
             && *meta == other.meta
+            && *external_id == other.external_id
     }
 }
 
@@ -130,19 +146,24 @@ pub struct Check {
     /// `http`, `tcp`, `ttl`, `script`, `maintenance`, or empty.
     pub kind: String,
     pub source: Source,
+    /// A JSON object that says what the check of an external node does; empty for all others, whose
+    /// definitions may hold secrets.
+    pub definition: String,
 }
 
 impl Check {
     /// Tells whether it says the same: its output may differ, which is for people, and so may who
     /// brought it in.
     pub fn speaks_like(&self, other: &Self) -> bool {
-        let Self { id, name, status, notes, output: _, service_id, kind, source: _ } = self;
+        let Self { id, name, status, notes, output: _, service_id, kind, source: _, definition } =
+            self;
         *id == other.id
             && *name == other.name
             && *status == other.status
             && *notes == other.notes
             && *service_id == other.service_id
             && *kind == other.kind
+            && *definition == other.definition
     }
 
     /// Tells whether it stands for a maintenance mode, of the node or of an instance.
@@ -224,6 +245,16 @@ pub fn member_of(key: &str) -> Option<NodeId> {
     (id.to_string() == key).then_some(id)
 }
 
+/// Returns the key of an external node that the whole cluster owns, from `external_nodes.id`.
+pub fn external_key(id: &str) -> NodeKey {
+    format!("{EXTERNAL}{id}").into()
+}
+
+/// Returns the `external_nodes.id` that a key holds; `None` for every other node.
+pub fn external_id(key: &str) -> Option<&str> {
+    key.strip_prefix(EXTERNAL)
+}
+
 /// Returns a name as it is compared: in lower case.
 pub fn lower(name: &str) -> Cow<'_, str> {
     let is_lower = name.bytes().all(|byte| byte.is_ascii() && !byte.is_ascii_uppercase());
@@ -241,6 +272,10 @@ mod tests {
         assert_eq!(member_of(&key_of(id).to_uppercase()), None);
         assert_eq!(member_of(&format!("{id}/printer")), None);
         assert_eq!(member_of(""), None);
+        let external = external_key("printer");
+        assert_eq!((member_of(&external), external_id(&external)), (None, Some("printer")));
+        assert_eq!(external_id(&key_of(NodeId([0xff; 16]))), None);
+        assert!(external > key_of(NodeId([0xff; 16])));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use imbl::{OrdMap, OrdSet};
 
 use super::fold::Fold;
-use super::model::{Check, Node, NodeKey, Service, Status, key_of, lower};
+use super::model::{Check, Node, NodeKey, Service, Status, external_key, key_of, lower};
 use crate::crdt::Commit;
 use crate::types::{Hlc, NodeId, Seq};
 
@@ -86,6 +86,8 @@ pub struct View {
     pub(super) instances: OrdMap<RowKey, Arc<Instance>>,
     /// Every row of `checks`, also those that wait for their instance or their node.
     pub(super) checks: OrdMap<RowKey, Arc<CheckEntry>>,
+    /// Tags in the place of those that instances were registered with.
+    pub(super) tag_overrides: OrdMap<RowKey, Arc<[String]>>,
     /// The same checks by what they speak for: an instance's id, or nothing for the whole node.
     pub(super) spoken_for: OrdMap<RowKey, Checks>,
     /// Node names in lower case to keys in ascending order. There is more than one where two nodes
@@ -129,16 +131,20 @@ pub struct NodeEntry {
     /// The node-level checks in the order of their ids, the derived `serfHealth` of a member
     /// among them.
     pub checks: Checks,
-    /// In the order of their ids.
-    pub instances: Vec<Arc<Instance>>,
+    /// By id, which every instance holds too. A host may run thousands, and each change of one
+    /// makes the host anew, so what did not change is shared.
+    pub(super) instances: OrdMap<Arc<str>, Arc<Instance>>,
 }
 
 impl NodeEntry {
+    /// Lists the instances on this node in the order of their ids.
+    pub fn instances(&self) -> impl ExactSizeIterator<Item = &Arc<Instance>> {
+        self.instances.values()
+    }
+
     /// Finds an instance on this node by its id; ids are compared with case.
     pub fn instance(&self, id: &str) -> Option<&Arc<Instance>> {
-        let found =
-            self.instances.binary_search_by(|instance| instance.service.id.as_str().cmp(id));
-        found.ok().map(|at| &self.instances[at])
+        self.instances.get(id)
     }
 
     /// Finds a check of this node or of one of its instances by its id.
@@ -148,7 +154,7 @@ impl NodeEntry {
 
     /// Lists the checks of the node, then those of its instances.
     pub fn all_checks(&self) -> impl Iterator<Item = &Arc<CheckEntry>> {
-        self.checks.iter().chain(self.instances.iter().flat_map(|instance| instance.checks.iter()))
+        self.checks.iter().chain(self.instances().flat_map(|instance| instance.checks.iter()))
     }
 }
 
@@ -165,6 +171,8 @@ pub struct CheckEntry {
 pub struct Instance {
     pub node: Arc<NodeInfo>,
     pub service: Service,
+    /// The tags that it was registered with, where others were put in their place.
+    pub registered_tags: Option<Vec<String>>,
     /// The instance's own checks, in the order of their ids.
     pub checks: Checks,
     /// The checks of its node: [`NodeEntry::checks`].
@@ -189,6 +197,15 @@ impl Instance {
     /// Returns [`Instance::address`] where it is an IP address.
     pub fn ip(&self) -> Option<IpAddr> {
         self.address().parse().ok()
+    }
+
+    /// Returns the service as it was registered.
+    pub fn registered(&self) -> Service {
+        let mut service = self.service.clone();
+        if let Some(tags) = &self.registered_tags {
+            service.tags.clone_from(tags);
+        }
+        service
     }
 
     /// Lists the checks that decide about it: the node's, then its own.
@@ -221,6 +238,7 @@ impl View {
             nodes: OrdMap::new(),
             instances: OrdMap::new(),
             checks: OrdMap::new(),
+            tag_overrides: OrdMap::new(),
             spoken_for: OrdMap::new(),
             names: OrdMap::new(),
             services: OrdMap::new(),
@@ -280,11 +298,20 @@ impl View {
     /// An id goes before a name, so that no node can pose as another by its name. Where several nodes
     /// have one name, the one with the lowest key of those that are up has it, on every node alike.
     pub fn node(&self, name_or_id: &str) -> Option<&Arc<NodeEntry>> {
-        self.nodes.get(name_or_id).or_else(|| {
-            let keys = self.names.get(lower(name_or_id).as_ref())?;
-            let mut nodes = keys.iter().filter_map(|key| self.nodes.get(key));
-            nodes.clone().find(|node| node.info.is_up).or_else(|| nodes.next())
-        })
+        self.nodes
+            .get(name_or_id)
+            .or_else(|| {
+                let keys = self.names.get(lower(name_or_id).as_ref())?;
+                let mut nodes = keys.iter().filter_map(|key| self.nodes.get(key));
+                nodes.clone().find(|node| node.info.is_up).or_else(|| nodes.next())
+            })
+            .or_else(|| self.external_node(name_or_id.parse().ok()?))
+    }
+
+    /// Finds an external node by the UUID that was registered with it.
+    pub fn external_node(&self, id: NodeId) -> Option<&Arc<NodeEntry>> {
+        let externals = self.nodes.range(external_key("")..).map(|(_, entry)| entry);
+        externals.into_iter().find(|entry| entry.info.node.external_id.parse() == Ok(id))
     }
 
     /// Lists the nodes that share a name with others, those of one name together.

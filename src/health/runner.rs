@@ -106,7 +106,7 @@ impl Checked for Handle {
     fn check(&self, check_id: &str) -> Option<Check> {
         let view = self.view();
         let own = view.own()?;
-        let of_instances = own.instances.iter().flat_map(|instance| instance.checks.iter());
+        let of_instances = own.instances().flat_map(|instance| instance.checks.iter());
         (own.checks.iter().chain(of_instances))
             .find(|entry| entry.check.id == check_id)
             .map(|entry| entry.check.clone())

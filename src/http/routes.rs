@@ -13,7 +13,9 @@ use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::SizeAbove;
 
 use super::Face;
-use super::consul::{agent, agent_check, agent_service, catalog, elsewhere, health, status};
+use super::consul::{
+    agent, agent_check, agent_service, catalog, elsewhere, external, health, status,
+};
 use super::error::Fault;
 use super::freshness::{Freshness, fresh};
 use super::guard::{Guard, guard, moved_to};
@@ -96,8 +98,8 @@ fn catalog_pages(routes: Routes) -> Routes {
     let routes = tail(routes, "/v1/catalog/gateway-services/", READ, get(catalog::connect));
     let routes = tail(routes, "/v1/catalog/node/", READ, get(catalog::node));
     let routes = tail(routes, "/v1/catalog/node-services/", READ, get(catalog::node_services));
-    let routes = fixed(routes, "/v1/catalog/register", WRITE, put(catalog::register));
-    let routes = fixed(routes, "/v1/catalog/deregister", WRITE, put(catalog::deregister));
+    let routes = fixed(routes, "/v1/catalog/register", WRITE, put(external::register));
+    let routes = fixed(routes, "/v1/catalog/deregister", WRITE, put(external::deregister));
 
     let routes = tail(routes, "/v1/health/service/", READ, get(health::service));
     let routes = tail(routes, "/v1/health/connect/", READ, get(catalog::connect));

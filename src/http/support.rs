@@ -15,8 +15,11 @@ use tower::ServiceExt;
 use super::freshness::Freshness;
 use super::guard::Guard;
 use super::{Face, Host, Reports, routes};
-use crate::catalog::model::{Check, Node, Service, key_of};
-use crate::catalog::rows::{CHECKS, NODES, SERVICES, check_row, node_row, service_row};
+use crate::catalog::model::{Check, Node, Service, key_of, lower};
+use crate::catalog::rows::{
+    CHECKS, EXTERNAL_CHECKS, EXTERNAL_NODES, EXTERNAL_SERVICES, NODES, SERVICES, check_row,
+    external_check_row, external_node_row, node_row, service_row,
+};
 use crate::catalog::{Command, Status, View};
 use crate::crdt::{Commit, RowEvent, RowEvents, TableEvents, TableInfo};
 use crate::health::ReportError;
@@ -43,6 +46,18 @@ impl Rows {
 
     pub fn check(&mut self, node: &str, check: &Check) {
         self.put(CHECKS, 2, check_row(node, check));
+    }
+
+    pub fn external_node(&mut self, node: &Node) {
+        self.put(EXTERNAL_NODES, 1, external_node_row(&lower(&node.name), node));
+    }
+
+    pub fn external_service(&mut self, node: &str, service: &Service) {
+        self.put(EXTERNAL_SERVICES, 2, service_row(&lower(node), service));
+    }
+
+    pub fn external_check(&mut self, node: &str, check: &Check) {
+        self.put(EXTERNAL_CHECKS, 2, external_check_row(&lower(node), check));
     }
 
     fn put(&mut self, table: &'static str, keys: usize, row: Row) {

@@ -211,6 +211,7 @@ fn check(id: String, dto: CheckDto) -> Result<Check, String> {
         service_id: dto.service_id.unwrap_or_default(),
         kind: dto.kind.unwrap_or_default(),
         source: Source::Consul,
+        definition: String::new(),
     })
 }
 
@@ -294,6 +295,7 @@ mod tests {
             service_id: "web-1".to_owned(),
             kind: "http".to_owned(),
             source: Source::Consul,
+            definition: String::new(),
         };
         assert_eq!(checks.readable["service:web-1"], expected);
     }

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use super::agent::Items;
 use super::guard::{Guard, GuardConfig, Verdict};
+use crate::catalog::NodeEntry;
 use crate::catalog::command::MirrorChange;
 use crate::catalog::model::{
     Check, NODE_MAINTENANCE, SERF_HEALTH, SERVICE_MAINTENANCE, Service, Source,
 };
-use crate::catalog::{NodeEntry, Status};
 use crate::types::Time;
 
 /// What the agent says.
@@ -31,7 +31,7 @@ impl Held {
     /// Collects what stands in the catalog for a node.
     pub fn of(entry: &NodeEntry) -> Self {
         let mut held = Self::default();
-        for instance in &entry.instances {
+        for instance in entry.instances() {
             held.services.insert(instance.service.id.clone(), instance.service.clone());
             held.hold_checks(instance.checks.iter().map(|entry| &entry.check));
         }
@@ -318,10 +318,7 @@ impl Mirror {
 
 /// Tells whether a check differs in more than its output.
 fn is_news(before: &Check, now: &Check) -> bool {
-    let Check { id, name, status, notes, output: _, service_id, kind, source } = now;
-    let after: (_, _, Status, _, _, _, _) = (id, name, *status, notes, service_id, kind, *source);
-    let b = before;
-    after != (&b.id, &b.name, b.status, &b.notes, &b.service_id, &b.kind, b.source)
+    !before.speaks_like(now) || before.source != now.source
 }
 
 fn is_maintenance(check_id: &str) -> bool {
@@ -422,6 +419,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::catalog::Status;
 
     const S: Duration = Duration::from_secs(1);
 

@@ -259,6 +259,7 @@ impl Node {
             meta: config.meta.clone(),
             gossip: config.local.gossip.to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            external_id: String::new(),
         };
         self.handle
             .submit(Command::Announce(row))
@@ -276,7 +277,7 @@ impl Drop for Node {
 /// Folds what the database holds into a first view.
 fn first_view(local: &Local, readers: &Readers) -> Result<View, StorageError> {
     let mut tables = Vec::new();
-    for name in [rows::NODES, rows::SERVICES, rows::CHECKS] {
+    for name in rows::TABLES {
         let Some((table, rows)) = readers.rows_of(name).map_err(reader_failed)? else { continue };
         let rows = rows.into_iter().map(|row| RowEvent {
             key: table.key.iter().map(|index| row[*index].clone()).collect(),

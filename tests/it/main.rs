@@ -13,6 +13,7 @@ mod cluster;
 mod consul;
 mod dev;
 mod durability;
+mod external;
 mod freshness;
 mod hostile;
 mod large;

@@ -1,10 +1,11 @@
 //! One instance, and the lists that it stands in.
 
 use std::cmp::Ordering;
+use std::mem;
 use std::sync::Arc;
 
 use super::{Edits, Fold, Host};
-use crate::catalog::model::{Service, Status, lower};
+use crate::catalog::model::{Service, Source, Status, lower};
 use crate::catalog::view::{Checks, Instance, RowKey, ServiceEntry, Topic};
 
 impl Fold {
@@ -19,7 +20,7 @@ impl Fold {
         let old = self.view.instances.get(&row).cloned();
         let service = match (change, &old) {
             (Some(service), _) => service,
-            (None, Some(old)) => Some(old.service.clone()),
+            (None, Some(old)) => Some(old.registered()),
             // Checks came for an instance that is not here yet.
             (None, None) => return,
         };
@@ -55,9 +56,14 @@ impl Fold {
         &self,
         host: &Host<'_>,
         old: Option<&Instance>,
-        service: Service,
+        mut service: Service,
         checks: Checks,
     ) -> Instance {
+        let row: RowKey = (Arc::clone(host.key), service.id.as_str().into());
+        let edited = self.view.tag_overrides.get(&row);
+        let registered_tags = edited
+            .filter(|_| takes_edited_tags(&service))
+            .map(|edited| mem::replace(&mut service.tags, edited.to_vec()));
         let (create_index, modify_index) = match old {
             Some(old) if old.service.serves_like(&service) => (old.create_index, old.modify_index),
             Some(old) => (old.create_index, self.at),
@@ -68,6 +74,7 @@ impl Fold {
             status: statuses.max().unwrap_or(Status::Passing),
             node: host.info(),
             service,
+            registered_tags,
             checks,
             node_checks: Arc::clone(&host.checks),
             create_index,
@@ -95,6 +102,12 @@ impl Fold {
             }
         }
     }
+}
+
+/// Tells whether edits of an instance's tags in the catalog count. What is mirrored from a Consul
+/// agent has that agent's word on it, edits included.
+fn takes_edited_tags(service: &Service) -> bool {
+    service.enable_tag_override && service.source != Source::Consul
 }
 
 fn by_place(a: &Instance, b: &Instance) -> Ordering {

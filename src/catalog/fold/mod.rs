@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 use std::sync::Arc;
 
-use super::model::{Check, Node, NodeKey, Service, key_of};
+use super::model::{Check, Node, NodeKey, Service, external_key, key_of};
 use super::rows;
 use super::view::{Checks, Instance, Liveness, NodeEntry, NodeInfo, Topic, View};
 use crate::crdt::TableEvents;
@@ -36,6 +36,8 @@ struct Changes {
     node: Option<Option<Node>>,
     services: BTreeMap<Arc<str>, Option<Service>>,
     checks: BTreeMap<Arc<str>, Option<Check>>,
+    /// Tags in the place of those that an instance was registered with.
+    tags: BTreeMap<Arc<str>, Option<Vec<String>>>,
 }
 
 /// What goes from a list of instances, and what comes into it.
@@ -67,28 +69,37 @@ impl Fold {
         }
     }
 
-    /// Gathers a table's rows. Other tables than the catalog's three are no business of a view.
+    /// Gathers a table's rows. Other tables than the catalog's are no business of a view.
     pub(super) fn take_in(&mut self, events: &TableEvents) {
+        let table = &*events.table.name;
+        if !rows::TABLES.contains(&table) {
+            return;
+        }
+        let is_external =
+            matches!(table, rows::EXTERNAL_NODES | rows::EXTERNAL_SERVICES | rows::EXTERNAL_CHECKS);
         let columns = &events.table.columns;
         for event in events.rows.each() {
+            let Some(node) = rows::node_key(event) else { continue };
+            let node = if is_external { external_key(&node) } else { node };
+            let changes = self.nodes.entry(node).or_default();
             let row = event.row.as_deref();
-            match &*events.table.name {
-                rows::NODES => {
-                    let Some(key) = rows::node_key(event) else { continue };
-                    let node = row.map(|row| rows::node_from_row(columns, row));
-                    self.nodes.entry(key).or_default().node = Some(node);
-                }
-                rows::SERVICES => {
-                    let Some((key, id)) = rows::owned_key(event) else { continue };
+            if matches!(table, rows::NODES | rows::EXTERNAL_NODES) {
+                changes.node = Some(row.map(|row| rows::node_from_row(columns, row)));
+                continue;
+            }
+            let Some((_, id)) = rows::owned_key(event) else { continue };
+            match table {
+                rows::SERVICES | rows::EXTERNAL_SERVICES => {
                     let service = row.map(|row| rows::service_from_row(columns, row));
-                    self.nodes.entry(key).or_default().services.insert(id, service);
+                    changes.services.insert(id, service);
                 }
-                rows::CHECKS => {
-                    let Some((key, id)) = rows::owned_key(event) else { continue };
+                rows::TAG_OVERRIDES => {
+                    changes.tags.insert(id, row.map(|row| rows::tags_from_row(columns, row)));
+                }
+                _ => {
                     let check = row.map(|row| rows::check_from_row(columns, row));
-                    self.nodes.entry(key).or_default().checks.insert(id, check);
+                    changes.checks.insert(id, check);
                 }
-                _ => return,
             }
         }
     }

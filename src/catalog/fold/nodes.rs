@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::instances::edited;
+use imbl::OrdMap;
+
 use super::{Changes, Edits, Fold, Host};
 use crate::catalog::model::{Check, Node, NodeKey, SERF_HEALTH, Status, lower, member_of};
 use crate::catalog::view::{CheckEntry, Checks, NodeEntry, NodeInfo, RowKey, Topic};
@@ -20,6 +21,7 @@ impl Fold {
         let checks = self.node_checks(key, old.as_deref(), info.as_deref());
         let host = Host { key, old, info, checks };
         let mut ids: BTreeSet<Arc<str>> = changes.services.keys().cloned().collect();
+        ids.extend(self.put_tags(key, changes.tags));
         if host.is_as_before() {
             ids.extend(stirred);
         } else {
@@ -74,6 +76,26 @@ impl Fold {
             self.edit_spoken_for((Arc::clone(key), service_id), &edits);
         }
         stirred
+    }
+
+    /// Stores tags that stand in the place of others, and returns whose they are.
+    fn put_tags(
+        &mut self,
+        key: &NodeKey,
+        changes: BTreeMap<Arc<str>, Option<Vec<String>>>,
+    ) -> Vec<Arc<str>> {
+        let ids = changes.keys().cloned().collect();
+        for (id, tags) in changes {
+            match tags {
+                Some(tags) => {
+                    self.view.tag_overrides.insert((Arc::clone(key), id), tags.into());
+                }
+                None => {
+                    self.view.tag_overrides.remove(&(Arc::clone(key), id));
+                }
+            }
+        }
+        ids
     }
 
     fn check_entry(&self, old: Option<&CheckEntry>, check: Check) -> CheckEntry {
@@ -176,8 +198,13 @@ impl Fold {
     fn put_node(&mut self, host: Host<'_>, edits: Edits) {
         let Host { key, old, info, checks } = host;
         let new = info.map(|info| {
-            let instances = old.as_ref().map_or(&[][..], |old| &old.instances);
-            let instances = edited(instances, edits, |a, b| a.service.id.cmp(&b.service.id));
+            let mut instances = old.as_ref().map_or_else(OrdMap::new, |old| old.instances.clone());
+            for gone in &edits.gone {
+                instances.remove(gone.service.id.as_str());
+            }
+            for come in edits.come {
+                instances.insert(come.service.id.as_str().into(), come);
+            }
             Arc::new(NodeEntry { info, checks, instances })
         });
         self.compare_nodes(key, old.as_deref(), new.as_deref());

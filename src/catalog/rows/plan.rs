@@ -1,12 +1,17 @@
 //! Commands to row operations.
 
-use super::write::{Row, check_row, json, node_row, service_row};
-use super::{CHECKS, DEFINITIONS, NODES, SERVICES};
+use super::write::{
+    Row, check_row, external_check_row, external_node_row, json, node_row, service_row, tags_row,
+};
+use super::{
+    CHECKS, DEFINITIONS, EXTERNAL_CHECKS, EXTERNAL_NODES, EXTERNAL_SERVICES, NODES, SERVICES,
+    TAG_OVERRIDES,
+};
 use crate::catalog::command::{
-    CheckDefinition, CheckKind, CheckRegistration, Command, MirrorChange,
+    CatalogEdit, CheckDefinition, CheckKind, CheckRegistration, Command, MirrorChange,
 };
 use crate::catalog::model::{
-    Check, NODE_MAINTENANCE, NodeKey, SERVICE_MAINTENANCE, Service, Source, Status,
+    Check, NODE_MAINTENANCE, NodeKey, SERVICE_MAINTENANCE, Service, Source, Status, lower,
 };
 use crate::crdt::{Refusal, RowOp};
 use crate::types::Value;
@@ -50,6 +55,7 @@ pub fn plan(node: &NodeKey, command: &Command) -> Vec<RowOp> {
         Command::Maintenance { service_id: None, enable: false, reason: _ } => {
             vec![delete(CHECKS, row_of(node, NODE_MAINTENANCE))]
         }
+        Command::Edit(edits) => edits.iter().flat_map(edit).collect(),
         Command::Mirror { source, changes } => {
             changes.iter().flat_map(|change| mirror(node, *source, change)).collect()
         }
@@ -90,6 +96,9 @@ fn deregister(node: &NodeKey, service_id: &str) -> Vec<RowOp> {
         return Vec::new();
     }
     let mut ops = vec![delete(SERVICES, row_of(node, service_id))];
+    // Whoever registers it again finds its own tags.
+    let edited = vec![("node_id", text(node)), ("service_id", text(service_id))];
+    ops.push(delete(TAG_OVERRIDES, edited));
     // The check that stands for its maintenance names it as well.
     ops.extend(checks_of(node, service_id).map(|(table, matching)| delete(table, matching)));
     ops
@@ -157,8 +166,51 @@ fn enter(node: &NodeKey, check_id: String, service_id: &str, reason: &str) -> Ro
         service_id: service_id.to_owned(),
         kind: "maintenance".to_owned(),
         source: Source::Api,
+        definition: String::new(),
     };
     RowOp::Put { table: CHECKS, row: check_row(node, &check), keep: ALL }
+}
+
+fn edit(edit: &CatalogEdit) -> Vec<RowOp> {
+    let here = |node: &str| {
+        let matching = vec![("id", text(node))];
+        require(EXTERNAL_NODES, matching, format!("Missing node registration of \"{node}\""))
+    };
+    match edit {
+        CatalogEdit::PutNode(node) => {
+            vec![put(EXTERNAL_NODES, external_node_row(&lower(&node.name), node))]
+        }
+        CatalogEdit::PutService { node, service } => {
+            vec![here(node), put(EXTERNAL_SERVICES, service_row(node, service))]
+        }
+        CatalogEdit::PutCheck { node, check } => {
+            let mut ops = vec![here(node)];
+            if !check.service_id.is_empty() {
+                let refusal = format!(
+                    "failed inserting check: Missing service registration on node {node:?}"
+                );
+                ops.push(require(EXTERNAL_SERVICES, row_of(node, &check.service_id), refusal));
+            }
+            ops.push(put(EXTERNAL_CHECKS, external_check_row(node, check)));
+            ops
+        }
+        CatalogEdit::RemoveNode { node } => vec![
+            delete(EXTERNAL_CHECKS, vec![("node_id", text(node))]),
+            delete(EXTERNAL_SERVICES, vec![("node_id", text(node))]),
+            delete(EXTERNAL_NODES, vec![("id", text(node))]),
+        ],
+        CatalogEdit::RemoveService { service_id, .. } if service_id.is_empty() => Vec::new(),
+        CatalogEdit::RemoveService { node, service_id } => vec![
+            delete(EXTERNAL_CHECKS, spoken_for(node, service_id)),
+            delete(EXTERNAL_SERVICES, row_of(node, service_id)),
+        ],
+        CatalogEdit::RemoveCheck { node, check_id } => {
+            vec![delete(EXTERNAL_CHECKS, row_of(node, check_id))]
+        }
+        CatalogEdit::PutTags { node, service_id, tags } => {
+            vec![put(TAG_OVERRIDES, tags_row(node, service_id, tags))]
+        }
+    }
 }
 
 /// What is removed must still be the mirror's own: an application that registered here meanwhile
@@ -193,12 +245,12 @@ fn maintenance_of(service_id: &str) -> String {
 }
 
 /// Names one row of `services` or `checks`.
-fn row_of(node: &NodeKey, id: &str) -> Matching {
+fn row_of(node: &str, id: &str) -> Matching {
     vec![("node_id", text(node)), ("id", text(id))]
 }
 
 /// Names the rows of `checks` that speak for an instance.
-fn spoken_for(node: &NodeKey, service_id: &str) -> Matching {
+fn spoken_for(node: &str, service_id: &str) -> Matching {
     vec![("node_id", text(node)), ("service_id", text(service_id))]
 }
 

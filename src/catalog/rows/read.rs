@@ -36,6 +36,7 @@ pub fn node_from_row(columns: &[Name], row: &[Value]) -> Node {
             "meta" => node.meta = texts_from_json(value),
             "gossip" => node.gossip = text(value),
             "version" => node.version = text(value),
+            "external_id" => node.external_id = text(value),
             // The key, and columns that users added.
             _ => {}
         }
@@ -85,12 +86,19 @@ pub fn check_from_row(columns: &[Name], row: &[Value]) -> Check {
             "output" => check.output = text(value),
             "service_id" => check.service_id = text(value),
             "type" => check.kind = text(value),
+            "definition" if value.as_text() != Some("{}") => check.definition = text(value),
             "source" => check.source = Source::parse(value.as_text().unwrap_or_default()),
             // The node's key, and columns that users added.
             _ => {}
         }
     }
     check
+}
+
+/// Reads a row of `tag_overrides`: the tags.
+pub fn tags_from_row(columns: &[Name], row: &[Value]) -> Vec<String> {
+    let mut named = columns.iter().zip(row);
+    named.find(|(column, _)| &***column == "tags").map_or_else(Vec::new, |(_, v)| tags_from_json(v))
 }
 
 /// A stored definition that this version cannot read: it was written by a newer one, or edited.

@@ -28,6 +28,27 @@ pub fn node_row(key: &str, node: &Node) -> Row {
     ]
 }
 
+/// Returns the row of `external_nodes` that says so, whole.
+pub fn external_node_row(id: &str, node: &Node) -> Row {
+    let common = node_row(id, node).into_iter();
+    let mut row: Row = common.filter(|(name, _)| !matches!(*name, "gossip" | "version")).collect();
+    row.push(("external_id", node.external_id.as_str().into()));
+    row
+}
+
+/// Returns the row of `external_checks` that says so, whole.
+pub fn external_check_row(node: &str, check: &Check) -> Row {
+    let mut row = check_row(node, check);
+    let definition = if check.definition.is_empty() { "{}" } else { &check.definition };
+    row.push(("definition", definition.into()));
+    row
+}
+
+/// Returns the row of `tag_overrides` that gives an instance these tags.
+pub fn tags_row(node: &str, service_id: &str, tags: &[String]) -> Row {
+    vec![("node_id", node.into()), ("service_id", service_id.into()), ("tags", json(&tags))]
+}
+
 /// Returns the row of `services` that says so, whole.
 pub fn service_row(node: &str, service: &Service) -> Row {
     let addresses: BTreeMap<&str, AddressJson> = service

@@ -260,7 +260,7 @@ fn wants_text(query: &Query, headers: &HeaderMap) -> bool {
 
 /// Lists this node's instances, by id.
 pub fn own(view: &View) -> impl Iterator<Item = &Arc<Instance>> {
-    view.own().into_iter().flat_map(|entry: &Arc<NodeEntry>| &entry.instances)
+    view.own().into_iter().flat_map(|entry: &Arc<NodeEntry>| entry.instances())
 }
 
 #[cfg(test)]

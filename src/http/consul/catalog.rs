@@ -3,21 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use axum::body::Body;
 use axum::extract::State;
 use axum::http::Uri;
 use axum::response::Response;
 use tokio::time::Instant;
 
 use super::dto::answers::{CatalogService, Node, NodeService, NodeServiceList, NodeServices};
-use super::dto::external;
 use super::index;
 use super::query::{Datacenter, Query};
 use super::reading::{Asked, Reading, Tail, json, text_of};
 use crate::catalog::model::lower;
 use crate::catalog::{NodeKey, Topic, View};
 use crate::http::Face;
-use crate::http::body::{BODY_BYTES_MAX, read};
 use crate::http::error::Fault;
 use crate::http::stats::Gauged;
 
@@ -96,8 +93,7 @@ pub async fn node(State(face): State<Arc<Face>>, uri: Uri, tail: Tail) -> Result
     let found = reading.node(&name).map(|entry| NodeServices {
         node: Node::of(&entry.info),
         services: entry
-            .instances
-            .iter()
+            .instances()
             .map(|instance| (instance.service.id.as_str(), NodeService::of(instance)))
             .collect(),
     });
@@ -114,9 +110,8 @@ pub async fn node_services(
     let found = reading.node(&name);
     Ok(reading.answer(&NodeServiceList {
         node: found.map(|entry| Node::of(&entry.info)),
-        services: found.map(|entry| {
-            entry.instances.iter().map(|instance| NodeService::of(instance)).collect()
-        }),
+        services: found
+            .map(|entry| entry.instances().map(|instance| NodeService::of(instance)).collect()),
     }))
 }
 
@@ -159,26 +154,6 @@ async fn wait_for_node(face: &Face, asked: &Asked, name: &str) -> Arc<View> {
             () = face.stopping.cancelled() => {}
         }
     }
-}
-
-/// `PUT /v1/catalog/register`.
-pub async fn register(State(face): State<Arc<Face>>, body: Body) -> Result<Response, Fault> {
-    let bytes = read(body, BODY_BYTES_MAX).await?;
-    external::check_registration(&bytes, &face.host.local().datacenter)?;
-    Err(Fault::not_here(
-        "Nodes without an agent cannot be registered yet; register services with the agent of \
-         the host that runs them (/v1/agent/service/register)",
-    ))
-}
-
-/// `PUT /v1/catalog/deregister`.
-pub async fn deregister(State(face): State<Arc<Face>>, body: Body) -> Result<Response, Fault> {
-    let bytes = read(body, BODY_BYTES_MAX).await?;
-    external::check_deregistration(&bytes, &face.host.local().datacenter)?;
-    Err(Fault::not_here(
-        "Nodes without an agent cannot be registered yet, and what an agent registered only it \
-         can remove (/v1/agent/service/deregister/:id)",
-    ))
 }
 
 /// Returns the name at the end of a path, or the complaint that there is none.
@@ -376,10 +351,5 @@ mod tests {
         }
         assert_eq!(bench.get("/v1/catalog/nodes?ns=default").await.status, 400);
         assert_eq!(bench.get("/v1/catalog/services?filter=x").await.status, 500);
-        for body in [r#"{"Address":"10.1.1.1"}"#, "{}"] {
-            let reply = bench.put("/v1/catalog/register", body).await;
-            assert_eq!((reply.status.as_u16(), reply.text.as_str()), (500, "Must provide node"));
-        }
-        assert_eq!(bench.put("/v1/catalog/deregister", r#"{"Node":"x"}"#).await.status, 501);
     }
 }

@@ -99,7 +99,7 @@ pub async fn state(State(face): State<Arc<Face>>, uri: Uri, tail: Tail) -> Resul
 fn checks_of(entry: &NodeEntry) -> Vec<HealthCheck<'_>> {
     let node = entry.info.node.name.as_str();
     let own = entry.checks.iter().map(|check| HealthCheck::of(node, check, None));
-    let of_instances = entry.instances.iter().flat_map(|instance| {
+    let of_instances = entry.instances().flat_map(|instance| {
         let service = Some(&instance.service);
         instance.checks.iter().map(move |check| HealthCheck::of(node, check, service))
     });

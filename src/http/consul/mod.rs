@@ -7,6 +7,7 @@ pub mod agent_service;
 pub mod catalog;
 pub mod dto;
 pub mod elsewhere;
+pub mod external;
 #[cfg(test)]
 mod golden;
 pub mod health;

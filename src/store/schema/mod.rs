@@ -37,16 +37,32 @@ use super::tables::Tables;
 use super::{functions, limits as writer};
 
 /// The tables that every node has.
-const FIXED: [(&str, &str); 5] = [
+const FIXED: [(&str, &str); 10] = [
     ("schema/nodes.sql", include_str!("../../../schema/nodes.sql")),
     ("schema/services.sql", include_str!("../../../schema/services.sql")),
     ("schema/checks.sql", include_str!("../../../schema/checks.sql")),
     ("schema/kv.sql", include_str!("../../../schema/kv.sql")),
+    ("schema/external_nodes.sql", include_str!("../../../schema/external_nodes.sql")),
+    ("schema/external_services.sql", include_str!("../../../schema/external_services.sql")),
+    ("schema/external_checks.sql", include_str!("../../../schema/external_checks.sql")),
+    ("schema/tag_overrides.sql", include_str!("../../../schema/tag_overrides.sql")),
+    ("schema/prepared_queries.sql", include_str!("../../../schema/prepared_queries.sql")),
     ("schema/tribune_schema.sql", include_str!("../../../schema/tribune_schema.sql")),
 ];
 
 /// Their names: no schema change may name them.
-const FIXED_TABLES: [&str; 5] = ["nodes", "services", "checks", "kv", SCHEMA_TABLE];
+const FIXED_TABLES: [&str; 10] = [
+    "nodes",
+    "services",
+    "checks",
+    "kv",
+    "external_nodes",
+    "external_services",
+    "external_checks",
+    "tag_overrides",
+    "prepared_queries",
+    SCHEMA_TABLE,
+];
 
 /// Why the schema was not applied. The database is as it was.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -213,7 +213,20 @@ fn what_the_rules_allow_is_made() {
     );
     assert_eq!(
         fixed,
-        ["'a'", "'c'", "'checks'", "'kv'", "'nodes'", "'services'", "'tribune_schema'"]
+        [
+            "'a'",
+            "'c'",
+            "'checks'",
+            "'external_checks'",
+            "'external_nodes'",
+            "'external_services'",
+            "'kv'",
+            "'nodes'",
+            "'prepared_queries'",
+            "'services'",
+            "'tag_overrides'",
+            "'tribune_schema'"
+        ]
     );
 }
 

@@ -159,7 +159,7 @@ fn liveness_is_a_check_of_the_node() {
     let serf: &CheckEntry = &entry.checks[0];
     assert_eq!((serf.check.id.as_str(), serf.check.status), (SERF_HEALTH, Status::Critical));
     assert!(serf.modify_index > serf.create_index && serf.modify_index == pair.at);
-    assert!(!entry.info.is_up && entry.instances[0].status == Status::Critical);
+    assert!(!entry.info.is_up && entry.instances().all(|one| one.status == Status::Critical));
     touches(&mut pair, Step::Liveness(Liveness::Down(A)), "");
     touches(&mut pair, Step::Liveness(Liveness::Up(A)), expected);
 }

@@ -5,7 +5,9 @@ use std::fmt::Debug;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::catalog::model::{Check, Node, SERF_HEALTH, Service, Source, Status, lower, member_of};
+use crate::catalog::model::{
+    Check, Node, SERF_HEALTH, Service, Source, Status, external_id, lower, member_of,
+};
 use crate::catalog::rows;
 use crate::catalog::view::{CheckEntry, Instance, Liveness, Topic, View};
 use crate::crdt::{Commit, RowEvent, RowEvents, TableEvents, TableInfo};
@@ -19,6 +21,7 @@ pub enum Write {
     Node(String, Option<Node>),
     Service(String, String, Option<Service>),
     Check(String, String, Option<Check>),
+    Tags(String, String, Option<Vec<String>>),
 }
 
 #[derive(Clone, Debug)]
@@ -38,6 +41,10 @@ struct Stamped<T> {
 #[derive(Clone, Debug, Default)]
 pub struct Model {
     nodes: BTreeMap<String, Stamped<Node>>,
+    /// As they were registered.
+    registered: BTreeMap<(String, String), Service>,
+    tags: BTreeMap<(String, String), Vec<String>>,
+    /// As everybody sees them.
     services: BTreeMap<(String, String), Stamped<Service>>,
     checks: BTreeMap<(String, String), Stamped<Check>>,
     heard: BTreeMap<NodeId, bool>,
@@ -61,20 +68,53 @@ fn put<K: Ord, T: PartialEq>(
     differs
 }
 
+/// Puts a value in its place, or takes it away, and tells whether it differs from before.
+fn set<T: PartialEq>(
+    table: &mut BTreeMap<(String, String), T>,
+    row: (String, String),
+    new: Option<T>,
+) -> bool {
+    let differs = table.get(&row) != new.as_ref();
+    match new {
+        Some(new) => drop(table.insert(row, new)),
+        None => drop(table.remove(&row)),
+    }
+    differs
+}
+
 impl Model {
     /// Writes a row and tells whether it differs from before.
     fn write(&mut self, at: u64, write: &Write) -> bool {
         match write.clone() {
             Write::Node(key, node) => put(&mut self.nodes, key, node, at, |a, b| a == b),
             Write::Service(key, id, service) => {
-                put(&mut self.services, (key, id), service, at, |a, b| {
-                    Service { source: b.source, ..a.clone() } == *b
-                })
+                let differs = set(&mut self.registered, (key.clone(), id.clone()), service);
+                self.dress(at, (key, id));
+                differs
+            }
+            Write::Tags(key, id, tags) => {
+                let differs = set(&mut self.tags, (key.clone(), id.clone()), tags);
+                self.dress(at, (key, id));
+                differs
             }
             Write::Check(key, id, check) => put(&mut self.checks, (key, id), check, at, |a, b| {
                 Check { source: b.source, output: b.output.clone(), ..a.clone() } == *b
             }),
         }
+    }
+
+    /// Puts the tags on an instance that everybody sees.
+    fn dress(&mut self, at: u64, row: (String, String)) {
+        let mut service = self.registered.get(&row).cloned();
+        if let (Some(service), Some(tags)) = (&mut service, self.tags.get(&row))
+            && service.enable_tag_override
+            && service.source != Source::Consul
+        {
+            service.tags.clone_from(tags);
+        }
+        put(&mut self.services, row, service, at, |a, b| {
+            Service { source: b.source, ..a.clone() } == *b
+        });
     }
 
     fn hear(&mut self, change: Liveness) {
@@ -252,10 +292,10 @@ impl Model {
             );
             let checks: Vec<Check> = entry.checks.iter().map(|entry| entry.check.clone()).collect();
             assert_eq!(checks, self.checks_of(key, None));
-            let ids: Vec<_> = entry.instances.iter().map(|i| i.service.id.as_str()).collect();
+            let ids: Vec<_> = entry.instances().map(|i| i.service.id.as_str()).collect();
             let of_node = self.services.keys().filter(|(node, _)| node == key);
             assert_eq!(ids, of_node.map(|(_, id)| id.as_str()).collect::<Vec<_>>());
-            for instance in &entry.instances {
+            for instance in entry.instances() {
                 let service = view.service(&instance.service.name).unwrap();
                 assert!(service.instances.iter().any(|other| Arc::ptr_eq(other, instance)));
                 assert!(Arc::ptr_eq(entry.instance(&instance.service.id).unwrap(), instance));
@@ -373,6 +413,7 @@ fn commit(model: &mut Model, at: u64, writes: &[Write]) -> Commit {
             Write::Node(key, _) => format!("n {key}"),
             Write::Service(key, id, _) => format!("s {key} {id}"),
             Write::Check(key, id, _) => format!("c {key} {id}"),
+            Write::Tags(key, id, _) => format!("t {key} {id}"),
         };
         // An event tells what became of a row by the whole commit.
         last.insert(name, (write.clone(), start.clone().write(at, write)));
@@ -389,22 +430,42 @@ fn commit(model: &mut Model, at: u64, writes: &[Write]) -> Commit {
 }
 
 fn event(write: &Write) -> TableEvents {
-    let (table, key_columns, key, row) = match write {
+    // Nodes that the whole cluster owns have tables of their own, and shorter keys there.
+    let place = |key: &str, owned: &'static str, external: &'static str| match external_id(key) {
+        Some(id) => (external, id.to_owned()),
+        None => (owned, key.to_owned()),
+    };
+    let (table, node, id, row) = match write {
         Write::Node(key, node) => {
-            let row = node.as_ref().map(|node| rows::node_row(key, node));
-            (rows::NODES, 1, vec![key.as_str().into()], row)
+            let (table, id) = place(key, rows::NODES, rows::EXTERNAL_NODES);
+            let row = node.as_ref().map(|node| match table {
+                rows::NODES => rows::node_row(&id, node),
+                _ => rows::external_node_row(&id, node),
+            });
+            (table, id, None, row)
         }
         Write::Service(key, id, service) => {
-            let row = service.as_ref().map(|service| rows::service_row(key, service));
-            (rows::SERVICES, 2, vec![key.as_str().into(), id.as_str().into()], row)
+            let (table, node) = place(key, rows::SERVICES, rows::EXTERNAL_SERVICES);
+            let row = service.as_ref().map(|service| rows::service_row(&node, service));
+            (table, node, Some(id), row)
         }
         Write::Check(key, id, check) => {
-            let row = check.as_ref().map(|check| rows::check_row(key, check));
-            (rows::CHECKS, 2, vec![key.as_str().into(), id.as_str().into()], row)
+            let (table, node) = place(key, rows::CHECKS, rows::EXTERNAL_CHECKS);
+            let row = check.as_ref().map(|check| match table {
+                rows::CHECKS => rows::check_row(&node, check),
+                _ => rows::external_check_row(&node, check),
+            });
+            (table, node, Some(id), row)
+        }
+        Write::Tags(key, id, tags) => {
+            let row = tags.as_ref().map(|tags| rows::tags_row(key, id, tags));
+            (rows::TAG_OVERRIDES, key.clone(), Some(id), row)
         }
     };
+    let key: Vec<Value> =
+        [Some(&node), id].into_iter().flatten().map(|text| text.as_str().into()).collect();
     let columns = row.iter().flatten().map(|(column, _)| (*column).into()).collect();
-    let info = TableInfo { name: table.into(), columns, key: (0..key_columns).collect() };
+    let info = TableInfo { name: table.into(), columns, key: (0..key.len()).collect() };
     let row = row.map(|row| row.into_iter().map(|(_, value)| value).collect::<Vec<Value>>());
     let event = RowEvent { key, existed: false, row };
     TableEvents { table: Arc::new(info), rows: RowEvents::Each(vec![event]) }

@@ -5,7 +5,9 @@ use std::fmt::Debug;
 use proptest::prelude::*;
 
 use super::model::{Pair, Step, Write};
-use crate::catalog::model::{Check, Node, SERF_HEALTH, Service, Source, Status, key_of};
+use crate::catalog::model::{
+    Check, Node, SERF_HEALTH, Service, Source, Status, external_id, external_key, key_of,
+};
 use crate::catalog::view::Liveness;
 use crate::types::NodeId;
 
@@ -20,26 +22,29 @@ fn texts(from: &[&str]) -> impl Strategy<Value = String> + use<> {
 fn node_keys() -> impl Strategy<Value = String> {
     let members = [1, 2, 3].map(|byte| key_of(NodeId([byte; 16])).to_string());
     let external = format!("{}/printer", members[1]);
-    pick(&[members.as_slice(), &[external]].concat())
+    pick(&[members.as_slice(), &[external, external_key("cam").to_string()]].concat())
 }
 
 fn writes() -> impl Strategy<Value = Write> {
     let addresses = ["", "10.0.0.1", "10.0.0.2", "db.example"];
     let node = (texts(&["a", "A", "b", "c"]), texts(&addresses), texts(&["", "1.0"]))
         .prop_map(|(name, address, version)| Node { name, address, version, ..Node::default() });
+    let tags = || proptest::collection::vec(texts(&["v1", "v2"]), 0..2);
     let sources = || pick(&[Source::Api, Source::Consul]);
     let service = (
         texts(&["web", "Web", "db"]),
         texts(&addresses),
         pick(&[80, 81]),
-        proptest::collection::vec(texts(&["v1", "v2"]), 0..2),
+        tags(),
         sources(),
+        any::<bool>(),
     )
-        .prop_map(|(name, address, port, tags, source)| Service {
+        .prop_map(|(name, address, port, tags, source, enable_tag_override)| Service {
             name,
             address,
             port,
             tags,
+            enable_tag_override,
             source,
             ..Service::default()
         });
@@ -59,13 +64,21 @@ fn writes() -> impl Strategy<Value = Write> {
     let some = |weight| proptest::bool::weighted(weight);
     prop_oneof![
         2 => (node_keys(), node, some(0.7))
-            .prop_map(|(key, node, is)| Write::Node(key, is.then_some(node))),
+            .prop_map(|(key, mut node, is)| {
+                if external_id(&key).is_some() {
+                    // Its table has no such column.
+                    node.version.clear();
+                }
+                Write::Node(key, is.then_some(node))
+            }),
         4 => (node_keys(), texts(&["x", "y", ""]), service, some(0.7)).prop_map(
             |(key, id, service, is)| {
                 let service = is.then(|| Service { id: id.clone(), ..service });
                 Write::Service(key, id, service)
             }
         ),
+        1 => (node_keys(), texts(&["x", "y"]), tags(), some(0.7))
+            .prop_map(|(key, id, tags, is)| Write::Tags(key, id, is.then_some(tags))),
         4 => (node_keys(), texts(&["c1", "c2", "t", SERF_HEALTH]), check, some(0.7)).prop_map(
             |(key, id, check, is)| {
                 let check = is.then(|| Check { id: id.clone(), ..check });

@@ -184,7 +184,7 @@ impl<'a> HealthCheck<'a> {
             service_name: service.map_or("", |service| &service.name),
             service_tags: Some(service.map_or(&[], |service| &service.tags)),
             kind: &check.kind,
-            definition: Definition::Empty,
+            definition: Definition::of(check),
             create_index: entry.create_index,
             modify_index: entry.modify_index,
         }
@@ -321,19 +321,35 @@ pub struct Proxy {
     pub expose: Empty,
 }
 
-/// What a check does. It may hold secrets, so it is never told.
-#[derive(Clone, Copy)]
+/// What a check does. A member's checks may hold secrets, so that is never told.
+#[derive(Clone)]
 pub enum Definition {
     /// `{}`
     Empty,
+    /// What was registered with a check of an external node.
+    Given(serde_json::Value),
     /// Every field with its zero value, as `agent/health` has it.
     Zero,
+}
+
+impl Definition {
+    fn of(check: &model::Check) -> Self {
+        if check.definition.is_empty() {
+            return Self::Empty;
+        }
+        // Any node may write such a row, and SQL too: what is no object is shown as none.
+        match serde_json::from_str(&check.definition) {
+            Ok(given @ serde_json::Value::Object(_)) => Self::Given(given),
+            _ => Self::Empty,
+        }
+    }
 }
 
 impl Serialize for Definition {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::Empty => Empty {}.serialize(serializer),
+            Self::Given(given) => given.serialize(serializer),
             Self::Zero => ZeroDefinition::default().serialize(serializer),
         }
     }
@@ -377,9 +393,9 @@ impl Default for ZeroDefinition {
     }
 }
 
-/// A member's id; an external node has none.
+/// A member's id; an external node has what was registered with it, often nothing.
 fn node_id(info: &NodeInfo) -> &str {
-    if info.member.is_some() { &info.key } else { "" }
+    if info.member.is_some() { &info.key } else { &info.node.external_id }
 }
 
 fn some_map(map: &BTreeMap<String, String>) -> Option<&BTreeMap<String, String>> {

@@ -130,6 +130,7 @@ impl RawCheck {
             service_id,
             kind: definition.kind.as_str().to_owned(),
             source: Source::Api,
+            definition: String::new(),
         };
         Ok(CheckRegistration { check, definition })
     }

@@ -47,6 +47,12 @@ impl<'a> Fields<'a> {
         self.map.values().all(Value::is_null)
     }
 
+    /// Returns the fields that are there, under the names that they were sent with.
+    pub fn present(&self) -> BTreeMap<String, Value> {
+        let there = self.map.iter().filter(|(_, value)| !value.is_null());
+        there.map(|(name, value)| (name.clone(), value.clone())).collect()
+    }
+
     /// Returns a text, empty when it is absent.
     pub fn text(&self, name: &str) -> Result<String, Fault> {
         match self.find(name) {

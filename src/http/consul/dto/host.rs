@@ -80,9 +80,9 @@ fn status_of(state: MemberState) -> u8 {
 pub fn own(local: &Local, members: &[MemberStatus], view: &View) -> Value {
     let member = members.iter().find(|member| member.id == local.id);
     let entry = view.own();
-    let services = entry.map_or(0, |entry| entry.instances.len());
+    let services = entry.map_or(0, |entry| entry.instances().len());
     let checks = entry.map_or(0, |entry| {
-        let of_instances: usize = entry.instances.iter().map(|one| one.checks.len()).sum();
+        let of_instances: usize = entry.instances().map(|one| one.checks.len()).sum();
         // `serfHealth` is among the node's checks, and is not the agent's.
         entry.checks.len().saturating_sub(1) + of_instances
     });

@@ -134,7 +134,7 @@ fn check_service(service: &Service, fields: &Fields<'_>) -> Result<(), Fault> {
     check_mesh(fields)
 }
 
-fn check_weights(weights: Weights) -> Result<(), &'static str> {
+pub fn check_weights(weights: Weights) -> Result<(), &'static str> {
     if weights.passing < 1 {
         Err("Passing must be greater than 0")
     } else if weights.warning < 0 {
@@ -177,7 +177,7 @@ fn check_pair(key: &str, value: &str) -> Result<(), String> {
 }
 
 /// Clients of newer servers may send the default tenant; any other would be lost.
-fn check_tenancy(fields: &Fields<'_>) -> Result<(), Fault> {
+pub fn check_tenancy(fields: &Fields<'_>) -> Result<(), Fault> {
     for name in ["Namespace", "Partition"] {
         let tenant = fields.text(name)?;
         if !tenant.is_empty() && tenant != "default" {
@@ -190,7 +190,7 @@ fn check_tenancy(fields: &Fields<'_>) -> Result<(), Fault> {
 }
 
 /// There is no mesh; a proxy's configuration would be lost without a word.
-fn check_mesh(fields: &Fields<'_>) -> Result<(), Fault> {
+pub fn check_mesh(fields: &Fields<'_>) -> Result<(), Fault> {
     let refusal = || {
         Err(Fault::bad_request(
             "Invalid service: this cluster has no service mesh; leave out Proxy and Connect",

@@ -1,6 +1,8 @@
 //! Commands, carried out on the reference storage, against what the view shows then; and the
 //! columns against the schema.
 
+mod edits;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,6 +42,14 @@ impl Desk {
             Definition::new(NODES, &of(node_row("", &Node::default())), &["id"]),
             Definition::new(SERVICES, &of(service_row("", &Service::default())), &owned),
             Definition::new(CHECKS, &of(check_row("", &Check::default())), &owned),
+            Definition::new(EXTERNAL_NODES, &of(external_node_row("", &Node::default())), &["id"]),
+            Definition::new(EXTERNAL_SERVICES, &of(service_row("", &Service::default())), &owned),
+            Definition::new(
+                EXTERNAL_CHECKS,
+                &of(external_check_row("", &Check::default())),
+                &owned,
+            ),
+            Definition::new(TAG_OVERRIDES, &of(tags_row("", "", &[])), &["node_id", "service_id"]),
             Definition::new(DEFINITIONS, &["id", "service_id", "definition"].map(text), &["id"]),
         ];
         let mut desk = Self {
@@ -111,7 +121,7 @@ impl Desk {
             list.iter().map(|one| one.check.id.as_str()).collect::<Vec<_>>().join(" ")
         };
         let mut text = String::new();
-        for instance in &own.instances {
+        for instance in own.instances() {
             text += &format!("{}[{}] ", instance.service.id, ids(&instance.checks));
         }
         let definitions = self.definitions.keys().cloned().collect::<Vec<_>>().join(" ");
@@ -349,9 +359,20 @@ fn rows_are_read_as_they_were_written() {
         meta: texts,
         gossip: "10.0.0.1:7401".to_owned(),
         version: "1".to_owned(),
+        ..Node::default()
     };
     let (columns, row) = split(node_row("key", &node));
     assert_eq!(node_from_row(&columns, &row), node);
+    let external = Node {
+        gossip: String::new(),
+        version: String::new(),
+        external_id: "11111111-1111-1111-1111-111111111111".to_owned(),
+        ..node
+    };
+    let (columns, row) = split(external_node_row("n", &external));
+    assert_eq!(node_from_row(&columns, &row), external);
+    let (columns, row) = split(tags_row("n", "web", &["a".to_owned(), "b c".to_owned()]));
+    assert_eq!(tags_from_row(&columns, &row), ["a", "b c"]);
     let (columns, row) = split(service_row("key", &full_service()));
     assert_eq!(service_from_row(&columns, &row), full_service());
     let check = Check {
@@ -408,15 +429,28 @@ fn values_that_are_no_texts_are_read_as_their_json() {
 #[test]
 fn the_columns_are_those_of_the_schema() {
     let tables = [
-        (include_str!("../../../schema/nodes.sql"), node_row("", &Node::default())),
-        (include_str!("../../../schema/services.sql"), service_row("", &Service::default())),
-        (include_str!("../../../schema/checks.sql"), check_row("", &Check::default())),
+        (include_str!("../../../../schema/nodes.sql"), node_row("", &Node::default())),
+        (include_str!("../../../../schema/services.sql"), service_row("", &Service::default())),
+        (include_str!("../../../../schema/checks.sql"), check_row("", &Check::default())),
+        (
+            include_str!("../../../../schema/external_nodes.sql"),
+            external_node_row("", &Node::default()),
+        ),
+        (
+            include_str!("../../../../schema/external_services.sql"),
+            service_row("", &Service::default()),
+        ),
+        (
+            include_str!("../../../../schema/external_checks.sql"),
+            external_check_row("", &Check::default()),
+        ),
+        (include_str!("../../../../schema/tag_overrides.sql"), tags_row("", "", &[])),
     ];
     for (sql, row) in tables {
         let written: Vec<&str> = row.into_iter().map(|(column, _)| column).collect();
         assert_eq!(written, columns(sql));
     }
-    let sql = include_str!("../../../migrations/0004_checks.sql");
+    let sql = include_str!("../../../../migrations/0004_checks.sql");
     assert_eq!(["id", "service_id", "definition"].as_slice(), columns(sql));
 }
 
