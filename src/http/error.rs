@@ -4,6 +4,7 @@ use axum::http::header::{ALLOW, CONTENT_TYPE, HeaderName, RETRY_AFTER};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 
+use super::consul::filter::FilterError;
 use crate::health::ReportError;
 use crate::node::SubmitError;
 
@@ -63,6 +64,12 @@ impl Fault {
     pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.headers.push((name, value));
         self
+    }
+}
+
+impl From<FilterError> for Fault {
+    fn from(error: FilterError) -> Self {
+        Self::internal(error.to_string())
     }
 }
 

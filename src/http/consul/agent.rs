@@ -9,8 +9,9 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 
 use super::dto::host::{self as dto, Member};
+use super::filter::Shape;
 use super::query::{Query, boolean};
-use super::reading::{Tail, done, json, text_of};
+use super::reading::{Tail, done, json, passes, text_of};
 use crate::catalog::Command;
 use crate::http::Face;
 use crate::http::error::{Fault, PLAIN};
@@ -31,7 +32,7 @@ pub async fn own(State(face): State<Arc<Face>>, uri: Uri) -> Response {
 /// `GET /v1/agent/members`. There are no segments, so `_all` is all.
 pub async fn members(State(face): State<Arc<Face>>, uri: Uri) -> Result<Response, Fault> {
     let query = Query::of(&uri);
-    query.refuse_filter(Fault::internal)?;
+    let filter = query.filter(&Shape::MEMBER)?;
     match query.first("segment") {
         None | Some("" | "_all") => {}
         Some(name) => {
@@ -39,8 +40,9 @@ pub async fn members(State(face): State<Arc<Face>>, uri: Uri) -> Result<Response
         }
     }
     let view = face.host.feed().view();
-    let members: Vec<_> =
-        face.host.members().iter().map(|member| Member::of(member, &view)).collect();
+    let members = face.host.members();
+    let members = members.iter().map(|member| Member::of(member, &view));
+    let members: Vec<_> = members.filter(|member| passes(filter.as_ref(), member)).collect();
     Ok(json(&query, &members))
 }
 

@@ -12,8 +12,9 @@ use axum::response::Response;
 use super::agent_service::own;
 use super::dto::answers::HealthCheck;
 use super::dto::register;
+use super::filter::Shape;
 use super::query::Query;
-use super::reading::{Tail, done, json, text_of};
+use super::reading::{Tail, done, json, passes, text_of};
 use crate::catalog::model::SERF_HEALTH;
 use crate::catalog::{Command, Status};
 use crate::http::Face;
@@ -25,7 +26,7 @@ use crate::http::error::Fault;
 pub async fn list(State(face): State<Arc<Face>>, uri: Uri) -> Result<Response, Fault> {
     let query = Query::of(&uri);
     query.refuse_tenancy()?;
-    query.refuse_filter(Fault::internal)?;
+    let filter = query.filter(&Shape::CHECK)?;
     let view = face.host.feed().view();
     let Some(entry) = view.own() else {
         return Ok(json(&query, &BTreeMap::<String, ()>::new()));
@@ -52,6 +53,7 @@ pub async fn list(State(face): State<Arc<Face>>, uri: Uri) -> Result<Response, F
             };
             (check.check_id, check)
         })
+        .filter(|(_, check)| passes(filter.as_ref(), check))
         .collect();
     Ok(json(&query, &checks))
 }

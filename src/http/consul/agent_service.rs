@@ -14,9 +14,10 @@ use tokio::time::Instant;
 use super::agent::{enable, reason};
 use super::dto::answers::{AgentService, Definition, HealthCheck, ServiceHealth, checks_of};
 use super::dto::register;
+use super::filter::Shape;
 use super::index::{Options, jitter};
 use super::query::Query;
-use super::reading::{Tail, done, json, text_of};
+use super::reading::{Tail, done, json, passes, text_of};
 use crate::catalog::model::{NODE_MAINTENANCE, SERF_HEALTH, SERVICE_MAINTENANCE};
 use crate::catalog::{Command, Instance, NodeEntry, Status, Topic, View};
 use crate::http::body::{REGISTER_BYTES_MAX, read};
@@ -31,10 +32,11 @@ const REASON: HeaderName = HeaderName::from_static("x-consul-reason");
 pub async fn list(State(face): State<Arc<Face>>, uri: Uri) -> Result<Response, Fault> {
     let query = Query::of(&uri);
     query.refuse_tenancy()?;
-    query.refuse_filter(Fault::internal)?;
+    let filter = query.filter(&Shape::AGENT_SERVICE)?;
     let view = face.host.feed().view();
     let services: BTreeMap<_, _> = own(&view)
         .map(|instance| (instance.service.id.as_str(), AgentService::of(&instance.service)))
+        .filter(|(_, service)| passes(filter.as_ref(), service))
         .collect();
     Ok(json(&query, &services))
 }

@@ -9,6 +9,7 @@ use axum::response::Response;
 use tokio::time::Instant;
 
 use super::dto::answers::{CatalogService, Node, NodeService, NodeServiceList, NodeServices};
+use super::filter::Shape;
 use super::index;
 use super::query::{Datacenter, Query};
 use super::reading::{Asked, Reading, Tail, json, text_of};
@@ -35,23 +36,25 @@ fn datacenters_in<'a>(view: &'a View, own: &'a str) -> Vec<&'a str> {
 
 /// `GET /v1/catalog/nodes`.
 pub async fn nodes(State(face): State<Arc<Face>>, uri: Uri) -> Result<Response, Fault> {
-    let reading = Reading::begin(&face, &uri, |_| Topic::Nodes).await?;
-    let nodes: Vec<_> = reading.nodes().into_iter().map(|entry| Node::of(&entry.info)).collect();
+    let reading = Reading::begin(&face, &uri, &Shape::NODE, |_| Topic::Nodes).await?;
+    let nodes = reading.nodes().into_iter().map(|entry| Node::of(&entry.info));
+    let nodes: Vec<_> = nodes.filter(|node| reading.keeps(node)).collect();
     Ok(reading.answer(&nodes))
 }
 
 /// `GET /v1/catalog/services`: names with all tags that any instance has, sorted: clients must
 /// compare them as sets, and those that do not are spared a reload.
 pub async fn services(State(face): State<Arc<Face>>, uri: Uri) -> Result<Response, Fault> {
-    let reading = Reading::begin(&face, &uri, |_| Topic::Services).await?;
+    let reading = Reading::begin(&face, &uri, &Shape::CATALOG_SERVICE, |_| Topic::Services).await?;
     Ok(reading.answer(&services_in(&reading)))
 }
 
 fn services_in(reading: &Reading) -> BTreeMap<&str, BTreeSet<&str>> {
     let mut services = BTreeMap::new();
     for entry in reading.view.services() {
+        let wanted = entry.instances.iter().filter(|instance| reading.wants(&instance.node));
         let mut wanted =
-            entry.instances.iter().filter(|instance| reading.wants(&instance.node)).peekable();
+            wanted.filter(|instance| reading.keeps(&CatalogService::of(instance))).peekable();
         if wanted.peek().is_some() {
             let tags = wanted.flat_map(|instance| instance.service.tags.iter().map(String::as_str));
             services.insert(&*entry.name, tags.collect());
@@ -66,12 +69,13 @@ pub async fn service(
     uri: Uri,
     tail: Tail,
 ) -> Result<Response, Fault> {
-    let asked = Asked::of(&uri)?;
+    let asked = Asked::of(&uri, &Shape::CATALOG_SERVICE)?;
     let name = named(tail, "Missing service name")?;
     let topic = Topic::Instances(lower(&name).into());
     let reading = asked.read(&face, |_| topic.clone()).await?;
-    let instances: Vec<_> =
-        reading.instances(&name).into_iter().map(|instance| CatalogService::of(instance)).collect();
+    let instances = reading.instances(&name).into_iter();
+    let instances = instances.map(|instance| CatalogService::of(instance));
+    let instances: Vec<_> = instances.filter(|instance| reading.keeps(instance)).collect();
     Ok(reading.answer(&instances))
 }
 
@@ -81,7 +85,7 @@ pub async fn connect(
     uri: Uri,
     tail: Tail,
 ) -> Result<Response, Fault> {
-    let asked = Asked::of(&uri)?;
+    let asked = Asked::of(&uri, &Shape::CATALOG_SERVICE)?;
     named(tail, "Missing service name")?;
     let reading = asked.read(&face, |_| Topic::Services).await?;
     Ok(reading.answer(&[(); 0]))
@@ -95,6 +99,7 @@ pub async fn node(State(face): State<Arc<Face>>, uri: Uri, tail: Tail) -> Result
         services: entry
             .instances()
             .map(|instance| (instance.service.id.as_str(), NodeService::of(instance)))
+            .filter(|(_, service)| reading.keeps(service))
             .collect(),
     });
     Ok(reading.answer(&found))
@@ -110,14 +115,16 @@ pub async fn node_services(
     let found = reading.node(&name);
     Ok(reading.answer(&NodeServiceList {
         node: found.map(|entry| Node::of(&entry.info)),
-        services: found
-            .map(|entry| entry.instances().map(|instance| NodeService::of(instance)).collect()),
+        services: found.map(|entry| {
+            let services = entry.instances().map(|instance| NodeService::of(instance));
+            services.filter(|service| reading.keeps(service)).collect()
+        }),
     }))
 }
 
 /// A node that is not there has the index 1; whoever sends that back waits for it to come.
 async fn begin_node(face: &Face, uri: &Uri, tail: Tail) -> Result<(Reading, String), Fault> {
-    let asked = Asked::of(uri)?;
+    let asked = Asked::of(uri, &Shape::NODE_SERVICE)?;
     let name = named(tail, "Missing node name")?;
     let view = face.host.feed().view();
     Datacenter::of(&asked.query, face.host.local(), &view)?;

@@ -15,12 +15,6 @@ use crate::types::NodeId;
 
 /// Requests whose answers differ on purpose or for now.
 const DEVIATIONS: &[(&str, &str)] = &[
-    ("h004", "filter expressions are not supported; they are refused with a sentence"),
-    ("h016", "filter"),
-    ("h033", "filter"),
-    ("h035", "filter: another reason, the same status"),
-    ("h062", "filter"),
-    ("h105", "filter"),
     ("h073", "members carry this program's ports and tags, not Serf's"),
     ("h074", "there is no leader: each node names its own gossip address"),
     ("h077", "unknown fields are passed over: newer clients send some"),

@@ -8,6 +8,7 @@ use axum::response::Response;
 
 use super::catalog::named;
 use super::dto::answers::{HealthCheck, ServiceEntry};
+use super::filter::Shape;
 use super::reading::{Asked, Tail};
 use crate::catalog::model::lower;
 use crate::catalog::{NodeEntry, NodeKey, Status, Topic};
@@ -21,7 +22,7 @@ pub async fn service(
     uri: Uri,
     tail: Tail,
 ) -> Result<Response, Fault> {
-    let asked = Asked::of(&uri)?;
+    let asked = Asked::of(&uri, &Shape::SERVICE_ENTRY)?;
     let name = named(tail, "Missing service name")?;
     let Some(only_passing) = asked.query.boolean("passing") else {
         return Err(Fault::bad_request("Invalid value for ?passing"));
@@ -33,13 +34,14 @@ pub async fn service(
         .into_iter()
         .filter(|instance| !only_passing || instance.status == Status::Passing)
         .map(|instance| ServiceEntry::of(instance))
+        .filter(|entry| reading.keeps(entry))
         .collect();
     Ok(reading.answer(&entries))
 }
 
 /// `GET /v1/health/node/:node`: a node's own checks and those of its instances.
 pub async fn node(State(face): State<Arc<Face>>, uri: Uri, tail: Tail) -> Result<Response, Fault> {
-    let asked = Asked::of(&uri)?;
+    let asked = Asked::of(&uri, &Shape::CHECK)?;
     let name = named(tail, "Missing node name")?;
     let reading = asked
         .read(&face, |view| match view.node(&name) {
@@ -47,7 +49,8 @@ pub async fn node(State(face): State<Arc<Face>>, uri: Uri, tail: Tail) -> Result
             None => Topic::Nodes,
         })
         .await?;
-    let checks = reading.node(&name).map_or_else(Vec::new, |entry| checks_of(entry));
+    let mut checks = reading.node(&name).map_or_else(Vec::new, |entry| checks_of(entry));
+    checks.retain(|check| reading.keeps(check));
     Ok(reading.answer(&checks))
 }
 
@@ -57,7 +60,7 @@ pub async fn checks(
     uri: Uri,
     tail: Tail,
 ) -> Result<Response, Fault> {
-    let asked = Asked::of(&uri)?;
+    let asked = Asked::of(&uri, &Shape::CHECK)?;
     let name = named(tail, "Missing service name")?;
     let topic = Topic::ServiceChecks(lower(&name).into());
     let reading = asked.read(&face, |_| topic.clone()).await?;
@@ -76,6 +79,7 @@ pub async fn checks(
             })
             .collect();
         sort(&mut some);
+        some.retain(|check| reading.keeps(check));
         checks.append(&mut some);
     }
     Ok(reading.answer(&checks))
@@ -84,10 +88,11 @@ pub async fn checks(
 /// `GET /v1/health/state/:state`: `any`, or the checks in one state. A state that is none has no
 /// checks.
 pub async fn state(State(face): State<Arc<Face>>, uri: Uri, tail: Tail) -> Result<Response, Fault> {
-    let asked = Asked::of(&uri)?;
+    let asked = Asked::of(&uri, &Shape::CHECK)?;
     let state = named(tail, "Missing check state")?;
     let reading = asked.read(&face, |_| Topic::Checks).await?;
-    let wants = |check: &HealthCheck<'_>| state == "any" || check.status == state;
+    let wants =
+        |check: &HealthCheck<'_>| (state == "any" || check.status == state) && reading.keeps(check);
     let mut checks = Vec::new();
     for entry in reading.nodes() {
         checks.extend(checks_of(entry).into_iter().filter(wants));

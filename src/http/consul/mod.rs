@@ -8,6 +8,7 @@ pub mod catalog;
 pub mod dto;
 pub mod elsewhere;
 pub mod external;
+pub mod filter;
 #[cfg(test)]
 mod golden;
 pub mod health;

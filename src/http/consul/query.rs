@@ -2,6 +2,7 @@
 
 use axum::http::Uri;
 
+use super::filter::{Filter, FilterError, Shape};
 use crate::catalog::View;
 use crate::catalog::view::{Instance, NodeInfo};
 use crate::http::error::Fault;
@@ -59,15 +60,10 @@ impl Query {
         }
     }
 
-    /// Refuses a filter rather than sending more than was asked for. `fault` makes the refusal.
-    pub fn refuse_filter(&self, fault: impl FnOnce(&'static str) -> Fault) -> Result<(), Fault> {
-        match self.first("filter") {
-            None | Some("") => Ok(()),
-            Some(_) => Err(fault(
-                "Failed to create boolean expression evaluator: filter expressions are not \
-                 supported; leave out ?filter and choose from the whole answer",
-            )),
-        }
+    /// Reads the filter of what an endpoint returns; none where it is empty.
+    pub fn filter(&self, shape: &Shape) -> Result<Option<Filter>, FilterError> {
+        let text = self.first("filter").filter(|text| !text.is_empty());
+        text.map(|text| Filter::parse(text, shape)).transpose()
     }
 }
 
@@ -173,8 +169,7 @@ mod tests {
         assert!(fault.text.starts_with("Bad request: Invalid query parameter: \"ns\""));
         assert!(query("partition=blue").refuse_tenancy().is_err());
         assert!(query("partition=default&peer=&sg=x").refuse_tenancy().is_ok());
-        let filtered = query("filter=Node+%3D%3D+x").refuse_filter(Fault::internal);
-        assert_eq!(filtered.unwrap_err().status, 500);
-        assert!(query("filter=").refuse_filter(Fault::internal).is_ok());
+        assert!(query("filter=Nope+%3D%3D+x").filter(&Shape::NODE).is_err());
+        assert!(query("filter=").filter(&Shape::NODE).unwrap().is_none());
     }
 }

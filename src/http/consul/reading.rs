@@ -10,6 +10,7 @@ use axum::http::{HeaderValue, Uri};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use super::filter::{Filter, Shape};
 use super::index::{self, Options};
 use super::query::{Datacenter, NodeMeta, Query, has_tags};
 use crate::catalog::view::NodeInfo;
@@ -31,16 +32,17 @@ pub fn text_of(tail: Tail) -> String {
 pub struct Asked {
     pub query: Query,
     pub options: Options,
+    filter: Option<Filter>,
 }
 
 impl Asked {
-    /// Reads them, in Consul's order of complaints.
-    pub fn of(uri: &Uri) -> Result<Self, Fault> {
+    /// Reads them, in Consul's order of complaints. A filter is of what the endpoint returns.
+    pub fn of(uri: &Uri, shape: &Shape) -> Result<Self, Fault> {
         let query = Query::of(uri);
         query.refuse_tenancy()?;
         let options = Options::of(&query)?;
-        query.refuse_filter(index::leaderless)?;
-        Ok(Self { query, options })
+        let filter = query.filter(shape).map_err(|error| index::leaderless(error.to_string()))?;
+        Ok(Self { query, options, filter })
     }
 
     /// Waits as was asked for and takes the view that is true then.
@@ -72,16 +74,18 @@ pub struct Reading {
     datacenter: Datacenter,
     meta: NodeMeta,
     near: Option<Near>,
+    filter: Option<Filter>,
 }
 
 impl Reading {
     /// Puts a reading together; the view is the one after any wait.
     pub fn of(asked: Asked, host: &dyn Host, view: Arc<View>, index: u64) -> Result<Self, Fault> {
-        let Asked { query, options } = asked;
+        let Asked { query, options, filter } = asked;
         Ok(Self {
             datacenter: Datacenter::of(&query, host.local(), &view)?,
             meta: NodeMeta::of(&query),
             near: Near::of(&query, host),
+            filter,
             view,
             query,
             options,
@@ -93,9 +97,10 @@ impl Reading {
     pub async fn begin(
         face: &Face,
         uri: &Uri,
+        shape: &Shape,
         topic_of: impl Fn(&View) -> Topic,
     ) -> Result<Self, Fault> {
-        Asked::of(uri)?.read(face, topic_of).await
+        Asked::of(uri, shape)?.read(face, topic_of).await
     }
 
     /// Lists the nodes that were asked for, in Consul's order or, with `?near`, nearest first.
@@ -128,6 +133,11 @@ impl Reading {
     /// Tells whether a node is among those that were asked for.
     pub fn wants(&self, info: &NodeInfo) -> bool {
         self.datacenter.holds(info) && self.meta.holds(info)
+    }
+
+    /// Tells whether `?filter` leaves an object in the answer.
+    pub fn keeps(&self, object: &impl Serialize) -> bool {
+        passes(self.filter.as_ref(), object)
     }
 
     /// Answers with a body and all of the headers.
@@ -166,6 +176,14 @@ impl Near {
             None => Duration::MAX,
         }
     }
+}
+
+/// Tells whether an object is as a filter says; without one it is.
+pub fn passes(filter: Option<&Filter>, object: &impl Serialize) -> bool {
+    filter.is_none_or(|filter| {
+        // What could not be written as JSON could not be answered with either.
+        serde_json::to_value(object).is_ok_and(|value| filter.matches(&value))
+    })
 }
 
 /// Answers with JSON; `?pretty` spreads it over lines.
