@@ -22,7 +22,7 @@ CREATE TABLE services (
     enable_tag_override INTEGER NOT NULL DEFAULT 0,
     -- Empty for a plain service; Consul's kinds of proxies otherwise.
     kind                TEXT    NOT NULL DEFAULT '',
-    -- Who brought it in: 'api', 'consul' (the host's Consul agent) or 'file'.
+    -- Who brought it in: 'api', 'consul' (the host's Consul agent), 'file', or 'agent' (the node itself).
     source              TEXT    NOT NULL DEFAULT 'api',
     PRIMARY KEY (node_id, id)
 );

@@ -120,6 +120,7 @@ impl App {
         let (net_face, kept_net) = (net.clone(), net.clone());
         let config = node::Config {
             tagged_addresses: tagged_addresses(&local.address),
+            server_port: agent.server_port,
             meta: agent.node_meta.clone(),
             join: agent.gossip.join.clone(),
             swim: options.swim,

@@ -11,6 +11,9 @@ use super::model::{Check, Node, NodeKey, Service, Source, Status};
 pub enum Command {
     /// Says who this node is: at start, and when its address or meta change.
     Announce(Node),
+    /// Lists this node under a port among the servers, in the service `consul`, or no longer: at
+    /// start. An instance that an application registered under that id stays.
+    Serve { port: Option<u16> },
     /// Registers or replaces an instance, with its checks.
     ///
     /// Checks that the instance has from before and that are not named here stay, unless

@@ -14,6 +14,8 @@ pub type NodeKey = Arc<str>;
 /// UUID, so that a member has a name before them.
 const EXTERNAL: &str = "~/";
 
+/// The service of those who stand for Consul's servers, and the id of each of them.
+pub const SERVERS: &str = "consul";
 /// The check every member of the cluster has: derived from membership, never stored.
 pub const SERF_HEALTH: &str = "serfHealth";
 /// The check that puts a whole node into maintenance.
@@ -212,6 +214,8 @@ pub enum Source {
     Consul,
     /// A definition file.
     File,
+    /// This program itself: a server of the service `consul`.
+    Agent,
 }
 
 impl Source {
@@ -220,6 +224,7 @@ impl Source {
             Self::Api => "api",
             Self::Consul => "consul",
             Self::File => "file",
+            Self::Agent => "agent",
         }
     }
 
@@ -228,6 +233,7 @@ impl Source {
         match word {
             "consul" => Self::Consul,
             "file" => Self::File,
+            "agent" => Self::Agent,
             _ => Self::Api,
         }
     }

@@ -123,6 +123,8 @@ pub struct Agent {
     pub dns_options: file::Dns,
     pub gossip: Gossip,
     pub consul: Option<Consul>,
+    /// The port under which this node is listed as a server in the service `consul`.
+    pub server_port: Option<u16>,
     pub checks: file::Checks,
     /// How long a loop of the node may stand still; zero: for ever.
     pub watchdog_limit: Duration,
@@ -220,6 +222,7 @@ impl Agent {
             dns: dns_addresses(first_of(flags.dns, file.dns.listen.clone()))?,
             dns_options: file.dns,
             gossip,
+            server_port: file.consul.server_port,
             consul: consul(flags.consul, flags.consul_token, file.consul)?,
             checks: file.checks,
             watchdog_limit: watchdog_limit(&file.watchdog)?,

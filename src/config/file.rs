@@ -207,6 +207,8 @@ pub struct Consul {
     pub interval: Option<Span>,
     /// For how long an agent must keep saying that most of its services are gone. Default `30s`.
     pub grace: Option<Span>,
+    /// Lists this node as a server in the service `consul`, with this port. Default: it is not there.
+    pub server_port: Option<u16>,
 }
 
 #[derive(Clone, PartialEq, Debug, Default, Deserialize)]

@@ -159,7 +159,9 @@ async fn metrics_page(State(face): State<Arc<Face>>) -> Response {
 
 #[cfg(test)]
 mod tests {
-    use crate::http::support::{Bench, me, node, one_service};
+    use crate::catalog::Service;
+    use crate::catalog::model::{Source, key_of};
+    use crate::http::support::{Bench, me, node, one_service, service};
 
     fn bench() -> Bench {
         Bench::new(me(), "n1", one_service())
@@ -271,6 +273,21 @@ mod tests {
         assert_eq!(bench.get("/v1/status/peers?dc=x").await.text, "No path to datacenter");
         assert!(bench.get("/v1/agent/host").await.json()["Memory"]["total"].as_u64() > Some(0));
         assert_eq!(bench.get("/v1/agent/version").await.json()["HumanVersion"], "1.8.7");
+    }
+
+    #[tokio::test]
+    async fn servers_are_named_where_there_are_some() {
+        let bench = bench();
+        bench.change(|rows| {
+            let server =
+                Service { source: Source::Agent, port: 8300, ..service("consul", "consul") };
+            rows.service(&key_of(me()), &server);
+        });
+        assert_eq!(bench.get("/v1/status/leader").await.text, "\"127.0.0.1:8300\"");
+        assert_eq!(bench.get("/v1/status/peers").await.text, "[\"127.0.0.1:8300\"]");
+        let services = bench.get("/v1/catalog/services").await.text;
+        assert_eq!(services, r#"{"consul":[],"web":[]}"#);
+        assert!(bench.get("/v1/agent/services").await.json().get("consul").is_none());
     }
 
     #[tokio::test]

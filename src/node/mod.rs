@@ -62,6 +62,8 @@ pub struct Config {
     pub local: Local,
     pub meta: BTreeMap<String, String>,
     pub tagged_addresses: BTreeMap<String, String>,
+    /// See [`Command::Serve`].
+    pub server_port: Option<u16>,
     /// Whom to join by: `host`, `host:port`; one that answers is enough.
     pub join: Vec<String>,
     pub swim: swim::Config,
@@ -261,10 +263,12 @@ impl Node {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             external_id: String::new(),
         };
-        self.handle
-            .submit(Command::Announce(row))
-            .await
-            .map_err(|error| StorageError::Failed(error.to_string()))
+        let serve = Command::Serve { port: config.server_port };
+        for command in [Command::Announce(row), serve] {
+            let submitted = self.handle.submit(command).await;
+            submitted.map_err(|error| StorageError::Failed(error.to_string()))?;
+        }
+        Ok(())
     }
 }
 

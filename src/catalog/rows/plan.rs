@@ -11,7 +11,7 @@ use crate::catalog::command::{
     CatalogEdit, CheckDefinition, CheckKind, CheckRegistration, Command, MirrorChange,
 };
 use crate::catalog::model::{
-    Check, NODE_MAINTENANCE, NodeKey, SERVICE_MAINTENANCE, Service, Source, Status, lower,
+    Check, NODE_MAINTENANCE, NodeKey, SERVERS, SERVICE_MAINTENANCE, Service, Source, Status, lower,
 };
 use crate::crdt::{Refusal, RowOp};
 use crate::types::Value;
@@ -28,6 +28,7 @@ type Matching = Vec<(&'static str, Value)>;
 pub fn plan(node: &NodeKey, command: &Command) -> Vec<RowOp> {
     match command {
         Command::Announce(row) => vec![put(NODES, node_row(node, row))],
+        Command::Serve { port } => serve(node, *port),
         Command::Register { service, checks, replace_checks } => {
             register(node, service, checks, *replace_checks)
         }
@@ -60,6 +61,22 @@ pub fn plan(node: &NodeKey, command: &Command) -> Vec<RowOp> {
             changes.iter().flat_map(|change| mirror(node, *source, change)).collect()
         }
     }
+}
+
+fn serve(node: &NodeKey, port: Option<u16>) -> Vec<RowOp> {
+    let Some(port) = port else {
+        let mut own = row_of(node, SERVERS);
+        own.push(("source", text(Source::Agent.as_str())));
+        return vec![delete(SERVICES, own)];
+    };
+    let service = Service {
+        id: SERVERS.to_owned(),
+        name: SERVERS.to_owned(),
+        port: port.into(),
+        source: Source::Agent,
+        ..Service::default()
+    };
+    vec![put(SERVICES, service_row(node, &service))]
 }
 
 fn register(

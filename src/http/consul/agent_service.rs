@@ -18,7 +18,7 @@ use super::filter::Shape;
 use super::index::{Options, jitter};
 use super::query::Query;
 use super::reading::{Tail, done, json, passes, text_of};
-use crate::catalog::model::{NODE_MAINTENANCE, SERF_HEALTH, SERVICE_MAINTENANCE};
+use crate::catalog::model::{NODE_MAINTENANCE, SERF_HEALTH, SERVICE_MAINTENANCE, Source};
 use crate::catalog::{Command, Instance, NodeEntry, Status, Topic, View};
 use crate::http::body::{REGISTER_BYTES_MAX, read};
 use crate::http::error::Fault;
@@ -260,9 +260,10 @@ fn wants_text(query: &Query, headers: &HeaderMap) -> bool {
     accept.starts_with("text/plain") || query.first("format") == Some("text")
 }
 
-/// Lists this node's instances, by id.
+/// Lists this node's instances, by id, without what it lists itself as: no agent of Consul's has that.
 pub fn own(view: &View) -> impl Iterator<Item = &Arc<Instance>> {
-    view.own().into_iter().flat_map(|entry: &Arc<NodeEntry>| entry.instances())
+    let all = view.own().into_iter().flat_map(|entry: &Arc<NodeEntry>| entry.instances());
+    all.filter(|instance| instance.service.source != Source::Agent)
 }
 
 #[cfg(test)]

@@ -113,3 +113,17 @@ fn edited_tags_stay_until_the_instance_goes() {
     register(&mut desk, &open);
     assert_eq!(desk.instance("api").service.tags, ["own"]);
 }
+
+#[test]
+fn a_server_is_listed_as_long_as_it_is_said_to_be_one() {
+    let mut desk = Desk::new();
+    assert_eq!(desk.submit(Command::Serve { port: None }), Ok(false));
+    assert_eq!(desk.submit(Command::Serve { port: Some(8300) }), Ok(true));
+    assert_eq!(desk.submit(Command::Serve { port: Some(8300) }), Ok(false), "at each start");
+    let server = &desk.instance("consul").service;
+    assert_eq!((server.name.as_str(), server.port), ("consul", 8300));
+    assert_eq!(desk.submit(Command::Serve { port: None }), Ok(true));
+    assert!(desk.view.service("consul").is_none());
+    desk.register("consul", &[], false);
+    assert_eq!(desk.submit(Command::Serve { port: None }), Ok(false), "an application's stays");
+}
