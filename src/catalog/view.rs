@@ -330,6 +330,11 @@ impl View {
         self.nodes.get(&key_of(self.me))
     }
 
+    /// Finds a check of this node or of one of its instances as it is stored, by its id.
+    pub fn own_check(&self, check_id: &str) -> Option<&Arc<CheckEntry>> {
+        self.checks.get(&(key_of(self.me), check_id.into()))
+    }
+
     /// Lists all nodes in the order of their names in lower case, then of their keys.
     pub fn nodes(&self) -> impl Iterator<Item = &Arc<NodeEntry>> {
         self.names.values().flat_map(|keys| keys.iter()).filter_map(|key| self.nodes.get(key))

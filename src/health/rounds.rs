@@ -51,6 +51,9 @@ pub enum Effect {
     Abort { check_id: Arc<str> },
     /// Write it, tell the reporters, and say so with [`Rounds::on_written`].
     Write { ticket: Ticket, outcome: Outcome, reporters: Vec<Reporter> },
+    /// Nothing is to be written; the output, where it is newer than the row's, is shown on this node all the
+    /// same. Then tell the reporters.
+    HoldBack { check_id: Arc<str>, output: Option<String>, reporters: Vec<Reporter> },
     /// Remove an instance that has been critical for too long.
     Deregister { service_id: String, check_id: Arc<str> },
 }
@@ -406,9 +409,10 @@ impl Rounds {
             Written { status: check.status, output: &check.output, at: watched.written_at };
         let Outcome { status, output } = &wanted.outcome;
         if !is_worth_a_write(written, *status, output, now, update_interval) {
-            for reporter in wanted.reporters {
-                let _ = reporter.send(Ok(()));
-            }
+            let Wanted { outcome, reporters, .. } = wanted;
+            let output = (outcome.output != check.output).then_some(outcome.output);
+            let check_id = Arc::clone(check_id);
+            self.effects.push_back(Effect::HoldBack { check_id, output, reporters });
             return;
         }
         watched.is_writing = true;
@@ -482,6 +486,8 @@ mod tests {
         log: Vec<String>,
         slow: Vec<(Ticket, Outcome, Vec<Reporter>)>,
         runs: Vec<Ticket>,
+        /// Outputs that are newer than their rows.
+        shown: BTreeMap<Arc<str>, String>,
     }
 
     impl Ward {
@@ -499,6 +505,7 @@ mod tests {
                 is_slow: false,
                 log: Vec::new(),
                 slow: Vec::new(),
+                shown: BTreeMap::new(),
                 runs: Vec::new(),
             }
         }
@@ -564,13 +571,23 @@ mod tests {
                         self.log.push(format!("run {}", ticket.check_id));
                         self.runs.push(ticket);
                     }
-                    Effect::Abort { .. } => {}
+                    Effect::Abort { check_id } => drop(self.shown.remove(&check_id)),
+                    Effect::HoldBack { check_id, output, reporters } => {
+                        match output {
+                            Some(output) => drop(self.shown.insert(check_id, output)),
+                            None => drop(self.shown.remove(&check_id)),
+                        }
+                        for reporter in reporters {
+                            let _ = reporter.send(Ok(()));
+                        }
+                    }
                     Effect::Deregister { service_id, .. } => {
                         self.log.push(format!("deregister {service_id}"));
                     }
                     Effect::Write { ticket, outcome, reporters } => {
                         let (check_id, word) = (&ticket.check_id, outcome.status.as_str());
                         self.log.push(format!("{check_id} {word} {:?}", outcome.output));
+                        self.shown.remove(check_id);
                         self.slow.push((ticket, outcome, reporters));
                         if !self.is_slow {
                             self.carry_out();
@@ -665,6 +682,28 @@ mod tests {
             ward.pass(S);
         }
         assert_eq!(writes, 4, "the edge, and one each 300 s");
+    }
+
+    #[test]
+    fn an_output_that_is_not_written_is_shown_all_the_same() {
+        let mut ward = Ward::new();
+        ward.register("c", ttl(1_000));
+        let last = |ward: &mut Ward, status, words: &str| {
+            let mut answer = ward.report("c", status, words);
+            assert_eq!(answer.try_recv().unwrap(), Ok(()));
+            ward.shown.get("c").cloned()
+        };
+        assert_eq!(last(&mut ward, Status::Passing, "one"), None, "it is written");
+        assert_eq!(last(&mut ward, Status::Passing, "two").unwrap(), "two");
+        assert_eq!(last(&mut ward, Status::Passing, "one"), None, "as the row has it");
+        assert_eq!(last(&mut ward, Status::Passing, "three").unwrap(), "three");
+        assert_eq!(last(&mut ward, Status::Critical, "four"), None, "it is written");
+        assert_eq!(last(&mut ward, Status::Critical, "five").unwrap(), "five");
+        ward.pass(600 * S);
+        assert_eq!(last(&mut ward, Status::Critical, "six"), None, "it is time");
+        assert_eq!(last(&mut ward, Status::Critical, "seven").unwrap(), "seven");
+        ward.unregister("c");
+        assert!(ward.shown.is_empty());
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -40,10 +40,22 @@ pub(super) struct Shared {
     pub config: Config,
     pub prober: Prober,
     pub counts: Counts,
+    /// Outputs that are newer than those in the catalog, by check.
+    held_back: std::sync::Mutex<BTreeMap<Arc<str>, String>>,
     inbox: mpsc::Sender<Word>,
     /// Held by [`Health::run`] while it runs: there is one at a time, and the next one after a
     /// failure finds what was reported meanwhile.
     outbox: Mutex<mpsc::Receiver<Word>>,
+}
+
+impl Shared {
+    fn hold_back(&self, check_id: &Arc<str>, output: Option<String>) {
+        let mut held_back = self.held_back.lock().unwrap_or_else(PoisonError::into_inner);
+        match output {
+            Some(output) => drop(held_back.insert(Arc::clone(check_id), output)),
+            None => drop(held_back.remove(check_id)),
+        }
+    }
 }
 
 /// What the faces say.
@@ -104,12 +116,7 @@ impl Checked for Handle {
     }
 
     fn check(&self, check_id: &str) -> Option<Check> {
-        let view = self.view();
-        let own = view.own()?;
-        let of_instances = own.instances().flat_map(|instance| instance.checks.iter());
-        (own.checks.iter().chain(of_instances))
-            .find(|entry| entry.check.id == check_id)
-            .map(|entry| entry.check.clone())
+        self.view().own_check(check_id).map(|entry| entry.check.clone())
     }
 
     async fn submit(&self, command: Command) -> Result<(), SubmitError> {
@@ -125,6 +132,7 @@ impl Health {
             prober: Prober::new().map_err(|error| SetupError(error.to_string()))?,
             config,
             counts: Counts::default(),
+            held_back: std::sync::Mutex::default(),
             inbox,
             outbox: Mutex::new(outbox),
         };
@@ -154,6 +162,13 @@ impl Health {
     pub async fn registered(&self, check_ids: Vec<String>) {
         // An error says that no checks run any more.
         let _ = self.shared.inbox.send(Word::RegisteredAgain { check_ids }).await;
+    }
+
+    /// Returns what a check said last, where that is newer than its row: outputs are written with a
+    /// change of status, or after minutes.
+    pub fn output(&self, check_id: &str) -> Option<String> {
+        let held_back = self.shared.held_back.lock().unwrap_or_else(PoisonError::into_inner);
+        held_back.get(check_id).cloned()
     }
 
     /// Returns what has happened since the start.
@@ -320,11 +335,21 @@ impl<N: Checked> Runner<N> {
             match effect {
                 Effect::Run { ticket, definition } => self.spawn_run(ticket, definition),
                 Effect::Abort { check_id } => {
+                    self.shared.hold_back(&check_id, None);
                     if let Some(run) = self.runs.remove(&check_id) {
                         run.abort();
                     }
                 }
+                Effect::HoldBack { check_id, output, reporters } => {
+                    self.shared.hold_back(&check_id, output);
+                    for reporter in reporters {
+                        // Whoever no longer waits need not hear it.
+                        let _ = reporter.send(Ok(()));
+                    }
+                }
                 Effect::Write { ticket, outcome, reporters } => {
+                    // What it writes is newer.
+                    self.shared.hold_back(&ticket.check_id, None);
                     let node = self.node.clone();
                     self.tasks.spawn(write(node, ticket, outcome, reporters));
                 }

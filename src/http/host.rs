@@ -92,8 +92,7 @@ impl Reports for Health {
         Box::pin(Health::registered(self, check_ids))
     }
 
-    /// The health room does not tell outputs that it holds back, so the catalog's are shown.
-    fn output(&self, _check_id: &str) -> Option<String> {
-        None
+    fn output(&self, check_id: &str) -> Option<String> {
+        Health::output(self, check_id)
     }
 }
