@@ -36,14 +36,17 @@ pub enum Command {
     Mirror { source: Source, changes: Vec<MirrorChange> },
 }
 
-/// One edit of what any node may write. Nodes are named by [`external_nodes.id`]: their name in
-/// lower case.
+/// One edit of what any node may write. Nodes are named by [`external_nodes.id`]: as a rule their
+/// name in lower case.
 ///
 /// [`external_nodes.id`]: crate::catalog::model::external_id
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum CatalogEdit {
     /// Registers or replaces an external node.
-    PutNode(Node),
+    PutNode {
+        row: String,
+        node: Node,
+    },
     /// Registers or replaces an instance on one; refused when the node is not here.
     PutService {
         node: String,

@@ -300,12 +300,15 @@ impl View {
     pub fn node(&self, name_or_id: &str) -> Option<&Arc<NodeEntry>> {
         self.nodes
             .get(name_or_id)
-            .or_else(|| {
-                let keys = self.names.get(lower(name_or_id).as_ref())?;
-                let mut nodes = keys.iter().filter_map(|key| self.nodes.get(key));
-                nodes.clone().find(|node| node.info.is_up).or_else(|| nodes.next())
-            })
+            .or_else(|| self.node_named(name_or_id))
             .or_else(|| self.external_node(name_or_id.parse().ok()?))
+    }
+
+    /// Finds a node by its name alone, compared without case. See [`View::node`].
+    pub fn node_named(&self, name: &str) -> Option<&Arc<NodeEntry>> {
+        let keys = self.names.get(lower(name).as_ref())?;
+        let mut nodes = keys.iter().filter_map(|key| self.nodes.get(key));
+        nodes.clone().find(|node| node.info.is_up).or_else(|| nodes.next())
     }
 
     /// Finds an external node by the UUID that was registered with it.

@@ -11,7 +11,7 @@ use crate::catalog::command::{
     CatalogEdit, CheckDefinition, CheckKind, CheckRegistration, Command, MirrorChange,
 };
 use crate::catalog::model::{
-    Check, NODE_MAINTENANCE, NodeKey, SERVERS, SERVICE_MAINTENANCE, Service, Source, Status, lower,
+    Check, NODE_MAINTENANCE, NodeKey, SERVERS, SERVICE_MAINTENANCE, Service, Source, Status,
 };
 use crate::crdt::{Refusal, RowOp};
 use crate::types::Value;
@@ -194,8 +194,8 @@ fn edit(edit: &CatalogEdit) -> Vec<RowOp> {
         require(EXTERNAL_NODES, matching, format!("Missing node registration of \"{node}\""))
     };
     match edit {
-        CatalogEdit::PutNode(node) => {
-            vec![put(EXTERNAL_NODES, external_node_row(&lower(&node.name), node))]
+        CatalogEdit::PutNode { row, node } => {
+            vec![put(EXTERNAL_NODES, external_node_row(row, node))]
         }
         CatalogEdit::PutService { node, service } => {
             vec![here(node), put(EXTERNAL_SERVICES, service_row(node, service))]

@@ -50,9 +50,12 @@ pub async fn deregister(
     let bytes = read(body, REGISTER_BYTES_MAX).await?;
     let wanted = Deregistration::read(&bytes, &face.host.local().datacenter)?;
     let view = face.host.feed().view();
-    match view.node(&wanted.node).filter(|entry| external_id(&entry.info.key).is_none()) {
+    match view.node_named(&wanted.node).filter(|entry| external_id(&entry.info.key).is_none()) {
         Some(entry) => deregister_of_member(&face, entry, &wanted).await?,
-        None => carry_out(&face, vec![removal(wanted)]).await?,
+        None => {
+            let row = row_of(&view, &wanted.node);
+            carry_out(&face, vec![removal(row, wanted)]).await?;
+        }
     }
     Ok(json(&query, &true))
 }
@@ -64,9 +67,15 @@ async fn carry_out(face: &Face, edits: Vec<CatalogEdit>) -> Result<(), Fault> {
     Ok(())
 }
 
-fn removal(wanted: Deregistration) -> CatalogEdit {
-    let Deregistration { node, service_id, check_id } = wanted;
-    let node = lower(&node).into_owned();
+/// Returns where the external node of a name stands, or would: who wrote it over SQL may have taken
+/// another key than its name in lower case.
+fn row_of(view: &View, name: &str) -> String {
+    let held = view.node_named(name).and_then(|entry| external_id(&entry.info.key));
+    held.map_or_else(|| lower(name).into_owned(), str::to_owned)
+}
+
+fn removal(node: String, wanted: Deregistration) -> CatalogEdit {
+    let Deregistration { node: _, service_id, check_id } = wanted;
     match (service_id.is_empty(), check_id.is_empty()) {
         (false, _) => CatalogEdit::RemoveService { node, service_id },
         (true, false) => CatalogEdit::RemoveCheck { node, check_id },
@@ -77,21 +86,20 @@ fn removal(wanted: Deregistration) -> CatalogEdit {
 /// Returns what a registration changes; nothing where all of it is so already.
 pub fn edits_of(view: &View, registration: Registration) -> Result<Vec<CatalogEdit>, Fault> {
     let Registration { mut node, skips_node, service, checks } = registration;
-    let held = view.node(&node.name);
+    let held = view.node_named(&node.name);
     if let Some(entry) = held.filter(|entry| external_id(&entry.info.key).is_none()) {
         let same_node = skips_node || node.address == entry.info.node.address;
         return edits_of_member(entry, same_node, service, &checks);
     }
-    let name = lower(&node.name).into_owned();
+    let row = row_of(view, &node.name);
     let mut edits = Vec::new();
     if !skips_node {
         keep_identity(view, &mut node, held)?;
-        edits.push(CatalogEdit::PutNode(node));
+        edits.push(CatalogEdit::PutNode { row: row.clone(), node });
     }
-    edits.extend(service.map(|service| CatalogEdit::PutService { node: name.clone(), service }));
-    edits.extend(
-        checks.into_iter().map(|check| CatalogEdit::PutCheck { node: name.clone(), check }),
-    );
+    edits.extend(service.map(|service| CatalogEdit::PutService { node: row.clone(), service }));
+    edits
+        .extend(checks.into_iter().map(|check| CatalogEdit::PutCheck { node: row.clone(), check }));
     Ok(edits)
 }
 
@@ -250,7 +258,7 @@ mod tests {
         assert_eq!((reply.status.as_u16(), reply.text.as_str()), (200, "true"));
         let edits = edits(&bench);
         let [
-            CatalogEdit::PutNode(node),
+            CatalogEdit::PutNode { row, node },
             CatalogEdit::PutService { node: on, service },
             CatalogEdit::PutCheck { check: alive, .. },
             CatalogEdit::PutCheck { check: c, .. },
@@ -259,7 +267,8 @@ mod tests {
             panic!("{edits:?}")
         };
         assert_eq!((node.name.as_str(), node.datacenter.as_str()), ("Scanner", "dc1"));
-        assert_eq!((on.as_str(), service.id.as_str()), ("scanner", "scan"));
+        assert_eq!((row.as_str(), on.as_str()), ("scanner", "scanner"));
+        assert_eq!(service.id, "scan");
         assert_eq!(service.weights, Weights::default());
         assert_eq!(
             (alive.id.as_str(), alive.status, alive.kind.as_str()),
@@ -282,8 +291,13 @@ mod tests {
         // Without an id it keeps the one that it has.
         let bench = bench();
         bench.put(path, r#"{"Node":"printer","Address":"10.0.0.10"}"#).await;
-        let [CatalogEdit::PutNode(node)] = &edits(&bench)[..] else { panic!() };
+        let [CatalogEdit::PutNode { node, .. }] = &edits(&bench)[..] else { panic!() };
         assert_eq!(node.external_id, UUID);
+        // A name that is another's id is a name.
+        let named = format!(r#"{{"Node":"{UUID}","Address":"x"}}"#);
+        bench.put(path, &named).await;
+        let [CatalogEdit::PutNode { row, node }] = &edits(&bench)[..] else { panic!() };
+        assert_eq!((row.as_str(), node.name.as_str()), (UUID, UUID));
     }
 
     #[tokio::test]

@@ -9,7 +9,8 @@ fn edit(desk: &mut Desk, edits: Vec<CatalogEdit>) -> Result<bool, String> {
 }
 
 fn put_node(name: &str) -> CatalogEdit {
-    CatalogEdit::PutNode(Node { name: name.to_owned(), ..Node::default() })
+    let node = Node { name: name.to_owned(), ..Node::default() };
+    CatalogEdit::PutNode { row: name.to_lowercase(), node }
 }
 
 fn put_service(node: &str, id: &str) -> CatalogEdit {
