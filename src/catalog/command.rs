@@ -30,7 +30,7 @@ pub enum Command {
     /// Puts an instance (or, with `None`, the node) into maintenance, or takes it out. Entering
     /// twice keeps the first reason; refused when the instance is not here.
     Maintenance { service_id: Option<String>, enable: bool, reason: String },
-    /// Edits what belongs to no node: external nodes, and tags in the place of registered ones.
+    /// Edits what belongs to no node: external nodes, tags in the place of registered ones, keys.
     Edit(Vec<CatalogEdit>),
     /// Brings what was mirrored from one source in line: only differences are in the list.
     Mirror { source: Source, changes: Vec<MirrorChange> },
@@ -75,6 +75,15 @@ pub enum CatalogEdit {
         node: NodeKey,
         service_id: String,
         tags: Vec<String>,
+    },
+    /// Puts a value under a key.
+    PutKey {
+        key: String,
+        value: Vec<u8>,
+        flags: u64,
+    },
+    RemoveKey {
+        key: String,
     },
 }
 

@@ -3,10 +3,12 @@
 
 pub mod command;
 mod fold;
+pub mod keys;
 pub mod model;
 pub mod rows;
 pub mod view;
 
 pub use command::{CatalogEdit, CheckDefinition, CheckKind, CheckRegistration, Command};
+pub use keys::{KeyEntry, Keys};
 pub use model::{Check, Node, NodeKey, Service, ServiceAddress, Status, Weights};
 pub use view::{Instance, NodeEntry, ServiceEntry, Topic, View};

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use imbl::{OrdMap, OrdSet};
 
 use super::fold::Fold;
+use super::keys::Keys;
 use super::model::{Check, Node, NodeKey, Service, Status, external_key, key_of, lower};
 use crate::crdt::Commit;
 use crate::types::{Hlc, NodeId, Seq};
@@ -38,6 +39,10 @@ pub enum Topic {
     Node(NodeKey),
     /// All checks of a node.
     NodeChecks(NodeKey),
+    /// One key of the key-value store.
+    Key(Arc<str>),
+    /// All keys that begin so. No commit touches it by name: it is touched with each such key.
+    KeysUnder(Arc<str>),
 }
 
 /// Topics of services by a name as people spell it.
@@ -96,6 +101,7 @@ pub struct View {
     /// Service names in lower case.
     pub(super) services: OrdMap<Arc<str>, Arc<ServiceEntry>>,
     pub(super) addresses: OrdSet<Holder>,
+    pub(super) keys: Keys,
     /// Topics of what exists; of what is gone the two numbers below tell.
     pub(super) indexes: OrdMap<Topic, u64>,
     /// When a service, and when a node, last went.
@@ -243,6 +249,7 @@ impl View {
             names: OrdMap::new(),
             services: OrdMap::new(),
             addresses: OrdSet::new(),
+            keys: Keys::default(),
             indexes: OrdMap::new(),
             service_gone_at: INDEX_MIN,
             node_gone_at: INDEX_MIN,
@@ -328,6 +335,11 @@ impl View {
         self.nodes.get(key)
     }
 
+    /// Returns the key-value store.
+    pub fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
     /// Returns this node's own entry, once it has announced itself.
     pub fn own(&self) -> Option<&Arc<NodeEntry>> {
         self.nodes.get(&key_of(self.me))
@@ -373,6 +385,8 @@ impl View {
                 self.service_gone_at
             }
             Topic::Node(_) | Topic::NodeChecks(_) => self.node_gone_at,
+            Topic::Key(key) => self.keys.index(key),
+            Topic::KeysUnder(prefix) => self.keys.index_under(prefix),
         }
     }
 

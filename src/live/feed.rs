@@ -147,7 +147,8 @@ impl Feed {
     fn wake(&self, touched: &BTreeSet<Topic>) {
         let woken: Vec<Arc<Notify>> = {
             let waiters = lock(&self.waiters);
-            let woken = touched.iter().filter_map(|topic| waiters.get(topic));
+            let prefixes = prefixes_waited_for(&waiters, touched);
+            let woken = touched.iter().chain(&prefixes).filter_map(|topic| waiters.get(topic));
             woken.map(|waiters| Arc::clone(&waiters.notify)).collect()
         };
         // Without the lock: thousands may wait for one topic, and others want to begin to.
@@ -155,6 +156,26 @@ impl Feed {
             notify.notify_waiters();
         }
     }
+}
+
+/// Lists the prefixes of touched keys, where anybody waits for prefixes at all.
+fn prefixes_waited_for(
+    waiters: &BTreeMap<Topic, Waiters>,
+    touched: &BTreeSet<Topic>,
+) -> BTreeSet<Topic> {
+    let first = Topic::KeysUnder("".into());
+    let Some((Topic::KeysUnder(_), _)) = waiters.range(first..).next() else {
+        return BTreeSet::new();
+    };
+    let keys = touched.iter().filter_map(|topic| match topic {
+        Topic::Key(key) => Some(key),
+        _ => None,
+    });
+    let prefixes = keys.flat_map(|key| {
+        let ends = key.char_indices().map(|(at, _)| at).chain([key.len()]);
+        ends.map(|end| Topic::KeysUnder(key[..end].into()))
+    });
+    prefixes.collect()
 }
 
 /// Those who wait for one topic.
@@ -215,7 +236,7 @@ mod tests {
     }
 
     fn event(table: &str, row: &Row) -> TableEvents {
-        let key = (0..if table == rows::NODES { 1 } else { 2 }).collect();
+        let key = (0..if matches!(table, rows::NODES | rows::KEYS) { 1 } else { 2 }).collect();
         let columns: Vec<Name> = row.iter().map(|(column, _)| Name::from(*column)).collect();
         let row: Vec<Value> = row.iter().map(|(_, value)| value.clone()).collect();
         let info = TableInfo { name: table.into(), columns, key };
@@ -313,6 +334,35 @@ mod tests {
         let node = Node { name: "new".into(), ..Node::default() };
         feed.publish(&commit(30, &[(rows::NODES, rows::node_row(&key_of(OTHER), &node))]));
         assert_eq!(task.await.unwrap().index(&Topic::Nodes), 30);
+    }
+
+    #[tokio::test]
+    async fn a_key_wakes_those_who_wait_for_it_and_for_each_of_its_prefixes() {
+        let feed = feed();
+        let put = |at, key: &str| {
+            let commit = commit(at, &[(rows::KEYS, rows::key_row(key, b"v", at))]);
+            feed.publish(&commit);
+        };
+        put(20, "a/ä/c");
+        for (topic, key) in [
+            (Topic::Key("a/ä/c".into()), "a/ä/c"),
+            (Topic::KeysUnder("a/ä/c".into()), "a/ä/c"),
+            (Topic::KeysUnder("a/ä".into()), "a/ä/c"),
+            (Topic::KeysUnder("".into()), "a/ä/c"),
+            (Topic::Key("new".into()), "new"),
+            (Topic::KeysUnder("fre".into()), "fresh"),
+        ] {
+            let other = waiting(&feed, Topic::KeysUnder("other".into()), 1).await;
+            let view = feed.view();
+            let task = waiting(&feed, topic.clone(), view.index(&topic)).await;
+            let at = view.index_max() + 1;
+            put(at, key);
+            assert_eq!(task.await.unwrap().index(&topic), at, "{topic:?}");
+            assert!(!other.is_finished());
+            other.abort();
+            assert!(other.await.unwrap_err().is_cancelled());
+        }
+        assert_eq!(feed.topics_waited_for(), 0);
     }
 
     #[tokio::test]

@@ -79,7 +79,14 @@ impl Fold {
             matches!(table, rows::EXTERNAL_NODES | rows::EXTERNAL_SERVICES | rows::EXTERNAL_CHECKS);
         let columns = &events.table.columns;
         for event in events.rows.each() {
-            let Some(node) = rows::node_key(event) else { continue };
+            let Some(node) = rows::text_key(event) else { continue };
+            if table == rows::KEYS {
+                let row = event.row.as_deref().map(|row| rows::value_from_row(columns, row));
+                if self.view.keys.take_in(self.at, &node, row) {
+                    self.touch([Topic::Key(node)]);
+                }
+                continue;
+            }
             let node = if is_external { external_key(&node) } else { node };
             let changes = self.nodes.entry(node).or_default();
             let row = event.row.as_deref();
@@ -155,6 +162,8 @@ impl Fold {
                     view.services.contains_key(name)
                 }
                 Topic::Node(key) | Topic::NodeChecks(key) => view.nodes.contains_key(key),
+                // Keys hold their indexes themselves.
+                Topic::Key(_) | Topic::KeysUnder(_) => false,
             };
             if is_here {
                 view.indexes.insert(topic.clone(), self.at);

@@ -11,11 +11,11 @@ use serde::{Deserialize, Serialize};
 
 pub use plan::plan;
 pub use read::{
-    DefinitionError, check_from_row, definition_from_json, node_from_row, node_key, owned_key,
-    service_from_row, tags_from_row,
+    DefinitionError, check_from_row, definition_from_json, node_from_row, owned_key,
+    service_from_row, tags_from_row, text_key, value_from_row,
 };
 pub use write::{
-    Row, check_row, external_check_row, external_node_row, node_row, service_row, tags_row,
+    Row, check_row, external_check_row, external_node_row, key_row, node_row, service_row, tags_row,
 };
 
 /// The replicated tables that the catalog reads and writes.
@@ -27,9 +27,19 @@ pub const EXTERNAL_NODES: &str = "external_nodes";
 pub const EXTERNAL_SERVICES: &str = "external_services";
 pub const EXTERNAL_CHECKS: &str = "external_checks";
 pub const TAG_OVERRIDES: &str = "tag_overrides";
+/// Keys and values.
+pub const KEYS: &str = "kv";
 /// All of them: what a view is folded from.
-pub const TABLES: [&str; 7] =
-    [NODES, SERVICES, CHECKS, EXTERNAL_NODES, EXTERNAL_SERVICES, EXTERNAL_CHECKS, TAG_OVERRIDES];
+pub const TABLES: [&str; 8] = [
+    NODES,
+    SERVICES,
+    CHECKS,
+    EXTERNAL_NODES,
+    EXTERNAL_SERVICES,
+    EXTERNAL_CHECKS,
+    TAG_OVERRIDES,
+    KEYS,
+];
 /// This node's own table of what its checks do; never replicated, since it may hold secrets.
 pub const DEFINITIONS: &str = "__tribune_checks";
 

@@ -1,10 +1,11 @@
 //! Commands to row operations.
 
 use super::write::{
-    Row, check_row, external_check_row, external_node_row, json, node_row, service_row, tags_row,
+    Row, check_row, external_check_row, external_node_row, json, key_row, node_row, service_row,
+    tags_row,
 };
 use super::{
-    CHECKS, DEFINITIONS, EXTERNAL_CHECKS, EXTERNAL_NODES, EXTERNAL_SERVICES, NODES, SERVICES,
+    CHECKS, DEFINITIONS, EXTERNAL_CHECKS, EXTERNAL_NODES, EXTERNAL_SERVICES, KEYS, NODES, SERVICES,
     TAG_OVERRIDES,
 };
 use crate::catalog::command::{
@@ -227,6 +228,8 @@ fn edit(edit: &CatalogEdit) -> Vec<RowOp> {
         CatalogEdit::PutTags { node, service_id, tags } => {
             vec![put(TAG_OVERRIDES, tags_row(node, service_id, tags))]
         }
+        CatalogEdit::PutKey { key, value, flags } => vec![put(KEYS, key_row(key, value, *flags))],
+        CatalogEdit::RemoveKey { key } => vec![delete(KEYS, vec![("key", text(key))])],
     }
 }
 

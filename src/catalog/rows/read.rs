@@ -13,9 +13,9 @@ use crate::catalog::model::{Check, Node, NodeKey, Service, ServiceAddress, Sourc
 use crate::crdt::{Name, RowEvent};
 use crate::types::Value;
 
-/// Reads the key of a row of `nodes`; `None` when it is no text.
-pub fn node_key(event: &RowEvent) -> Option<NodeKey> {
-    event.key.first()?.as_text().map(NodeKey::from)
+/// Reads the key of a row that has one, or the first of several; `None` when it is no text.
+pub fn text_key(event: &RowEvent) -> Option<Arc<str>> {
+    event.key.first()?.as_text().map(Arc::from)
 }
 
 /// Reads the key of a row of `services` or `checks`: the node's key and the id.
@@ -99,6 +99,30 @@ pub fn check_from_row(columns: &[Name], row: &[Value]) -> Check {
 pub fn tags_from_row(columns: &[Name], row: &[Value]) -> Vec<String> {
     let mut named = columns.iter().zip(row);
     named.find(|(column, _)| &***column == "tags").map_or_else(Vec::new, |(_, v)| tags_from_json(v))
+}
+
+/// Reads a row of `kv`: the value's bytes and the flags. What SQL wrote there as text or as a number
+/// is that text, or the number's digits.
+pub fn value_from_row(columns: &[Name], row: &[Value]) -> (Vec<u8>, u64) {
+    let (mut bytes, mut flags) = (Vec::new(), 0);
+    for (column, value) in columns.iter().zip(row) {
+        match &**column {
+            "value" => {
+                bytes = match value {
+                    Value::Blob(blob) => blob.clone(),
+                    Value::Text(text) => text.as_bytes().to_vec(),
+                    Value::Integer(number) => number.to_string().into_bytes(),
+                    Value::Real(number) => number.to_string().into_bytes(),
+                    Value::Null => Vec::new(),
+                }
+            }
+            // All 64 bits are used; SQLite counts them with a sign.
+            "flags" => flags = value.as_integer().unwrap_or(0).cast_unsigned(),
+            // The key, and columns that users added.
+            _ => {}
+        }
+    }
+    (bytes, flags)
 }
 
 /// A stored definition that this version cannot read: it was written by a newer one, or edited.

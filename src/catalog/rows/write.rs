@@ -49,6 +49,12 @@ pub fn tags_row(node: &str, service_id: &str, tags: &[String]) -> Row {
     vec![("node_id", node.into()), ("service_id", service_id.into()), ("tags", json(&tags))]
 }
 
+/// Returns the row of `kv` that holds a value under a key, whole.
+pub fn key_row(key: &str, value: &[u8], flags: u64) -> Row {
+    let value = Value::Blob(value.into());
+    vec![("key", key.into()), ("value", value), ("flags", flags.cast_signed().into())]
+}
+
 /// Returns the row of `services` that says so, whole.
 pub fn service_row(node: &str, service: &Service) -> Row {
     let addresses: BTreeMap<&str, AddressJson> = service

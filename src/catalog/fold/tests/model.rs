@@ -15,13 +15,15 @@ use crate::types::{Hlc, NodeId, Seq, Value};
 
 pub const ME: NodeId = NodeId([1; 16]);
 
-/// A row of one of the three tables, with its new content; `None`: it goes.
+/// A row of one of the tables, with its new content; `None`: it goes.
 #[derive(Clone, Debug)]
 pub enum Write {
     Node(String, Option<Node>),
     Service(String, String, Option<Service>),
     Check(String, String, Option<Check>),
     Tags(String, String, Option<Vec<String>>),
+    /// A value and its flags.
+    Key(String, Option<(Vec<u8>, u64)>),
 }
 
 #[derive(Clone, Debug)]
@@ -47,6 +49,7 @@ pub struct Model {
     /// As everybody sees them.
     services: BTreeMap<(String, String), Stamped<Service>>,
     checks: BTreeMap<(String, String), Stamped<Check>>,
+    keys: BTreeMap<String, Stamped<(Vec<u8>, u64)>>,
     heard: BTreeMap<NodeId, bool>,
     settled: bool,
 }
@@ -97,6 +100,7 @@ impl Model {
                 self.dress(at, (key, id));
                 differs
             }
+            Write::Key(key, value) => put(&mut self.keys, key, value, at, |a, b| a == b),
             Write::Check(key, id, check) => put(&mut self.checks, (key, id), check, at, |a, b| {
                 Check { source: b.source, output: b.output.clone(), ..a.clone() } == *b
             }),
@@ -186,6 +190,9 @@ impl Model {
                 say(Topic::Checks, &(key, &node.name, &check));
                 say(Topic::NodeChecks(node_key.clone()), &(&node.name, &check));
             }
+        }
+        for (key, Stamped { thing, .. }) in &self.keys {
+            say(Topic::Key(key.as_str().into()), thing);
         }
         for (key, node, service) in self.visible() {
             let node_key: Arc<str> = key.into();
@@ -309,6 +316,14 @@ impl Model {
     fn check_consistency(&self, view: &View) {
         self.check_services(view);
         self.check_nodes(view);
+        let keys = view.keys().under("").map(|(key, entry)| {
+            assert!(Arc::ptr_eq(view.keys().get(key).unwrap(), entry));
+            let (create, modify) = (entry.create_index, entry.modify_index);
+            (key.to_string(), (entry.value.clone(), entry.flags), create, modify)
+        });
+        let expected = self.keys.iter();
+        let expected = expected.map(|(key, v)| (key.clone(), v.thing.clone(), v.create, v.modify));
+        assert_eq!(keys.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
         assert_eq!(view.instances.len(), self.services.len());
         assert_eq!(view.checks.len(), self.checks.len());
         let mut addresses = BTreeSet::new();
@@ -343,6 +358,7 @@ impl Model {
                     view.service(name).is_some()
                 }
                 Topic::Node(key) | Topic::NodeChecks(key) => view.node_by_key(key).is_some(),
+                Topic::Key(_) | Topic::KeysUnder(_) => false,
             };
             assert!(is_here, "{topic:?} outlived its thing");
         }
@@ -414,6 +430,7 @@ fn commit(model: &mut Model, at: u64, writes: &[Write]) -> Commit {
             Write::Service(key, id, _) => format!("s {key} {id}"),
             Write::Check(key, id, _) => format!("c {key} {id}"),
             Write::Tags(key, id, _) => format!("t {key} {id}"),
+            Write::Key(key, _) => format!("k {key}"),
         };
         // An event tells what became of a row by the whole commit.
         last.insert(name, (write.clone(), start.clone().write(at, write)));
@@ -460,6 +477,10 @@ fn event(write: &Write) -> TableEvents {
         Write::Tags(key, id, tags) => {
             let row = tags.as_ref().map(|tags| rows::tags_row(key, id, tags));
             (rows::TAG_OVERRIDES, key.clone(), Some(id), row)
+        }
+        Write::Key(key, value) => {
+            let row = value.as_ref().map(|(value, flags)| rows::key_row(key, value, *flags));
+            (rows::KEYS, key.clone(), None, row)
         }
     };
     let key: Vec<Value> =

@@ -79,6 +79,8 @@ fn writes() -> impl Strategy<Value = Write> {
         ),
         1 => (node_keys(), texts(&["x", "y"]), tags(), some(0.7))
             .prop_map(|(key, id, tags, is)| Write::Tags(key, id, is.then_some(tags))),
+        1 => (texts(&["k", "k/1"]), pick(&[(vec![], 0), (vec![1], 0), (vec![1], u64::MAX)]), some(0.7))
+            .prop_map(|(key, value, is)| Write::Key(key, is.then_some(value))),
         4 => (node_keys(), texts(&["c1", "c2", "t", SERF_HEALTH]), check, some(0.7)).prop_map(
             |(key, id, check, is)| {
                 let check = is.then(|| Check { id: id.clone(), ..check });
