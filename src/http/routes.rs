@@ -14,7 +14,7 @@ use tower_http::compression::predicate::SizeAbove;
 
 use super::Face;
 use super::consul::{
-    agent, agent_check, agent_service, catalog, elsewhere, external, health, status,
+    agent, agent_check, agent_service, catalog, elsewhere, external, health, kv, status,
 };
 use super::error::Fault;
 use super::freshness::{Freshness, fresh};
@@ -46,6 +46,7 @@ fn consul() -> Routes {
     let routes = pages(routes);
     let routes = agent_pages(routes);
     let routes = catalog_pages(routes);
+    let routes = key_pages(routes);
     elsewhere_pages(routes)
 }
 
@@ -107,6 +108,14 @@ fn catalog_pages(routes: Routes) -> Routes {
     let routes = tail(routes, "/v1/health/node/", READ, get(health::node));
     let routes = tail(routes, "/v1/health/checks/", READ, get(health::checks));
     tail(routes, "/v1/health/state/", READ, get(health::state))
+}
+
+fn key_pages(routes: Routes) -> Routes {
+    let keys = get(kv::get).put(kv::put).delete(kv::delete);
+    let routes = tail(routes, "/v1/kv/", "OPTIONS,GET,PUT,DELETE", keys);
+    let routes = fixed(routes, "/v1/session/list", READ, get(kv::no_sessions));
+    let routes = tail(routes, "/v1/session/node/", READ, get(kv::no_sessions));
+    routes.route("/v1/session/{*rest}", axum::routing::any(kv::session))
 }
 
 /// What Consul has and this node has not answers with the reason, whatever the method.
@@ -210,8 +219,6 @@ mod tests {
     #[tokio::test]
     async fn what_is_not_here_says_so_at_once() {
         for (path, status) in [
-            ("/v1/kv/a/b?recurse", 501),
-            ("/v1/session/list", 501),
             ("/v1/txn", 501),
             ("/v1/query", 501),
             ("/v1/query/web-q/execute", 501),

@@ -17,8 +17,8 @@ use super::guard::Guard;
 use super::{Face, Host, Reports, routes};
 use crate::catalog::model::{Check, Node, Service, key_of, lower};
 use crate::catalog::rows::{
-    CHECKS, EXTERNAL_CHECKS, EXTERNAL_NODES, EXTERNAL_SERVICES, NODES, SERVICES, check_row,
-    external_check_row, external_node_row, node_row, service_row,
+    CHECKS, EXTERNAL_CHECKS, EXTERNAL_NODES, EXTERNAL_SERVICES, KEYS, NODES, SERVICES, check_row,
+    external_check_row, external_node_row, key_row, node_row, service_row,
 };
 use crate::catalog::{Command, Status, View};
 use crate::crdt::{Commit, RowEvent, RowEvents, TableEvents, TableInfo};
@@ -58,6 +58,10 @@ impl Rows {
 
     pub fn external_check(&mut self, node: &str, check: &Check) {
         self.put(EXTERNAL_CHECKS, 2, external_check_row(&lower(node), check));
+    }
+
+    pub fn key(&mut self, key: &str, value: &[u8], flags: u64) {
+        self.put(KEYS, 1, key_row(key, value, flags));
     }
 
     fn put(&mut self, table: &'static str, keys: usize, row: Row) {

@@ -11,8 +11,8 @@ pub struct Place {
     pub reason: &'static str,
 }
 
-const NO_CONSENSUS: &str = "Tribune discovers services and has no consensus behind it: keys, \
-                            sessions, locks and events are not here; keep them where they are";
+const NO_EVENTS: &str = "Events are not here";
+const NO_TRANSACTIONS: &str = "Transactions are not here";
 const NO_MESH: &str = "Connect must be enabled in order to use this endpoint";
 const NO_ACL: &str = "ACL support disabled";
 const NO_QUERIES: &str = "Prepared queries are not here; ask /v1/health/service/:service instead";
@@ -20,10 +20,8 @@ const NO_SERVERS: &str = "There are no Raft servers here to operate; every node 
 
 /// Where there is nothing.
 pub const PLACES: &[Place] = &[
-    not_here("/v1/kv", NO_CONSENSUS),
-    not_here("/v1/session", NO_CONSENSUS),
-    not_here("/v1/txn", NO_CONSENSUS),
-    not_here("/v1/event", NO_CONSENSUS),
+    not_here("/v1/txn", NO_TRANSACTIONS),
+    not_here("/v1/event", NO_EVENTS),
     not_here("/v1/query", NO_QUERIES),
     not_here("/v1/operator", NO_SERVERS),
     not_here("/v1/snapshot", "Back up with `tribune backup`; there is no Raft log to snapshot"),

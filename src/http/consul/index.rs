@@ -125,20 +125,25 @@ pub fn jitter(wait: Duration) -> Duration {
 
 /// Adds the headers of an answer with this index.
 pub fn head(headers: &mut HeaderMap, options: &Options, index: u64) {
+    head_plainly(headers, index);
     let effective = match options.consistency {
         Consistency::Default => "leader",
         Consistency::Stale => "stale",
         Consistency::Consistent => "consistent",
     };
-    // 0 would make clients ask again at once, for ever.
-    headers.insert(INDEX, HeaderValue::from(index.max(1)));
-    headers.insert(KNOWN_LEADER, HeaderValue::from_static("true"));
-    headers.insert(LAST_CONTACT, HeaderValue::from_static("0"));
     headers.insert(CONSISTENCY, HeaderValue::from_static(effective));
     if options.is_cached {
         headers.insert(CACHE, HeaderValue::from_static("HIT"));
         headers.insert(axum::http::header::AGE, HeaderValue::from_static("0"));
     }
+}
+
+/// Adds the headers that answers have which say nothing of consistency.
+pub fn head_plainly(headers: &mut HeaderMap, index: u64) {
+    // 0 would make clients ask again at once, for ever.
+    headers.insert(INDEX, HeaderValue::from(index.max(1)));
+    headers.insert(KNOWN_LEADER, HeaderValue::from_static("true"));
+    headers.insert(LAST_CONTACT, HeaderValue::from_static("0"));
 }
 
 /// A read that Consul's servers would have refused: the headers say so as well.

@@ -13,6 +13,7 @@ pub mod filter;
 mod golden;
 pub mod health;
 pub mod index;
+pub mod kv;
 pub mod query;
 pub mod reading;
 pub mod status;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use axum::extract::Path;
 use axum::http::header::CONTENT_TYPE;
-use axum::http::{HeaderValue, Uri};
+use axum::http::{HeaderMap, HeaderValue, Uri};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
@@ -33,6 +33,8 @@ pub struct Asked {
     pub query: Query,
     pub options: Options,
     filter: Option<Filter>,
+    /// Whether the answer says how consistent it is.
+    tells_consistency: bool,
 }
 
 impl Asked {
@@ -42,7 +44,15 @@ impl Asked {
         query.refuse_tenancy()?;
         let options = Options::of(&query)?;
         let filter = query.filter(shape).map_err(|error| index::leaderless(error.to_string()))?;
-        Ok(Self { query, options, filter })
+        Ok(Self { query, options, filter, tells_consistency: true })
+    }
+
+    /// Reads what an endpoint is asked that filters nothing and says nothing of consistency.
+    pub fn unfiltered(uri: &Uri) -> Result<Self, Fault> {
+        let query = Query::of(uri);
+        query.refuse_tenancy()?;
+        let options = Options::of(&query)?;
+        Ok(Self { query, options, filter: None, tells_consistency: false })
     }
 
     /// Waits as was asked for and takes the view that is true then.
@@ -75,17 +85,19 @@ pub struct Reading {
     meta: NodeMeta,
     near: Option<Near>,
     filter: Option<Filter>,
+    tells_consistency: bool,
 }
 
 impl Reading {
     /// Puts a reading together; the view is the one after any wait.
     pub fn of(asked: Asked, host: &dyn Host, view: Arc<View>, index: u64) -> Result<Self, Fault> {
-        let Asked { query, options, filter } = asked;
+        let Asked { query, options, filter, tells_consistency } = asked;
         Ok(Self {
             datacenter: Datacenter::of(&query, host.local(), &view)?,
             meta: NodeMeta::of(&query),
             near: Near::of(&query, host),
             filter,
+            tells_consistency,
             view,
             query,
             options,
@@ -143,8 +155,24 @@ impl Reading {
     /// Answers with a body and all of the headers.
     pub fn answer(&self, body: &impl Serialize) -> Response {
         let mut response = json(&self.query, body);
-        index::head(response.headers_mut(), &self.options, self.index);
+        self.head(response.headers_mut());
         response
+    }
+
+    /// Answers that there is no such thing, with the headers by which to wait for it.
+    pub fn miss(&self) -> Response {
+        let mut response = Fault::not_found("").into_response();
+        self.head(response.headers_mut());
+        response
+    }
+
+    /// Adds the headers of an answer.
+    pub fn head(&self, headers: &mut HeaderMap) {
+        if self.tells_consistency {
+            index::head(headers, &self.options, self.index);
+        } else {
+            index::head_plainly(headers, self.index);
+        }
     }
 }
 
