@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::model::{Check, Node, NodeKey, Service, Source, Status};
+use super::queries::PreparedQuery;
 
 /// A change of this node's part of the catalog. Each is one transaction.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -30,7 +31,8 @@ pub enum Command {
     /// Puts an instance (or, with `None`, the node) into maintenance, or takes it out. Entering
     /// twice keeps the first reason; refused when the instance is not here.
     Maintenance { service_id: Option<String>, enable: bool, reason: String },
-    /// Edits what belongs to no node: external nodes, tags in the place of registered ones, keys.
+    /// Edits what belongs to no node: external nodes, tags in the place of registered ones, keys
+    /// and prepared queries.
     Edit(Vec<CatalogEdit>),
     /// Brings what was mirrored from one source in line: only differences are in the list.
     Mirror { source: Source, changes: Vec<MirrorChange> },
@@ -84,6 +86,14 @@ pub enum CatalogEdit {
     },
     RemoveKey {
         key: String,
+    },
+    /// Stores or replaces a prepared query.
+    PutQuery {
+        id: String,
+        query: PreparedQuery,
+    },
+    RemoveQuery {
+        id: String,
     },
 }
 

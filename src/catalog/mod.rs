@@ -5,6 +5,7 @@ pub mod command;
 mod fold;
 pub mod keys;
 pub mod model;
+pub mod queries;
 pub mod rows;
 pub mod view;
 

@@ -12,6 +12,7 @@ use imbl::{OrdMap, OrdSet};
 use super::fold::Fold;
 use super::keys::Keys;
 use super::model::{Check, Node, NodeKey, Service, Status, external_key, key_of, lower};
+use super::queries::Queries;
 use crate::crdt::Commit;
 use crate::types::{Hlc, NodeId, Seq};
 
@@ -43,6 +44,8 @@ pub enum Topic {
     Key(Arc<str>),
     /// All keys that begin so. No commit touches it by name: it is touched with each such key.
     KeysUnder(Arc<str>),
+    /// Any prepared query; not what it finds.
+    Queries,
 }
 
 /// Topics of services by a name as people spell it.
@@ -102,6 +105,7 @@ pub struct View {
     pub(super) services: OrdMap<Arc<str>, Arc<ServiceEntry>>,
     pub(super) addresses: OrdSet<Holder>,
     pub(super) keys: Keys,
+    pub(super) queries: Queries,
     /// Topics of what exists; of what is gone the two numbers below tell.
     pub(super) indexes: OrdMap<Topic, u64>,
     /// When a service, and when a node, last went.
@@ -250,6 +254,7 @@ impl View {
             services: OrdMap::new(),
             addresses: OrdSet::new(),
             keys: Keys::default(),
+            queries: Queries::default(),
             indexes: OrdMap::new(),
             service_gone_at: INDEX_MIN,
             node_gone_at: INDEX_MIN,
@@ -340,6 +345,11 @@ impl View {
         &self.keys
     }
 
+    /// Returns the prepared queries.
+    pub fn queries(&self) -> &Queries {
+        &self.queries
+    }
+
     /// Returns this node's own entry, once it has announced itself.
     pub fn own(&self) -> Option<&Arc<NodeEntry>> {
         self.nodes.get(&key_of(self.me))
@@ -380,7 +390,7 @@ impl View {
             return *index;
         }
         match topic {
-            Topic::Services | Topic::Nodes | Topic::Checks => INDEX_MIN,
+            Topic::Services | Topic::Nodes | Topic::Checks | Topic::Queries => INDEX_MIN,
             Topic::Health(_) | Topic::Instances(_) | Topic::ServiceChecks(_) => {
                 self.service_gone_at
             }

@@ -7,8 +7,9 @@ use super::config::Order;
 use super::hosts::weight_of;
 use super::question::{self, Lookup, Select};
 use super::resolve::Resolver;
+use crate::catalog::model::lower;
 use crate::catalog::view::NodeInfo;
-use crate::catalog::{Instance, Node, NodeEntry, ServiceEntry, Status};
+use crate::catalog::{Instance, Node, NodeEntry, ServiceEntry, Status, queries};
 
 /// A name has fewer tags than so many before its service: more would only make it slow to read.
 const TAGS_MAX: usize = 8;
@@ -82,6 +83,7 @@ impl<'a> Resolver<'a, '_> {
                 self.choose_of(service, &[select], datacenter)
             }
             Lookup::Endpoint { name, proto, last } => self.choose_endpoint(name, proto, last),
+            Lookup::Query { name, datacenter } => self.choose_query(name, datacenter),
             Lookup::Outside
             | Lookup::Apex
             | Lookup::Node { .. }
@@ -104,6 +106,27 @@ impl<'a> Resolver<'a, '_> {
         let is_tag = entry.instances.iter().any(|instance| has_tag(instance, name));
         let select = if is_tag { Select::Tag(name) } else { Select::All };
         self.choose_of(last, &[select, proto], None)
+    }
+
+    /// What a prepared query finds, in its order and for the time that it says. A template has no answer
+    /// to its id.
+    fn choose_query(&self, name: &str, datacenter: Option<&str>) -> Chosen<'a> {
+        let Ok(Some(resolved)) = self.view.queries().resolve(name) else { return Chosen::none() };
+        let (wanted, own) = (&*resolved.wanted, self.config.datacenter.as_str());
+        let distance = |info: &NodeInfo| self.distance(info);
+        let found = queries::find(self.view, wanted, datacenter.unwrap_or(own), own, distance);
+        let service = lower(&wanted.service);
+        let of_service = || self.config.service_ttl.of(&service);
+        let is_near = matches!(&*wanted.near, "_agent" | "_ip")
+            || self
+                .view
+                .own()
+                .is_some_and(|me| me.info.node.name.eq_ignore_ascii_case(&wanted.near));
+        Chosen {
+            instances: found.instances.into_iter().map(Arc::as_ref).collect(),
+            ttl: resolved.entry.query.dns.seconds().unwrap_or_else(of_service),
+            order: if is_near { Order::Near } else { self.config.order.of(&service) },
+        }
     }
 
     fn choose_of(

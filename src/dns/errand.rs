@@ -47,7 +47,7 @@ impl Errand {
             }
             Need::Hosts(missing) => {
                 let known = ask_about(recursor, missing).await;
-                let distances = shared.distances(feed);
+                let distances = feed.distances();
                 let request = Request {
                     packet: &self.packet,
                     transport: self.transport,
@@ -55,7 +55,7 @@ impl Errand {
                     now_unix: now_unix(),
                     client: Some(Client { ip: self.client, cookies: &shared.cookies }),
                     known: Some(&known),
-                    distances: distances.as_deref(),
+                    distances: Some(&*distances),
                 };
                 match answer_into(&feed.view(), &shared.config, request, &mut reply) {
                     Answered::Reply(outcome) | Answered::Incomplete(outcome, _) => outcome,

@@ -214,7 +214,7 @@ impl<'a> Resolver<'a, '_> {
         let text = bare(host).to_ascii_lowercase();
         let (owner, lookup) = (Name::Host(host), question::read(&text, &self.config.zones).lookup);
         match lookup {
-            Lookup::Service { .. } | Lookup::Endpoint { .. } => {
+            Lookup::Service { .. } | Lookup::Endpoint { .. } | Lookup::Query { .. } => {
                 let chosen = self.choose(lookup);
                 self.push_instances(owner, &chosen.instances, want, records);
             }

@@ -9,6 +9,8 @@
 //! | `_<service>._<proto or tag>[.service][.<dc>[.dc]]` | RFC 2782; `_tcp` is no tag |
 //! | `<node>.node[.<dc>[.dc]]` | a node, by name or id; the name may contain dots |
 //! | `<hex>.addr[.<dc>]` | the address that is written in the name |
+//! | `<query>.query[.<dc>[.dc]]` | a prepared query, by name or id; the name may contain dots |
+//! | `_<query>._<any>.query[.<dc>[.dc]]` | the same |
 //! | `<service>` | a service, in short |
 //! | `<tag or id>.<service>` | those with a tag, or one instance by id; either may contain dots |
 //! | `_<name>._<proto>.<service>` | a service, as SRV clients ask that know its domain |
@@ -43,6 +45,11 @@ pub enum Lookup<'q> {
     },
     Node {
         node: &'q str,
+        datacenter: Option<&'q str>,
+    },
+    /// A prepared query, by its name or id.
+    Query {
+        name: &'q str,
         datacenter: Option<&'q str>,
     },
     /// An address written in hexadecimal; `None`: it is none.
@@ -102,7 +109,8 @@ fn read_inside(rest: &str) -> Lookup<'_> {
             "service" => return read_service(before, after),
             "node" => return read_node(before, after),
             "addr" => return read_address(before),
-            "query" | "connect" | "ingress" | "virtual" => return Lookup::Nothing,
+            "query" => return read_query(before, after),
+            "connect" | "ingress" | "virtual" => return Lookup::Nothing,
             _ if start == 0 => return read_short(rest),
             _ => end = start - 1,
         }
@@ -116,7 +124,7 @@ pub fn is_between(name: &str, zone: &Zone, datacenter: &str) -> bool {
     rest.is_some_and(|rest| {
         let mut labels = rest.split('.');
         labels.all(|label| {
-            matches!(label, "service" | "node" | "addr" | "dc" | "_tcp" | "_udp")
+            matches!(label, "service" | "node" | "addr" | "query" | "dc" | "_tcp" | "_udp")
                 || label.eq_ignore_ascii_case(datacenter)
         })
     })
@@ -145,6 +153,14 @@ fn read_service<'q>(before: &'q str, after: &'q str) -> Lookup<'q> {
 fn read_node<'q>(node: &'q str, after: &'q str) -> Lookup<'q> {
     match read_datacenter(after) {
         Some(datacenter) if !node.is_empty() => Lookup::Node { node, datacenter },
+        _ => Lookup::Nothing,
+    }
+}
+
+fn read_query<'q>(before: &'q str, after: &'q str) -> Lookup<'q> {
+    let name = read_pair(before).map_or(before, |(name, _)| name);
+    match read_datacenter(after) {
+        Some(datacenter) if !name.is_empty() => Lookup::Query { name, datacenter },
         _ => Lookup::Nothing,
     }
 }
@@ -274,6 +290,7 @@ mod tests {
                 format!("service {service} tag or id {word}{}", dc(datacenter))
             }
             Lookup::Endpoint { name, proto, last } => format!("endpoint {name} {proto} {last}"),
+            Lookup::Query { name, datacenter } => format!("query {name}{}", dc(datacenter)),
             Lookup::Node { node, datacenter } => format!("node {node}{}", dc(datacenter)),
             Lookup::Address(Some(ip)) | Lookup::Reverse(Some(ip)) => ip.to_string(),
             Lookup::Address(None) => "no address".to_owned(),
@@ -299,6 +316,9 @@ mod tests {
         check("a._web._tcp.service.consul", "service _tcp tag a._web");
         check("n1.node.consul", "node n1");
         check("a.b.node.dc2.consul", "node a.b in dc2");
+        check("web-q.query.consul", "query web-q");
+        check("a.b.query.dc2.internal", "query a.b in dc2");
+        check("_web-q._tcp.query.consul", "query web-q");
         check("7f000001.addr.consul", "127.0.0.1");
         check("7f000001.addr.dc9.consul", "127.0.0.1");
         check("20010db8000000000000000000000001.addr.consul", "2001:db8::1");
@@ -314,7 +334,7 @@ mod tests {
             "web.service.a.b.consul",
             "n1.node.a.b.consul",
             "a.7f000001.addr.consul",
-            "q.query.consul",
+            "q.query.a.b.consul",
             "web.connect.consul",
             "web.virtual.consul",
         ] {

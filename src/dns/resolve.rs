@@ -102,7 +102,9 @@ impl<'a> Resolver<'a, '_> {
             (_, RecordType::SOA) if self.tells_of_zone() => self.zone_start(),
             (_, RecordType::NS) if self.tells_of_zone() => self.zone_servers(),
             (Lookup::Apex, _) => self.apex(),
-            (Lookup::Service { .. } | Lookup::Endpoint { .. }, _) => self.service(lookup),
+            (Lookup::Service { .. } | Lookup::Endpoint { .. } | Lookup::Query { .. }, _) => {
+                self.service(lookup)
+            }
             (Lookup::Node { node, datacenter }, _) => self.node(node, datacenter),
             (Lookup::Address(ip), _) => self.address(ip),
             (Lookup::Nothing, _) => self.no_such_name(),

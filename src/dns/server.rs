@@ -17,7 +17,7 @@ use tracing::{error, info};
 use super::answer::{Answered, Client, Outcome, Request, Transport, answer_and_learn};
 use super::choose::Random;
 use super::clients::Networks;
-use super::config::{Config, Order, Secure};
+use super::config::{Config, Secure};
 use super::cookie::{Asked, Cookies};
 use super::counters::{Counters, add_one};
 use super::errand::{self, Errand, Told};
@@ -27,7 +27,7 @@ use super::recursion::Recursor;
 use super::recursion::known::Known;
 use super::secure::{Certificate, FilesError};
 use super::{tcp, udp, wire};
-use crate::live::{Distances, Feed};
+use crate::live::Feed;
 use crate::telemetry::Pulses;
 
 /// How often a free port is looked for when any will do: UDP and TCP must both have it.
@@ -59,17 +59,10 @@ pub struct Shared {
     friends: Networks,
     /// Whether everybody is answered who is no stranger.
     answers_all: bool,
-    /// Whether any service's instances are answered nearest first.
-    asks_distances: bool,
     rates: Rates,
 }
 
 impl Shared {
-    /// Returns how far away other nodes are, where it is of interest.
-    pub fn distances(&self, feed: &Feed) -> Option<Arc<Distances>> {
-        self.asks_distances.then(|| feed.distances())
-    }
-
     /// Tells whether a client gets whatever it asks for, and as often as it asks.
     fn is_answered_whole(&self, client: IpAddr) -> bool {
         self.answers_all && self.friends.contains(client)
@@ -177,19 +170,9 @@ impl Dns {
         let seats = Arc::new(Semaphore::new(ERRANDS_MAX));
         let rates = Rates::new(config.stranger_rate);
         let friends = Networks::private();
-        let asks_distances = config.order.values().any(|order| order == Order::Near);
         let answers_all = config.allow_query == Networks::any();
-        let shared = Shared {
-            config,
-            counters,
-            cookies,
-            recursor,
-            seats,
-            friends,
-            answers_all,
-            asks_distances,
-            rates,
-        };
+        let shared =
+            Shared { config, counters, cookies, recursor, seats, friends, answers_all, rates };
         let shared = Arc::new(shared);
         Ok(Self { shared, listeners, secure: secured, certificate })
     }
@@ -426,8 +409,8 @@ impl Worker {
         let (seed, now_unix) = (random.next_number(), now_unix());
         let client = Some(Client { ip, cookies: &shared.cookies });
         let known = may_ask.then_some(Known::NOTHING);
-        let measured = shared.distances(feed);
-        let distances = measured.as_deref();
+        let measured = feed.distances();
+        let distances = Some(&*measured);
         let request = Request { packet, transport, seed, now_unix, client, known, distances };
         // The buffer is cleared by whoever writes into it next: no half-made state is seen.
         let answered =

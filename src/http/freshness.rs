@@ -14,10 +14,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Host;
-use super::consul::{dto::duration, query::Query};
+use super::consul::query::Query;
 use super::stats::{Gauged, Stats};
 use crate::live::versions::WaitError;
 use crate::types::Token;
+use crate::types::duration;
 
 /// What a write has come to: a version that covers it.
 pub const VERSION: HeaderName = HeaderName::from_static("x-tribune-version");

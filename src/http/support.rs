@@ -16,9 +16,10 @@ use super::freshness::Freshness;
 use super::guard::Guard;
 use super::{Face, Host, Reports, routes};
 use crate::catalog::model::{Check, Node, Service, key_of, lower};
+use crate::catalog::queries::PreparedQuery;
 use crate::catalog::rows::{
-    CHECKS, EXTERNAL_CHECKS, EXTERNAL_NODES, EXTERNAL_SERVICES, KEYS, NODES, SERVICES, check_row,
-    external_check_row, external_node_row, key_row, node_row, service_row,
+    CHECKS, EXTERNAL_CHECKS, EXTERNAL_NODES, EXTERNAL_SERVICES, KEYS, NODES, QUERIES, SERVICES,
+    check_row, external_check_row, external_node_row, key_row, node_row, query_row, service_row,
 };
 use crate::catalog::{Command, Status, View};
 use crate::crdt::{Commit, RowEvent, RowEvents, TableEvents, TableInfo};
@@ -62,6 +63,10 @@ impl Rows {
 
     pub fn key(&mut self, key: &str, value: &[u8], flags: u64) {
         self.put(KEYS, 1, key_row(key, value, flags));
+    }
+
+    pub fn query(&mut self, id: &str, query: &PreparedQuery) {
+        self.put(QUERIES, 1, query_row(id, query));
     }
 
     fn put(&mut self, table: &'static str, keys: usize, row: Row) {

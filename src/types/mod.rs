@@ -1,6 +1,7 @@
 //! The words that every other room speaks: identities, versions, time and SQLite's values.
 //! Nothing here knows how a change travels, merges or is stored.
 
+pub mod duration;
 pub mod id;
 pub mod time;
 pub mod token;

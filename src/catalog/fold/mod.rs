@@ -80,6 +80,13 @@ impl Fold {
         let columns = &events.table.columns;
         for event in events.rows.each() {
             let Some(node) = rows::text_key(event) else { continue };
+            if table == rows::QUERIES {
+                let row = event.row.as_deref().map(|row| rows::query_from_row(columns, row));
+                if self.view.queries.take_in(self.at, &node, row) {
+                    self.touch([Topic::Queries]);
+                }
+                continue;
+            }
             if table == rows::KEYS {
                 let row = event.row.as_deref().map(|row| rows::value_from_row(columns, row));
                 if self.view.keys.take_in(self.at, &node, row) {
@@ -157,7 +164,7 @@ impl Fold {
         view.index_max = self.at;
         for topic in &self.touched {
             let is_here = match topic {
-                Topic::Services | Topic::Nodes | Topic::Checks => true,
+                Topic::Services | Topic::Nodes | Topic::Checks | Topic::Queries => true,
                 Topic::Health(name) | Topic::Instances(name) | Topic::ServiceChecks(name) => {
                     view.services.contains_key(name)
                 }

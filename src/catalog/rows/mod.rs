@@ -12,10 +12,11 @@ use serde::{Deserialize, Serialize};
 pub use plan::plan;
 pub use read::{
     DefinitionError, check_from_row, definition_from_json, node_from_row, owned_key,
-    service_from_row, tags_from_row, text_key, value_from_row,
+    query_from_row, service_from_row, tags_from_row, text_key, value_from_row,
 };
 pub use write::{
-    Row, check_row, external_check_row, external_node_row, key_row, node_row, service_row, tags_row,
+    Row, check_row, external_check_row, external_node_row, key_row, node_row, query_row,
+    service_row, tags_row,
 };
 
 /// The replicated tables that the catalog reads and writes.
@@ -29,8 +30,9 @@ pub const EXTERNAL_CHECKS: &str = "external_checks";
 pub const TAG_OVERRIDES: &str = "tag_overrides";
 /// Keys and values.
 pub const KEYS: &str = "kv";
+pub const QUERIES: &str = "prepared_queries";
 /// All of them: what a view is folded from.
-pub const TABLES: [&str; 8] = [
+pub const TABLES: [&str; 9] = [
     NODES,
     SERVICES,
     CHECKS,
@@ -39,6 +41,7 @@ pub const TABLES: [&str; 8] = [
     EXTERNAL_CHECKS,
     TAG_OVERRIDES,
     KEYS,
+    QUERIES,
 ];
 /// This node's own table of what its checks do; never replicated, since it may hold secrets.
 pub const DEFINITIONS: &str = "__tribune_checks";

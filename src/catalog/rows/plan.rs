@@ -1,12 +1,12 @@
 //! Commands to row operations.
 
 use super::write::{
-    Row, check_row, external_check_row, external_node_row, json, key_row, node_row, service_row,
-    tags_row,
+    Row, check_row, external_check_row, external_node_row, json, key_row, node_row, query_row,
+    service_row, tags_row,
 };
 use super::{
-    CHECKS, DEFINITIONS, EXTERNAL_CHECKS, EXTERNAL_NODES, EXTERNAL_SERVICES, KEYS, NODES, SERVICES,
-    TAG_OVERRIDES,
+    CHECKS, DEFINITIONS, EXTERNAL_CHECKS, EXTERNAL_NODES, EXTERNAL_SERVICES, KEYS, NODES, QUERIES,
+    SERVICES, TAG_OVERRIDES,
 };
 use crate::catalog::command::{
     CatalogEdit, CheckDefinition, CheckKind, CheckRegistration, Command, MirrorChange,
@@ -229,6 +229,8 @@ fn edit(edit: &CatalogEdit) -> Vec<RowOp> {
             vec![put(TAG_OVERRIDES, tags_row(node, service_id, tags))]
         }
         CatalogEdit::PutKey { key, value, flags } => vec![put(KEYS, key_row(key, value, *flags))],
+        CatalogEdit::PutQuery { id, query } => vec![put(QUERIES, query_row(id, query))],
+        CatalogEdit::RemoveQuery { id } => vec![delete(QUERIES, vec![("id", text(id))])],
         CatalogEdit::RemoveKey { key } => vec![delete(KEYS, vec![("key", text(key))])],
     }
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::AddressJson;
 use crate::catalog::command::CheckDefinition;
 use crate::catalog::model::{Check, Node, NodeKey, Service, ServiceAddress, Source, Status};
+use crate::catalog::queries::PreparedQuery;
 use crate::crdt::{Name, RowEvent};
 use crate::types::Value;
 
@@ -123,6 +124,20 @@ pub fn value_from_row(columns: &[Name], row: &[Value]) -> (Vec<u8>, u64) {
         }
     }
     (bytes, flags)
+}
+
+/// Reads a row of `prepared_queries`.
+pub fn query_from_row(columns: &[Name], row: &[Value]) -> PreparedQuery {
+    let (mut query, mut name) = (PreparedQuery::default(), String::new());
+    for (column, value) in columns.iter().zip(row) {
+        match &**column {
+            "name" => name = text(value),
+            "definition" => query = from_json(value),
+            // The key, and columns that users added.
+            _ => {}
+        }
+    }
+    PreparedQuery { name, ..query }
 }
 
 /// A stored definition that this version cannot read: it was written by a newer one, or edited.

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::AddressJson;
 use crate::catalog::model::{Check, Node, Service};
+use crate::catalog::queries::PreparedQuery;
 use crate::types::Value;
 
 /// Columns with their values, in the order of the table.
@@ -53,6 +54,12 @@ pub fn tags_row(node: &str, service_id: &str, tags: &[String]) -> Row {
 pub fn key_row(key: &str, value: &[u8], flags: u64) -> Row {
     let value = Value::Blob(value.into());
     vec![("key", key.into()), ("value", value), ("flags", flags.cast_signed().into())]
+}
+
+/// Returns the row of `prepared_queries` that says so, whole.
+pub fn query_row(id: &str, query: &PreparedQuery) -> Row {
+    let name = query.name.as_str();
+    vec![("id", id.into()), ("name", name.into()), ("definition", json(query))]
 }
 
 /// Returns the row of `services` that says so, whole.

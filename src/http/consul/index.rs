@@ -8,11 +8,11 @@ use axum::http::{HeaderMap, HeaderValue};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::dto::duration;
 use super::query::Query;
 use crate::catalog::{Topic, View};
 use crate::http::error::Fault;
 use crate::live::Feed;
+use crate::types::duration;
 
 /// How long a blocking query waits that does not say.
 pub const WAIT_DEFAULT: Duration = Duration::from_secs(5 * 60);
@@ -35,6 +35,17 @@ pub enum Consistency {
     Default,
     Stale,
     Consistent,
+}
+
+impl Consistency {
+    /// Returns the word of Consul's headers.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Default => "leader",
+            Self::Stale => "stale",
+            Self::Consistent => "consistent",
+        }
+    }
 }
 
 /// What every catalog and health read may ask for.
@@ -126,11 +137,7 @@ pub fn jitter(wait: Duration) -> Duration {
 /// Adds the headers of an answer with this index.
 pub fn head(headers: &mut HeaderMap, options: &Options, index: u64) {
     head_plainly(headers, index);
-    let effective = match options.consistency {
-        Consistency::Default => "leader",
-        Consistency::Stale => "stale",
-        Consistency::Consistent => "consistent",
-    };
+    let effective = options.consistency.as_str();
     headers.insert(CONSISTENCY, HeaderValue::from_static(effective));
     if options.is_cached {
         headers.insert(CACHE, HeaderValue::from_static("HIT"));

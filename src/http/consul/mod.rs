@@ -14,6 +14,7 @@ mod golden;
 pub mod health;
 pub mod index;
 pub mod kv;
+pub mod prepared;
 pub mod query;
 pub mod reading;
 pub mod status;

@@ -92,6 +92,11 @@ impl Datacenter {
         }
     }
 
+    /// Returns what it is called.
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+
     /// Tells whether a node is in it. A node that names none is in every one.
     pub fn holds(&self, info: &NodeInfo) -> bool {
         info.node.datacenter.is_empty() || info.node.datacenter == self.0

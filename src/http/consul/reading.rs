@@ -55,6 +55,11 @@ impl Asked {
         Ok(Self { query, options, filter: None, tells_consistency: false })
     }
 
+    /// Reads what a list of prepared queries is asked: it filters nothing.
+    pub fn of_queries(uri: &Uri) -> Result<Self, Fault> {
+        Ok(Self { tells_consistency: true, ..Self::unfiltered(uri)? })
+    }
+
     /// Waits as was asked for and takes the view that is true then.
     pub async fn read(
         self,
@@ -177,7 +182,7 @@ impl Reading {
 }
 
 /// `?near=_agent`, or this node's name: the only place from which distances are known.
-struct Near {
+pub struct Near {
     me: NodeId,
     round_trips: BTreeMap<NodeId, Duration>,
 }
@@ -189,15 +194,21 @@ impl Near {
         if name != "_agent" && !name.eq_ignore_ascii_case(&local.name) {
             return None;
         }
+        Some(Self::here(host))
+    }
+
+    /// Measures from this node.
+    pub fn here(host: &dyn Host) -> Self {
+        let local = host.local();
         let measured = host.members().into_iter();
         let round_trips = measured
             .filter_map(|member| member.round_trip.map(|round_trip| (member.id, round_trip)))
             .collect();
-        Some(Self { me: local.id, round_trips })
+        Self { me: local.id, round_trips }
     }
 
     /// Nodes of unknown distance come last, in the order that they had.
-    fn distance(&self, info: &NodeInfo) -> Duration {
+    pub fn distance(&self, info: &NodeInfo) -> Duration {
         match info.member {
             Some(member) if member == self.me => Duration::ZERO,
             Some(member) => self.round_trips.get(&member).copied().unwrap_or(Duration::MAX),

@@ -68,6 +68,7 @@ fn touches(pair: &mut Pair, step: Step, expected: &str) {
         Topic::Services => "Services".to_owned(),
         Topic::Nodes => "Nodes".to_owned(),
         Topic::Checks => "Checks".to_owned(),
+        Topic::Queries => "Queries".to_owned(),
         Topic::Health(name) => format!("Health({name})"),
         Topic::Instances(name) => format!("Instances({name})"),
         Topic::ServiceChecks(name) => format!("ServiceChecks({name})"),

@@ -353,7 +353,7 @@ impl Model {
         assert!(view.spoken_for.values().all(|list| !list.is_empty()));
         for topic in view.indexes.keys() {
             let is_here = match topic {
-                Topic::Services | Topic::Nodes | Topic::Checks => true,
+                Topic::Services | Topic::Nodes | Topic::Checks | Topic::Queries => true,
                 Topic::Health(name) | Topic::Instances(name) | Topic::ServiceChecks(name) => {
                     view.service(name).is_some()
                 }

@@ -49,7 +49,8 @@ pub struct NodeService<'a> {
     #[serde(rename = "ID")]
     pub id: &'a str,
     pub service: &'a str,
-    pub tags: &'a [String],
+    /// `[]` when there is none, but for what a query finds, where it is `null`.
+    pub tags: Option<&'a [String]>,
     /// Empty when the instance has none: clients then take the node's.
     pub address: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -72,7 +73,7 @@ impl<'a> NodeService<'a> {
             kind: &service.kind,
             id: &service.id,
             service: &service.name,
-            tags: &service.tags,
+            tags: Some(&service.tags),
             address: &service.address,
             tagged_addresses: tagged(service),
             meta: some_map(&service.meta),
@@ -160,7 +161,7 @@ pub struct HealthCheck<'a> {
     #[serde(rename = "ServiceID")]
     pub service_id: &'a str,
     pub service_name: &'a str,
-    /// `[]` when there is none, but for `agent/health`, where it is `null`.
+    /// `[]` when there is none, but for `agent/health` and queries, where it is `null`.
     pub service_tags: Option<&'a [String]>,
     #[serde(rename = "Type")]
     pub kind: &'a str,
@@ -202,6 +203,17 @@ pub struct ServiceEntry<'a> {
 }
 
 impl<'a> ServiceEntry<'a> {
+    /// Returns it as a prepared query finds it: lists of tags that are empty are `null`.
+    pub fn with_nulls(instance: &'a Instance) -> Self {
+        let mut entry = Self::of(instance);
+        let some = |tags: Option<&'a [String]>| tags.filter(|tags| !tags.is_empty());
+        entry.service.tags = some(entry.service.tags);
+        for check in &mut entry.checks {
+            check.service_tags = some(check.service_tags);
+        }
+        entry
+    }
+
     pub fn of(instance: &'a Instance) -> Self {
         Self {
             node: Node::of(&instance.node),

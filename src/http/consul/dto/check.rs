@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::duration::from_nanos;
 use super::fields::Fields;
 use crate::catalog::model::{Check, Source, Status};
 use crate::catalog::{CheckDefinition, CheckKind, CheckRegistration};
 use crate::http::error::Fault;
+use crate::types::duration::from_nanos;
 
 /// Checks that ask to run more often run this often.
 const INTERVAL_MIN: Duration = Duration::from_secs(1);

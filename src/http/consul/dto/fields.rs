@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use super::duration;
 use crate::http::error::Fault;
+use crate::types::duration;
 
 /// How deep objects and arrays may stand in each other. Registrations need five levels.
 const DEPTH_MAX: usize = 64;
@@ -51,6 +51,11 @@ impl<'a> Fields<'a> {
     pub fn present(&self) -> BTreeMap<String, Value> {
         let there = self.map.iter().filter(|(_, value)| !value.is_null());
         there.map(|(name, value)| (name.clone(), value.clone())).collect()
+    }
+
+    /// Tells whether a field is there and not `null`.
+    pub fn has(&self, name: &str) -> bool {
+        self.find(name).is_some()
     }
 
     /// Returns a text, empty when it is absent.

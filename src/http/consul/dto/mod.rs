@@ -6,8 +6,8 @@
 
 pub mod answers;
 mod check;
-pub mod duration;
 pub mod external;
 pub mod fields;
 pub mod host;
+pub mod prepared;
 pub mod register;
