@@ -322,6 +322,7 @@ mod tests {
     use hickory_proto::op::Message;
 
     use crate::catalog::Status;
+    use crate::catalog::queries::{Dns, PreparedQuery, Template, Wanted};
     use crate::dns::answer::{Request, Transport, answer_into};
     use crate::dns::config::{ByService, Config, Order, Soa};
     use crate::dns::testing::{Catalog, ME, data_of, question, show};
@@ -377,6 +378,59 @@ mod tests {
         check(&catalog, "none.app.internal. A", "NXDomain  | internal. SOA");
         // Consul knows no instances by id: long names do not either.
         check(&catalog, "app-3.app.service.consul. A", "NXDomain  | consul. SOA");
+    }
+
+    /// A query for the instances of `app` that have no tag `green`, and a template for the others.
+    fn with_queries(catalog: Catalog) -> Catalog {
+        let wanted = |service: &str, tag: &str| Wanted {
+            service: service.to_owned(),
+            tags: Some(vec![tag.to_owned()]),
+            ..Wanted::default()
+        };
+        let query = PreparedQuery {
+            name: "App-Q".to_owned(),
+            service: wanted("app", "!green"),
+            dns: Dns { ttl: "12s".to_owned() },
+            ..PreparedQuery::default()
+        };
+        let template = PreparedQuery {
+            name: "geo-".to_owned(),
+            service: wanted("${name.suffix}", "green"),
+            template: Template { kind: "name_prefix_match".to_owned(), ..Template::default() },
+            ..PreparedQuery::default()
+        };
+        catalog.query("00000000-0000-0000-0000-00000000000a", &query).query("t", &template)
+    }
+
+    #[test]
+    fn a_prepared_query_answers_to_its_name_its_id_and_those_of_its_template() {
+        let catalog = with_queries(catalog()).check("app-1", Status::Warning);
+        for name in
+            ["app-q.query.internal.", "APP-Q.query.dc1.consul.", "_app-q._tcp.query.consul."]
+        {
+            let lines = ["10.0.0.2", "10.1.0.1"].map(|ip| format!("{name} 12 A {ip}"));
+            check(&catalog, &format!("{name} A"), &lines.join(", "));
+        }
+        let id = "00000000-0000-0000-0000-00000000000A.query.internal.";
+        check(&catalog, &format!("{id} A"), &format!("{id} 12 A 10.0.0.2, {id} 12 A 10.1.0.1"));
+        check(&catalog, "geo-app.query.internal. A", "geo-app.query.internal. A 10.1.0.2");
+        for (name, zone) in [
+            ("geo-db.query.internal.", "internal"),
+            ("t.query.internal.", "internal"),
+            ("app-q.query.dc2.internal.", "internal"),
+            ("app-q.consul.", "consul"),
+        ] {
+            check(&catalog, &format!("{name} A"), &format!("NXDomain  | {zone}. SOA"));
+        }
+        // Critical instances are nobody's answer, whatever the query says of warnings.
+        let catalog = catalog.check("app-1", Status::Critical);
+        let name = "app-q.query.internal.";
+        check(&catalog, &format!("{name} A"), &format!("{name} 12 A 10.0.0.2"));
+        let srv = show(&catalog, &Config::default(), "app-q.query.internal. SRV");
+        assert!(
+            srv.starts_with("app-q.query.internal. 12 SRV 1 10 8003 n2.node.dc1.internal."),
+            "{srv}"
+        );
     }
 
     #[test]

@@ -11,7 +11,8 @@ use hickory_proto::rr::{Name, RData, Record, RecordType};
 use super::answer::{Reply, Transport, answer};
 use super::config::Config;
 use crate::catalog::model::{Check, Node, Service, Status};
-use crate::catalog::rows::{self, check_row, node_row, service_row};
+use crate::catalog::queries::PreparedQuery;
+use crate::catalog::rows::{self, check_row, node_row, query_row, service_row};
 use crate::catalog::{View, Weights};
 use crate::crdt::change::{Commit, RowEvent, RowEvents, TableEvents, TableInfo};
 use crate::types::{Hlc, NodeId, Seq, Value};
@@ -87,6 +88,12 @@ impl Catalog {
             ..Check::default()
         };
         self.put_check(ME, &check);
+        self
+    }
+
+    /// Stores a prepared query under an id.
+    pub fn query(mut self, id: &str, query: &PreparedQuery) -> Self {
+        self.put(rows::QUERIES, &["id"], query_row(id, query));
         self
     }
 

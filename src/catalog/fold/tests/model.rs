@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::catalog::model::{
     Check, Node, SERF_HEALTH, Service, Source, Status, external_id, lower, member_of,
 };
+use crate::catalog::queries::PreparedQuery;
 use crate::catalog::rows;
 use crate::catalog::view::{CheckEntry, Instance, Liveness, Topic, View};
 use crate::crdt::{Commit, RowEvent, RowEvents, TableEvents, TableInfo};
@@ -24,6 +25,7 @@ pub enum Write {
     Tags(String, String, Option<Vec<String>>),
     /// A value and its flags.
     Key(String, Option<(Vec<u8>, u64)>),
+    Query(String, Option<PreparedQuery>),
 }
 
 #[derive(Clone, Debug)]
@@ -50,6 +52,7 @@ pub struct Model {
     services: BTreeMap<(String, String), Stamped<Service>>,
     checks: BTreeMap<(String, String), Stamped<Check>>,
     keys: BTreeMap<String, Stamped<(Vec<u8>, u64)>>,
+    queries: BTreeMap<String, Stamped<PreparedQuery>>,
     heard: BTreeMap<NodeId, bool>,
     settled: bool,
 }
@@ -100,6 +103,7 @@ impl Model {
                 self.dress(at, (key, id));
                 differs
             }
+            Write::Query(id, query) => put(&mut self.queries, id, query, at, |a, b| a == b),
             Write::Key(key, value) => put(&mut self.keys, key, value, at, |a, b| a == b),
             Write::Check(key, id, check) => put(&mut self.checks, (key, id), check, at, |a, b| {
                 Check { source: b.source, output: b.output.clone(), ..a.clone() } == *b
@@ -193,6 +197,9 @@ impl Model {
         }
         for (key, Stamped { thing, .. }) in &self.keys {
             say(Topic::Key(key.as_str().into()), thing);
+        }
+        for (id, query) in &self.queries {
+            say(Topic::Queries, &(id, &query.thing));
         }
         for (key, node, service) in self.visible() {
             let node_key: Arc<str> = key.into();
@@ -324,6 +331,20 @@ impl Model {
         let expected = self.keys.iter();
         let expected = expected.map(|(key, v)| (key.clone(), v.thing.clone(), v.create, v.modify));
         assert_eq!(keys.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
+        let held = view.queries().all().map(|entry| {
+            let (create, modify) = (entry.create_index, entry.modify_index);
+            (entry.id.to_string(), entry.query.clone(), create, modify)
+        });
+        let expected = self.queries.iter();
+        let expected = expected.map(|(id, q)| (id.clone(), q.thing.clone(), q.create, q.modify));
+        assert_eq!(held.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
+        for name in ["q", "r"] {
+            // Ids are in order: the first one with the name has it.
+            let mut queries = self.queries.iter().filter(|(_, query)| !query.thing.is_template());
+            let holder = queries.find(|(_, query)| lower(&query.thing.name) == name);
+            let found = view.queries().named(&name.to_uppercase(), false);
+            assert_eq!(found.map(|entry| &*entry.id), holder.map(|(id, _)| id.as_str()));
+        }
         assert_eq!(view.instances.len(), self.services.len());
         assert_eq!(view.checks.len(), self.checks.len());
         let mut addresses = BTreeSet::new();
@@ -431,6 +452,7 @@ fn commit(model: &mut Model, at: u64, writes: &[Write]) -> Commit {
             Write::Check(key, id, _) => format!("c {key} {id}"),
             Write::Tags(key, id, _) => format!("t {key} {id}"),
             Write::Key(key, _) => format!("k {key}"),
+            Write::Query(id, _) => format!("q {id}"),
         };
         // An event tells what became of a row by the whole commit.
         last.insert(name, (write.clone(), start.clone().write(at, write)));
@@ -477,6 +499,10 @@ fn event(write: &Write) -> TableEvents {
         Write::Tags(key, id, tags) => {
             let row = tags.as_ref().map(|tags| rows::tags_row(key, id, tags));
             (rows::TAG_OVERRIDES, key.clone(), Some(id), row)
+        }
+        Write::Query(id, query) => {
+            let row = query.as_ref().map(|query| rows::query_row(id, query));
+            (rows::QUERIES, id.clone(), None, row)
         }
         Write::Key(key, value) => {
             let row = value.as_ref().map(|(value, flags)| rows::key_row(key, value, *flags));

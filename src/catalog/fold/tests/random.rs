@@ -8,6 +8,7 @@ use super::model::{Pair, Step, Write};
 use crate::catalog::model::{
     Check, Node, SERF_HEALTH, Service, Source, Status, external_id, external_key, key_of,
 };
+use crate::catalog::queries::{PreparedQuery, Template};
 use crate::catalog::view::Liveness;
 use crate::types::NodeId;
 
@@ -81,6 +82,14 @@ fn writes() -> impl Strategy<Value = Write> {
             .prop_map(|(key, id, tags, is)| Write::Tags(key, id, is.then_some(tags))),
         1 => (texts(&["k", "k/1"]), pick(&[(vec![], 0), (vec![1], 0), (vec![1], u64::MAX)]), some(0.7))
             .prop_map(|(key, value, is)| Write::Key(key, is.then_some(value))),
+        1 => (texts(&["1", "2"]), texts(&["q", "Q", "r", ""]), any::<bool>(), some(0.7)).prop_map(
+            |(id, name, is_template, is)| {
+                let kind = if is_template { "name_prefix_match" } else { "" }.to_owned();
+                let template = Template { kind, ..Template::default() };
+                let query = PreparedQuery { name, template, ..PreparedQuery::default() };
+                Write::Query(id, is.then_some(query))
+            }
+        ),
         4 => (node_keys(), texts(&["c1", "c2", "t", SERF_HEALTH]), check, some(0.7)).prop_map(
             |(key, id, check, is)| {
                 let check = is.then(|| Check { id: id.clone(), ..check });
