@@ -15,6 +15,7 @@ use tower_http::compression::predicate::SizeAbove;
 use super::Face;
 use super::consul::{
     agent, agent_check, agent_service, catalog, elsewhere, external, health, kv, prepared, status,
+    txn,
 };
 use super::error::Fault;
 use super::freshness::{Freshness, fresh};
@@ -115,6 +116,7 @@ fn key_pages(routes: Routes) -> Routes {
     let routes = tail(routes, "/v1/kv/", "OPTIONS,GET,PUT,DELETE", keys);
     let routes = fixed(routes, "/v1/session/list", READ, get(kv::no_sessions));
     let routes = tail(routes, "/v1/session/node/", READ, get(kv::no_sessions));
+    let routes = fixed(routes, "/v1/txn", WRITE, put(txn::run));
     let queries = get(prepared::list).post(prepared::create);
     let routes = fixed(routes, "/v1/query", "OPTIONS,GET,POST", queries);
     let query = get(prepared::one).put(prepared::one).delete(prepared::one);
@@ -225,7 +227,6 @@ mod tests {
     #[tokio::test]
     async fn what_is_not_here_says_so_at_once() {
         for (path, status) in [
-            ("/v1/txn", 501),
             ("/v1/operator/raft/configuration", 501),
             ("/v1/acl/tokens", 401),
             ("/v1/agent/connect/ca/roots", 500),

@@ -74,6 +74,14 @@ fn row_of(view: &View, name: &str) -> String {
     held.map_or_else(|| lower(name).into_owned(), str::to_owned)
 }
 
+/// Returns how to take something out of the catalog; refused where a member's agent has it.
+pub fn removal_of(view: &View, wanted: Deregistration) -> Result<CatalogEdit, Fault> {
+    match view.node_named(&wanted.node).filter(|entry| external_id(&entry.info.key).is_none()) {
+        Some(entry) => Err(belongs(entry)),
+        None => Ok(removal(row_of(view, &wanted.node), wanted)),
+    }
+}
+
 fn removal(node: String, wanted: Deregistration) -> CatalogEdit {
     let Deregistration { node: _, service_id, check_id } = wanted;
     match (service_id.is_empty(), check_id.is_empty()) {

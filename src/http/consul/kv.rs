@@ -25,10 +25,10 @@ use crate::http::body::read;
 use crate::http::error::Fault;
 
 /// The longest value: Consul's `kv_max_value_size`.
-const VALUE_BYTES_MAX: usize = 512 * 1024;
+pub const VALUE_BYTES_MAX: usize = 512 * 1024;
 
 /// Why a write that only one of several writers may win is refused.
-const NO_CONSENSUS: &str = "need a consensus that Tribune does not have: two nodes could both grant \
+pub const NO_CONSENSUS: &str = "need a consensus that Tribune does not have: two nodes could both grant \
                             it. Keep locks and compare-and-set in a store with one, such as the \
                             Consul servers that you have";
 
@@ -56,6 +56,16 @@ impl<'a> Pair<'a> {
             create_index: entry.create_index,
             modify_index: entry.modify_index,
         }
+    }
+
+    /// Returns a key that is not there.
+    pub fn missing(key: &'a str) -> Self {
+        Self { lock_index: 0, key, flags: 0, value: None, create_index: 0, modify_index: 0 }
+    }
+
+    /// Returns the same without its value.
+    pub fn without_value(self) -> Self {
+        Self { value: None, ..self }
     }
 }
 

@@ -18,3 +18,4 @@ pub mod prepared;
 pub mod query;
 pub mod reading;
 pub mod status;
+pub mod txn;

@@ -88,6 +88,25 @@ impl<'a> NodeService<'a> {
     }
 }
 
+/// Tags as queries and transactions show them.
+fn some_tags(tags: Option<&[String]>) -> Option<&[String]> {
+    tags.filter(|tags| !tags.is_empty())
+}
+
+impl NodeService<'_> {
+    /// Returns the same with `null` in the place of an empty list of tags.
+    pub fn with_null_tags(self) -> Self {
+        Self { tags: some_tags(self.tags), ..self }
+    }
+}
+
+impl HealthCheck<'_> {
+    /// Returns the same with `null` in the place of an empty list of tags.
+    pub fn with_null_tags(self) -> Self {
+        Self { service_tags: some_tags(self.service_tags), ..self }
+    }
+}
+
 /// An instance in `catalog/service`: node and service in one flat object.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
@@ -206,11 +225,8 @@ impl<'a> ServiceEntry<'a> {
     /// Returns it as a prepared query finds it: lists of tags that are empty are `null`.
     pub fn with_nulls(instance: &'a Instance) -> Self {
         let mut entry = Self::of(instance);
-        let some = |tags: Option<&'a [String]>| tags.filter(|tags| !tags.is_empty());
-        entry.service.tags = some(entry.service.tags);
-        for check in &mut entry.checks {
-            check.service_tags = some(check.service_tags);
-        }
+        entry.service = entry.service.with_null_tags();
+        entry.checks = entry.checks.into_iter().map(HealthCheck::with_null_tags).collect();
         entry
     }
 

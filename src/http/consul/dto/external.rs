@@ -27,6 +27,11 @@ pub struct Deregistration {
 }
 
 impl Registration {
+    /// Wants an instance or checks on a node that stays as it is.
+    pub fn on(name: String, service: Option<Service>, checks: Vec<Check>) -> Self {
+        Self { node: Node { name, ..Node::default() }, skips_node: true, service, checks }
+    }
+
     /// Reads a body, or says what Consul would say.
     pub fn read(body: &[u8], datacenter: &str) -> Result<Self, Fault> {
         let value = decode(body)?;
@@ -87,7 +92,7 @@ fn node_of(fields: &Fields<'_>, datacenter: &str) -> Result<String, Fault> {
 }
 
 /// The id in the one spelling that ids are compared in.
-fn id_of(fields: &Fields<'_>) -> Result<String, Fault> {
+pub fn id_of(fields: &Fields<'_>) -> Result<String, Fault> {
     let id = fields.text("ID")?;
     if id.is_empty() {
         return Ok(id);

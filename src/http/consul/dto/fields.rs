@@ -4,6 +4,7 @@
 //! same key here. Unknown keys are passed over: newer clients send some that older servers lack.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use serde_json::{Map, Value};
 
@@ -30,6 +31,14 @@ pub struct Fields<'a> {
     map: &'a Map<String, Value>,
 }
 
+impl Default for Fields<'_> {
+    /// An object without fields.
+    fn default() -> Self {
+        static NOTHING: LazyLock<Map<String, Value>> = LazyLock::new(Map::new);
+        Self { map: &NOTHING }
+    }
+}
+
 impl<'a> Fields<'a> {
     /// Takes a whole body.
     pub fn of_body(value: &'a Value) -> Result<Self, Fault> {
@@ -37,6 +46,17 @@ impl<'a> Fields<'a> {
             Value::Object(map) => Ok(Self { map }),
             other => Err(fault(format!(
                 "json: cannot unmarshal {} into Go value of type struct",
+                name_of(other)
+            ))),
+        }
+    }
+
+    /// Takes a whole body that is a list of objects; `kind` is what Go calls it.
+    pub fn of_list(value: &'a Value, kind: &str) -> Result<Vec<Self>, Fault> {
+        match value {
+            Value::Array(items) => items.iter().map(|item| Self::of_item(item, "")).collect(),
+            other => Err(fault(format!(
+                "json: cannot unmarshal {} into Go value of type {kind}",
                 name_of(other)
             ))),
         }
@@ -72,6 +92,14 @@ impl<'a> Fields<'a> {
         match self.find(name) {
             None => Ok(0),
             Some(value) => value.as_i64().ok_or_else(|| mismatch(value, name, "int")),
+        }
+    }
+
+    /// Returns an integer without a sign, 0 when it is absent.
+    pub fn unsigned(&self, name: &str) -> Result<u64, Fault> {
+        match self.find(name) {
+            None => Ok(0),
+            Some(value) => value.as_u64().ok_or_else(|| mismatch(value, name, "uint64")),
         }
     }
 

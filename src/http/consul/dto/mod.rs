@@ -11,3 +11,4 @@ pub mod fields;
 pub mod host;
 pub mod prepared;
 pub mod register;
+pub mod txn;
