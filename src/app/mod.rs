@@ -13,6 +13,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -24,7 +25,7 @@ use self::watchdog::Watchdog;
 use crate::config::Agent;
 use crate::dns::Dns;
 use crate::health::Health;
-use crate::http::{Http, own, sql};
+use crate::http::{Demand, Http, own, sql};
 use crate::ingest::Ingest;
 use crate::live::Queries;
 use crate::net::tls::Identity;
@@ -59,6 +60,9 @@ pub struct Options {
     pub stop: CancellationToken,
 }
 
+/// How many demands may wait; further ones wait to be made.
+const DEMANDS_MAX: usize = 4;
+
 /// A node with its faces, running.
 pub struct App {
     node: Node,
@@ -72,6 +76,8 @@ pub struct App {
     engine: Tasks,
     token: CancellationToken,
     engine_token: CancellationToken,
+    /// What is asked of the whole process, until somebody takes it.
+    demands: Option<mpsc::Receiver<Demand>>,
     _watchdog: Option<Watchdog>,
 }
 
@@ -164,10 +170,10 @@ impl App {
         spawn_dns(&mut faces, dns, &handle, &pulses, &token);
         let further = own::routes(handle.clone(), agent.gossip.ready_lag_max)
             .merge(sql::routes(handle.clone(), Arc::clone(&queries)));
-        faces.spawn_once(
-            Task::Http,
-            http.run(Arc::new(handle), Arc::new(health), metrics, further, token.clone()),
-        );
+        let (asking, demands) = mpsc::channel(DEMANDS_MAX);
+        let (handle, health) = (Arc::new(handle), Arc::new(health));
+        let serving = http.run(handle, health, metrics, further, asking, token.clone());
+        faces.spawn_once(Task::Http, serving);
         let watchdog = Watchdog::start(pulses, agent.watchdog_limit).map_err(StartError::of)?;
         Ok(Self {
             node,
@@ -180,6 +186,7 @@ impl App {
             engine: engine_task,
             token,
             engine_token,
+            demands: Some(demands),
             _watchdog: watchdog,
         })
     }
@@ -214,6 +221,12 @@ impl App {
         let left = identity.validity().left(SystemTime::now()).unwrap_or_default();
         info!(left = %net::tls::words(left), "The certificates were read again, and are in use");
         Ok(())
+    }
+
+    /// Returns where demands come in that are made of the whole process, the first time it is asked. Once
+    /// that is dropped, demands are refused.
+    pub fn take_demands(&mut self) -> Option<mpsc::Receiver<Demand>> {
+        self.demands.take()
     }
 
     /// Waits until a part ends without which the node cannot go on, and names it.

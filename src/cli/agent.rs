@@ -4,11 +4,13 @@ use std::pin::pin;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
 use super::Failure;
 use crate::app::{App, Options};
 use crate::config::{Agent, Flags};
+use crate::http::Demand;
 use crate::telemetry;
 
 /// How long work that was left may take once all is said and done.
@@ -69,9 +71,21 @@ pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 }
 
 async fn serve(mut app: App, mut stop: Stop, mut renewal: Signal) -> Result<(), Failure> {
+    let mut demands = app.take_demands();
     let ended = loop {
         tokio::select! {
             () = stop.asked() => break None,
+            Some(demand) = next(&mut demands) => match demand {
+                Demand::Leave => {
+                    info!("Asked over HTTP to leave");
+                    break None;
+                }
+                Demand::Reload(reply) => {
+                    let renewed = app.renew_certificates().map_err(|error| error.to_string());
+                    // Whoever asked may have gone away.
+                    let _ = reply.send(renewed);
+                }
+            },
             task = app.fatal() => break Some(task),
             _ = renewal.recv() => {
                 if let Err(error) = app.renew_certificates() {
@@ -98,6 +112,10 @@ async fn serve(mut app: App, mut stop: Stop, mut renewal: Signal) -> Result<(), 
             "the node stopped because a part of it ended by itself ({task:?}); the log says why"
         ))),
     }
+}
+
+async fn next(demands: &mut Option<mpsc::Receiver<Demand>>) -> Option<Demand> {
+    demands.as_mut()?.recv().await
 }
 
 /// SIGINT and SIGTERM.

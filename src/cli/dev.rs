@@ -95,7 +95,9 @@ impl Cluster {
     async fn work(&mut self, args: &Args, home: &Home) -> Result<(), Failure> {
         let authority = Ca::new(SystemTime::now())?;
         for k in 1..=args.nodes {
-            let app = start_node(args, home, &authority, k).await?;
+            let mut app = start_node(args, home, &authority, k).await?;
+            // Ctrl-C ends all of them at once.
+            drop(app.take_demands());
             if !args.no_app {
                 self.add_sample(app.handle(), k).await?;
             }

@@ -1,9 +1,11 @@
 //! What this face needs of the rest of the process, as traits: in life a node's handle and the
 //! room that runs its checks, in tests stand-ins.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
+use tokio::sync::oneshot;
 
 use crate::catalog::{Command, Status};
 use crate::health::{Health, ReportError};
@@ -31,6 +33,9 @@ pub trait Host: Send + Sync {
 
     /// Declares that a node will not return; see [`Handle::forget`].
     fn forget(&self, node: NodeId) -> BoxFuture<'_, Result<(), SubmitError>>;
+
+    /// Dials nodes to join by; see [`Handle::join`].
+    fn join(&self, targets: Vec<SocketAddr>) -> BoxFuture<'_, Result<(), SubmitError>>;
 }
 
 impl Host for Handle {
@@ -57,6 +62,19 @@ impl Host for Handle {
     fn forget(&self, node: NodeId) -> BoxFuture<'_, Result<(), SubmitError>> {
         Box::pin(Handle::forget(self, node))
     }
+
+    fn join(&self, targets: Vec<SocketAddr>) -> BoxFuture<'_, Result<(), SubmitError>> {
+        Box::pin(Handle::join(self, targets))
+    }
+}
+
+/// What is asked of the whole process.
+#[derive(Debug)]
+pub enum Demand {
+    /// Stop, with a goodbye to the cluster.
+    Leave,
+    /// Read files again, and say how that went.
+    Reload(oneshot::Sender<Result<(), String>>),
 }
 
 /// The room that runs this node's checks.

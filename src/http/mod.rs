@@ -23,11 +23,12 @@ use std::sync::Arc;
 
 use axum::Router;
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 pub use bind::BindError;
 pub use error::Fault;
-pub use host::{Host, Reports};
+pub use host::{Demand, Host, Reports};
 pub use seats::Limits;
 pub use serve::Ends;
 pub use stats::Stats;
@@ -74,6 +75,8 @@ pub struct Face {
     pub reports: Arc<dyn Reports>,
     pub metrics: Arc<Metrics>,
     pub stats: Arc<Stats>,
+    /// Whoever runs the process; closed where nobody takes demands.
+    pub demands: mpsc::Sender<Demand>,
     /// Cancelled when the node goes down: who waits or streams ends then.
     pub stopping: CancellationToken,
     /// See [`Config::script_checks`].
@@ -115,6 +118,7 @@ impl Http {
         reports: Arc<dyn Reports>,
         metrics: Arc<Metrics>,
         further: Router,
+        demands: mpsc::Sender<Demand>,
         stopping: CancellationToken,
     ) {
         let face = Arc::new(Face {
@@ -124,6 +128,7 @@ impl Http {
             stats: Arc::clone(&self.stats),
             stopping: stopping.clone(),
             script_checks: self.script_checks,
+            demands,
         });
         let guard = guard::Guard { stats: Arc::clone(&self.stats), hosts: self.hosts };
         let fresh = freshness::Freshness {
@@ -152,8 +157,14 @@ mod tests {
         let addresses = http.local_addrs();
         let stopping = CancellationToken::new();
         let (host, reports) = (Arc::clone(&bench.face.host), Arc::clone(&bench.face.reports));
-        let running =
-            tokio::spawn(http.run(host, reports, Arc::default(), Router::new(), stopping.clone()));
+        let running = tokio::spawn(http.run(
+            host,
+            reports,
+            Arc::default(),
+            Router::new(),
+            mpsc::channel(1).0,
+            stopping.clone(),
+        ));
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::new();
         for address in addresses {

@@ -14,8 +14,8 @@ use tower_http::compression::predicate::SizeAbove;
 
 use super::Face;
 use super::consul::{
-    agent, agent_check, agent_service, catalog, elsewhere, external, health, kv, prepared, status,
-    txn,
+    agent, agent_check, agent_service, catalog, coordinate, elsewhere, external, health, kv,
+    prepared, process, status, txn,
 };
 use super::error::Fault;
 use super::freshness::{Freshness, fresh};
@@ -65,9 +65,9 @@ fn agent_pages(routes: Routes) -> Routes {
     let routes = fixed(routes, "/v1/agent/version", READ, get(agent::version));
     let routes = fixed(routes, "/v1/agent/host", READ, get(agent::host));
     let routes = fixed(routes, "/v1/agent/maintenance", WRITE, put(agent::maintenance));
-    let routes = fixed(routes, "/v1/agent/leave", WRITE, put(elsewhere::leave));
-    let routes = fixed(routes, "/v1/agent/reload", WRITE, put(elsewhere::reload));
-    let routes = tail(routes, "/v1/agent/join/", WRITE, put(elsewhere::join));
+    let routes = fixed(routes, "/v1/agent/leave", WRITE, put(process::leave));
+    let routes = fixed(routes, "/v1/agent/reload", WRITE, put(process::reload));
+    let routes = tail(routes, "/v1/agent/join/", WRITE, put(process::join));
     let routes = tail(routes, "/v1/agent/force-leave/", WRITE, put(agent::force_leave));
 
     let routes = fixed(routes, "/v1/agent/services", READ, get(agent_service::list));
@@ -116,6 +116,10 @@ fn key_pages(routes: Routes) -> Routes {
     let routes = tail(routes, "/v1/kv/", "OPTIONS,GET,PUT,DELETE", keys);
     let routes = fixed(routes, "/v1/session/list", READ, get(kv::no_sessions));
     let routes = tail(routes, "/v1/session/node/", READ, get(kv::no_sessions));
+    let routes = fixed(routes, "/v1/coordinate/nodes", READ, get(coordinate::nodes));
+    let routes = tail(routes, "/v1/coordinate/node/", READ, get(coordinate::node));
+    let routes = fixed(routes, "/v1/coordinate/datacenters", READ, get(coordinate::datacenters));
+    let routes = fixed(routes, "/v1/coordinate/update", WRITE, put(coordinate::update));
     let routes = fixed(routes, "/v1/txn", WRITE, put(txn::run));
     let queries = get(prepared::list).post(prepared::create);
     let routes = fixed(routes, "/v1/query", "OPTIONS,GET,POST", queries);
@@ -236,7 +240,6 @@ mod tests {
             assert_eq!(reply.status, status, "{path}");
             assert!(reply.text.contains(' ') && !reply.text.contains('\n'), "{}", reply.text);
         }
-        assert_eq!(bench().put("/v1/agent/join/10.0.0.1", "").await.status, 501);
     }
 
     #[tokio::test]

@@ -2,19 +2,22 @@
 //! need no socket.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode};
 use futures_util::future::BoxFuture;
 use http_body_util::BodyExt;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::freshness::Freshness;
 use super::guard::Guard;
-use super::{Face, Host, Reports, routes};
+use super::{Demand, Face, Host, Reports, routes};
 use crate::catalog::model::{Check, Node, Service, key_of, lower};
 use crate::catalog::queries::PreparedQuery;
 use crate::catalog::rows::{
@@ -170,6 +173,10 @@ pub struct FakeHost {
     pub standing: Mutex<Standing>,
     /// Whom it was told to forget.
     pub forgotten: Mutex<Vec<NodeId>>,
+    /// Whom it was told to join by.
+    pub joined: Mutex<Vec<SocketAddr>>,
+    /// The other members, and how far away they are.
+    pub round_trips: Mutex<Vec<(NodeId, Duration)>>,
     /// Reports as they came in; only TTL checks named here take any.
     pub reports: Mutex<Vec<(String, Status, String)>>,
     /// The checks that were registered.
@@ -188,15 +195,18 @@ impl Host for FakeHost {
     }
 
     fn members(&self) -> Vec<MemberStatus> {
-        vec![MemberStatus {
-            id: self.local.id,
+        let member = |id, round_trip| MemberStatus {
+            id,
             gossip: self.local.gossip,
             state: MemberState::Alive,
-            round_trip: None,
+            round_trip,
             versions_behind: 0,
             is_unequal: false,
             relation: Relation::default(),
-        }]
+        };
+        let others = self.round_trips.lock().unwrap();
+        let others = others.iter().map(|(id, round_trip)| member(*id, Some(*round_trip)));
+        std::iter::once(member(self.local.id, None)).chain(others).collect()
     }
 
     fn standing(&self) -> Standing {
@@ -213,6 +223,11 @@ impl Host for FakeHost {
         self.forgotten.lock().unwrap().push(node);
         let refusal = self.refusal.lock().unwrap().clone();
         Box::pin(std::future::ready(refusal.map_or(Ok(()), Err)))
+    }
+
+    fn join(&self, targets: Vec<SocketAddr>) -> BoxFuture<'_, Result<(), SubmitError>> {
+        self.joined.lock().unwrap().extend(targets);
+        Box::pin(std::future::ready(Ok(())))
     }
 }
 
@@ -248,6 +263,8 @@ pub struct Bench {
     pub router: Router,
     pub host: Arc<FakeHost>,
     pub face: Arc<Face>,
+    /// What was asked of the process, until somebody takes it.
+    pub demands: Arc<Mutex<Option<mpsc::Receiver<Demand>>>>,
     rows: Arc<Mutex<(Rows, u64)>>,
 }
 
@@ -267,11 +284,14 @@ impl Bench {
             refusal: Mutex::default(),
             standing: Mutex::default(),
             forgotten: Mutex::default(),
+            joined: Mutex::default(),
+            round_trips: Mutex::default(),
             reports: Mutex::default(),
             registered: Mutex::default(),
             ttl_checks: vec!["web-1-ttl"],
             outputs: BTreeMap::from([("web-1-ttl", "all good")]),
         });
+        let (sender, demands) = mpsc::channel(1);
         let face = Arc::new(Face {
             host: Arc::clone(&host) as Arc<dyn Host>,
             reports: Arc::clone(&host) as Arc<dyn Reports>,
@@ -279,6 +299,7 @@ impl Bench {
             stats: Arc::default(),
             stopping: CancellationToken::new(),
             script_checks: false,
+            demands: sender,
         });
         let guard = Guard { stats: Arc::clone(&face.stats), hosts: Arc::new([]) };
         let fresh = Freshness {
@@ -287,7 +308,13 @@ impl Bench {
             stopping: face.stopping.clone(),
         };
         let router = routes::router(Arc::clone(&face), Router::new(), (guard, fresh));
-        Self { router, host, face, rows: Arc::new(Mutex::new((rows, 1))) }
+        Self {
+            router,
+            host,
+            face,
+            demands: Arc::new(Mutex::new(Some(demands))),
+            rows: Arc::new(Mutex::new((rows, 1))),
+        }
     }
 
     /// Changes the catalog by one commit.

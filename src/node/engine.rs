@@ -107,6 +107,8 @@ pub(super) enum Happened {
     Recounted(Result<(), StorageError>),
     /// The operator says that a node will not return.
     Forget(NodeId),
+    /// The operator names nodes to join by.
+    Join(Vec<SocketAddr>),
     /// Somebody asks how far each origin is held.
     Describe(oneshot::Sender<Replication>),
     /// The writer's thread has ended: nothing becomes true any more.
@@ -505,6 +507,12 @@ impl Engine {
             Happened::Describe(reply) => {
                 // Whoever asked may have gone away.
                 let _ = reply.send(self.describe(memory));
+                return;
+            }
+            Happened::Join(targets) => {
+                for address in self.join.add(targets) {
+                    self.net.dial(address);
+                }
                 return;
             }
             Happened::Forget(node) => {

@@ -276,6 +276,11 @@ impl Handle {
         self.shared.engine.send(Happened::Forget(node)).await.map_err(|_| SubmitError::Stopping)
     }
 
+    /// Dials nodes to join by, now and whenever this node is alone, as those of its configuration.
+    pub async fn join(&self, targets: Vec<SocketAddr>) -> Result<(), SubmitError> {
+        self.shared.engine.send(Happened::Join(targets)).await.map_err(|_| SubmitError::Stopping)
+    }
+
     /// Returns the definitions of this node's checks, by check id.
     pub async fn check_definitions(&self) -> Result<Vec<(String, CheckDefinition)>, SubmitError> {
         let readers = Arc::clone(&self.shared.own_readers);

@@ -26,6 +26,9 @@ const LOOK_AROUND: Duration = Duration::from_secs(30);
 /// How many addresses one name may stand for.
 const ADDRESSES_PER_NAME_MAX: usize = 16;
 
+/// How many targets there may be with those that are added while the node runs.
+const TARGETS_MAX: usize = 256;
+
 /// How many addresses are dialled in one round. The next round goes on with the others.
 const ROUND_MAX: usize = 16;
 
@@ -138,6 +141,20 @@ impl Join {
         let mut strangers: BTreeSet<SocketAddr> = self.targets().into_iter().collect();
         strangers.extend((known.catalog)());
         strangers.into_iter().filter(strange).choose(&mut self.rng).into_iter().collect()
+    }
+
+    /// Adds targets to those of the configuration, up to the greatest number, and returns those that are
+    /// to be dialled at once.
+    pub(super) fn add(&mut self, targets: Vec<SocketAddr>) -> Vec<SocketAddr> {
+        for target in &targets {
+            let text = target.to_string();
+            if self.targets.len() < TARGETS_MAX && !self.targets.contains(&text) {
+                self.targets.push(text);
+            }
+        }
+        self.resolve();
+        let me = &self.me;
+        targets.into_iter().filter(|target| !me.contains(target)).collect()
     }
 
     /// Takes note of a failure, and logs it unless it is the same as before.

@@ -49,7 +49,8 @@ fn servers(view: &View) -> Vec<String> {
     .collect()
 }
 
-fn asked(face: &Face, uri: &Uri) -> Result<Query, Fault> {
+/// Reads what a page is asked that waits for nothing.
+pub fn asked(face: &Face, uri: &Uri) -> Result<Query, Fault> {
     let query = Query::of(uri);
     Datacenter::of(&query, face.host.local(), &face.host.feed().view())?;
     Ok(query)
