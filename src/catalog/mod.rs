@@ -4,6 +4,7 @@
 pub mod command;
 mod fold;
 pub mod keys;
+mod memo;
 pub mod model;
 pub mod queries;
 pub mod rows;
@@ -11,5 +12,6 @@ pub mod view;
 
 pub use command::{CatalogEdit, CheckDefinition, CheckKind, CheckRegistration, Command};
 pub use keys::{KeyEntry, Keys};
+pub use memo::Memo;
 pub use model::{Check, Node, NodeKey, Service, ServiceAddress, Status, Weights};
 pub use view::{Instance, NodeEntry, ServiceEntry, Topic, View};

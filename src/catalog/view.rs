@@ -11,6 +11,7 @@ use imbl::{OrdMap, OrdSet};
 
 use super::fold::Fold;
 use super::keys::Keys;
+use super::memo::Memo;
 use super::model::{Check, Node, NodeKey, Service, Status, external_key, key_of, lower};
 use super::queries::Queries;
 use crate::crdt::Commit;
@@ -106,6 +107,9 @@ pub struct View {
     pub(super) addresses: OrdSet<Holder>,
     pub(super) keys: Keys,
     pub(super) queries: Queries,
+    /// For what is worked out of all nodes, and of all services; as old as they are.
+    pub(super) nodes_memo: Arc<Memo>,
+    pub(super) services_memo: Arc<Memo>,
     /// Topics of what exists; of what is gone the two numbers below tell.
     pub(super) indexes: OrdMap<Topic, u64>,
     /// When a service, and when a node, last went.
@@ -237,6 +241,8 @@ pub struct ServiceEntry {
     /// Never empty; in the order of (node name in lower case, instance id), and by the nodes' keys
     /// where two nodes share a name.
     pub instances: Vec<Arc<Instance>>,
+    /// For what is worked out of all this.
+    pub memo: Memo,
 }
 
 impl View {
@@ -255,6 +261,8 @@ impl View {
             addresses: OrdSet::new(),
             keys: Keys::default(),
             queries: Queries::default(),
+            nodes_memo: Arc::default(),
+            services_memo: Arc::default(),
             indexes: OrdMap::new(),
             service_gone_at: INDEX_MIN,
             node_gone_at: INDEX_MIN,
@@ -343,6 +351,16 @@ impl View {
     /// Returns the key-value store.
     pub fn keys(&self) -> &Keys {
         &self.keys
+    }
+
+    /// Returns the place for what is worked out of all nodes: another one once any of them changes.
+    pub fn nodes_memo(&self) -> &Memo {
+        &self.nodes_memo
+    }
+
+    /// Returns the place for what is worked out of the list of services and their nodes, not of health.
+    pub fn services_memo(&self) -> &Memo {
+        &self.services_memo
     }
 
     /// Returns the prepared queries.

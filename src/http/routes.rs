@@ -23,7 +23,7 @@ use super::guard::{Guard, guard, moved_to};
 use crate::telemetry::metrics;
 
 /// Answers shorter than this are not compressed: one packet either way.
-const GZIP_BYTES_MIN: u64 = 1_400;
+pub const GZIP_BYTES_MIN: u16 = 1_400;
 
 type Routes = Router<Arc<Face>>;
 type Methods = MethodRouter<Arc<Face>>;
@@ -32,7 +32,7 @@ type Methods = MethodRouter<Arc<Face>>;
 ///
 /// `further` are routes with a state of their own. They stand past compression, since they stream.
 pub fn router(face: Arc<Face>, further: Router, (shared, freshness): (Guard, Freshness)) -> Router {
-    let compression = CompressionLayer::new().compress_when(SizeAbove::new(GZIP_BYTES_MIN));
+    let compression = CompressionLayer::new().compress_when(SizeAbove::new(GZIP_BYTES_MIN.into()));
     consul()
         .layer(compression)
         .with_state(face)

@@ -5,6 +5,7 @@ use std::mem;
 use std::sync::Arc;
 
 use super::{Edits, Fold, Host};
+use crate::catalog::memo::Memo;
 use crate::catalog::model::{Service, Source, Status, lower};
 use crate::catalog::view::{Checks, Instance, RowKey, ServiceEntry, Topic};
 
@@ -93,7 +94,7 @@ impl Fold {
         if let Some(first) = instances.first() {
             let spelled = first.service.name.as_str();
             let spelled = if *spelled == *name { Arc::clone(&name) } else { spelled.into() };
-            let entry = ServiceEntry { name: spelled, instances };
+            let entry = ServiceEntry { name: spelled, instances, memo: Memo::default() };
             self.view.services.insert(name, Arc::new(entry));
         } else if self.view.services.remove(&name).is_some() {
             self.view.service_gone_at = self.at;

@@ -161,6 +161,13 @@ impl Fold {
             return;
         }
         let view = &mut self.view;
+        let nodes_changed = self.touched.contains(&Topic::Nodes);
+        if nodes_changed {
+            view.nodes_memo = Arc::default();
+        }
+        if nodes_changed || self.touched.contains(&Topic::Services) {
+            view.services_memo = Arc::default();
+        }
         view.index_max = self.at;
         for topic in &self.touched {
             let is_here = match topic {

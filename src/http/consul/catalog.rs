@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::http::Uri;
+use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
 use tokio::time::Instant;
 
@@ -13,6 +13,7 @@ use super::filter::Shape;
 use super::index;
 use super::query::{Datacenter, Query};
 use super::reading::{Asked, Reading, Tail, json, text_of};
+use super::ready::{OfService, Slot};
 use crate::catalog::model::lower;
 use crate::catalog::{NodeKey, Topic, View};
 use crate::http::Face;
@@ -35,17 +36,35 @@ fn datacenters_in<'a>(view: &'a View, own: &'a str) -> Vec<&'a str> {
 }
 
 /// `GET /v1/catalog/nodes`.
-pub async fn nodes(State(face): State<Arc<Face>>, uri: Uri) -> Result<Response, Fault> {
+pub async fn nodes(
+    State(face): State<Arc<Face>>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Response, Fault> {
     let reading = Reading::begin(&face, &uri, &Shape::NODE, |_| Topic::Nodes).await?;
-    let nodes = reading.nodes().into_iter().map(|entry| Node::of(&entry.info));
-    let nodes: Vec<_> = nodes.filter(|node| reading.keeps(node)).collect();
-    Ok(reading.answer(&nodes))
+    let nodes = || -> Vec<_> {
+        let nodes = reading.nodes().into_iter().map(|entry| Node::of(&entry.info));
+        nodes.filter(|node| reading.keeps(node)).collect()
+    };
+    if reading.is_common() {
+        let kept: Arc<Slot> = reading.view.nodes_memo().get_or_default();
+        return Ok(reading.answer_kept(&kept.get(nodes), &headers));
+    }
+    Ok(reading.answer(&nodes()))
 }
 
 /// `GET /v1/catalog/services`: names with all tags that any instance has, sorted: clients must
 /// compare them as sets, and those that do not are spared a reload.
-pub async fn services(State(face): State<Arc<Face>>, uri: Uri) -> Result<Response, Fault> {
+pub async fn services(
+    State(face): State<Arc<Face>>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Response, Fault> {
     let reading = Reading::begin(&face, &uri, &Shape::CATALOG_SERVICE, |_| Topic::Services).await?;
+    if reading.is_common() {
+        let kept: Arc<Slot> = reading.view.services_memo().get_or_default();
+        return Ok(reading.answer_kept(&kept.get(|| services_in(&reading)), &headers));
+    }
     Ok(reading.answer(&services_in(&reading)))
 }
 
@@ -67,16 +86,23 @@ fn services_in(reading: &Reading) -> BTreeMap<&str, BTreeSet<&str>> {
 pub async fn service(
     State(face): State<Arc<Face>>,
     uri: Uri,
+    headers: HeaderMap,
     tail: Tail,
 ) -> Result<Response, Fault> {
     let asked = Asked::of(&uri, &Shape::CATALOG_SERVICE)?;
     let name = named(tail, "Missing service name")?;
     let topic = Topic::Instances(lower(&name).into());
     let reading = asked.read(&face, |_| topic.clone()).await?;
-    let instances = reading.instances(&name).into_iter();
-    let instances = instances.map(|instance| CatalogService::of(instance));
-    let instances: Vec<_> = instances.filter(|instance| reading.keeps(instance)).collect();
-    Ok(reading.answer(&instances))
+    let instances = || -> Vec<_> {
+        let instances = reading.instances(&name).into_iter();
+        let instances = instances.map(|instance| CatalogService::of(instance));
+        instances.filter(|instance| reading.keeps(instance)).collect()
+    };
+    if let Some(entry) = reading.view.service(&name).filter(|_| reading.is_common()) {
+        let kept: Arc<OfService> = entry.memo.get_or_default();
+        return Ok(reading.answer_kept(&kept.catalog.get(instances), &headers));
+    }
+    Ok(reading.answer(&instances()))
 }
 
 /// `GET /v1/catalog/connect/:service` and its like: there is no mesh, so nothing is capable of it.

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::http::Uri;
+use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
 
 use super::catalog::named;
 use super::dto::answers::{HealthCheck, ServiceEntry};
 use super::filter::Shape;
 use super::reading::{Asked, Tail};
+use super::ready::OfService;
 use crate::catalog::model::lower;
 use crate::catalog::{NodeEntry, NodeKey, Status, Topic};
 use crate::http::Face;
@@ -20,6 +21,7 @@ use crate::http::error::Fault;
 pub async fn service(
     State(face): State<Arc<Face>>,
     uri: Uri,
+    headers: HeaderMap,
     tail: Tail,
 ) -> Result<Response, Fault> {
     let asked = Asked::of(&uri, &Shape::SERVICE_ENTRY)?;
@@ -29,14 +31,22 @@ pub async fn service(
     };
     let topic = Topic::Health(lower(&name).into());
     let reading = asked.read(&face, |_| topic.clone()).await?;
-    let entries: Vec<_> = reading
-        .instances(&name)
-        .into_iter()
-        .filter(|instance| !only_passing || instance.status == Status::Passing)
-        .map(|instance| ServiceEntry::of(instance))
-        .filter(|entry| reading.keeps(entry))
-        .collect();
-    Ok(reading.answer(&entries))
+    let entries = || -> Vec<_> {
+        let instances = reading.instances(&name).into_iter();
+        instances
+            .filter(|instance| !only_passing || instance.status == Status::Passing)
+            .map(|instance| ServiceEntry::of(instance))
+            .filter(|entry| reading.keeps(entry))
+            .collect()
+    };
+    match reading.view.service(&name).filter(|_| reading.is_common()) {
+        Some(entry) => {
+            let kept: Arc<OfService> = entry.memo.get_or_default();
+            let slot = if only_passing { &kept.health_passing } else { &kept.health };
+            Ok(reading.answer_kept(&slot.get(entries), &headers))
+        }
+        None => Ok(reading.answer(&entries())),
+    }
 }
 
 /// `GET /v1/health/node/:node`: a node's own checks and those of its instances.

@@ -19,5 +19,6 @@ pub mod prepared;
 pub mod process;
 pub mod query;
 pub mod reading;
+pub mod ready;
 pub mod status;
 pub mod txn;

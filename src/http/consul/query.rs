@@ -34,6 +34,11 @@ impl Query {
         self.first(name).is_some()
     }
 
+    /// Tells whether nothing but these parameters is there.
+    pub fn is_only(&self, names: &[&str]) -> bool {
+        self.0.iter().all(|(key, _)| names.contains(&key.as_str()))
+    }
+
     /// Returns a boolean: false when absent, true without a value, `None` for nonsense.
     pub fn boolean(&self, name: &str) -> Option<bool> {
         match self.first(name) {

@@ -13,12 +13,17 @@ use serde::Serialize;
 use super::filter::{Filter, Shape};
 use super::index::{self, Options};
 use super::query::{Datacenter, NodeMeta, Query, has_tags};
+use super::ready::Ready;
 use crate::catalog::view::NodeInfo;
 use crate::catalog::{Instance, NodeEntry, Topic, View};
 use crate::http::error::Fault;
 use crate::http::stats::Gauged;
 use crate::http::{Face, Host};
 use crate::types::NodeId;
+
+/// Parameters that change when an answer comes, not what it shows. `passing` does, and has an answer of
+/// its own.
+const COMMON: &[&str] = &["index", "wait", "stale", "consistent", "cached", "passing", "token"];
 
 /// What follows the last slash of a path; nothing at all where the path ends there.
 pub type Tail = Option<Path<String>>;
@@ -155,6 +160,19 @@ impl Reading {
     /// Tells whether `?filter` leaves an object in the answer.
     pub fn keeps(&self, object: &impl Serialize) -> bool {
         passes(self.filter.as_ref(), object)
+    }
+
+    /// Tells whether the answer is the one that most ask for, and may be a kept one: nothing that was
+    /// asked changes what it shows.
+    pub fn is_common(&self) -> bool {
+        self.query.is_only(COMMON)
+    }
+
+    /// Answers with a body that is kept.
+    pub fn answer_kept(&self, ready: &Ready, asked: &HeaderMap) -> Response {
+        let mut response = ready.answer(asked);
+        self.head(response.headers_mut());
+        response
     }
 
     /// Answers with a body and all of the headers.
