@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use rustix::process::{Resource, getrlimit};
+
 use super::{StartError, identity};
 use crate::config::agent::{Consul, Tombstones};
 use crate::config::parse::{Span, socket_address};
@@ -211,11 +213,32 @@ pub(super) fn replica(tombstones: &Tombstones) -> replica::Config {
     }
 }
 
+/// Returns how many files the process may open.
+fn files_max() -> usize {
+    let limit = getrlimit(Resource::Nofile).current;
+    limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX)
+}
+
+/// Returns how many connections HTTP takes. The other half of the files is for the database, DNS,
+/// checks and the cluster.
+fn connections(asked: [Option<usize>; 3], files_max: usize) -> http::Limits {
+    let [total, per_address, per_loopback] = asked;
+    let defaults = http::Limits::default();
+    let total = total.unwrap_or_else(|| defaults.total.min(files_max / 2)).max(1);
+    http::Limits {
+        total,
+        per_address: per_address.unwrap_or(defaults.per_address),
+        // Others find a seat whatever the host's own programs do.
+        per_loopback: per_loopback.unwrap_or_else(|| defaults.per_loopback.min(total - total / 4)),
+    }
+}
+
 /// Returns where and how this node answers HTTP.
 pub(super) fn http(agent: &Agent) -> http::Config {
     http::Config {
         addresses: agent.http.clone(),
         hosts: agent.http_hosts.clone(),
+        limits: connections(agent.http_connections, files_max()),
         script_checks: agent.checks.enable_script_checks.unwrap_or_default(),
         ..http::Config::default()
     }
@@ -271,6 +294,19 @@ mod tests {
             Err(error) => error.to_string(),
         };
         assert_eq!(found, expected, "{options}");
+    }
+
+    #[test]
+    fn connections_leave_files_for_all_else() {
+        let of = |asked, files| {
+            let limits = connections(asked, files);
+            (limits.total, limits.per_address, limits.per_loopback)
+        };
+        assert_eq!(of([None; 3], usize::MAX), (16_384, 200, 12_288));
+        assert_eq!(of([None; 3], 1_024), (512, 200, 384));
+        assert_eq!(of([Some(20_000), Some(9), None], 1_024), (20_000, 9, 12_288));
+        assert_eq!(of([Some(1), None, Some(5)], 1_024), (1, 200, 5));
+        assert_eq!(of([None; 3], 0).0, 1);
     }
 
     #[test]

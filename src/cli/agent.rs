@@ -3,6 +3,7 @@
 use std::pin::pin;
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
@@ -19,6 +20,7 @@ pub(super) const END_WITHIN: Duration = Duration::from_millis(500);
 pub(super) fn run(flags: Flags) -> Result<(), Failure> {
     let agent = Agent::from_flags(flags)?;
     start_log(&agent.log_level, agent.log_json)?;
+    raise_files_max();
     let runtime = runtime()?;
     let outcome = runtime.block_on(async {
         // Signals are caught before anything is started, so that none ends the node half-way.
@@ -52,6 +54,18 @@ async fn start(agent: Agent, stop: &mut Stop) -> Result<Option<App>, Failure> {
     }
     info!("Stopped before the start had come to its end");
     Ok(None)
+}
+
+/// Lets the process open as many files as the system permits: each connection is one, and most
+/// systems begin with 1,024.
+fn raise_files_max() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current == limit.maximum {
+        return;
+    }
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        warn!(%error, "The limit of open files stays as it is: {:?}", limit.current);
+    }
 }
 
 /// Sends the log to the standard error output.

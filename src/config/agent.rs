@@ -118,6 +118,8 @@ pub struct Agent {
     pub http: Vec<SocketAddr>,
     /// Host names that requests to a loopback address may carry, beside the usual ones.
     pub http_hosts: Vec<String>,
+    /// Connections in all, from one address, and from one loopback address; none is 0.
+    pub http_connections: [Option<usize>; 3],
     /// The second part is true where it is no error that the address cannot be bound.
     pub dns: Vec<(SocketAddr, bool)>,
     pub dns_options: file::Dns,
@@ -217,6 +219,7 @@ impl Agent {
             address,
             node_meta: file.node_meta,
             schema: first_of(flags.schema, file.schema).unwrap_or_default(),
+            http_connections: connections(&file.http)?,
             http: addresses(first_of(flags.http, file.http.listen), &["127.0.0.1"], HTTP_PORT)?,
             http_hosts: file.http.hosts.unwrap_or_default(),
             dns: dns_addresses(first_of(flags.dns, file.dns.listen.clone()))?,
@@ -346,6 +349,21 @@ fn consul(
         interval: file.interval.map_or(Duration::from_secs(1), |span| span.0),
         grace: file.grace.map_or(Duration::from_secs(30), |span| span.0),
     }))
+}
+
+/// Takes the numbers of connections, none of which may be 0.
+fn connections(http: &file::Http) -> Result<[Option<usize>; 3], ConfigError> {
+    let named = [
+        ("http.connections_max", http.connections_max),
+        ("http.connections_per_client_max", http.connections_per_client_max),
+        ("http.connections_per_loopback_max", http.connections_per_loopback_max),
+    ];
+    for (name, number) in named {
+        if number == Some(0) {
+            return Err(ConfigError::new(format!("{name} is 0: nobody could connect")));
+        }
+    }
+    Ok(named.map(|(_, number)| number))
 }
 
 fn dns_addresses(given: Option<Vec<String>>) -> Result<Vec<(SocketAddr, bool)>, ConfigError> {
@@ -495,6 +513,7 @@ mod tests {
         for (file, part) in [
             ("node = 'a b'", "node 'a b' cannot be used"),
             ("node_id = 'n1'", "'n1' is not a UUID"),
+            ("[http]\nconnections_max = 0", "http.connections_max is 0: nobody could connect"),
             ("[http]\nlisten = ['nowhere']", "'nowhere' is not an address"),
             ("[consul]\nurl = 'consul:8500'", "is not the URL of a Consul agent"),
             ("[log]\nformat = 'xml'", "neither 'plain' nor 'json'"),

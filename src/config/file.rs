@@ -56,6 +56,13 @@ pub struct Http {
     /// Host names that requests to a loopback address may carry, beside addresses, names without
     /// a dot and those of private zones: it keeps foreign web pages out. Default none.
     pub hosts: Option<Vec<String>>,
+    /// Connections in all. Default 16,384, or half of the files that the system lets it open.
+    pub connections_max: Option<usize>,
+    /// Connections from one address of another host. Default 200, as in Consul.
+    pub connections_per_client_max: Option<usize>,
+    /// Connections from each loopback address, behind which all programs of the host stand. Default
+    /// 12,288, or three quarters of those in all.
+    pub connections_per_loopback_max: Option<usize>,
 }
 
 #[derive(Clone, PartialEq, Debug, Default, Deserialize)]

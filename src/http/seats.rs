@@ -7,18 +7,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// The limits on connections. Past them a new connection is closed at once.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
-    /// In all. Default: 4,096.
+    /// In all. Default: 16,384.
     pub total: usize,
     /// From one address. Default: 200, as in Consul.
     pub per_address: usize,
-    /// From each loopback address, behind which all programs of the host stand. Default: 3,072,
+    /// From each loopback address, behind which all programs of the host stand. Default: 12,288,
     /// so that the host's own programs leave seats for others.
     pub per_loopback: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { total: 4_096, per_address: 200, per_loopback: 3_072 }
+        Self { total: 16_384, per_address: 200, per_loopback: 12_288 }
     }
 }
 
