@@ -240,7 +240,6 @@ pub(super) fn http(agent: &Agent) -> http::Config {
         hosts: agent.http_hosts.clone(),
         limits: connections(agent.http_connections, files_max()),
         script_checks: agent.checks.enable_script_checks.unwrap_or_default(),
-        ..http::Config::default()
     }
 }
 

@@ -1,5 +1,5 @@
-//! The integration tests: real agents on loopback addresses, asked with real `dig`, HTTP and a
-//! real Consul agent. Each test has a network 127.N.0.0/16 of its own, so that all nodes use the
+//! The integration tests: real agents on loopback addresses, asked with real `dig`, HTTP, the
+//! system's resolvers and a real Consul, agent and command line. Each test has a network 127.N.0.0/16 of its own, so that all nodes use the
 //! default ports and the tests run side by side.
 
 mod support;
@@ -11,6 +11,7 @@ mod bounds;
 mod cli;
 mod cluster;
 mod consul;
+mod consul_cli;
 mod dev;
 mod durability;
 mod external;
@@ -21,5 +22,6 @@ mod members;
 mod networks;
 mod resolvers;
 mod schema;
+mod shared;
 mod snapshot;
 mod sql;
