@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::events::Event;
 use super::model::{Check, Node, NodeKey, Service, Source, Status};
 use super::queries::PreparedQuery;
 
@@ -95,6 +96,8 @@ pub enum CatalogEdit {
     RemoveQuery {
         id: String,
     },
+    /// Tells all nodes of an event.
+    Fire(Box<Event>),
 }
 
 /// One difference between a mirrored agent and what this node holds of it.

@@ -2,6 +2,7 @@
 //! Nothing here knows SQL or sockets, nor how the HTTP API spells these things.
 
 pub mod command;
+pub mod events;
 mod fold;
 pub mod keys;
 mod memo;

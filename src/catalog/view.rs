@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
 
+use super::events::Events;
 use super::fold::Fold;
 use super::keys::Keys;
 use super::memo::Memo;
@@ -45,6 +46,8 @@ pub enum Topic {
     Key(Arc<str>),
     /// All keys that begin so. No commit touches it by name: it is touched with each such key.
     KeysUnder(Arc<str>),
+    /// The events of a name that this node was told; without a name all of them.
+    Events(Arc<str>),
     /// Any prepared query; not what it finds.
     Queries,
 }
@@ -107,6 +110,7 @@ pub struct View {
     pub(super) addresses: OrdSet<Holder>,
     pub(super) keys: Keys,
     pub(super) queries: Queries,
+    pub(super) events: Events,
     /// For what is worked out of all nodes, and of all services; as old as they are.
     pub(super) nodes_memo: Arc<Memo>,
     pub(super) services_memo: Arc<Memo>,
@@ -261,6 +265,7 @@ impl View {
             addresses: OrdSet::new(),
             keys: Keys::default(),
             queries: Queries::default(),
+            events: Events::default(),
             nodes_memo: Arc::default(),
             services_memo: Arc::default(),
             indexes: OrdMap::new(),
@@ -353,6 +358,11 @@ impl View {
         &self.keys
     }
 
+    /// Returns the events that this node was told.
+    pub fn events(&self) -> &Events {
+        &self.events
+    }
+
     /// Returns the place for what is worked out of all nodes: another one once any of them changes.
     pub fn nodes_memo(&self) -> &Memo {
         &self.nodes_memo
@@ -415,6 +425,7 @@ impl View {
             Topic::Node(_) | Topic::NodeChecks(_) => self.node_gone_at,
             Topic::Key(key) => self.keys.index(key),
             Topic::KeysUnder(prefix) => self.keys.index_under(prefix),
+            Topic::Events(name) => self.events.index(Some(&**name).filter(|name| !name.is_empty())),
         }
     }
 

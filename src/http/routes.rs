@@ -14,7 +14,7 @@ use tower_http::compression::predicate::SizeAbove;
 
 use super::Face;
 use super::consul::{
-    agent, agent_check, agent_service, catalog, coordinate, elsewhere, external, health, kv,
+    agent, agent_check, agent_service, catalog, coordinate, elsewhere, event, external, health, kv,
     prepared, process, status, txn,
 };
 use super::error::Fault;
@@ -120,6 +120,8 @@ fn key_pages(routes: Routes) -> Routes {
     let routes = tail(routes, "/v1/coordinate/node/", READ, get(coordinate::node));
     let routes = fixed(routes, "/v1/coordinate/datacenters", READ, get(coordinate::datacenters));
     let routes = fixed(routes, "/v1/coordinate/update", WRITE, put(coordinate::update));
+    let routes = tail(routes, "/v1/event/fire/", WRITE, put(event::fire));
+    let routes = fixed(routes, "/v1/event/list", READ, get(event::list));
     let routes = fixed(routes, "/v1/txn", WRITE, put(txn::run));
     let queries = get(prepared::list).post(prepared::create);
     let routes = fixed(routes, "/v1/query", "OPTIONS,GET,POST", queries);

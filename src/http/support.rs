@@ -18,11 +18,13 @@ use tower::ServiceExt;
 use super::freshness::Freshness;
 use super::guard::Guard;
 use super::{Demand, Face, Host, Reports, routes};
+use crate::catalog::events::Event;
 use crate::catalog::model::{Check, Node, Service, key_of, lower};
 use crate::catalog::queries::PreparedQuery;
 use crate::catalog::rows::{
-    CHECKS, EXTERNAL_CHECKS, EXTERNAL_NODES, EXTERNAL_SERVICES, KEYS, NODES, QUERIES, SERVICES,
-    check_row, external_check_row, external_node_row, key_row, node_row, query_row, service_row,
+    CHECKS, EVENTS, EXTERNAL_CHECKS, EXTERNAL_NODES, EXTERNAL_SERVICES, KEYS, NODES, QUERIES,
+    SERVICES, check_row, event_row, external_check_row, external_node_row, key_row, node_row,
+    query_row, service_row,
 };
 use crate::catalog::{Command, Status, View};
 use crate::crdt::{Commit, RowEvent, RowEvents, TableEvents, TableInfo};
@@ -70,6 +72,10 @@ impl Rows {
 
     pub fn query(&mut self, id: &str, query: &PreparedQuery) {
         self.put(QUERIES, 1, query_row(id, query));
+    }
+
+    pub fn event(&mut self, place: &str, event: &Event) {
+        self.put(EVENTS, 1, event_row(place, event));
     }
 
     fn put(&mut self, table: &'static str, keys: usize, row: Row) {

@@ -80,6 +80,15 @@ async fn operators_commands_work_against_a_node() {
     let (is_done, text) = try_consul(&n1, &["lock", "-timeout=1s", "cfg/lock", "true"]);
     assert!(!is_done && text.contains("need a consensus"), "{text}");
 
+    let fired = consul(&n1, &["event", "-name=deploy", "-node=2$", "hello"]);
+    assert!(fired.contains("Event ID"), "{fired}");
+    wait_for("the event to be at the node that it is for", || async {
+        let watched = consul(&n2, &["watch", "-type=event", "-name=deploy"]);
+        watched.contains("aGVsbG8=").then_some(())
+    })
+    .await;
+    assert_eq!(n1.get("/v1/event/list").await, serde_json::json!([]));
+
     let joined = consul(&n1, &["join", &format!("{}:7401", n2.ip)]);
     assert!(joined.contains("Successfully joined"), "{joined}");
     assert!(consul(&n2, &["leave"]).contains("Graceful leave complete"));

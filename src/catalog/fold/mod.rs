@@ -72,6 +72,9 @@ impl Fold {
     /// Gathers a table's rows. Other tables than the catalog's are no business of a view.
     pub(super) fn take_in(&mut self, events: &TableEvents) {
         let table = &*events.table.name;
+        if table == rows::EVENTS {
+            return self.take_in_events(events);
+        }
         if !rows::TABLES.contains(&table) {
             return;
         }
@@ -114,6 +117,19 @@ impl Fold {
                     let check = row.map(|row| rows::check_from_row(columns, row));
                     changes.checks.insert(id, check);
                 }
+            }
+        }
+    }
+
+    fn take_in_events(&mut self, events: &TableEvents) {
+        for event in events.rows.each() {
+            // A place that is empty again tells nobody anything.
+            let Some(row) = event.row.as_deref() else { continue };
+            let event = rows::event_from_row(&events.table.columns, row);
+            let topics = [Topic::Events("".into()), Topic::Events(event.name.as_str().into())];
+            let own = self.view.own().cloned();
+            if self.view.events.take_in(self.at, own.as_deref(), event) {
+                self.touch(topics);
             }
         }
     }
@@ -176,8 +192,8 @@ impl Fold {
                     view.services.contains_key(name)
                 }
                 Topic::Node(key) | Topic::NodeChecks(key) => view.nodes.contains_key(key),
-                // Keys hold their indexes themselves.
-                Topic::Key(_) | Topic::KeysUnder(_) => false,
+                // Keys and events hold their indexes themselves.
+                Topic::Key(_) | Topic::KeysUnder(_) | Topic::Events(_) => false,
             };
             if is_here {
                 view.indexes.insert(topic.clone(), self.at);

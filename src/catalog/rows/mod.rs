@@ -11,11 +11,11 @@ use serde::{Deserialize, Serialize};
 
 pub use plan::plan;
 pub use read::{
-    DefinitionError, check_from_row, definition_from_json, node_from_row, owned_key,
-    query_from_row, service_from_row, tags_from_row, text_key, value_from_row,
+    DefinitionError, check_from_row, definition_from_json, event_from_row, node_from_row,
+    owned_key, query_from_row, service_from_row, tags_from_row, text_key, value_from_row,
 };
 pub use write::{
-    Row, check_row, external_check_row, external_node_row, key_row, node_row, query_row,
+    Row, check_row, event_row, external_check_row, external_node_row, key_row, node_row, query_row,
     service_row, tags_row,
 };
 
@@ -31,6 +31,8 @@ pub const TAG_OVERRIDES: &str = "tag_overrides";
 /// Keys and values.
 pub const KEYS: &str = "kv";
 pub const QUERIES: &str = "prepared_queries";
+/// What was fired of late. It is no part of a view that is begun from what a database holds.
+pub const EVENTS: &str = "events";
 /// All of them: what a view is folded from.
 pub const TABLES: [&str; 9] = [
     NODES,

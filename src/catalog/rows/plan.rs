@@ -1,21 +1,22 @@
 //! Commands to row operations.
 
 use super::write::{
-    Row, check_row, external_check_row, external_node_row, json, key_row, node_row, query_row,
-    service_row, tags_row,
+    Row, check_row, event_row, external_check_row, external_node_row, json, key_row, node_row,
+    query_row, service_row, tags_row,
 };
 use super::{
-    CHECKS, DEFINITIONS, EXTERNAL_CHECKS, EXTERNAL_NODES, EXTERNAL_SERVICES, KEYS, NODES, QUERIES,
-    SERVICES, TAG_OVERRIDES,
+    CHECKS, DEFINITIONS, EVENTS, EXTERNAL_CHECKS, EXTERNAL_NODES, EXTERNAL_SERVICES, KEYS, NODES,
+    QUERIES, SERVICES, TAG_OVERRIDES,
 };
 use crate::catalog::command::{
     CatalogEdit, CheckDefinition, CheckKind, CheckRegistration, Command, MirrorChange,
 };
+use crate::catalog::events::Event;
 use crate::catalog::model::{
     Check, NODE_MAINTENANCE, NodeKey, SERVERS, SERVICE_MAINTENANCE, Service, Source, Status,
 };
 use crate::crdt::{Refusal, RowOp};
-use crate::types::Value;
+use crate::types::{NodeId, Value};
 
 /// What stays of a check's row when the check is registered again: only its results change it.
 const RESULTS: &[&str] = &["status", "output"];
@@ -57,7 +58,7 @@ pub fn plan(node: &NodeKey, command: &Command) -> Vec<RowOp> {
         Command::Maintenance { service_id: None, enable: false, reason: _ } => {
             vec![delete(CHECKS, row_of(node, NODE_MAINTENANCE))]
         }
-        Command::Edit(edits) => edits.iter().flat_map(edit).collect(),
+        Command::Edit(edits) => edits.iter().flat_map(|one| edit(node, one)).collect(),
         Command::Mirror { source, changes } => {
             changes.iter().flat_map(|change| mirror(node, *source, change)).collect()
         }
@@ -189,7 +190,17 @@ fn enter(node: &NodeKey, check_id: String, service_id: &str, reason: &str) -> Ro
     RowOp::Put { table: CHECKS, row: check_row(node, &check), keep: ALL }
 }
 
-fn edit(edit: &CatalogEdit) -> Vec<RowOp> {
+/// A node's ring of events has so many places.
+const EVENT_PLACES: u128 = 128;
+
+/// Returns where an event stands in its node's ring: by its id, which is random, so that no count has
+/// to be kept over restarts.
+fn place_of(node: &NodeKey, event: &Event) -> String {
+    let id: NodeId = event.id.parse().unwrap_or_default();
+    format!("{node}/{}", u128::from_be_bytes(id.0) % EVENT_PLACES)
+}
+
+fn edit(own: &NodeKey, edit: &CatalogEdit) -> Vec<RowOp> {
     let here = |node: &str| {
         let matching = vec![("id", text(node))];
         require(EXTERNAL_NODES, matching, format!("Missing node registration of \"{node}\""))
@@ -230,6 +241,7 @@ fn edit(edit: &CatalogEdit) -> Vec<RowOp> {
         }
         CatalogEdit::PutKey { key, value, flags } => vec![put(KEYS, key_row(key, value, *flags))],
         CatalogEdit::PutQuery { id, query } => vec![put(QUERIES, query_row(id, query))],
+        CatalogEdit::Fire(event) => vec![put(EVENTS, event_row(&place_of(own, event), event))],
         CatalogEdit::RemoveQuery { id } => vec![delete(QUERIES, vec![("id", text(id))])],
         CatalogEdit::RemoveKey { key } => vec![delete(KEYS, vec![("key", text(key))])],
     }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::AddressJson;
 use crate::catalog::command::CheckDefinition;
+use crate::catalog::events::Event;
 use crate::catalog::model::{Check, Node, NodeKey, Service, ServiceAddress, Source, Status};
 use crate::catalog::queries::PreparedQuery;
 use crate::crdt::{Name, RowEvent};
@@ -105,25 +106,46 @@ pub fn tags_from_row(columns: &[Name], row: &[Value]) -> Vec<String> {
 /// Reads a row of `kv`: the value's bytes and the flags. What SQL wrote there as text or as a number
 /// is that text, or the number's digits.
 pub fn value_from_row(columns: &[Name], row: &[Value]) -> (Vec<u8>, u64) {
-    let (mut bytes, mut flags) = (Vec::new(), 0);
+    let (mut held, mut flags) = (Vec::new(), 0);
     for (column, value) in columns.iter().zip(row) {
         match &**column {
-            "value" => {
-                bytes = match value {
-                    Value::Blob(blob) => blob.clone(),
-                    Value::Text(text) => text.as_bytes().to_vec(),
-                    Value::Integer(number) => number.to_string().into_bytes(),
-                    Value::Real(number) => number.to_string().into_bytes(),
-                    Value::Null => Vec::new(),
-                }
-            }
+            "value" => held = bytes(value),
             // All 64 bits are used; SQLite counts them with a sign.
             "flags" => flags = value.as_integer().unwrap_or(0).cast_unsigned(),
             // The key, and columns that users added.
             _ => {}
         }
     }
-    (bytes, flags)
+    (held, flags)
+}
+
+fn bytes(value: &Value) -> Vec<u8> {
+    match value {
+        Value::Blob(blob) => blob.clone(),
+        Value::Text(text) => text.as_bytes().to_vec(),
+        Value::Integer(number) => number.to_string().into_bytes(),
+        Value::Real(number) => number.to_string().into_bytes(),
+        Value::Null => Vec::new(),
+    }
+}
+
+/// Reads a row of `events`.
+pub fn event_from_row(columns: &[Name], row: &[Value]) -> Event {
+    let mut event = Event::default();
+    for (column, value) in columns.iter().zip(row) {
+        match &**column {
+            "id" => event.id = text(value),
+            "name" => event.name = text(value),
+            "payload" => event.payload = bytes(value),
+            "node_filter" => event.node_filter = text(value),
+            "service_filter" => event.service_filter = text(value),
+            "tag_filter" => event.tag_filter = text(value),
+            "fired_at" => event.fired_at = value.as_integer().unwrap_or(0).cast_unsigned(),
+            // The key, and columns that users added.
+            _ => {}
+        }
+    }
+    event
 }
 
 /// Reads a row of `prepared_queries`.

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::AddressJson;
+use crate::catalog::events::Event;
 use crate::catalog::model::{Check, Node, Service};
 use crate::catalog::queries::PreparedQuery;
 use crate::types::Value;
@@ -54,6 +55,20 @@ pub fn tags_row(node: &str, service_id: &str, tags: &[String]) -> Row {
 pub fn key_row(key: &str, value: &[u8], flags: u64) -> Row {
     let value = Value::Blob(value.into());
     vec![("key", key.into()), ("value", value), ("flags", flags.cast_signed().into())]
+}
+
+/// Returns the row of `events` that says so, whole. `place` is where it stands in its node's ring.
+pub fn event_row(place: &str, event: &Event) -> Row {
+    vec![
+        ("place", place.into()),
+        ("id", event.id.as_str().into()),
+        ("name", event.name.as_str().into()),
+        ("payload", Value::Blob(event.payload.clone())),
+        ("node_filter", event.node_filter.as_str().into()),
+        ("service_filter", event.service_filter.as_str().into()),
+        ("tag_filter", event.tag_filter.as_str().into()),
+        ("fired_at", event.fired_at.cast_signed().into()),
+    ]
 }
 
 /// Returns the row of `prepared_queries` that says so, whole.

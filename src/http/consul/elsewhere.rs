@@ -9,14 +9,12 @@ pub struct Place {
     pub reason: &'static str,
 }
 
-const NO_EVENTS: &str = "Events are not here";
 const NO_MESH: &str = "Connect must be enabled in order to use this endpoint";
 const NO_ACL: &str = "ACL support disabled";
 const NO_SERVERS: &str = "There are no Raft servers here to operate; every node has the catalog";
 
 /// Where there is nothing.
 pub const PLACES: &[Place] = &[
-    not_here("/v1/event", NO_EVENTS),
     not_here("/v1/operator", NO_SERVERS),
     not_here("/v1/snapshot", "Back up with `tribune backup`; there is no Raft log to snapshot"),
     not_here("/v1/internal", "The pages of Consul's web interface are not here"),

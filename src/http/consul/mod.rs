@@ -8,6 +8,7 @@ pub mod catalog;
 pub mod coordinate;
 pub mod dto;
 pub mod elsewhere;
+pub mod event;
 pub mod external;
 pub mod filter;
 #[cfg(test)]

@@ -37,7 +37,7 @@ use super::tables::Tables;
 use super::{functions, limits as writer};
 
 /// The tables that every node has.
-const FIXED: [(&str, &str); 10] = [
+const FIXED: [(&str, &str); 11] = [
     ("schema/nodes.sql", include_str!("../../../schema/nodes.sql")),
     ("schema/services.sql", include_str!("../../../schema/services.sql")),
     ("schema/checks.sql", include_str!("../../../schema/checks.sql")),
@@ -47,11 +47,12 @@ const FIXED: [(&str, &str); 10] = [
     ("schema/external_checks.sql", include_str!("../../../schema/external_checks.sql")),
     ("schema/tag_overrides.sql", include_str!("../../../schema/tag_overrides.sql")),
     ("schema/prepared_queries.sql", include_str!("../../../schema/prepared_queries.sql")),
+    ("schema/events.sql", include_str!("../../../schema/events.sql")),
     ("schema/tribune_schema.sql", include_str!("../../../schema/tribune_schema.sql")),
 ];
 
 /// Their names: no schema change may name them.
-const FIXED_TABLES: [&str; 10] = [
+const FIXED_TABLES: [&str; 11] = [
     "nodes",
     "services",
     "checks",
@@ -61,6 +62,7 @@ const FIXED_TABLES: [&str; 10] = [
     "external_checks",
     "tag_overrides",
     "prepared_queries",
+    "events",
     SCHEMA_TABLE,
 ];
 

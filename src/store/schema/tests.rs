@@ -217,6 +217,7 @@ fn what_the_rules_allow_is_made() {
             "'a'",
             "'c'",
             "'checks'",
+            "'events'",
             "'external_checks'",
             "'external_nodes'",
             "'external_services'",

@@ -74,7 +74,7 @@ fn touches(pair: &mut Pair, step: Step, expected: &str) {
         Topic::ServiceChecks(name) => format!("ServiceChecks({name})"),
         Topic::Node(key) => format!("Node({})", names[key]),
         Topic::NodeChecks(key) => format!("NodeChecks({})", names[key]),
-        Topic::Key(key) | Topic::KeysUnder(key) => format!("Key({key})"),
+        Topic::Key(key) | Topic::KeysUnder(key) | Topic::Events(key) => format!("Key({key})"),
     };
     let mut touched: Vec<String> = pair.step(&step).iter().map(shown).collect();
     touched.sort();

@@ -379,7 +379,7 @@ impl Model {
                     view.service(name).is_some()
                 }
                 Topic::Node(key) | Topic::NodeChecks(key) => view.node_by_key(key).is_some(),
-                Topic::Key(_) | Topic::KeysUnder(_) => false,
+                Topic::Key(_) | Topic::KeysUnder(_) | Topic::Events(_) => false,
             };
             assert!(is_here, "{topic:?} outlived its thing");
         }
