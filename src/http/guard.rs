@@ -7,15 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use axum::extract::{Request, State};
-use axum::http::header::{ACCEPT, ACCEPT_ENCODING, HOST, HeaderName, LOCATION, VARY};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
+use axum::http::header::{HOST, HeaderName, LOCATION, VARY};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 use tracing::error;
 
 use super::error::Fault;
-use super::freshness::WAIT_FOR;
 use super::serve::Ends;
 use super::stats::Stats;
 
@@ -33,8 +32,7 @@ pub struct Guard {
 }
 
 /// The layer around all routes.
-pub async fn guard(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
-    loosen(&mut request);
+pub async fn guard(State(guard): State<Guard>, request: Request, next: Next) -> Response {
     let path = request.uri().path().to_owned();
     let mut response = match admit(&guard, &request) {
         Ok(()) => match AssertUnwindSafe(next.run(request)).catch_unwind().await {
@@ -52,29 +50,6 @@ pub async fn guard(State(guard): State<Guard>, mut request: Request, next: Next)
     headers.insert(NO_SNIFF, HeaderValue::from_static("nosniff"));
     guard.stats.answered(response.status().as_u16());
     response
-}
-
-/// Headers that matter to a request that may wait.
-const OF_WAITERS: [HeaderName; 4] = [ACCEPT, ACCEPT_ENCODING, HOST, WAIT_FOR];
-
-/// Lets go of the buffer that a request was read into, where it may wait: it is 8 KiB, and there may be
-/// ten thousand of them. What is left of the request is a copy.
-fn loosen(request: &mut Request) {
-    let waits = request
-        .uri()
-        .query()
-        .is_some_and(|query| query.contains("index=") || query.contains("hash="));
-    if !waits || request.method() != Method::GET {
-        return;
-    }
-    let Ok(uri) = request.uri().to_string().parse() else { return };
-    *request.uri_mut() = uri;
-    let copied = OF_WAITERS.into_iter().filter_map(|name| {
-        let value = request.headers().get(&name)?;
-        Some((name, HeaderValue::from_bytes(value.as_bytes()).ok()?))
-    });
-    let copied: HeaderMap = copied.collect();
-    *request.headers_mut() = copied;
 }
 
 fn admit(guard: &Guard, request: &Request) -> Result<(), Fault> {
@@ -189,25 +164,6 @@ mod tests {
             let location = headers.get(LOCATION).map(|value| value.to_str().unwrap().to_owned());
             (status, location.unwrap_or_default())
         })
-    }
-
-    #[test]
-    fn what_waits_is_a_copy_of_what_matters() {
-        let buffer = bytes::Bytes::from("gzip and much more");
-        let value = HeaderValue::from_maybe_shared(buffer.slice(..4)).unwrap();
-        let request = |uri: &str| {
-            let request = Request::get(uri).header(ACCEPT_ENCODING, value.clone());
-            request.header("user-agent", "x").body(axum::body::Body::empty()).unwrap()
-        };
-        let mut waiting = request("/v1/health/service/web?index=7&tag=a%20b");
-        loosen(&mut waiting);
-        assert_eq!(waiting.uri(), "/v1/health/service/web?index=7&tag=a%20b");
-        assert_eq!(waiting.headers()[ACCEPT_ENCODING], "gzip");
-        assert_ne!(waiting.headers()[ACCEPT_ENCODING].as_bytes().as_ptr(), buffer.as_ptr());
-        assert!(!waiting.headers().contains_key("user-agent"));
-        let mut other = request("/v1/health/service/web?passing");
-        loosen(&mut other);
-        assert!(other.headers().contains_key("user-agent"));
     }
 
     #[test]
