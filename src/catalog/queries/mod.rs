@@ -82,6 +82,9 @@ impl Queries {
         if let Some(entry) = self.named(name_or_id, false) {
             return Ok(Some(Resolved { entry, wanted: Cow::Borrowed(&entry.query.service) }));
         }
+        if self.prefixes.is_empty() {
+            return Ok(None);
+        }
         let name = lower(name_or_id);
         let ends = name.char_indices().map(|(at, _)| at).chain([name.len()]).rev();
         let mut templates = ends.filter_map(|end| self.named(&name[..end], true));

@@ -27,6 +27,9 @@ use crate::http::error::Fault;
 /// The longest value: Consul's `kv_max_value_size`.
 pub const VALUE_BYTES_MAX: usize = 512 * 1024;
 
+/// So many keys are removed in one transaction: while it runs, nothing else is written.
+const KEYS_AT_ONCE: usize = 10_000;
+
 /// Why a write that only one of several writers may win is refused.
 pub const NO_CONSENSUS: &str = "need a consensus that Tribune does not have: two nodes could both grant \
                             it. Keep locks and compare-and-set in a store with one, such as the \
@@ -152,8 +155,8 @@ pub async fn delete(
         vec![named(key)?]
     };
     let edits: Vec<_> = keys.into_iter().map(|key| CatalogEdit::RemoveKey { key }).collect();
-    if !edits.is_empty() {
-        face.host.submit(Command::Edit(edits)).await?;
+    for some in edits.chunks(KEYS_AT_ONCE) {
+        face.host.submit(Command::Edit(some.to_vec())).await?;
     }
     Ok(json(&query, &true))
 }
