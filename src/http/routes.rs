@@ -35,6 +35,7 @@ pub fn router(face: Arc<Face>, further: Router, (shared, freshness): (Guard, Fre
     let compression = CompressionLayer::new().compress_when(SizeAbove::new(GZIP_BYTES_MIN.into()));
     consul()
         .layer(compression)
+        .merge(streams())
         .with_state(face)
         .merge(further)
         .fallback(|| async { Fault::not_found("") })
@@ -49,6 +50,11 @@ fn consul() -> Routes {
     let routes = catalog_pages(routes);
     let routes = key_pages(routes);
     elsewhere_pages(routes)
+}
+
+/// Pages that go on: compression would hold lines back.
+fn streams() -> Routes {
+    fixed(Router::new(), "/v1/agent/monitor", READ, get(process::monitor))
 }
 
 fn pages(routes: Routes) -> Routes {

@@ -3,12 +3,14 @@
 //! `app` hands that in as a source.
 
 pub mod metrics;
+pub mod monitor;
 pub mod pulse;
 
 use std::io::IsTerminal;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
 
 pub use metrics::{Family, Histogram, Metrics, Points};
 pub use pulse::{Echo, Pulse, Pulses};
@@ -56,15 +58,16 @@ pub enum StartError {
 /// terminal or forge a line.
 pub fn start(config: &Config) -> Result<(), StartError> {
     let filter = filter(&config.filter)?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let own = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
-    match config.format {
-        Format::Plain => builder.finish().try_init(),
-        Format::Json => builder.json().flatten_event(true).finish().try_init(),
-    }
-    .map_err(|error| StartError::Installed(error.to_string()))
+    let own = match config.format {
+        Format::Plain => own.with_filter(filter).boxed(),
+        Format::Json => own.json().flatten_event(true).with_filter(filter).boxed(),
+    };
+    let streams = [Format::Plain, Format::Json].map(monitor::layer);
+    let subscriber = tracing_subscriber::registry().with(own).with(Vec::from(streams));
+    subscriber.try_init().map_err(|error| StartError::Installed(error.to_string()))
 }
 
 fn filter(directives: &str) -> Result<EnvFilter, StartError> {

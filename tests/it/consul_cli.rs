@@ -1,20 +1,24 @@
 //! The real `consul` program, pointed at a node: what operators type must go on working.
 
-use std::process::Command;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
 
 use crate::support::{Agent, Cluster, wait_for};
 
-/// Runs `consul` against a node and returns whether it succeeded and all that it printed.
-fn try_consul(agent: &Agent, args: &[&str]) -> (bool, String) {
+fn command(agent: &Agent) -> Command {
     let program = std::env::var("TRIBUNE_TEST_CONSUL").expect(
         "TRIBUNE_TEST_CONSUL must name a real Consul 1.8.7: `contrib/check` sets it, \
          `contrib/consul DIR` fetches one",
     );
-    let output = Command::new(program)
-        .args(args)
-        .env("CONSUL_HTTP_ADDR", agent.url(""))
-        .output()
-        .expect("the program runs");
+    let mut command = Command::new(program);
+    command.env("CONSUL_HTTP_ADDR", agent.url(""));
+    command
+}
+
+/// Runs `consul` against a node and returns whether it succeeded and all that it printed.
+fn try_consul(agent: &Agent, args: &[&str]) -> (bool, String) {
+    let output = command(agent).args(args).output().expect("the program runs");
     let text = [output.stdout, output.stderr].concat();
     (output.status.success(), String::from_utf8(text).expect("text"))
 }
@@ -24,6 +28,25 @@ fn consul(agent: &Agent, args: &[&str]) -> String {
     let (is_done, text) = try_consul(agent, args);
     assert!(is_done, "consul {args:?}: {text}");
     text
+}
+
+/// Starts `consul monitor` and returns it with the lines that it prints.
+fn monitor(agent: &Agent) -> (Child, mpsc::Receiver<String>) {
+    let mut child = command(agent)
+        .args(["monitor", "-log-level=debug"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the program runs");
+    let output = child.stdout.take().expect("it is piped");
+    let (sender, lines) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(output).lines().map_while(Result::ok) {
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    (child, lines)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -79,6 +102,15 @@ async fn operators_commands_work_against_a_node() {
     assert!(!try_consul(&n1, &["kv", "get", "cfg/a"]).0);
     let (is_done, text) = try_consul(&n1, &["lock", "-timeout=1s", "cfg/lock", "true"]);
     assert!(!is_done && text.contains("need a consensus"), "{text}");
+
+    let (mut monitor, lines) = monitor(&n1);
+    wait_for("the log to be streamed", || async {
+        consul(&n1, &["reload"]);
+        lines.try_iter().find(|line| line.contains("The certificates were read again"))
+    })
+    .await;
+    monitor.kill().expect("it still streams");
+    monitor.wait().expect("it ends");
 
     let fired = consul(&n1, &["event", "-name=deploy", "-node=2$", "hello"]);
     assert!(fired.contains("Event ID"), "{fired}");

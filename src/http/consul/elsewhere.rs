@@ -18,7 +18,6 @@ pub const PLACES: &[Place] = &[
     not_here("/v1/operator", NO_SERVERS),
     not_here("/v1/snapshot", "Back up with `tribune backup`; there is no Raft log to snapshot"),
     not_here("/v1/internal", "The pages of Consul's web interface are not here"),
-    not_here("/v1/agent/monitor", "The log is not streamed; read the process's standard error"),
     // These say what a Consul says that has the feature turned off.
     refused("/v1/config", NO_MESH),
     refused("/v1/connect", NO_MESH),

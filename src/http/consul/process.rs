@@ -1,18 +1,25 @@
-//! `/v1/agent/leave`, `reload` and `join`: what an operator asks of the process itself.
+//! `/v1/agent/leave`, `reload`, `join` and `monitor`: what an operator asks of the process itself.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Body;
 use axum::extract::State;
-use axum::response::Response;
+use axum::http::Uri;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, interval, timeout};
+use tracing::Level;
 
+use super::query::Query;
 use super::reading::{Tail, done, text_of};
-use crate::http::error::Fault;
+use crate::http::error::{Fault, PLAIN};
 use crate::http::{Demand, Face};
 use crate::node::handle::MemberState;
 use crate::node::look_up;
+use crate::telemetry::{Format, monitor};
 
 /// How long the process may take to read its files again.
 const RELOAD_WITHIN: Duration = Duration::from_secs(30);
@@ -20,6 +27,36 @@ const RELOAD_WITHIN: Duration = Duration::from_secs(30);
 const JOIN_WITHIN: Duration = Duration::from_secs(10);
 /// How often it is looked whether it has.
 const JOIN_LOOK: Duration = Duration::from_millis(50);
+
+/// `GET /v1/agent/monitor`: the log from now on, a line each, until the client goes.
+pub async fn monitor(State(face): State<Arc<Face>>, uri: Uri) -> Result<Response, Fault> {
+    let query = Query::of(&uri);
+    let word = query.first("loglevel").filter(|word| !word.is_empty()).unwrap_or("info");
+    let level = match word.to_ascii_lowercase().as_str() {
+        "trace" => Level::TRACE,
+        "debug" => Level::DEBUG,
+        "info" => Level::INFO,
+        "warn" => Level::WARN,
+        "err" | "error" => Level::ERROR,
+        _ => {
+            let text = format!("Bad request: Unknown log level: {word}");
+            return Err(Fault::bad_request(text));
+        }
+    };
+    let format = if query.has("logjson") { Format::Json } else { Format::Plain };
+    let lines = monitor::watch(level, format);
+    let stopping = face.stopping.clone();
+    let stream = futures_util::stream::unfold((lines, stopping), |(mut lines, stopping)| async {
+        let line = tokio::select! {
+            line = lines.next() => line,
+            () = stopping.cancelled() => return None,
+        };
+        Some((Ok::<_, Infallible>(line), (lines, stopping)))
+    });
+    let mut response = Body::from_stream(stream).into_response();
+    response.headers_mut().insert(CONTENT_TYPE, PLAIN);
+    Ok(response)
+}
 
 /// `PUT /v1/agent/leave`: stops the process as SIGTERM does, with a goodbye to the cluster.
 pub async fn leave(State(face): State<Arc<Face>>) -> Result<Response, Fault> {
@@ -103,6 +140,18 @@ mod tests {
         drop(demands);
         assert_eq!(bench.put("/v1/agent/leave", "").await.status, 501);
         assert_eq!(bench.get("/v1/agent/reload").await.status, 405);
+    }
+
+    #[tokio::test]
+    async fn a_monitor_streams_until_the_node_stops() {
+        let bench = Bench::new(me(), "n1", one_service());
+        let reply = bench.get("/v1/agent/monitor?loglevel=bogus").await;
+        let text = "Bad request: Unknown log level: bogus";
+        assert_eq!((reply.status.as_u16(), reply.text.as_str()), (400, text));
+        bench.face.stopping.cancel();
+        let reply = bench.get("/v1/agent/monitor?loglevel=DEBUG&logjson").await;
+        assert_eq!((reply.status.as_u16(), reply.text.as_str()), (200, ""));
+        assert_eq!(reply.header("content-type"), "text/plain; charset=utf-8");
     }
 
     #[tokio::test(start_paused = true)]
