@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use quinn::{ConnectError, ConnectionError, VarInt};
+use quinn::{ConnectError, ConnectionError, TransportErrorCode, VarInt};
 
 use super::link::Process;
 use super::subject::shortened;
@@ -217,6 +217,13 @@ pub(super) fn connect_error(address: SocketAddr, error: &ConnectError) -> DialEr
 pub(super) fn refusal(error: &ConnectionError) -> Option<String> {
     match error {
         ConnectionError::TransportError(fault) => Some(handshake_fault(&fault.reason)),
+        // It gave up before the handshake was over, perhaps since another node answered sooner: what it
+        // would have said is not sent then (RFC 9000, section 10.2.3).
+        ConnectionError::ConnectionClosed(close)
+            if close.error_code == TransportErrorCode::APPLICATION_ERROR =>
+        {
+            None
+        }
         ConnectionError::ConnectionClosed(close) => {
             let said = shortened(&String::from_utf8_lossy(&close.reason));
             Some(format!("the other side refused this node: {said}"))
@@ -287,5 +294,17 @@ mod tests {
             assert_eq!(Close::from_code(close.code()), Some(close));
         }
         assert_eq!(Close::from_code(VarInt::from_u32(0)), None);
+    }
+
+    #[test]
+    fn who_gives_up_during_the_handshake_has_refused_nobody() {
+        let closed = |error_code, reason: &'static [u8]| {
+            let (frame_type, reason) = (None, reason.into());
+            let close = quinn::ConnectionClose { error_code, frame_type, reason };
+            refusal(&ConnectionError::ConnectionClosed(close))
+        };
+        assert_eq!(closed(TransportErrorCode::APPLICATION_ERROR, b""), None);
+        let refused = closed(TransportErrorCode::crypto(42), b"bad certificate").unwrap();
+        assert_eq!(refused, "the other side refused this node: bad certificate");
     }
 }
