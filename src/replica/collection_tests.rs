@@ -99,6 +99,7 @@ fn what_all_held_in_a_round_goes_when_the_next_is_whole() {
     let (id, batch) = batch(&one.hear(2, push(2, 4))).unwrap();
     one.done(id, &batch);
     for version in [5, 6] {
+        one.wait(8);
         let (id, batch) = super::batch(&one.hear(2, push(2, version))).unwrap();
         let effects = one.done(id, &batch);
         let low = (version == 6).then(|| vec![at(ME, 2), at(2, 3)]);
@@ -435,7 +436,9 @@ fn who_is_below_the_floor_takes_all_rows_of_one_peer() {
         let piece = piece(number, 0, version);
         let pulled =
             Message::Pulled { request, piece, head: Version(version), cut: Cut::default() };
-        let (id, batch) = batch(&one.hear(2, pulled)).unwrap();
+        let mut effects = one.hear(2, pulled);
+        effects.extend(one.wait(8));
+        let (id, batch) = batch(&effects).unwrap();
         last = one.done(id, &batch);
     }
     assert!(

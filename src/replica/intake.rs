@@ -48,6 +48,8 @@ pub(super) struct Intake {
     outstanding: Option<Outstanding>,
     /// When a failed batch may be tried again.
     retry_at: Option<Time>,
+    /// When the next batch may go, unless much waits.
+    apply_at: Time,
     failures: u32,
     /// How many pieces are still to be tried one by one.
     singly: usize,
@@ -118,6 +120,7 @@ impl Intake {
             early: Reorder::new(config.early_origin_bytes_max, config.early_bytes_max),
             outstanding: None,
             retry_at: None,
+            apply_at: Time(0),
             failures: 0,
             singly: 0,
             aside: BTreeMap::new(),
@@ -202,11 +205,11 @@ impl Intake {
 
     /// Returns the next batch, if one may go: there is one at a time.
     pub(super) fn next_batch(&mut self, now: Time) -> Option<(BatchId, Outgoing)> {
-        let waits = self.retry_at.is_some_and(|retry_at| retry_at > now);
-        if self.outstanding.is_some() || waits || self.ready.is_empty() {
+        if self.deadline().is_none_or(|at| at > now) {
             return None;
         }
         self.retry_at = None;
+        self.apply_at = now + self.config.apply_every;
         let pieces = if self.singly > 0 { self.pick_singly() } else { self.pick() };
         let mut joined: BTreeMap<Origin, Piece> = BTreeMap::new();
         for ready in &pieces {
@@ -311,11 +314,14 @@ impl Intake {
         self.aside.retain(|_, aside| now.since(aside.until) < ASIDE_MAX);
     }
 
+    /// Returns when the next batch may go.
     pub(super) fn deadline(&self) -> Option<Time> {
         if self.outstanding.is_some() || self.ready.is_empty() {
             return None;
         }
-        Some(self.retry_at.unwrap_or(Time(0)))
+        let is_much = self.ready_bytes >= self.config.apply_now_bytes;
+        let apply_at = if is_much { Time(0) } else { self.apply_at };
+        Some(self.retry_at.unwrap_or(apply_at))
     }
 
     /// Lists the origins that are set aside, and until when.
@@ -327,6 +333,11 @@ impl Intake {
     /// Tells whether there is room for what is pulled, with some left for what is pushed.
     pub(super) fn has_room(&self) -> bool {
         self.ready_bytes <= self.config.ready_bytes_max / 2
+    }
+
+    #[cfg(test)]
+    pub(super) fn apply_now_bytes(&mut self, bytes: usize) {
+        self.config.apply_now_bytes = bytes;
     }
 
     /// Returns how many bytes wait, in order and too early.

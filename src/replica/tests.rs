@@ -300,8 +300,28 @@ fn pieces_gather_while_a_batch_is_being_written() {
     let (id, first) = batch(&one.hear(2, push(8, 1))).unwrap();
     assert_eq!(batch(&one.hear(2, push(8, 2))), None);
     assert_eq!(batch(&one.hear(2, push(9, 1))), None);
-    let (_, second) = batch(&one.done(id, &first)).unwrap();
+    assert_eq!(batch(&one.done(id, &first)), None, "what comes soon after is written together");
+    let (_, second) = batch(&one.wait(8)).unwrap();
     assert_eq!(second.pieces, [piece(8, 1, 2), piece(9, 0, 1)]);
+}
+
+#[test]
+fn few_changes_soon_after_a_batch_share_the_next() {
+    let mut one = One::with_neighbours(&[2]);
+    let (id, first) = batch(&one.hear(2, push(8, 1))).expect("what comes alone does not wait");
+    assert_eq!(batch(&one.done(id, &first)), None);
+    one.wait(5);
+    assert_eq!(batch(&one.hear(2, push(8, 2))), None);
+    assert_eq!(batch(&one.wait(2)), None);
+    assert_eq!(batch(&one.hear(2, push(9, 1))), None);
+    let (id, second) = batch(&one.wait(1)).expect("8 ms after the first began");
+    assert_eq!(second.pieces, [piece(8, 1, 2), piece(9, 0, 1)]);
+    one.done(id, &second);
+    one.wait(8);
+    let (id, third) = batch(&one.hear(2, push(8, 3))).expect("the time is over");
+    assert_eq!(batch(&one.done(id, &third)), None);
+    one.replica.intake.apply_now_bytes(1);
+    assert!(batch(&one.hear(2, push(8, 4))).is_some(), "much does not wait");
 }
 
 #[test]
