@@ -86,6 +86,7 @@ impl App {
     /// anything is written.
     pub async fn start(agent: Agent, options: Options) -> Result<Self, StartError> {
         let http = Http::bind(&settings::http(&agent)).map_err(StartError::of)?;
+        let http = http.with_upstream(settings::upstream(&agent)?);
         let dns = Dns::bind(settings::dns(&agent)?).map_err(StartError::of)?;
         let is_renewable = options.identity.is_none();
         let identity = identity::find(&agent, options.identity)?;

@@ -243,6 +243,14 @@ pub(super) fn http(agent: &Agent) -> http::Config {
     }
 }
 
+/// Returns who answers what this node does not serve.
+pub(super) fn upstream(agent: &Agent) -> Result<Option<http::Upstream>, StartError> {
+    let Some((url, is_for_all)) = agent.upstream.clone() else { return Ok(None) };
+    let config = http::UpstreamConfig { url, is_for_all };
+    let told = |reason| StartError(format!("requests cannot be passed on to Consul: {reason}"));
+    http::Upstream::new(config).map(Some).map_err(told)
+}
+
 /// Returns how this node's checks are run.
 pub(super) fn health(checks: &file::Checks) -> health::Config {
     let defaults = health::Config::default();

@@ -125,6 +125,9 @@ pub struct Agent {
     pub dns_options: file::Dns,
     pub gossip: Gossip,
     pub consul: Option<Consul>,
+    /// The agent that answers what this node does not serve, and whether that is all of it, or keys
+    /// and sessions alone.
+    pub upstream: Option<(String, bool)>,
     /// The port under which this node is listed as a server in the service `consul`.
     pub server_port: Option<u16>,
     pub checks: file::Checks,
@@ -226,6 +229,7 @@ impl Agent {
             dns_options: file.dns,
             gossip,
             server_port: file.consul.server_port,
+            upstream: upstream(flags.consul.as_ref(), &file.consul, file.kv)?,
             consul: consul(flags.consul, flags.consul_token, file.consul)?,
             checks: file.checks,
             watchdog_limit: watchdog_limit(&file.watchdog)?,
@@ -322,12 +326,7 @@ fn consul(
     file: file::Consul,
 ) -> Result<Option<Consul>, ConfigError> {
     let Some(url) = url.or(file.url) else { return Ok(None) };
-    let host = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
-    if host.is_none_or(|host| host.is_empty() || host.starts_with(['/', ':'])) {
-        return Err(ConfigError::new(format!(
-            "'{url}' is not the URL of a Consul agent; write it like http://127.0.0.1:8500"
-        )));
-    }
+    let url = agent_url(&url)?;
     let token = match (token.or(file.token), file.token_file) {
         (Some(_), Some(_)) => {
             return Err(ConfigError::new(
@@ -344,11 +343,46 @@ fn consul(
         (None, None) => None,
     };
     Ok(Some(Consul {
-        url: url.trim_end_matches('/').to_owned(),
+        url,
         token: token.filter(|token| !token.is_empty()),
         interval: file.interval.map_or(Duration::from_secs(1), |span| span.0),
         grace: file.grace.map_or(Duration::from_secs(30), |span| span.0),
     }))
+}
+
+/// Returns the URL of an agent without a slash at its end.
+fn agent_url(url: &str) -> Result<String, ConfigError> {
+    let host = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
+    if host.is_none_or(|host| host.is_empty() || host.starts_with(['/', ':', '?', '#'])) {
+        return Err(ConfigError::new(format!(
+            "'{url}' is not the URL of a Consul agent; write it like http://127.0.0.1:8500"
+        )));
+    }
+    Ok(url.trim_end_matches('/').to_owned())
+}
+
+fn upstream(
+    url: Option<&String>,
+    consul: &file::Consul,
+    kv: file::Kv,
+) -> Result<Option<(String, bool)>, ConfigError> {
+    let url = url.or(consul.url.as_ref());
+    let (url, is_for_all) = match (consul.proxy.unwrap_or_default(), url, &kv.upstream) {
+        (false, _, None) => return Ok(None),
+        (false, _, Some(url)) => (url, false),
+        (true, Some(url), None) => (url, true),
+        (true, None, _) => {
+            return Err(ConfigError::new(
+                "[consul] proxy needs to know where the agent is: set [consul] url, or --consul",
+            ));
+        }
+        (true, Some(_), Some(_)) => {
+            return Err(ConfigError::new(
+                "[consul] proxy passes keys on as well; remove it, or [kv] upstream",
+            ));
+        }
+    };
+    Ok(Some((agent_url(url)?, is_for_all)))
 }
 
 /// Takes the numbers of connections, none of which may be 0.
@@ -516,6 +550,12 @@ mod tests {
             ("[http]\nconnections_max = 0", "http.connections_max is 0: nobody could connect"),
             ("[http]\nlisten = ['nowhere']", "'nowhere' is not an address"),
             ("[consul]\nurl = 'consul:8500'", "is not the URL of a Consul agent"),
+            ("[kv]\nupstream = 'consul'", "is not the URL of a Consul agent"),
+            ("[consul]\nproxy = true", "set [consul] url, or --consul"),
+            (
+                "[consul]\nproxy = true\nurl = 'http://a'\n[kv]\nupstream = 'http://b'",
+                "remove it, or [kv] upstream",
+            ),
             ("[log]\nformat = 'xml'", "neither 'plain' nor 'json'"),
             ("address = '0.0.0.0'", "reaches nobody"),
             ("[watchdog]\nlimit = '500ms'", "choose 2s or more, or 0s"),

@@ -33,6 +33,7 @@ pub struct File {
     pub watchdog: Watchdog,
     pub gossip: Gossip,
     pub consul: Consul,
+    pub kv: Kv,
     pub checks: Checks,
     pub tombstones: Tombstones,
 }
@@ -214,8 +215,21 @@ pub struct Consul {
     pub interval: Option<Span>,
     /// For how long an agent must keep saying that most of its services are gone. Default `30s`.
     pub grace: Option<Span>,
+    /// Passes on to the agent, unchanged, what this node does not serve (ACLs, Connect, Raft), and
+    /// keys, sessions and their transactions as a whole. Who may reach the HTTP port reaches the
+    /// agent then; what a client may there, its own token says. Default false.
+    pub proxy: Option<bool>,
     /// Lists this node as a server in the service `consul`, with this port. Default: it is not there.
     pub server_port: Option<u16>,
+}
+
+/// Keys and values.
+#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Kv {
+    /// The Consul agent that keeps keys and sessions, such as `http://10.0.0.1:8500`: all that asks
+    /// for them is passed on to it, unchanged. Default: this cluster keeps keys, and has no locks.
+    pub upstream: Option<String>,
 }
 
 #[derive(Clone, PartialEq, Debug, Default, Deserialize)]

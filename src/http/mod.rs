@@ -27,6 +27,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 pub use bind::BindError;
+pub use consul::upstream::{Config as UpstreamConfig, Upstream};
 pub use error::Fault;
 pub use host::{Demand, Host, Reports};
 pub use seats::Limits;
@@ -66,6 +67,7 @@ pub struct Http {
     hosts: Arc<[String]>,
     limits: Limits,
     script_checks: bool,
+    upstream: Option<Upstream>,
     stats: Arc<Stats>,
 }
 
@@ -81,6 +83,8 @@ pub struct Face {
     pub stopping: CancellationToken,
     /// See [`Config::script_checks`].
     pub script_checks: bool,
+    /// Who answers what this node does not serve.
+    pub upstream: Option<Upstream>,
 }
 
 impl Http {
@@ -96,8 +100,15 @@ impl Http {
             hosts: config.hosts.iter().map(|host| host.to_ascii_lowercase()).collect(),
             limits: config.limits,
             script_checks: config.script_checks,
+            upstream: None,
             stats: Arc::default(),
         })
+    }
+
+    /// Passes on what this face does not serve.
+    #[must_use]
+    pub fn with_upstream(self, upstream: Option<Upstream>) -> Self {
+        Self { upstream, ..self }
     }
 
     /// Returns the addresses that it listens on: with port 0 configured, the ports that it got.
@@ -128,6 +139,7 @@ impl Http {
             stats: Arc::clone(&self.stats),
             stopping: stopping.clone(),
             script_checks: self.script_checks,
+            upstream: self.upstream,
             demands,
         });
         let guard = guard::Guard { stats: Arc::clone(&self.stats), hosts: self.hosts };

@@ -12,14 +12,14 @@ use axum::routing::{MethodRouter, get, put};
 use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::SizeAbove;
 
-use super::Face;
 use super::consul::{
     agent, agent_check, agent_service, catalog, coordinate, elsewhere, event, external, health, kv,
-    prepared, process, status, txn,
+    prepared, process, status, txn, upstream,
 };
 use super::error::Fault;
 use super::freshness::{Freshness, fresh};
 use super::guard::{Guard, guard, moved_to};
+use super::{Face, Upstream};
 use crate::telemetry::metrics;
 
 /// Answers shorter than this are not compressed: one packet either way.
@@ -33,23 +33,28 @@ type Methods = MethodRouter<Arc<Face>>;
 /// `further` are routes with a state of their own. They stand past compression, since they stream.
 pub fn router(face: Arc<Face>, further: Router, (shared, freshness): (Guard, Freshness)) -> Router {
     let compression = CompressionLayer::new().compress_when(SizeAbove::new(GZIP_BYTES_MIN.into()));
-    consul()
+    consul(face.upstream.as_ref())
         .layer(compression)
         .merge(streams())
-        .with_state(face)
+        .with_state(Arc::clone(&face))
         .merge(further)
-        .fallback(|| async { Fault::not_found("") })
+        .merge(Router::new().fallback(upstream::rest).with_state(face))
         .layer(axum::middleware::from_fn_with_state(freshness, fresh))
         .layer(axum::middleware::from_fn_with_state(shared, guard))
 }
 
-fn consul() -> Routes {
+fn consul(upstream: Option<&Upstream>) -> Routes {
     let routes = Router::new();
     let routes = pages(routes);
     let routes = agent_pages(routes);
     let routes = catalog_pages(routes);
-    let routes = key_pages(routes);
-    elsewhere_pages(routes)
+    let routes = query_pages(routes);
+    // What has no page goes upstream.
+    let routes = match upstream {
+        None => key_pages(routes),
+        Some(_) => fixed(routes, "/v1/txn", WRITE, put(upstream::run)),
+    };
+    if upstream.is_some_and(Upstream::is_for_all) { routes } else { elsewhere_pages(routes) }
 }
 
 /// Pages that go on: compression would hold lines back.
@@ -122,20 +127,23 @@ fn key_pages(routes: Routes) -> Routes {
     let routes = tail(routes, "/v1/kv/", "OPTIONS,GET,PUT,DELETE", keys);
     let routes = fixed(routes, "/v1/session/list", READ, get(kv::no_sessions));
     let routes = tail(routes, "/v1/session/node/", READ, get(kv::no_sessions));
+    let routes = fixed(routes, "/v1/txn", WRITE, put(txn::run));
+    routes.route("/v1/session/{*rest}", axum::routing::any(kv::session))
+}
+
+fn query_pages(routes: Routes) -> Routes {
     let routes = fixed(routes, "/v1/coordinate/nodes", READ, get(coordinate::nodes));
     let routes = tail(routes, "/v1/coordinate/node/", READ, get(coordinate::node));
     let routes = fixed(routes, "/v1/coordinate/datacenters", READ, get(coordinate::datacenters));
     let routes = fixed(routes, "/v1/coordinate/update", WRITE, put(coordinate::update));
     let routes = tail(routes, "/v1/event/fire/", WRITE, put(event::fire));
     let routes = fixed(routes, "/v1/event/list", READ, get(event::list));
-    let routes = fixed(routes, "/v1/txn", WRITE, put(txn::run));
     let queries = get(prepared::list).post(prepared::create);
     let routes = fixed(routes, "/v1/query", "OPTIONS,GET,POST", queries);
     let query = get(prepared::one).put(prepared::one).delete(prepared::one);
-    let routes = routes
+    routes
         .route("/v1/query/", page("GET,PUT,DELETE", query.clone()))
-        .route("/v1/query/{*rest}", page("GET,PUT,DELETE", query));
-    routes.route("/v1/session/{*rest}", axum::routing::any(kv::session))
+        .route("/v1/query/{*rest}", page("GET,PUT,DELETE", query))
 }
 
 /// What Consul has and this node has not answers with the reason, whatever the method.

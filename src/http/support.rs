@@ -17,7 +17,7 @@ use tower::ServiceExt;
 
 use super::freshness::Freshness;
 use super::guard::Guard;
-use super::{Demand, Face, Host, Reports, routes};
+use super::{Demand, Face, Host, Reports, Upstream, routes};
 use crate::catalog::events::Event;
 use crate::catalog::model::{Check, Node, Service, key_of, lower};
 use crate::catalog::queries::PreparedQuery;
@@ -276,6 +276,10 @@ pub struct Bench {
 
 impl Bench {
     pub fn new(me: NodeId, name: &str, rows: Rows) -> Self {
+        Self::with_upstream(me, name, rows, None)
+    }
+
+    pub fn with_upstream(me: NodeId, name: &str, rows: Rows, upstream: Option<Upstream>) -> Self {
         let (view, _) = View::new(me).fold(&rows.commit_from(&Rows::default(), 1));
         let host = Arc::new(FakeHost {
             local: Local {
@@ -305,6 +309,7 @@ impl Bench {
             stats: Arc::default(),
             stopping: CancellationToken::new(),
             script_checks: false,
+            upstream,
             demands: sender,
         });
         let guard = Guard { stats: Arc::clone(&face.stats), hosts: Arc::new([]) };

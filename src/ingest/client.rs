@@ -1,6 +1,5 @@
 //! The client of the host's Consul agent. It only ever reads.
 
-use std::error::Error;
 use std::time::Duration;
 
 use reqwest::header::{HeaderMap, HeaderValue};
@@ -11,6 +10,7 @@ use reqwest::{Identity, Url};
 use super::agent::{AgentSelf, Items, read_checks, read_self, read_services};
 use super::{Config, Token};
 use crate::catalog::{Check, Service};
+use crate::types::root_cause;
 
 /// How long a connection to the agent, which is on this host, may take.
 const CONNECT_MAX: Duration = Duration::from_secs(2);
@@ -63,7 +63,7 @@ pub struct Client {
 
 impl Client {
     pub fn new(config: &Config) -> Result<Self, ClientError> {
-        let setup = |error: reqwest::Error| ClientError::Setup(deepest(&error));
+        let setup = |error: reqwest::Error| ClientError::Setup(root_cause(&error));
         // An error says that one has been installed already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let base = base_of(&config.url)?;
@@ -171,13 +171,13 @@ impl Client {
     fn failure(&self, path: &str, limit: Duration, error: &reqwest::Error) -> ClientError {
         let (url, path) = (self.base.clone(), path.to_owned());
         if error.is_connect() {
-            ClientError::Unreachable { url, reason: deepest(error) }
+            ClientError::Unreachable { url, reason: root_cause(error) }
         } else if error.is_timeout() {
             ClientError::TimedOut { url, path, limit }
         } else if error.is_request() {
-            ClientError::Unreachable { url, reason: deepest(error) }
+            ClientError::Unreachable { url, reason: root_cause(error) }
         } else {
-            ClientError::Malformed { path, reason: deepest(error) }
+            ClientError::Malformed { path, reason: root_cause(error) }
         }
     }
 }
@@ -220,14 +220,6 @@ fn headers(token: Option<&Token>) -> Result<HeaderMap, ClientError> {
 }
 
 /// Returns what is at the bottom of an error: the layers above it only say that a request failed.
-fn deepest(error: &reqwest::Error) -> String {
-    let mut deepest: &dyn Error = error;
-    while let Some(source) = deepest.source() {
-        deepest = source;
-    }
-    deepest.to_string()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

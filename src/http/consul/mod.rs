@@ -23,3 +23,4 @@ pub mod reading;
 pub mod ready;
 pub mod status;
 pub mod txn;
+pub mod upstream;
