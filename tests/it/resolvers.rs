@@ -163,7 +163,7 @@ async fn unbound_forwards_to_a_node() {
          chroot: \"\"\n    username: \"\"\n    pidfile: \"\"\n    directory: \"{home}\"\n    \
          use-syslog: no\n    do-daemonize: no\n    private-address: 10.0.0.0/8\n    \
          private-address: 127.0.0.0/8\n    trust-anchor: \". DS {ROOT_KEY}\"\n    \
-         use-caps-for-id: yes\n    serve-expired: yes\n\
+         use-caps-for-id: yes\n    serve-expired: yes\n    outgoing-port-avoid: 0-32767\n\
          remote-control:\n    control-enable: no\n",
         snippet("unbound.conf", "#", node.ip),
         at_ip = at.ip(),
