@@ -137,7 +137,7 @@ async fn dnsmasq_forwards_to_a_node() {
     let node = node(&cluster).await;
     let at = beside(&node);
     let config = format!(
-        "{}port={}\nlisten-address={}\nbind-interfaces\nno-resolv\nno-hosts\nstop-dns-rebind\n\
+        "{}port={}\nlisten-address={}\nbind-interfaces\nmin-port=32768\nno-resolv\nno-hosts\nstop-dns-rebind\n\
          dnssec\ntrust-anchor=.,{}\n",
         snippet("dnsmasq.conf", "#", node.ip),
         at.port(),
@@ -189,6 +189,7 @@ async fn bind_forwards_to_a_node() {
         snippet.lines().partition(|line| line.starts_with("validate-except"));
     let config = format!(
         "options {{\n{}\ndirectory \"{home}\"; managed-keys-directory \"{home}\"; pid-file none;\n\
+         use-v4-udp-ports {{ range 32768 60999; }};\n\
          session-keyfile none; lock-file none; dnssec-validation auto;\n\
          listen-on port {} {{ 127.0.0.1; }}; listen-on-v6 {{ none; }};\n}};\ncontrols {{ }};\n{}\n",
         options.join("\n"),
